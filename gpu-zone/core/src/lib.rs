@@ -1,0 +1,31 @@
+//! The domain of gpu-zone: the words that every other crate speaks.
+//!
+//! Architecture invariant: no I/O, no clock, no async, no `unsafe`. Time comes in
+//! as [`Timestamp`]s, identifiers come in as UUIDs, and every decision is a plain
+//! function of its arguments, so that it can be tested without a node.
+//!
+//! ```text
+//! Request ──Inventory──▶ Demand ──admit(quota, holdings)──▶ Admission
+//!    └──────NodeState::place──▶ Placement ──NodeState::reserve(admission)──▶ lease
+//! ```
+#![forbid(unsafe_code)]
+
+mod ids;
+mod inventory;
+mod lease;
+mod node;
+mod placement;
+mod quota;
+mod request;
+mod units;
+mod usage;
+
+pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId};
+pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
+pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
+pub use node::{ApplyError, Lease, NodeState, ReserveError, UnknownLease};
+pub use placement::{Grant, Placement, PlacementRefusal};
+pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
+pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};
+pub use units::{ComputeShare, InvalidMemory, InvalidShare, MemoryBytes, Timestamp};
+pub use usage::{Interval, UsageCounters};

@@ -1,0 +1,275 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Admission, ComputeShare, Gpu, GpuUuid, Grant, Holdings, IllegalTransition, Inventory,
+    LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement, PlacementRefusal, Request, TenantId,
+    ZoneId,
+};
+
+/// A placement made real.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Its identifier.
+    pub id: LeaseId,
+    /// Who pays.
+    pub tenant: TenantId,
+    /// The workload zone that uses it.
+    pub zone: ZoneId,
+    /// What it holds.
+    pub placement: Placement,
+    /// Where it is in its life.
+    pub state: LeaseState,
+}
+
+/// The GPUs of one node and the leases on them.
+///
+/// Invariant, whatever is called in whatever order: over the leases that hold something, the
+/// memory of a GPU sums up to no more than it has, and its shares to no more than 100 %.
+#[derive(Clone, Debug, Default)]
+pub struct NodeState {
+    inventory: Inventory,
+    leases: BTreeMap<LeaseId, Lease>,
+}
+
+/// Why an admitted placement cannot be reserved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReserveError {
+    /// The identifier is taken.
+    #[error("{0} exists already")]
+    DuplicateLease(LeaseId),
+    /// The GPU is not there, or not any more.
+    #[error("GPU {0} is not on this node; it may have been removed since the lease was placed")]
+    UnknownGpu(GpuUuid),
+    /// Somebody else took the room since the placement was made.
+    #[error("GPU {gpu} has {free} and {free_share}% free, less than the placement needs")]
+    Taken {
+        /// Which GPU.
+        gpu: GpuUuid,
+        /// What is free of its memory.
+        free: MemoryBytes,
+        /// What is free of its time, in per cent.
+        free_share: u32,
+    },
+}
+
+/// No lease bears the identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no {0}; `gpu-zone ps` lists the leases")]
+pub struct UnknownLease(pub LeaseId);
+
+/// What one GPU can still give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Free {
+    memory: MemoryBytes,
+    share: u32,
+}
+
+impl NodeState {
+    /// A node with these GPUs and no lease.
+    pub fn new(inventory: Inventory) -> Self {
+        Self { inventory, leases: BTreeMap::new() }
+    }
+
+    /// The GPUs.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// All leases that are not released, oldest first where identifiers are version 7.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values()
+    }
+
+    /// One lease.
+    pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
+        self.leases.get(&id)
+    }
+
+    /// What `tenant` holds on this node.
+    pub fn holdings(&self, tenant: &TenantId) -> Holdings {
+        let own = self.leases.values().filter(|lease| lease.tenant == *tenant);
+        own.fold(Holdings::default(), |held, lease| held.with(&lease.placement))
+    }
+
+    /// What the leases leave of a GPU's memory; `None` for a GPU that is not here.
+    pub fn free_memory(&self, gpu: GpuUuid) -> Option<MemoryBytes> {
+        self.inventory.gpu(gpu).map(|gpu| self.free(gpu).memory)
+    }
+
+    /// What the leases leave of a GPU's time, in per cent; `None` for a GPU that is not here.
+    pub fn free_share(&self, gpu: GpuUuid) -> Option<u32> {
+        self.inventory.gpu(gpu).map(|gpu| self.free(gpu).share)
+    }
+
+    fn free(&self, gpu: &Gpu) -> Free {
+        let grants = self.leases.values().flat_map(|lease| lease.placement.grants());
+        let full = Free { memory: gpu.memory, share: 100 };
+        grants.filter(|grant| grant.gpu == gpu.uuid).fold(full, |free, grant| Free {
+            memory: free.memory.checked_sub(grant.memory).unwrap_or(MemoryBytes::ZERO),
+            share: free.share.saturating_sub(grant.share.percent()),
+        })
+    }
+
+    /// Chooses GPUs for `request`: of those with room, the ones that would be left with the
+    /// least memory, so that large requests find room later.
+    ///
+    /// # Errors
+    /// When no GPUs serve the request; the refusal says what the best have.
+    pub fn place(&self, request: &Request) -> Result<Placement, PlacementRefusal> {
+        let candidates = self.candidates(request)?;
+        let wanted = request.gpus.get();
+        let mut fitting: Vec<(Free, Grant)> = candidates
+            .iter()
+            .map(|gpu| (self.free(gpu), grant_of(request, gpu)))
+            .filter(|(free, grant)| fits(*free, grant))
+            .collect();
+        // The sort is stable: equal GPUs stay in the order of their index.
+        fitting.sort_by_key(|(free, grant)| (free.memory.get() - grant.memory.get(), free.share));
+        if (fitting.len() as u64) < u64::from(wanted) {
+            return Err(self.no_room(request, &candidates, fitting.len()));
+        }
+        let chosen = fitting.into_iter().take(wanted as usize);
+        Ok(Placement::new(chosen.map(|(_, grant)| grant).collect()))
+    }
+
+    /// The GPUs that an empty node would give the request.
+    fn candidates(&self, request: &Request) -> Result<Vec<&Gpu>, PlacementRefusal> {
+        let all = self.inventory.gpus();
+        if all.is_empty() {
+            return Err(PlacementRefusal::NoGpu);
+        }
+        if request.memory.is_some_and(MemoryBytes::is_zero) {
+            return Err(PlacementRefusal::NoMemory);
+        }
+        let of_model = |gpu: &&Gpu| request.model.as_ref().is_none_or(|model| gpu.name == *model);
+        let matching: Vec<&Gpu> = all.iter().filter(of_model).collect();
+        if let (true, Some(model)) = (matching.is_empty(), &request.model) {
+            let names: BTreeSet<&str> = all.iter().map(|gpu| gpu.name.as_str()).collect();
+            let present = names.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(PlacementRefusal::NoSuchModel { model: model.clone(), present });
+        }
+        let largest = matching.iter().map(|gpu| gpu.memory).max().unwrap_or_default();
+        if let Some(asked) = request.memory.filter(|asked| *asked > largest) {
+            let gpus = matching.len();
+            return Err(PlacementRefusal::LargerThanAnyGpu { asked, largest, gpus });
+        }
+        let large_enough = |gpu: &&Gpu| request.memory.is_none_or(|asked| asked <= gpu.memory);
+        let candidates: Vec<&Gpu> = matching.into_iter().filter(large_enough).collect();
+        if (candidates.len() as u64) < u64::from(request.gpus.get()) {
+            let (asked, present) = (request.gpus.get(), candidates.len());
+            return Err(PlacementRefusal::TooFewGpus { asked, present });
+        }
+        Ok(candidates)
+    }
+
+    fn no_room(&self, request: &Request, candidates: &[&Gpu], fitting: usize) -> PlacementRefusal {
+        let free = candidates.iter().map(|gpu| self.free(gpu));
+        let best = free.max_by_key(|free| (free.memory, free.share));
+        let best = best.unwrap_or(Free { memory: MemoryBytes::ZERO, share: 0 });
+        PlacementRefusal::NoRoom {
+            asked: request.memory.map_or("a whole GPU".to_owned(), |memory| memory.to_string()),
+            share: match (request.share, request.memory) {
+                (Some(share), _) => share.to_string(),
+                (None, Some(_)) => "as much".to_owned(),
+                (None, None) => "100%".to_owned(),
+            },
+            count: request.gpus.get(),
+            fitting,
+            gpus: candidates.len(),
+            free: best.memory,
+            free_share: best.share,
+        }
+    }
+
+    /// Sets aside what was admitted, for a new lease in state [`LeaseState::Reserved`].
+    ///
+    /// # Errors
+    /// When the identifier is taken, or the room is gone. Nothing changes then.
+    pub fn reserve(
+        &mut self,
+        id: LeaseId,
+        zone: ZoneId,
+        admission: Admission,
+    ) -> Result<&Lease, ReserveError> {
+        let demand = admission.into_demand();
+        let lease = Lease {
+            id,
+            tenant: demand.tenant,
+            zone,
+            placement: demand.placement,
+            state: LeaseState::Reserved,
+        };
+        self.restore(lease)
+    }
+
+    /// Takes back a lease that a journal recorded, in the state it had. It was admitted once:
+    /// no quota is asked again, but the GPUs must have the room.
+    ///
+    /// # Errors
+    /// When the identifier is taken, or the room is not there. Nothing changes then.
+    pub fn restore(&mut self, lease: Lease) -> Result<&Lease, ReserveError> {
+        if self.leases.contains_key(&lease.id) {
+            return Err(ReserveError::DuplicateLease(lease.id));
+        }
+        let mut seen = BTreeSet::new();
+        for grant in lease.placement.grants() {
+            let gpu = self.inventory.gpu(grant.gpu).ok_or(ReserveError::UnknownGpu(grant.gpu))?;
+            let free = self.free(gpu);
+            if !fits(free, grant) || !seen.insert(grant.gpu) {
+                let (free, free_share) = (free.memory, free.share);
+                return Err(ReserveError::Taken { gpu: grant.gpu, free, free_share });
+            }
+        }
+        Ok(self.leases.entry(lease.id).or_insert(lease))
+    }
+
+    /// Moves a lease on. A lease that comes to [`LeaseState::Released`] is forgotten, and what
+    /// it held is free.
+    ///
+    /// # Errors
+    /// When there is no such lease, or the event has no meaning in its state.
+    pub fn apply(&mut self, id: LeaseId, event: LeaseEvent) -> Result<LeaseState, ApplyError> {
+        let lease = self.leases.get_mut(&id).ok_or(UnknownLease(id))?;
+        lease.state = lease.state.after(event)?;
+        let state = lease.state;
+        if !state.holds() {
+            self.leases.remove(&id);
+        }
+        Ok(state)
+    }
+}
+
+/// Why a lease did not move on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// No such lease.
+    #[error(transparent)]
+    Unknown(#[from] UnknownLease),
+    /// Not in this state.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+}
+
+fn fits(free: Free, grant: &Grant) -> bool {
+    grant.memory <= free.memory && grant.share.percent() <= free.share
+}
+
+/// What `request` comes to on `gpu`.
+fn grant_of(request: &Request, gpu: &Gpu) -> Grant {
+    let memory = request.memory.unwrap_or(gpu.memory);
+    let share = match (request.memory, request.share) {
+        // A whole GPU is whole: whatever share was asked for, nobody else gets in.
+        (None, _) => ComputeShare::WHOLE,
+        (Some(_), Some(share)) => share,
+        (Some(memory), None) => proportional_share(memory, gpu.memory),
+    };
+    Grant { gpu: gpu.uuid, memory, share }
+}
+
+fn proportional_share(part: MemoryBytes, whole: MemoryBytes) -> ComputeShare {
+    let percent = u128::from(part.get()) * 100 / u128::from(whole.get().max(1));
+    let percent = u32::try_from(percent).unwrap_or(100).clamp(1, 100);
+    ComputeShare::new(percent).unwrap_or(ComputeShare::WHOLE)
+}

@@ -1,0 +1,103 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{ComputeShare, GpuUuid, MemoryBytes};
+
+/// What a lease holds of one GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Which GPU.
+    pub gpu: GpuUuid,
+    /// Its memory: the limit, and what is billed.
+    pub memory: MemoryBytes,
+    /// Its time: the guaranteed minimum.
+    pub share: ComputeShare,
+}
+
+/// Which GPUs a request gets, in the order in which the program sees them. Never empty,
+/// and no GPU twice: only [`crate::NodeState::place`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Placement {
+    grants: Vec<Grant>,
+}
+
+impl Placement {
+    pub(crate) fn new(grants: Vec<Grant>) -> Self {
+        Self { grants }
+    }
+
+    /// What is held of each GPU.
+    pub fn grants(&self) -> &[Grant] {
+        &self.grants
+    }
+
+    /// Memory over all GPUs.
+    pub fn memory(&self) -> MemoryBytes {
+        let sum = |sum: u64, grant: &Grant| sum.saturating_add(grant.memory.get());
+        MemoryBytes::saturating(self.grants.iter().fold(0, sum))
+    }
+
+    /// Per cent of a GPU's time, over all GPUs.
+    pub fn share_percent(&self) -> u32 {
+        self.grants.iter().map(|grant| grant.share.percent()).sum()
+    }
+}
+
+/// Why no GPUs of a node serve a request. Each says what would have to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementRefusal {
+    /// The node has no GPU at all.
+    #[error("this node has no GPU; `gpu-zone doctor` says what is missing")]
+    NoGpu,
+    /// A request for zero bytes.
+    #[error(
+        "the request asks for 0 bytes of GPU memory; ask for more, or leave memory out for a whole GPU"
+    )]
+    NoMemory,
+    /// No GPU bears the product name.
+    #[error("no GPU of this node is a '{model}'; it has: {present}")]
+    NoSuchModel {
+        /// What was asked for.
+        model: String,
+        /// The names that are there.
+        present: String,
+    },
+    /// More GPUs than there are.
+    #[error("needs {asked} GPUs: this node has {present} that match")]
+    TooFewGpus {
+        /// How many were asked for.
+        asked: u32,
+        /// How many could ever serve.
+        present: usize,
+    },
+    /// Larger than any GPU, however empty.
+    #[error("needs {asked} on one GPU: the largest of {gpus} has {largest}")]
+    LargerThanAnyGpu {
+        /// Memory on each GPU.
+        asked: MemoryBytes,
+        /// The largest GPU's memory.
+        largest: MemoryBytes,
+        /// How many GPUs were looked at.
+        gpus: usize,
+    },
+    /// Would fit an empty node, not this one now.
+    #[error(
+        "needs {asked} and {share} of the time on {count} GPU(s): only {fitting} of {gpus} can give that now; the best has {free} and {free_share}% free. Wait for a lease to end, or ask for less"
+    )]
+    NoRoom {
+        /// Memory on each GPU, as a sentence shows it.
+        asked: String,
+        /// Share of each GPU, as a sentence shows it.
+        share: String,
+        /// How many GPUs were asked for.
+        count: u32,
+        /// How many have room.
+        fitting: usize,
+        /// How many were looked at.
+        gpus: usize,
+        /// Free memory of the emptiest.
+        free: MemoryBytes,
+        /// Free time of the emptiest, in per cent.
+        free_share: u32,
+    },
+}

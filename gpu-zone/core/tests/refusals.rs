@@ -1,0 +1,163 @@
+//! Every refusal says what would have to change.
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "this file is a test crate"
+)]
+
+use std::collections::BTreeSet;
+
+use gpuzone_core::{
+    ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuUuid,
+    Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId, LeaseState, MemoryBytes,
+    NodeState, PciAddress, Request, ReserveError, TenantQuota, ZoneId, admit,
+};
+
+fn gpu(index: u8, gib: u64) -> Gpu {
+    Gpu {
+        uuid: GpuUuid::from_bytes([index; 16]),
+        index: u32::from(index),
+        name: if index == 0 { "H200".into() } else { "L4".into() },
+        pci: PciAddress::new(0, index, 0, 0).unwrap(),
+        memory: MemoryBytes::gib(gib),
+        compute_capability: ComputeCapability { major: 9, minor: 0 },
+        numa_node: Some(0),
+        nvlink_peers: BTreeSet::new(),
+        mig_capable: false,
+        backing: GpuBacking::Physical,
+    }
+}
+
+fn node() -> NodeState {
+    NodeState::new(Inventory::new(vec![gpu(1, 24), gpu(0, 16)]).unwrap())
+}
+
+fn ask(gpus: u32, memory: Option<&str>, share: Option<u32>) -> Request {
+    Request {
+        tenant: "acme".parse().unwrap(),
+        gpus: GpuCount::new(gpus).unwrap(),
+        memory: memory.map(|text| text.parse().unwrap()),
+        share: share.map(|percent| ComputeShare::new(percent).unwrap()),
+        exposure: Exposure::Mediated,
+        model: None,
+    }
+}
+
+fn lease(node: &mut NodeState, number: u128, request: &Request) -> LeaseId {
+    let placement = node.place(request).unwrap();
+    let demand = Demand { tenant: request.tenant.clone(), placement };
+    let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
+    let id = LeaseId::from_uuid(uuid::Uuid::from_u128(number));
+    let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(number));
+    node.reserve(id, zone, admission).unwrap();
+    id
+}
+
+fn refusal(node: &NodeState, request: &Request) -> String {
+    node.place(request).unwrap_err().to_string()
+}
+
+#[test]
+fn placement_refusals_are_sentences() {
+    let mut node = node();
+    assert_eq!(
+        refusal(&node, &ask(1, Some("32Gi"), None)),
+        "needs 32Gi on one GPU: the largest of 2 has 24Gi"
+    );
+    assert_eq!(
+        refusal(&node, &ask(2, Some("20Gi"), None)),
+        "needs 2 GPUs: this node has 1 that match"
+    );
+    assert!(refusal(&node, &ask(1, Some("0"), None)).contains("0 bytes"));
+    let other = Request { model: Some("A100".into()), ..ask(1, None, None) };
+    assert_eq!(refusal(&node, &other), "no GPU of this node is a 'A100'; it has: H200, L4");
+    assert!(refusal(&NodeState::default(), &ask(1, None, None)).contains("no GPU"));
+
+    lease(&mut node, 1, &ask(1, Some("20Gi"), Some(10)));
+    let full = refusal(&node, &ask(1, Some("18Gi"), None));
+    assert!(full.contains("only 0 of 1") && full.contains("4Gi and 90% free"), "{full}");
+}
+
+#[test]
+fn best_fit_keeps_room_for_the_large() {
+    let mut node = node();
+    let small = lease(&mut node, 1, &ask(1, Some("8Gi"), None));
+    let placed = node.lease(small).unwrap().placement.grants()[0];
+    assert_eq!((placed.gpu, placed.share.percent()), (GpuUuid::from_bytes([0; 16]), 50));
+    assert!(node.place(&ask(1, Some("24Gi"), None)).is_ok());
+}
+
+#[test]
+fn a_whole_gpu_is_whole() {
+    let mut node = node();
+    lease(&mut node, 1, &ask(2, None, Some(10)));
+    assert!(node.place(&ask(1, Some("1"), Some(1))).is_err());
+}
+
+#[test]
+fn quota_refusals_name_limit_held_and_asked() {
+    let node = node();
+    let placement = node.place(&ask(1, Some("8Gi"), Some(50))).unwrap();
+    let demand = || Demand { tenant: "acme".parse().unwrap(), placement: placement.clone() };
+    let say =
+        |quota: TenantQuota, held| admit(Some(&quota), held, demand()).unwrap_err().to_string();
+    let held = Holdings { memory: MemoryBytes::gib(4), share: 60, gpus: 1, leases: 1 };
+    assert_eq!(
+        say(TenantQuota { memory: Some(MemoryBytes::gib(10)), ..Default::default() }, held),
+        "quota of tenant 'acme': memory 4Gi held + 8Gi asked is more than the 10Gi granted"
+    );
+    assert!(
+        say(TenantQuota { share: Some(100), ..Default::default() }, held)
+            .contains("share (%) 60 held + 50 asked")
+    );
+    assert!(say(TenantQuota { gpus: Some(1), ..Default::default() }, held).contains("GPUs 1 held"));
+    assert!(
+        say(TenantQuota { leases: Some(1), ..Default::default() }, held).contains("leases 1 held")
+    );
+    assert!(admit(None, held, demand()).unwrap_err().to_string().contains("[tenants.acme]"));
+    let exact = TenantQuota {
+        memory: Some(MemoryBytes::gib(12)),
+        share: Some(110),
+        gpus: Some(2),
+        leases: Some(2),
+    };
+    assert!(admit(Some(&exact), held, demand()).is_ok());
+    let overflow =
+        Holdings { memory: MemoryBytes::MAX, share: u32::MAX, gpus: u32::MAX, leases: u32::MAX };
+    assert!(admit(Some(&exact), overflow, demand()).is_err());
+}
+
+#[test]
+fn a_journal_cannot_bring_back_more_than_there_is() {
+    let mut node = node();
+    let id = lease(&mut node, 1, &ask(1, Some("24Gi"), None));
+    let taken: Lease = node.lease(id).unwrap().clone();
+    assert_eq!(node.restore(taken.clone()).unwrap_err(), ReserveError::DuplicateLease(id));
+    let other = LeaseId::from_uuid(uuid::Uuid::from_u128(2));
+    let twice = Lease { id: other, ..taken.clone() };
+    assert!(matches!(node.restore(twice), Err(ReserveError::Taken { .. })));
+    let mut empty = NodeState::default();
+    assert!(matches!(empty.restore(taken), Err(ReserveError::UnknownGpu(_))));
+    for event in [LeaseEvent::Drain, LeaseEvent::Drained, LeaseEvent::Scrubbed] {
+        node.apply(id, event).unwrap();
+    }
+    assert_eq!(node.leases().count(), 0);
+    assert!(
+        node.apply(id, LeaseEvent::Drain).unwrap_err().to_string().contains("there is no lease-")
+    );
+}
+
+#[test]
+fn a_listing_that_cannot_be_is_refused() {
+    assert_eq!(
+        Inventory::new(vec![gpu(1, 8), gpu(1, 8)]).unwrap_err(),
+        InventoryError::DuplicateUuid(GpuUuid::from_bytes([1; 16]))
+    );
+    assert!(matches!(Inventory::new(vec![gpu(1, 0)]), Err(InventoryError::NoMemory(_))));
+}
+
+#[test]
+fn a_state_is_told_with_what_it_cannot_do() {
+    let error = LeaseState::Released.after(LeaseEvent::Activate).unwrap_err();
+    assert_eq!(error.to_string(), "a lease that is released cannot be activated");
+}
