@@ -1,0 +1,185 @@
+//! Reaching into device memory. Everything that touches a region's bytes is
+//! here, and all of it is atomic: other blocks, and other processes, do the same.
+
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use super::Fault;
+use crate::{DeviceMemory, Region};
+
+/// How many regions are remembered: a kernel's arrays, most of the time.
+const CACHED: usize = 4;
+
+/// Device memory during a launch, with the regions that were used last.
+pub(crate) struct Host<'a> {
+    memory: &'a dyn DeviceMemory,
+    cached: [Option<Region>; CACHED],
+    next: usize,
+}
+
+/// Bytes of a live region, aligned to their number, writable if that was asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct HostBytes {
+    place: *mut u8,
+    bytes: u32,
+}
+
+impl<'a> Host<'a> {
+    pub(crate) fn new(memory: &'a dyn DeviceMemory) -> Self {
+        Self { memory, cached: [None; CACHED], next: 0 }
+    }
+
+    /// The region that holds `bytes` bytes at `address`.
+    fn region(&mut self, address: u64, bytes: u32, write: bool) -> Result<Region, Fault> {
+        let holds = |region: &Region| {
+            let offset = address.wrapping_sub(region.base);
+            offset < region.len
+                && region.len - offset >= u64::from(bytes)
+                && (region.writable || !write)
+        };
+        if let Some(region) = self.cached.iter().flatten().find(|region| holds(region)) {
+            return Ok(*region);
+        }
+        let region = self.memory.region(address).filter(holds);
+        let Some(region) = region else {
+            return Err(Fault::IllegalAddress { address, bytes, write });
+        };
+        if (region.host.addr() as u64 ^ region.base) & 15 != 0 {
+            return Err(Fault::InvalidLaunch("a region of device memory is not aligned"));
+        }
+        self.cached[self.next] = Some(region);
+        self.next = (self.next + 1) % CACHED;
+        Ok(region)
+    }
+
+    /// Checks an access of `bytes` (a power of two) and finds its place.
+    pub(crate) fn find(
+        &mut self,
+        address: u64,
+        bytes: u32,
+        write: bool,
+    ) -> Result<HostBytes, Fault> {
+        if address & u64::from(bytes - 1) != 0 {
+            return Err(Fault::MisalignedAddress { address, bytes });
+        }
+        let region = self.region(address, bytes, write)?;
+        let offset = address - region.base;
+        // SAFETY: `region` saw that offset + bytes is within the region, which the
+        // implementer of `DeviceMemory` promises to be mapped for this call.
+        #[expect(clippy::cast_possible_truncation, reason = "the region is mapped here")]
+        let place = unsafe { region.host.add(offset as usize) };
+        Ok(HostBytes { place, bytes })
+    }
+
+    /// The one region that holds a word at each of the addresses, all aligned.
+    #[inline(always)]
+    pub(crate) fn find_words<'w>(
+        &mut self,
+        addresses: &'w [u64; 32],
+        write: bool,
+    ) -> Option<Words<'w>> {
+        if addresses[0] >> super::windows::SHIFT != 0 {
+            return None;
+        }
+        let region = self.region(addresses[0], 4, write).ok()?;
+        let mut bad = 0;
+        for address in addresses {
+            let offset = address.wrapping_sub(region.base);
+            bad |= u64::from(offset > region.len - 4) | (address & 3);
+        }
+        (bad == 0).then_some(Words { region, addresses })
+    }
+}
+
+/// A region that was seen to hold an aligned word at each of 32 addresses.
+pub(crate) struct Words<'w> {
+    region: Region,
+    addresses: &'w [u64; 32],
+}
+
+impl Words<'_> {
+    #[inline(always)]
+    fn word(&self, lane: usize) -> &AtomicU32 {
+        #[expect(clippy::cast_possible_truncation, reason = "the region is mapped here")]
+        let offset = (self.addresses[lane] - self.region.base) as usize;
+        // SAFETY: `find_words` saw that each of the addresses lies within the
+        // region with room for a word, and is aligned (the region's own alignment
+        // was checked when it was cached). The bytes are mapped for this call, as
+        // `DeviceMemory` promises, and accessed atomically only.
+        unsafe { AtomicU32::from_ptr(self.region.host.add(offset).cast()) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn read(&self, into: &mut [u32; 32]) {
+        for (lane, value) in into.iter_mut().enumerate() {
+            *value = self.word(lane).load(Ordering::Relaxed);
+        }
+    }
+
+    /// For words that were found with `write`.
+    #[inline(always)]
+    pub(crate) fn write(&self, values: &[u32; 32]) {
+        for (lane, value) in values.iter().enumerate() {
+            self.word(lane).store(*value, Ordering::Relaxed);
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a value is cut to its size")]
+impl HostBytes {
+    /// Element `index` of `bytes` bytes each, if the access holds it.
+    fn element(self, index: usize, bytes: u8) -> Option<*mut u8> {
+        let start = index * usize::from(bytes);
+        (start + usize::from(bytes) <= self.bytes as usize).then(|| self.place.wrapping_add(start))
+    }
+
+    pub(crate) fn read(self, index: usize, bytes: u8) -> u64 {
+        let Some(place) = self.element(index, bytes) else { return 0 };
+        // SAFETY: `element` saw that the bytes are within the access, which `find`
+        // checked to lie in a mapped region and to be aligned to its whole size,
+        // hence to each element's; all access is atomic.
+        unsafe {
+            match bytes {
+                1 => u64::from(AtomicU8::from_ptr(place).load(Ordering::Relaxed)),
+                2 => u64::from(AtomicU16::from_ptr(place.cast()).load(Ordering::Relaxed)),
+                4 => u64::from(AtomicU32::from_ptr(place.cast()).load(Ordering::Relaxed)),
+                _ => AtomicU64::from_ptr(place.cast()).load(Ordering::Relaxed),
+            }
+        }
+    }
+
+    /// For bytes that were found with `write`.
+    pub(crate) fn write(self, index: usize, bytes: u8, value: u64) {
+        let Some(place) = self.element(index, bytes) else { return };
+        // SAFETY: as in `read`; `find` was asked for a writable region.
+        unsafe {
+            match bytes {
+                1 => AtomicU8::from_ptr(place).store(value as u8, Ordering::Relaxed),
+                2 => AtomicU16::from_ptr(place.cast()).store(value as u16, Ordering::Relaxed),
+                4 => AtomicU32::from_ptr(place.cast()).store(value as u32, Ordering::Relaxed),
+                _ => AtomicU64::from_ptr(place.cast()).store(value, Ordering::Relaxed),
+            }
+        }
+    }
+
+    /// Replaces the value, of 8 bytes or of 4, by what `change` makes of it;
+    /// returns the old one. For bytes that were found with `write`.
+    pub(crate) fn update(self, change: impl Fn(u64) -> u64) -> u64 {
+        let order = Ordering::SeqCst;
+        if self.bytes == 8 {
+            // SAFETY: `find` checked that 8 bytes at the place are aligned and
+            // within a writable mapped region; all access is atomic.
+            let place = unsafe { AtomicU64::from_ptr(self.place.cast()) };
+            // The closure always has a new value, so this cannot fail.
+            return place
+                .fetch_update(order, order, |old| Some(change(old)))
+                .unwrap_or_else(|old| old);
+        }
+        if self.bytes != 4 {
+            return 0;
+        }
+        // SAFETY: as above, for 4 bytes.
+        let place = unsafe { AtomicU32::from_ptr(self.place.cast()) };
+        let change = |old| Some(change(u64::from(old)) as u32);
+        u64::from(place.fetch_update(order, order, change).unwrap_or_else(|old| old))
+    }
+}

@@ -1,0 +1,211 @@
+//! Launching a kernel: the grid's blocks over host threads.
+
+mod atomics;
+mod block;
+mod collective;
+mod compute;
+mod compute_rare;
+mod convert;
+mod fault;
+mod host;
+mod memory;
+mod registers;
+mod scalar_float;
+mod scalar_int;
+mod step;
+mod warp;
+pub(crate) mod windows;
+
+pub use fault::Fault;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::{DeviceMemory, Dim3, Kernel, Module};
+use block::{BlockRunner, dynamic_offset};
+
+/// The most shared memory that a block may have, static and dynamic.
+const MAX_SHARED: u32 = 256 << 10;
+/// The most memory that a block's registers and local memory may take here.
+const MAX_BLOCK_BYTES: usize = 256 << 20;
+
+/// What to run, and on what.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// Extent of the grid, in blocks.
+    pub grid: Dim3,
+    /// Extent of a block, in threads.
+    pub block: Dim3,
+    /// Bytes of shared memory beyond the kernel's static ones.
+    pub dynamic_shared_bytes: u32,
+    /// The parameter buffer, laid out as [`Kernel::params`] says.
+    pub params: &'a [u8],
+    /// Device address of each of [`Module::globals`].
+    pub globals: &'a [u64],
+    /// Set by the caller to end the launch early with [`Fault::Cancelled`].
+    pub cancel: &'a AtomicBool,
+    /// Host threads to use; 0 counts as 1.
+    pub threads: usize,
+    /// Rate at which `%clock` and `%clock64` advance, in Hz.
+    pub clock_hz: u64,
+}
+
+/// What a finished launch did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaunchReport {
+    /// Instructions executed, counted once per warp.
+    pub warp_instructions: u64,
+}
+
+/// Executes a kernel to its end.
+///
+/// # Errors
+///
+/// The first [`Fault`] of any thread. Writes that came before it stay.
+pub fn execute(
+    module: &Module,
+    kernel: &Kernel,
+    launch: &Launch<'_>,
+    memory: &dyn DeviceMemory,
+) -> Result<LaunchReport, Fault> {
+    execute_within(module, kernel, launch, memory, u64::MAX)
+}
+
+/// Executes a kernel, ending it with [`Fault::LaunchTimeout`] soon after it has
+/// executed `budget` warp instructions.
+///
+/// # Errors
+///
+/// As [`execute`].
+pub fn execute_within(
+    module: &Module,
+    kernel: &Kernel,
+    launch: &Launch<'_>,
+    memory: &dyn DeviceMemory,
+    budget: u64,
+) -> Result<LaunchReport, Fault> {
+    let blocks = validate(module, kernel, launch)?;
+    let grid = GridRun {
+        kernel,
+        launch,
+        memory,
+        budget,
+        blocks,
+        next: AtomicU64::new(0),
+        executed: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        fault: Mutex::new(None),
+        started: Instant::now(),
+    };
+    let wanted = u64::try_from(launch.threads.clamp(1, 1024)).unwrap_or(1);
+    let workers = u32::try_from(wanted.min(blocks)).unwrap_or(1);
+    std::thread::scope(|scope| {
+        let grid = &grid;
+        for worker in 1..workers {
+            // A host that has no thread to give has the blocks run by the others.
+            let builder = std::thread::Builder::new();
+            if builder.spawn_scoped(scope, move || grid.work(worker, workers)).is_err() {
+                break;
+            }
+        }
+        grid.work(0, workers);
+    });
+    match grid.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(fault) => Err(fault),
+        None => Ok(LaunchReport { warp_instructions: grid.executed.into_inner() }),
+    }
+}
+
+/// Checks that the launch fits the kernel; returns the number of blocks.
+fn validate(module: &Module, kernel: &Kernel, launch: &Launch<'_>) -> Result<u64, Fault> {
+    let invalid = |reason| Err(Fault::InvalidLaunch(reason));
+    let Some(blocks @ 1..) = launch.grid.count() else {
+        return invalid("the grid has no blocks, or more than fit 64 bits");
+    };
+    let threads = match launch.block.count() {
+        Some(threads) if (1..=u64::from(kernel.max_threads)).contains(&threads) => threads,
+        _ => return invalid("the block has no threads, or more than the kernel allows"),
+    };
+    if launch.params.len() < kernel.param_bytes as usize {
+        return invalid("the parameter buffer is shorter than the kernel's parameters");
+    }
+    if launch.globals.len() < module.globals.len() {
+        return invalid("the addresses of the module's variables are missing");
+    }
+    let shared = dynamic_offset(kernel).checked_add(launch.dynamic_shared_bytes);
+    if shared.is_none_or(|shared| shared > MAX_SHARED) {
+        return invalid("the block needs more shared memory than there is");
+    }
+    let code = &kernel.code;
+    let lane = code.slots32 * 4 + code.slots64 * 8 + kernel.local_bytes as usize;
+    let lanes = usize::try_from(threads.next_multiple_of(32)).unwrap_or(usize::MAX);
+    if lane.checked_mul(lanes).is_none_or(|bytes| bytes > MAX_BLOCK_BYTES) {
+        return invalid("the block needs more registers and local memory than there are");
+    }
+    Ok(blocks)
+}
+
+/// A launch in progress, shared by its host threads.
+struct GridRun<'a> {
+    kernel: &'a Kernel,
+    launch: &'a Launch<'a>,
+    memory: &'a dyn DeviceMemory,
+    budget: u64,
+    blocks: u64,
+    /// Number of the next block that nobody has taken.
+    next: AtomicU64,
+    executed: AtomicU64,
+    stop: AtomicBool,
+    fault: Mutex<Option<Fault>>,
+    started: Instant,
+}
+
+impl GridRun<'_> {
+    /// Executes blocks until there are none left. They are taken in order, so a
+    /// block may wait for earlier ones.
+    fn work(&self, worker: u32, workers: u32) {
+        let mut runner = BlockRunner::new(
+            self.kernel,
+            self.launch,
+            self.memory,
+            self.started,
+            (worker, workers),
+        );
+        let mut check = |executed| self.check(executed);
+        while !self.stop.load(Ordering::Relaxed) {
+            let block = self.next.fetch_add(1, Ordering::Relaxed);
+            if block >= self.blocks {
+                return;
+            }
+            if let Err(fault) = runner.run(self.position(block), &mut check) {
+                // Before the others are told to stop, so that theirs come second.
+                let first = self.fault.lock();
+                first.unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(fault);
+                self.stop.store(true, Ordering::Release);
+                return;
+            }
+        }
+    }
+
+    fn position(&self, block: u64) -> Dim3 {
+        let (x, y) = (u64::from(self.launch.grid.x), u64::from(self.launch.grid.y));
+        // Each is below the grid's extent, which is 32 bits.
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        Dim3 { x: narrow(block % x), y: narrow(block / x % y), z: narrow(block / x / y) }
+    }
+
+    /// Between turns of warps: whether to go on.
+    fn check(&self, executed: u32) -> Result<(), Fault> {
+        let executed = u64::from(executed);
+        let total = self.executed.fetch_add(executed, Ordering::Relaxed) + executed;
+        // After another thread's fault, this one's comes second and is dropped.
+        if self.launch.cancel.load(Ordering::Relaxed) || self.stop.load(Ordering::Acquire) {
+            return Err(Fault::Cancelled);
+        }
+        if total >= self.budget {
+            return Err(Fault::LaunchTimeout);
+        }
+        Ok(())
+    }
+}

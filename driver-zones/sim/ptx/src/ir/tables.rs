@@ -1,0 +1,190 @@
+//! What is too large for an instruction, and what a kernel's body consists of.
+
+use super::{Conversion, Instr, Slot};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    Generic,
+    Global,
+    Constant,
+    Shared,
+    Local,
+    Param,
+}
+
+/// Where an access points: a slot of the 32-bit or 64-bit file, and an offset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    pub(crate) base: AddressBase,
+    pub(crate) offset: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AddressBase {
+    Absolute,
+    Narrow(Slot),
+    Wide(Slot),
+}
+
+/// A load or a store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    /// Bytes of one element: 1, 2, 4 or 8.
+    pub(crate) bytes: u8,
+    /// Whether a loaded element is extended by its sign.
+    pub(crate) signed: bool,
+    /// Elements: 1, 2 or 4.
+    pub(crate) count: u8,
+    /// Slots of the elements; those of `wide` ones in the 64-bit file.
+    pub(crate) slots: [Slot; 4],
+    pub(crate) wide: [bool; 4],
+    /// Bits of a loaded element's register, so that a sign ends there.
+    pub(crate) register_bits: [u8; 4],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtomicOp {
+    Add,
+    AddFloat,
+    MinU,
+    MinS,
+    MaxU,
+    MaxS,
+    And,
+    Or,
+    Xor,
+    Exchange,
+    CompareSwap,
+    Increment,
+    Decrement,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Atomic {
+    pub(crate) op: AtomicOp,
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    /// 64-bit operands and result, else 32-bit.
+    pub(crate) wide: bool,
+    pub(crate) d: Option<Slot>,
+    pub(crate) b: Slot,
+    /// The new value of a compare and swap.
+    pub(crate) c: Slot,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShuffleMode {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shuffle {
+    pub(crate) mode: ShuffleMode,
+    pub(crate) d: Slot,
+    /// Whether the source lane was in range.
+    pub(crate) p: Option<Slot>,
+    pub(crate) a: Slot,
+    pub(crate) b: Slot,
+    pub(crate) c: Slot,
+    pub(crate) members: Slot,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Barrier {
+    pub(crate) id: Slot,
+    /// Threads that take part; all of the block when absent.
+    pub(crate) threads: Option<Slot>,
+    /// Whether the lane waits (`bar.sync`) or goes on (`bar.arrive`).
+    pub(crate) wait: bool,
+    /// What all threads learn of each other's predicates (`bar.red`).
+    pub(crate) reduce: Option<BarrierReduce>,
+}
+
+/// A vote of all threads that meet at a barrier.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BarrierReduce {
+    pub(crate) mode: BarrierVote,
+    /// A 32-bit slot for a count, else a predicate.
+    pub(crate) d: Slot,
+    pub(crate) p: Slot,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BarrierVote {
+    Count,
+    All,
+    Any,
+}
+
+/// What a slot of the 32-bit file holds before a warp's first instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Preset32 {
+    Bits(u32),
+    /// Offset of dynamic shared memory.
+    DynamicShared(u32),
+    Special(Special),
+}
+
+/// What a slot of the 64-bit file holds before a warp's first instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Preset64 {
+    Bits(u64),
+    DynamicShared(u64),
+    /// Address of a module variable, plus a number.
+    Global {
+        index: u32,
+        offset: i64,
+    },
+    GridId,
+}
+
+/// Special registers that do not change while a warp runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Special {
+    ThreadX,
+    ThreadY,
+    ThreadZ,
+    BlockSizeX,
+    BlockSizeY,
+    BlockSizeZ,
+    BlockX,
+    BlockY,
+    BlockZ,
+    GridSizeX,
+    GridSizeY,
+    GridSizeZ,
+    Lane,
+    Warp,
+    WarpCount,
+    Multiprocessor,
+    MultiprocessorCount,
+    LaneMaskEq,
+    LaneMaskLt,
+    LaneMaskLe,
+    LaneMaskGt,
+    LaneMaskGe,
+    DynamicSharedSize,
+    TotalSharedSize,
+}
+
+/// A kernel's body.
+#[derive(Debug, Default)]
+pub(crate) struct Code {
+    pub(crate) instructions: Vec<Instr>,
+    pub(crate) accesses: Vec<Access>,
+    pub(crate) atomics: Vec<Atomic>,
+    pub(crate) shuffles: Vec<Shuffle>,
+    pub(crate) barriers: Vec<Barrier>,
+    pub(crate) conversions: Vec<Conversion>,
+    pub(crate) tables: Vec<Vec<u32>>,
+    pub(crate) slots32: usize,
+    pub(crate) slots64: usize,
+    pub(crate) predicates: usize,
+    pub(crate) presets32: Vec<(Slot, Preset32)>,
+    pub(crate) presets64: Vec<(Slot, Preset64)>,
+}

@@ -1,0 +1,17 @@
+//! From PTX text to statements. What a statement means is `lower`'s business.
+
+mod cursor;
+mod directive;
+mod error;
+mod lexer;
+mod statement;
+
+pub use error::PtxError;
+
+pub(crate) use directive::parse_module;
+pub(crate) use error::shown;
+pub(crate) use statement::{Operand, Statement};
+
+/// The longest text that is looked at. nvcc's output for a large library stays
+/// below a tenth of it.
+const MAX_SOURCE_BYTES: usize = 32 << 20;
