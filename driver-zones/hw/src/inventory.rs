@@ -1,0 +1,163 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use gpuzone_core::{
+    ComputeCapability, Gpu, GpuBacking, GpuUuid, Inventory, MemoryBytes, PciAddress,
+};
+use nvml_wrapper::Device;
+use nvml_wrapper::error::NvmlError;
+
+use crate::{DiscoverError, NvmlLibrary, SysfsRoot};
+
+/// What a simulated GPU's name and (in lower case) its driver's version always contain.
+const NAME_MARK: &str = "Simulated";
+const DRIVER_MARK: &str = "simulated";
+
+/// NVML numbers a GPU's links from 0; no GPU has more.
+const MAX_LINKS: u32 = 18;
+
+impl NvmlLibrary {
+    /// The GPUs of this node. `backing` is what the configuration says that they are.
+    ///
+    /// # Errors
+    /// When NVML does not say what must be known of a GPU, or a GPU is not what the
+    /// configuration says.
+    pub fn inventory(
+        &self,
+        sysfs: &SysfsRoot,
+        backing: GpuBacking,
+    ) -> Result<Inventory, DiscoverError> {
+        let driver = self.driver_version()?;
+        let count = self
+            .nvml
+            .device_count()
+            .map_err(|e| DiscoverError::Node { what: "number of GPUs", source: e.into() })?;
+        let mut found = Vec::new();
+        for index in 0..count {
+            let device = self.nvml.device_by_index(index).map_err(query("handle", index))?;
+            let gpu = describe(&device, index, sysfs, backing)?;
+            check_backing(&gpu, &driver)?;
+            found.push((device, gpu));
+        }
+        let by_address: BTreeMap<_, _> = found.iter().map(|(_, gpu)| (gpu.pci, gpu.uuid)).collect();
+        let gpus = found
+            .into_iter()
+            .map(|(device, gpu)| Gpu { nvlink_peers: peers(&device, &by_address), ..gpu });
+        Ok(Inventory::new(gpus.collect())?)
+    }
+}
+
+fn query(what: &'static str, index: u32) -> impl Fn(NvmlError) -> DiscoverError {
+    move |error| DiscoverError::Query { what, index, source: error.into() }
+}
+
+fn describe(
+    device: &Device<'_>,
+    index: u32,
+    sysfs: &SysfsRoot,
+    backing: GpuBacking,
+) -> Result<Gpu, DiscoverError> {
+    let identifier = |source| DiscoverError::Identifier { index, source };
+    let uuid: GpuUuid = device.uuid().map_err(query("UUID", index))?.parse().map_err(identifier)?;
+    let pci = device.pci_info().map_err(query("PCI address", index))?;
+    let pci: PciAddress = pci.bus_id.parse().map_err(identifier)?;
+    let memory = device.memory_info().map_err(query("memory", index))?;
+    let capability =
+        device.cuda_compute_capability().map_err(query("compute capability", index))?;
+    Ok(Gpu {
+        uuid,
+        index,
+        name: device.name().map_err(query("name", index))?,
+        pci,
+        memory: MemoryBytes::saturating(memory.total),
+        compute_capability: ComputeCapability {
+            major: u32::try_from(capability.major).unwrap_or(0),
+            minor: u32::try_from(capability.minor).unwrap_or(0),
+        },
+        numa_node: numa_node(device, pci, sysfs, backing),
+        nvlink_peers: BTreeSet::new(),
+        mig_capable: mig_capable(device, index)?,
+        backing,
+    })
+}
+
+fn numa_node(
+    device: &Device<'_>,
+    pci: PciAddress,
+    sysfs: &SysfsRoot,
+    backing: GpuBacking,
+) -> Option<u32> {
+    let from_sysfs = match backing {
+        GpuBacking::Physical => sysfs.numa_node(pci),
+        // What sits at that address of this machine is something else.
+        GpuBacking::Simulated => None,
+    };
+    from_sysfs.or_else(|| device.numa_node_id().ok())
+}
+
+/// A GPU without MIG does not support the question.
+fn mig_capable(device: &Device<'_>, index: u32) -> Result<bool, DiscoverError> {
+    match device.mig_mode() {
+        Ok(_) => Ok(true),
+        Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_)) => Ok(false),
+        Err(error) => Err(query("MIG mode", index)(error)),
+    }
+}
+
+/// The GPUs at the other ends of active links. A switch in between is none of them.
+fn peers(device: &Device<'_>, by_address: &BTreeMap<PciAddress, GpuUuid>) -> BTreeSet<GpuUuid> {
+    let links = (0..MAX_LINKS).map(|link| device.link_wrapper_for(link));
+    let active = links.filter(|link| link.is_active().unwrap_or(false));
+    let remotes = active.filter_map(|link| link.remote_pci_info().ok());
+    let addresses = remotes.filter_map(|remote| remote.bus_id.parse().ok());
+    addresses.filter_map(|address: PciAddress| by_address.get(&address).copied()).collect()
+}
+
+/// The simulated GPU must not answer where a real one was asked for, nor the other way round.
+fn check_backing(gpu: &Gpu, driver: &str) -> Result<(), DiscoverError> {
+    let (index, name, driver) = (gpu.index, gpu.name.clone(), driver.to_owned());
+    let in_name = name.contains(NAME_MARK);
+    let in_driver = driver.contains(DRIVER_MARK);
+    match gpu.backing {
+        GpuBacking::Physical if in_name || in_driver => {
+            Err(DiscoverError::UnexpectedlySimulated { index, name, driver })
+        }
+        GpuBacking::Simulated if !in_name || !in_driver => {
+            Err(DiscoverError::UnexpectedlyPhysical { index, name, driver })
+        }
+        GpuBacking::Physical | GpuBacking::Simulated => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(name: &str, backing: GpuBacking) -> Gpu {
+        Gpu {
+            uuid: GpuUuid::from_bytes([1; 16]),
+            index: 3,
+            name: name.to_owned(),
+            pci: "0000:01:00.0".parse().unwrap(),
+            memory: MemoryBytes::gib(1),
+            compute_capability: ComputeCapability { major: 9, minor: 0 },
+            numa_node: None,
+            nvlink_peers: BTreeSet::new(),
+            mig_capable: false,
+            backing,
+        }
+    }
+
+    #[test]
+    fn what_a_gpu_says_it_is_must_be_what_was_asked_for() {
+        use GpuBacking::{Physical, Simulated};
+        let check = |name, backing, driver| check_backing(&gpu(name, backing), driver);
+        assert!(check("NVIDIA H100", Physical, "580.95.05").is_ok());
+        assert!(check("gpu-zone Simulated GPU", Simulated, "580-simulated").is_ok());
+        for (name, driver) in [("NVIDIA H100", "580-simulated"), ("Simulated GPU", "580")] {
+            let error = check(name, Physical, driver).unwrap_err();
+            assert!(error.to_string().contains("asks for physical GPUs"), "{error}");
+            let error = check(name, Simulated, driver).unwrap_err();
+            assert!(error.to_string().contains("is physical"), "{error}");
+        }
+    }
+}

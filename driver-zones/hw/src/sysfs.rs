@@ -1,0 +1,42 @@
+use std::path::PathBuf;
+
+use gpuzone_core::PciAddress;
+
+/// Where sysfs is mounted: `/sys`, or a test's copy of a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SysfsRoot(pub PathBuf);
+
+impl Default for SysfsRoot {
+    fn default() -> Self {
+        Self(PathBuf::from("/sys"))
+    }
+}
+
+impl SysfsRoot {
+    /// The NUMA node that a PCI function is near to. `None` when the kernel does not know it
+    /// (it writes -1) or does not have the function.
+    #[must_use]
+    pub fn numa_node(&self, address: PciAddress) -> Option<u32> {
+        let file = self.0.join("bus/pci/devices").join(address.to_string()).join("numa_node");
+        std::fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_read_and_what_is_none_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysfsRoot(folder.path().to_owned());
+        let address: PciAddress = "0000:3b:00.0".parse().unwrap();
+        assert_eq!(root.numa_node(address), None);
+        let device = folder.path().join("bus/pci/devices/0000:3b:00.0");
+        std::fs::create_dir_all(&device).unwrap();
+        for (text, node) in [("1\n", Some(1)), ("0\n", Some(0)), ("-1\n", None), ("", None)] {
+            std::fs::write(device.join("numa_node"), text).unwrap();
+            assert_eq!(root.numa_node(address), node, "{text:?}");
+        }
+    }
+}

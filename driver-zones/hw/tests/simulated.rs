@@ -1,0 +1,146 @@
+//! Discovery through the simulated library, and libraries that are none. The simulated
+//! library is built by the test, because this package does not depend on it.
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "this whole file is a test"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use gpuzone_core::{GpuBacking, GpuUuid, Inventory, MemoryBytes};
+use gpuzone_hw::{DiscoverError, NvmlLibrary, OpenError, SysfsRoot, UseError};
+use gpuzone_sim_device::{Config, SimulatedNode};
+
+const CHILD: &str = "GPUZONE_TEST_LIBRARY";
+
+const NODE: &str = r#"
+[[gpu]]
+name = "Simulated A"
+memory = "64Mi"
+pci = "0001:3b:00.0"
+numa_node = 1
+nvlink_peers = [1]
+mig_capable = true
+[[gpu]]
+name = "Simulated B"
+memory = "32Mi"
+compute_capability = "8.6"
+"#;
+
+/// Builds the simulated NVML and says where it lies.
+fn library() -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", "gpuzone-sim-nvml", "--message-format=json"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let messages = text.lines().filter_map(|line| line.parse::<serde_json::Value>().ok());
+    let files = messages.flat_map(|m| m["filenames"].as_array().cloned().unwrap_or_default());
+    let found = files.filter_map(|file| file.as_str().map(PathBuf::from));
+    let is_library = |path: &PathBuf| path.ends_with("libgpuzone_sim_nvml.so");
+    found.into_iter().find(is_library).expect("the build names the library")
+}
+
+/// Runs test `name` of this binary in a process of its own, on a node with `config`.
+fn in_child(name: &str, library: &Path, folder: &Path, config: &str) -> Output {
+    let path = folder.join("node.toml");
+    let text = format!("state_dir = \"{}\"\n{config}", folder.join("state").display());
+    std::fs::write(&path, text).unwrap();
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env("GPUZONE_SIM_CONFIG", path)
+        .env(CHILD, library)
+        .output()
+        .unwrap()
+}
+
+fn in_child_library() -> Option<PathBuf> {
+    std::env::var_os(CHILD).map(PathBuf::from)
+}
+
+fn discover(library: &NvmlLibrary, backing: GpuBacking) -> Result<Inventory, DiscoverError> {
+    library.inventory(&SysfsRoot::default(), backing)
+}
+
+#[test]
+fn child_discovers() {
+    let Some(path) = in_child_library() else { return };
+    let library = NvmlLibrary::open(&path).unwrap();
+    assert!(library.driver_version().unwrap().contains("simulated"));
+    let error = discover(&library, GpuBacking::Physical).unwrap_err();
+    assert!(matches!(error, DiscoverError::UnexpectedlySimulated { .. }), "{error}");
+
+    let inventory = discover(&library, GpuBacking::Simulated).unwrap();
+    let [a, b] = inventory.gpus() else { panic!("two GPUs") };
+    assert_eq!((a.name.as_str(), a.index, a.backing), ("Simulated A", 0, GpuBacking::Simulated));
+    assert_eq!((a.pci.to_string().as_str(), a.numa_node), ("0001:3b:00.0", Some(1)));
+    assert_eq!((a.memory, b.memory), (MemoryBytes::mib(64), MemoryBytes::mib(32)));
+    assert_eq!(b.compute_capability.to_string(), "8.6");
+    assert_eq!((a.mig_capable, b.mig_capable), (true, false));
+    assert!(a.nvlink_peers.contains(&b.uuid) && b.nvlink_peers.contains(&a.uuid));
+
+    let before = library.gpu_use(a.uuid).unwrap();
+    assert_eq!((before.used, before.processes.as_slice()), (MemoryBytes::ZERO, [].as_slice()));
+    let node = SimulatedNode::open(Config::from_env().unwrap()).unwrap();
+    let user = node.gpus()[0].attach().unwrap();
+    user.add_context().unwrap();
+    user.allocate(3 << 20).unwrap();
+    let now = library.gpu_use(a.uuid).unwrap();
+    assert_eq!((now.used, now.processes.len()), (MemoryBytes::mib(3), 1));
+    assert_eq!(now.processes[0].pid, std::process::id());
+    assert_eq!(now.processes[0].used, Some(MemoryBytes::mib(3)));
+    assert!(now.utilization_percent.is_some());
+    let unknown = GpuUuid::from_bytes([7; 16]);
+    assert!(matches!(library.gpu_use(unknown), Err(UseError::UnknownGpu(gpu)) if gpu == unknown));
+    println!("child saw it all");
+}
+
+#[test]
+fn child_has_no_driver() {
+    let Some(path) = in_child_library() else { return };
+    let error = NvmlLibrary::open(&path).unwrap_err();
+    assert!(matches!(error, OpenError::DriverNotLoaded(_)), "{error}");
+    println!("child saw the error");
+}
+
+#[test]
+fn the_simulated_node_is_discovered_and_said_to_be_simulated() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library();
+    let output = in_child("child_discovers", &library, folder.path(), NODE);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("child saw it all"), "{text}\n{errors}");
+    let output = in_child("child_has_no_driver", &library, folder.path(), "nonsense = 1\n");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("child saw the error"), "{text}");
+}
+
+#[test]
+fn libraries_that_are_none_are_told_apart() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("libnvidia-ml.so.1");
+    let open = |path: &Path| NvmlLibrary::open(path).unwrap_err();
+
+    assert!(matches!(open(&file), OpenError::Missing(path) if path == file));
+    assert!(matches!(open(Path::new("libgpuzone-is-not-there.so")), OpenError::Missing(_)));
+    std::fs::write(&file, "no library").unwrap();
+    let error = open(&file);
+    assert!(matches!(error, OpenError::NotALibrary { .. }), "{error}");
+    assert!(error.to_string().contains("libnvidia-ml.so.1"), "{error}");
+    assert!(matches!(open(folder.path()), OpenError::NotALibrary { .. }));
+    let other = Path::new("libc.so.6");
+    assert!(matches!(open(other), OpenError::NotNvml(path) if path == other));
+
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
+    if std::fs::File::open(&file).is_ok() {
+        println!("skipped: this user reads files whatever their permissions say");
+    } else {
+        assert!(matches!(open(&file), OpenError::Unreadable { .. }));
+    }
+}

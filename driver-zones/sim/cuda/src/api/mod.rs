@@ -1,0 +1,40 @@
+//! The exported functions, as CUDA documents them.
+
+mod attributes;
+mod context;
+mod copy;
+mod device;
+mod event;
+mod global;
+mod jit;
+mod lane;
+mod launch;
+mod library;
+mod memory;
+mod module;
+mod occupancy;
+mod pointer;
+mod primary;
+mod stream;
+
+use std::ffi::c_void;
+
+/// The address of an exported function.
+fn symbol(name: &str) -> Option<*const c_void> {
+    let files = [
+        context::symbol,
+        copy::symbol,
+        device::symbol,
+        event::symbol,
+        global::symbol,
+        launch::symbol,
+        library::symbol,
+        memory::symbol,
+        module::symbol,
+        occupancy::symbol,
+        pointer::symbol,
+        primary::symbol,
+        stream::symbol,
+    ];
+    files.into_iter().find_map(|symbol| symbol(name))
+}

@@ -1,0 +1,97 @@
+//! A context's work: a queue, and one thread that does it in order.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use gpuzone_cuda_abi::CuResult;
+
+use crate::Answer;
+use crate::work::Work;
+
+/// How far a program may run ahead of its work before it has to wait.
+const MAX_QUEUED: usize = 1024;
+
+/// A place in a context's work; everything up to it can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+impl Ticket {
+    pub(crate) fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    pub(crate) fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Executor {
+    state: Mutex<State>,
+    submitted: Condvar,
+    completed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Work>,
+    submitted: u64,
+    completed: u64,
+    stopping: bool,
+}
+
+impl Executor {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `work` behind all that was submitted before, by whatever thread.
+    pub(crate) fn submit(&self, work: Work) -> Answer<Ticket> {
+        let full = |state: &mut State| state.queue.len() >= MAX_QUEUED && !state.stopping;
+        let state = self.completed.wait_while(self.state(), full);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if state.stopping {
+            return Err(CuResult::CONTEXT_IS_DESTROYED);
+        }
+        state.queue.push_back(work);
+        state.submitted += 1;
+        let ticket = Ticket(state.submitted);
+        drop(state);
+        self.submitted.notify_one();
+        Ok(ticket)
+    }
+
+    /// Everything that was submitted so far.
+    pub(crate) fn last(&self) -> Ticket {
+        Ticket(self.state().submitted)
+    }
+
+    pub(crate) fn wait(&self, ticket: Ticket) {
+        let waited = self.completed.wait_while(self.state(), |state| state.completed < ticket.0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn is_done(&self, ticket: Ticket) -> bool {
+        self.state().completed >= ticket.0
+    }
+
+    /// No more work is taken; what is queued is still handed to the thread, which ends then.
+    pub(crate) fn stop(&self) {
+        self.state().stopping = true;
+        self.submitted.notify_all();
+        self.completed.notify_all();
+    }
+
+    /// The thread: does the work as it comes, until it is stopped.
+    pub(crate) fn run(&self, mut perform: impl FnMut(Work)) {
+        loop {
+            let idle = |state: &mut State| state.queue.is_empty() && !state.stopping;
+            let state = self.submitted.wait_while(self.state(), idle);
+            let work = state.unwrap_or_else(PoisonError::into_inner).queue.pop_front();
+            let Some(work) = work else { return };
+            perform(work);
+            self.state().completed += 1;
+            self.completed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A context's device memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gpuzone_cuda_abi::CuResult;
+use gpuzone_sim_device::{AllocateError, Attachment, DeviceMap};
+use gpuzone_sim_ptx::{DeviceMemory, Region};
+
+use crate::Answer;
+use crate::driver::report;
+
+/// What stands in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allocation {
+    /// What was asked for, in bytes; what is charged is rounded up.
+    pub(crate) bytes: u64,
+    pub(crate) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The program's, which may free it.
+    Program,
+    /// A module's variable.
+    Global,
+    /// A module's variable that kernels cannot write.
+    Constant,
+    /// What the context itself takes; nobody may touch it.
+    Context,
+}
+
+type Live = BTreeMap<u64, Allocation>;
+
+/// The live allocations of one context, by address.
+pub(crate) struct Memory {
+    attachment: &'static Attachment<'static>,
+    /// Shared with the launch that runs, which goes on with what was live when it began.
+    live: Mutex<Arc<Live>>,
+    /// Set, under the lock of `live`, when nothing more is given out.
+    closed: AtomicBool,
+}
+
+impl Memory {
+    pub(crate) fn new(attachment: &'static Attachment<'static>) -> Self {
+        Self { attachment, live: Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Arc<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn allocate(&self, bytes: u64, kind: Kind) -> Answer<u64> {
+        let range = self.attachment.allocate(bytes).map_err(result_of)?;
+        let mut live = self.live();
+        if self.closed.load(Ordering::Acquire) {
+            // Another thread destroyed the context since this call looked at it.
+            drop(live);
+            let _ = self.attachment.free(range.address);
+            return Err(CuResult::CONTEXT_IS_DESTROYED);
+        }
+        Arc::make_mut(&mut live).insert(range.address, Allocation { bytes, kind });
+        Ok(range.address)
+    }
+
+    /// Frees the allocation that begins at `address`. Only the executor frees, in its turn.
+    pub(crate) fn free(&self, address: u64) -> Answer {
+        if Arc::make_mut(&mut self.live()).remove(&address).is_some() {
+            self.attachment.free(address).map_err(|error| {
+                report(&error.to_string());
+                CuResult::UNKNOWN
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Frees everything; the context ends.
+    pub(crate) fn free_all(&self) {
+        let live = self.live();
+        self.closed.store(true, Ordering::Release);
+        let addresses: Vec<u64> = live.keys().copied().collect();
+        drop(live);
+        for address in addresses {
+            let _ = self.free(address);
+        }
+    }
+
+    /// The allocation that holds `address`, and where it begins.
+    pub(crate) fn find(&self, address: u64) -> Option<(u64, Allocation)> {
+        find(&self.live(), address)
+    }
+
+    /// Whether a program's allocation begins at `address`.
+    pub(crate) fn is_freeable(&self, address: u64) -> bool {
+        self.live().get(&address).is_some_and(|allocation| allocation.kind == Kind::Program)
+    }
+
+    /// Where `bytes` at `address` lie in this process, if one live allocation holds them all.
+    pub(crate) fn host(&self, address: u64, bytes: u64) -> Answer<(*mut u8, usize)> {
+        let (base, allocation) = self.find(address).ok_or(CuResult::INVALID_VALUE)?;
+        let inside = address - base + bytes.min(1 << 48) <= allocation.bytes;
+        if !inside || allocation.kind == Kind::Context {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        let host = self.attachment.map().host(address, bytes).ok_or(CuResult::INVALID_VALUE)?;
+        Ok((host, usize::try_from(bytes).map_err(|_| CuResult::INVALID_VALUE)?))
+    }
+
+    /// What a launch may touch.
+    pub(crate) fn view(&self) -> View<'_> {
+        View { map: self.attachment.map(), live: Arc::clone(&self.live()) }
+    }
+}
+
+fn find(live: &Live, address: u64) -> Option<(u64, Allocation)> {
+    let (base, allocation) = live.range(..=address).next_back()?;
+    (address - base < allocation.bytes).then_some((*base, *allocation))
+}
+
+fn result_of(error: AllocateError) -> CuResult {
+    match error {
+        AllocateError::Zero => CuResult::INVALID_VALUE,
+        AllocateError::OutOfMemory { .. } => CuResult::OUT_OF_MEMORY,
+        AllocateError::TooMany(_) | AllocateError::HostFull { .. } => {
+            report(&error.to_string());
+            CuResult::OUT_OF_MEMORY
+        }
+        AllocateError::State(_) => {
+            report(&error.to_string());
+            CuResult::UNKNOWN
+        }
+    }
+}
+
+/// A context's memory as it was when a launch began.
+pub(crate) struct View<'a> {
+    map: &'a DeviceMap,
+    live: Arc<Live>,
+}
+
+// SAFETY: the map stays for as long as the process lives. Nothing else touches the bytes of this
+// context during a launch: copies and fills are work of the same executor, frees come in their
+// turn, and other contexts and processes have other allocations.
+unsafe impl DeviceMemory for View<'_> {
+    fn region(&self, address: u64) -> Option<Region> {
+        let (base, allocation) = find(&self.live, address)?;
+        let writable = match allocation.kind {
+            Kind::Program | Kind::Global => true,
+            Kind::Constant => false,
+            Kind::Context => return None,
+        };
+        let host = self.map.host(base, allocation.bytes)?;
+        Some(Region { base, len: allocation.bytes, host, writable })
+    }
+}

@@ -1,0 +1,16 @@
+//! libnvidia-ml.so.1 of the simulated GPU: what NVML tells of the state that all processes of
+//! the simulated node share.
+//!
+//! It only looks: it registers no process and holds no memory. What it does not export, a
+//! client finds missing; what it exports and the simulated GPU has not got (temperature, power)
+//! answers `NVML_ERROR_NOT_SUPPORTED`.
+
+mod abi;
+mod device;
+mod links;
+mod processes;
+mod state;
+mod system;
+
+/// What every call answers, with success as `Ok`.
+type Answer<T = ()> = Result<T, abi::Return>;

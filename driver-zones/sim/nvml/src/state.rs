@@ -1,0 +1,120 @@
+//! What the library holds between `nvmlInit` and the last `nvmlShutdown`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gpuzone_sim_device::{Config, SimulatedGpu, SimulatedNode, StateError};
+use nvml_wrapper_sys::bindings::{
+    nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED, nvmlReturn_enum_NVML_ERROR_UNINITIALIZED,
+    nvmlReturn_enum_NVML_ERROR_UNKNOWN,
+};
+
+use crate::Answer;
+use crate::abi::{INVALID, Return};
+
+/// A device handle: a number that was given out, never an address.
+pub(crate) type Handle = usize;
+
+const FIRST_HANDLE: Handle = 0x0511_0000_0000_0000;
+const STEP: Handle = 16;
+
+struct Library {
+    node: Arc<SimulatedNode>,
+    initialised: u32,
+}
+
+static LIBRARY: Mutex<Option<Library>> = Mutex::new(None);
+
+fn library() -> MutexGuard<'static, Option<Library>> {
+    LIBRARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says on standard error what a result code has no room for, as a driver does in the
+/// kernel's log.
+fn report(error: &dyn std::error::Error) {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    eprintln!("gpu-zone simulated GPU: {text}");
+}
+
+/// `nvmlInit`: opens the node; counted.
+pub(crate) fn initialise() -> Answer {
+    let mut library = library();
+    if let Some(open) = library.as_mut() {
+        open.initialised = open.initialised.saturating_add(1);
+        return Ok(());
+    }
+    let not_loaded = Return(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
+    let config = Config::from_env().map_err(|error| {
+        report(&error);
+        not_loaded
+    })?;
+    let node = SimulatedNode::open(config).map_err(|error| {
+        report(&error);
+        not_loaded
+    })?;
+    *library = Some(Library { node: Arc::new(node), initialised: 1 });
+    Ok(())
+}
+
+/// `nvmlShutdown`: the last one closes the node.
+pub(crate) fn shut_down() -> Answer {
+    let mut library = library();
+    let open = library.as_mut().ok_or(Return(nvmlReturn_enum_NVML_ERROR_UNINITIALIZED))?;
+    open.initialised -= 1;
+    if open.initialised == 0 {
+        *library = None;
+    }
+    Ok(())
+}
+
+pub(crate) fn node() -> Answer<Arc<SimulatedNode>> {
+    let library = library();
+    let open = library.as_ref().ok_or(Return(nvmlReturn_enum_NVML_ERROR_UNINITIALIZED))?;
+    Ok(Arc::clone(&open.node))
+}
+
+/// One GPU of the open node.
+pub(crate) struct Device {
+    node: Arc<SimulatedNode>,
+    index: usize,
+}
+
+impl Device {
+    pub(crate) fn of(handle: Handle) -> Answer<Self> {
+        let offset = handle.checked_sub(FIRST_HANDLE).filter(|o| o.is_multiple_of(STEP));
+        Self::at(offset.ok_or(INVALID)? / STEP)
+    }
+
+    pub(crate) fn at(index: usize) -> Answer<Self> {
+        let node = node()?;
+        if index < node.gpus().len() { Ok(Self { node, index }) } else { Err(INVALID) }
+    }
+
+    pub(crate) fn node(&self) -> &SimulatedNode {
+        &self.node
+    }
+
+    pub(crate) fn gpu(&self) -> &SimulatedGpu {
+        &self.node.gpus()[self.index]
+    }
+
+    pub(crate) fn index(&self) -> Answer<u32> {
+        u32::try_from(self.index).map_err(|_| INVALID)
+    }
+}
+
+pub(crate) fn handle(index: usize) -> Handle {
+    FIRST_HANDLE + index * STEP
+}
+
+/// What the shared state says, or an unknown error with its reason on standard error.
+pub(crate) fn known<T>(result: Result<T, StateError>) -> Answer<T> {
+    result.map_err(|error| {
+        report(&error);
+        Return(nvmlReturn_enum_NVML_ERROR_UNKNOWN)
+    })
+}
