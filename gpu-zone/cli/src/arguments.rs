@@ -1,0 +1,201 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, TenantId};
+
+/// Share GPUs between tenants that never touch the driver.
+#[derive(Debug, Parser)]
+#[command(name = "gpu-zone", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// Folder of the agent's socket and of the slots.
+    #[arg(long, global = true, env = "GPUZONE_RUN_DIR", value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Folder of the journal and of the ledger.
+    #[arg(long, global = true, env = "GPUZONE_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Tables for people, JSON for programs (also for errors), CSV for `report` only.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Say more on standard error.
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Csv,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the node's agent in the foreground, until Ctrl-C.
+    Up(Up),
+    /// List the GPUs and what is free of them.
+    Gpus,
+    /// Run a program in a lease of its own.
+    Run(Run),
+    /// List the leases.
+    Ps,
+    /// End leases, or the agent with all of them.
+    Stop(Stop),
+    /// Show what tenants held and used.
+    Report(Report),
+    /// Check what this machine can do, and say how to fix what is missing.
+    Doctor(Doctor),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Driver {
+    /// GPUs computed on the CPU, for trying things out.
+    Simulated,
+    /// NVIDIA's driver.
+    Nvidia,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Which driver; without it and without --config: NVIDIA's if it is there.
+    #[arg(long, value_enum)]
+    pub(crate) driver: Option<Driver>,
+    /// The agent's configuration. Left out: every tenant may have what is free.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The GPUs of the simulated node, unless the configuration names them.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) simulated_config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Who pays: 1 to 63 of a-z, 0-9 and '-'.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) tenant: TenantId,
+    /// Memory on each GPU, like 8Gi. Left out: whole GPUs.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) memory: Option<MemoryBytes>,
+    /// Guaranteed share of each GPU's time in per cent. Left out: in proportion to the memory.
+    #[arg(long, allow_hyphen_values = true, value_name = "PERCENT")]
+    pub(crate) share: Option<ComputeShare>,
+    /// Number of GPUs.
+    #[arg(long, allow_hyphen_values = true, default_value = "1", value_name = "N")]
+    pub(crate) gpus: GpuCount,
+    /// Only GPUs of this product name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// What listings and reports call the program. Left out: its name and first word.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The program and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = false)]
+pub(crate) struct Stop {
+    /// Leases, as `ps` shows them.
+    #[arg(value_name = "LEASE", group = "what")]
+    pub(crate) leases: Vec<LeaseId>,
+    /// All leases.
+    #[arg(long, group = "what")]
+    pub(crate) all: bool,
+    /// All leases, the driver zone and the agent.
+    #[arg(long, group = "what")]
+    pub(crate) agent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Only this tenant.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) tenant: Option<TenantId>,
+    /// From this moment: 2026-11-20, 2026-11-20T08:00, an RFC 3339 time, or '2h' for two hours
+    /// ago.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) from: Option<String>,
+    /// To this moment, exclusive.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) to: Option<String>,
+    /// One row for each tenant or each lease.
+    #[arg(long, value_enum, default_value_t = By::Tenant)]
+    pub(crate) by: By,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum By {
+    Tenant,
+    Lease,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Check for this driver. Left out: NVIDIA's if it is there.
+    #[arg(long, value_enum)]
+    pub(crate) driver: Option<Driver>,
+}
+
+/// Whether a command line that cannot be read asks for JSON, so that its error can be JSON too.
+/// What comes behind `--` is the program's.
+pub(crate) fn asks_for_json(words: impl Iterator<Item = OsString>) -> bool {
+    let own: Vec<OsString> = words.take_while(|word| word != "--").collect();
+    let pair = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
+    own.iter().any(|word| word == "--format=json") || own.windows(2).any(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_checked_before_anything_happens() {
+        let parse = |words: &[&str]| {
+            let line = ["gpu-zone", "run"].iter().chain(words).chain(&["--", "true"]);
+            Arguments::try_parse_from(line).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(&["--tenant", "acme", "--memory", "8Gi", "--share", "50"]), Ok(()));
+        for (words, said) in [
+            (&["--tenant", "acme", "--memory", "-1Gi"][..], "negative"),
+            (&["--tenant", "acme", "--memory", "99999999Ti"], "larger than any GPU"),
+            (&["--tenant", "acme", "--memory", "8GB"], "unknown unit"),
+            (&["--tenant", "acme", "--share", "0"], "1 to 100"),
+            (&["--tenant", "acme", "--share", "-5"], "1 to 100"),
+            (&["--tenant", "acme", "--gpus", "0"], "1 to 64"),
+            (&["--tenant", "a/../b"], "a-z, 0-9"),
+            (&["--tenant", &"x".repeat(300)], "1 to 63"),
+            (&[], "--tenant"),
+        ] {
+            let error = parse(words).unwrap_err();
+            assert!(error.contains(said), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_programs_own_words_are_its_own() {
+        let line = ["gpu-zone", "run", "--tenant", "a", "--", "x", "--format", "json", "-v"];
+        let arguments = Arguments::try_parse_from(line).unwrap();
+        assert_eq!(arguments.format, Format::Table);
+        assert!(!asks_for_json(line.iter().map(OsString::from)));
+        assert!(asks_for_json(["ps", "--format", "json"].iter().map(OsString::from)));
+    }
+}

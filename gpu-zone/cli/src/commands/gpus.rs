@@ -1,0 +1,99 @@
+use gpuzone_api::agent::v1::{Gpu, ListGpusRequest};
+use gpuzone_ledger::printable;
+use serde::Serialize;
+
+use crate::arguments::Format;
+use crate::commands::{Context, answer};
+use crate::error::CliError;
+use crate::output;
+
+/// A GPU in the JSON listing.
+#[derive(Serialize)]
+struct Entry<'a> {
+    index: u32,
+    uuid: &'a str,
+    name: &'a str,
+    backing: &'a str,
+    pci_address: &'a str,
+    compute_capability: &'a str,
+    numa_node: Option<u32>,
+    nvlink_peers: &'a [String],
+    mig_capable: bool,
+    memory_bytes: u64,
+    free_memory_bytes: u64,
+    free_share_percent: u32,
+    used_memory_bytes: Option<u64>,
+    utilization_percent: Option<u32>,
+    leases: u32,
+}
+
+impl<'a> From<&'a Gpu> for Entry<'a> {
+    fn from(gpu: &'a Gpu) -> Self {
+        Self {
+            index: gpu.index,
+            uuid: &gpu.uuid,
+            name: &gpu.name,
+            backing: &gpu.backing,
+            pci_address: &gpu.pci_address,
+            compute_capability: &gpu.compute_capability,
+            numa_node: gpu.numa_node,
+            nvlink_peers: &gpu.nvlink_peers,
+            mig_capable: gpu.mig_capable,
+            memory_bytes: gpu.memory_bytes,
+            free_memory_bytes: gpu.free_memory_bytes,
+            free_share_percent: gpu.free_share_percent,
+            used_memory_bytes: gpu.used_memory_bytes,
+            utilization_percent: gpu.utilization_percent,
+            leases: gpu.leases,
+        }
+    }
+}
+
+pub(crate) async fn gpus(context: &Context) -> Result<(), CliError> {
+    let mut agent = context.connect().await?;
+    let gpus = answer(agent.list_gpus(ListGpusRequest {}).await)?.gpus;
+    match context.format {
+        Format::Table | Format::Csv => output::print(&table(&gpus)),
+        Format::Json => {
+            let gpus: Vec<Entry<'_>> = gpus.iter().map(Entry::from).collect();
+            output::print_json(&serde_json::json!({ "gpus": gpus }))
+        }
+    }
+}
+
+fn table(gpus: &[Gpu]) -> String {
+    if gpus.is_empty() {
+        return "This node has no GPU; `gpu-zone doctor` says what is missing.\n".to_owned();
+    }
+    let mut table = output::table(&[
+        "GPU",
+        "NAME",
+        "KIND",
+        ">MEMORY",
+        ">FREE",
+        ">FREE TIME",
+        ">IN USE",
+        ">BUSY",
+        ">LEASES",
+        "PCI",
+        "UUID",
+    ]);
+    for gpu in gpus {
+        table.add_row([
+            gpu.index.to_string(),
+            printable(&gpu.name),
+            gpu.backing.clone(),
+            output::gib(gpu.memory_bytes),
+            output::gib(gpu.free_memory_bytes),
+            format!("{} %", gpu.free_share_percent),
+            gpu.used_memory_bytes.map_or_else(|| "?".to_owned(), output::gib),
+            gpu.utilization_percent.map_or_else(|| "?".to_owned(), |busy| format!("{busy} %")),
+            gpu.leases.to_string(),
+            gpu.pci_address.clone(),
+            gpu.uuid.clone(),
+        ]);
+    }
+    let simulated = gpus.iter().any(|gpu| gpu.backing == "simulated");
+    let note = if simulated { format!("\n{}", output::SIMULATED) } else { String::new() };
+    format!("{}{note}\n", table.trim_fmt())
+}

@@ -1,0 +1,57 @@
+use gpuzone_api::AgentClient;
+use gpuzone_api::agent::v1::{EndLeaseRequest, ListLeasesRequest, ShutdownRequest};
+
+use crate::arguments::{Format, Stop};
+use crate::commands::{Context, answer};
+use crate::error::CliError;
+use crate::output;
+
+pub(crate) async fn stop(context: &Context, stop: Stop) -> Result<(), CliError> {
+    let mut agent = context.connect().await?;
+    if stop.agent {
+        let ended = answer(agent.shutdown(ShutdownRequest {}).await)?.ended_leases;
+        return match context.format {
+            Format::Table | Format::Csv => {
+                output::print(&format!("The agent has ended, and {ended} lease(s) with it.\n"))
+            }
+            Format::Json => {
+                output::print_json(&serde_json::json!({ "agent": "ended", "leases": ended }))
+            }
+        };
+    }
+    let leases = if stop.all {
+        let leases = answer(agent.list_leases(ListLeasesRequest {}).await)?.leases;
+        leases.into_iter().map(|lease| lease.id).collect()
+    } else {
+        stop.leases.iter().map(ToString::to_string).collect()
+    };
+    end(context, &mut agent, leases).await
+}
+
+/// Ends each; one that cannot be ended keeps none of the others from it.
+async fn end(
+    context: &Context,
+    agent: &mut AgentClient,
+    leases: Vec<String>,
+) -> Result<(), CliError> {
+    let (mut ended, mut failure) = (Vec::new(), None);
+    for lease in leases {
+        let request = EndLeaseRequest { lease_id: lease.clone() };
+        match answer(agent.end_lease(request).await) {
+            Ok(_) => ended.push(lease),
+            Err(error) => {
+                if let Some(earlier) = failure.replace(error) {
+                    earlier.show(context.format);
+                }
+            }
+        }
+    }
+    match context.format {
+        Format::Table | Format::Csv => {
+            let lines = ended.iter().map(|lease| format!("{lease} has ended.\n"));
+            output::print(&lines.collect::<String>())?;
+        }
+        Format::Json => output::print_json(&serde_json::json!({ "ended": ended }))?,
+    }
+    failure.map_or(Ok(()), Err)
+}

@@ -1,0 +1,99 @@
+//! The program as a child of this process.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::error::{CliError, Kind};
+use crate::run::program::Program;
+use crate::run::signals::{Mask, Received};
+
+/// Starts the program with `environment` added to ours, and with the signals held back that
+/// were before.
+pub(crate) fn spawn(
+    program: &Program,
+    environment: &[(OsString, OsString)],
+    mask: Mask,
+) -> Result<Child, CliError> {
+    let mut command = Command::new(&program.file);
+    command.arg0(&program.name).args(&program.arguments);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    let parent = getpid();
+    // SAFETY: between fork and exec, both only make system calls and compare numbers; they
+    // neither allocate nor take a lock.
+    unsafe { command.pre_exec(move || die_with(parent).and_then(|()| mask.restore())) };
+    command.spawn().map_err(|error| {
+        let kind = match error.kind() {
+            // The file was there a moment ago: what is missing is the interpreter it names.
+            io::ErrorKind::NotFound => Kind::NoProgram,
+            _ => Kind::NotExecutable,
+        };
+        let file = program.file.display();
+        let hint = "a script's first line names its interpreter; a program has to be built for \
+                    this machine";
+        CliError::new(kind, format!("cannot start '{file}': {error}")).hint(hint)
+    })
+}
+
+/// The program is killed when this process ends, however that happens. (The kernel drops the
+/// order when a program with another user's rights is executed; the lease ends all the same.)
+fn die_with(parent: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The parent may have ended before the order was given.
+    if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}
+
+/// Waits for the program, passing signals on; its exit code, or 128 and the number of the
+/// signal that ended it, as shells have it.
+pub(crate) async fn wait(
+    mut child: Child,
+    mut signals: UnboundedReceiver<Received>,
+) -> Result<u8, CliError> {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                let status = status.map_err(|error| CliError::caused(Kind::Internal, &error))?;
+                return Ok(code_of(status));
+            }
+            Some(received) = signals.recv() => {
+                if let Some(pid) = pid {
+                    pass_on(received, pid);
+                }
+            }
+        }
+    }
+}
+
+fn pass_on(received: Received, pid: Pid) {
+    let Some(signal) = Signal::from_named_raw(received.number) else { return };
+    // SIGCONT is passed on always: whoever woke this process wants the program awake, too.
+    if !received.from_kernel || signal == Signal::CONT {
+        // It may just have ended; then there is nobody left to tell.
+        let _ = kill_process(pid, signal);
+    }
+    if signal == Signal::TSTP {
+        // The program stops by itself; so that the shell sees a stopped job, this one does too.
+        let _ = kill_process(getpid(), Signal::STOP);
+    }
+}
+
+fn code_of(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        (None, Some(signal)) => code_of_signal(signal),
+        (None, None) => Kind::Internal.exit_code(),
+    }
+}
+
+/// 128 and the signal's number.
+pub(crate) fn code_of_signal(signal: i32) -> u8 {
+    u8::try_from(signal).unwrap_or(0).saturating_add(128)
+}

@@ -1,0 +1,139 @@
+//! `gpu-zone run`: a program in a lease of its own.
+//!
+//! The holder of the lease is this process; the program is its child, with its terminal and
+//! its rights. Whichever way this process ends, the program ends with it, and the agent ends
+//! the lease.
+
+#[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
+mod child;
+mod program;
+#[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
+mod signals;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use gpuzone_api::AgentClient;
+use gpuzone_api::agent::v1::{CreateLeaseReply, CreateLeaseRequest, EndLeaseRequest};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::arguments::Run;
+use crate::commands::{Context, answer};
+use crate::error::{CliError, Kind};
+use crate::run::program::Program;
+use crate::run::signals::{Mask, Received};
+
+/// Longest name of a program in listings, in characters.
+const NAME: usize = 80;
+
+pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
+    // Looked for first: a typing error must not cost anybody a lease.
+    let program = Program::find(&run.command)?;
+    let mut agent = context.connect().await?;
+    // From here on signals wait: a lease that is being made is ended, not left to be found.
+    let (mut signals, mask) =
+        signals::receive().map_err(|error| CliError::caused(Kind::Internal, &error))?;
+    let request = CreateLeaseRequest {
+        tenant: run.tenant.to_string(),
+        gpus: run.gpus.get(),
+        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
+        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
+        model: run.model,
+        program: run.name.unwrap_or_else(|| display_name(&run.command)),
+    };
+    let granted = tokio::select! {
+        granted = agent.create_lease(request) => answer(granted)?,
+        // The agent sees its holder end, and ends what it may have made.
+        signal = ending(&mut signals) => return Ok(child::code_of_signal(signal)),
+    };
+    let Some(lease) = granted.lease.as_ref().map(|lease| lease.id.clone()) else {
+        return Err(CliError::new(Kind::Internal, "the agent made a lease and did not say which"));
+    };
+    context.say(|| format!("{lease} is active"));
+    let code = start(&program, &granted, signals, mask).await;
+    end(context, &mut agent, lease).await;
+    code
+}
+
+async fn start(
+    program: &Program,
+    granted: &CreateLeaseReply,
+    signals: UnboundedReceiver<Received>,
+    mask: Mask,
+) -> Result<u8, CliError> {
+    let mut environment: Vec<(OsString, OsString)> =
+        granted.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let search = library_path(Path::new(&granted.library_dir), std::env::var_os(LIBRARY_PATH));
+    environment.push((LIBRARY_PATH.into(), search));
+    let child = child::spawn(program, &environment, mask)?;
+    child::wait(child, signals).await
+}
+
+/// The lease is over with its program. Should the agent not answer, it will see for itself.
+async fn end(context: &Context, agent: &mut AgentClient, lease: String) {
+    let ended = answer(agent.end_lease(EndLeaseRequest { lease_id: lease.clone() }).await);
+    match ended {
+        Ok(_) => context.say(|| format!("{lease} has ended")),
+        Err(error) => eprintln!(
+            "gpu-zone: {lease} was not ended here ({error}); the agent ends it once it runs"
+        ),
+    }
+}
+
+/// The first signal that would end this process.
+async fn ending(signals: &mut UnboundedReceiver<Received>) -> i32 {
+    loop {
+        match signals.recv().await {
+            Some(received) if received.ends() => return received.number,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
+
+/// The shim's folder in front of what was searched before.
+fn library_path(shim: &Path, before: Option<OsString>) -> OsString {
+    let mut search = shim.as_os_str().to_owned();
+    // An empty element would mean the working directory.
+    if let Some(before) = before.filter(|before| !before.is_empty()) {
+        search.push(":");
+        search.push(before);
+    }
+    search
+}
+
+/// The program's file name, and its first word unless that is an option: `python train.py`
+/// says more than `python`, and all the words could hold somebody's password.
+fn display_name(command: &[OsString]) -> String {
+    let file = command.first().map(Path::new).and_then(Path::file_name).unwrap_or(OsStr::new("?"));
+    let mut name = file.to_string_lossy().into_owned();
+    let first = command.get(1).map(|word| word.to_string_lossy());
+    if let Some(first) = first.filter(|word| !word.starts_with('-')) {
+        name = format!("{name} {first}");
+    }
+    name.chars().take(NAME).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shim_is_found_first() {
+        let shim = Path::new("/run/shim");
+        assert_eq!(library_path(shim, None), "/run/shim");
+        assert_eq!(library_path(shim, Some("".into())), "/run/shim");
+        assert_eq!(library_path(shim, Some("/a:/b".into())), "/run/shim:/a:/b");
+    }
+
+    #[test]
+    fn a_name_is_short_and_tells_no_options() {
+        let name =
+            |words: &[&str]| display_name(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(name(&["/usr/bin/python3", "train.py", "--key", "secret"]), "python3 train.py");
+        assert_eq!(name(&["./app", "--key=secret"]), "app");
+        assert_eq!(name(&[&"ä".repeat(200)]).chars().count(), NAME);
+    }
+}

@@ -1,0 +1,46 @@
+//! Tasks of the project: `cargo demo`, and what `cargo xtask` lists.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod kernels;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Two tenants share one simulated GPU: the main job, checked from end to end.
+    Demo,
+    /// Build the kernels' PTX again from their CUDA C++ sources, with the nvcc that pip installs.
+    Kernels,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Demo => demo::demo(),
+        Task::Kernels => kernels::build(&repository()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace: this crate is in `gpu-zone/xtask` of it.
+fn repository() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
