@@ -1,0 +1,7 @@
+//! The driver's library: opened by path, its functions looked up by name.
+
+mod devices;
+mod table;
+
+pub use devices::{Device, DeviceError, devices};
+pub use table::{Driver, LoadError};

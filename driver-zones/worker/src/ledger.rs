@@ -1,0 +1,139 @@
+//! The lease's limits: every byte is charged here before the driver is asked for it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gpuzone_wire::stats::{Monotonic, StatsWriter};
+
+/// What the lease's GPUs have given out, over all sessions.
+#[derive(Debug)]
+pub struct Ledger {
+    limits: Vec<u64>,
+    charged: Mutex<Vec<u64>>,
+    gate: Mutex<()>,
+    stats: Arc<StatsWriter>,
+}
+
+/// The limit would be passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit;
+
+/// Charged bytes; dropping it gives them back. To be dropped when the driver has them back.
+#[derive(Debug)]
+pub struct Charge {
+    ledger: Arc<Ledger>,
+    device: usize,
+    bytes: u64,
+}
+
+impl Ledger {
+    /// A ledger with a limit for each GPU of the lease.
+    pub fn new(limits: Vec<u64>, stats: Arc<StatsWriter>) -> Arc<Self> {
+        let charged = Mutex::new(vec![0; limits.len()]);
+        Arc::new(Self { limits, charged, gate: Mutex::new(()), stats })
+    }
+
+    /// Keeps others from taking or giving back memory: to be held while the driver takes memory
+    /// of an amount that only shows afterwards.
+    pub fn close_gate(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Charges memory of a GPU of the lease.
+    ///
+    /// # Errors
+    /// When it would be more than the limit; the refusal is counted.
+    pub fn charge(self: &Arc<Self>, device: usize, bytes: u64) -> Result<Charge, OverLimit> {
+        let mut charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = charged.get_mut(device).ok_or(OverLimit)?;
+        let limit = self.limits.get(device).copied().unwrap_or(0);
+        match slot.checked_add(bytes).filter(|sum| *sum <= limit) {
+            Some(sum) => *slot = sum,
+            None => {
+                self.stats.add_refused_memory();
+                return Err(OverLimit);
+            }
+        }
+        self.publish(&charged);
+        Ok(Charge { ledger: self.clone(), device, bytes })
+    }
+
+    /// Free and total bytes of a GPU of the lease.
+    pub fn free_and_total(&self, device: usize) -> (u64, u64) {
+        let charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = self.limits.get(device).copied().unwrap_or(0);
+        let used = charged.get(device).copied().unwrap_or(0);
+        (total.saturating_sub(used), total)
+    }
+
+    fn publish(&self, charged: &[u64]) {
+        // Under the lock, so that the last word published is the last state.
+        let used = charged.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        self.stats.set_used(Monotonic::now(), used);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        let mut charged = self.ledger.charged.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = charged.get_mut(self.device) {
+            *slot = slot.saturating_sub(self.bytes);
+        }
+        self.ledger.publish(&charged);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpuzone_wire::stats::StatsFile;
+
+    fn ledger(limit: u64) -> (tempfile::TempDir, StatsFile, Arc<Ledger>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = StatsFile::create(&dir.path().join("stats")).expect("created");
+        let clone = file.file().try_clone().expect("cloned");
+        let stats = Arc::new(StatsWriter::open(clone).expect("open"));
+        (dir, file, Ledger::new(vec![limit], stats))
+    }
+
+    #[test]
+    fn the_limit_is_exact_and_what_is_dropped_comes_back() {
+        let (_dir, file, ledger) = ledger(100);
+        let first = ledger.charge(0, 60).expect("fits");
+        let second = ledger.charge(0, 40).expect("fits exactly");
+        assert_eq!(ledger.charge(0, 1).err(), Some(OverLimit));
+        assert_eq!(ledger.charge(0, u64::MAX).err(), Some(OverLimit));
+        assert_eq!(ledger.charge(1, 0).err(), Some(OverLimit), "no such GPU");
+        assert_eq!(ledger.free_and_total(0), (0, 100));
+        drop(first);
+        assert_eq!(ledger.free_and_total(0), (60, 100));
+        drop(second);
+        let seen = file.snapshot(Monotonic::now()).expect("readable");
+        assert_eq!((seen.used.get(), seen.counters.peak_used.get()), (0, 100));
+        assert_eq!(seen.counters.refused_memory, 2);
+    }
+
+    #[test]
+    fn many_threads_never_pass_the_limit() {
+        let (_dir, file, ledger) = ledger(1000);
+        std::thread::scope(|scope| {
+            for seed in 1..=4u64 {
+                let ledger = &ledger;
+                scope.spawn(move || {
+                    let mut held = Vec::new();
+                    for step in 0..2000 {
+                        held.extend(ledger.charge(0, (seed * step) % 97).ok());
+                        if step % 3 == 0 {
+                            held.clear();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(ledger.free_and_total(0), (1000, 1000));
+        let peak = file.snapshot(Monotonic::now()).expect("readable").counters.peak_used;
+        assert!(peak.get() <= 1000, "{peak}");
+    }
+}

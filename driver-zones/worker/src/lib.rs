@@ -1,0 +1,18 @@
+//! One process per lease: owns the CUDA contexts and holds the lease's limits.
+//!
+//! ```text
+//! main thread: accepts at the slot's socket, sees tenants go, ends the process when it must
+//!     └── session (a thread per tenant process): ring ─▶ spec's dispatch ─▶ driver
+//!             all sessions charge one ledger: the lease's limits
+//! ```
+//!
+//! Architecture invariant: nothing that a tenant sends decides anything unchecked, and a session
+//! never reaches another session's objects: its tables are its own thread's.
+
+pub mod busy;
+pub mod driver;
+pub mod harden;
+pub mod ledger;
+pub mod nvml;
+pub mod server;
+pub mod session;

@@ -1,0 +1,75 @@
+//! The worker of a lease. See the library's documentation and `gpuzone_wire::handover`.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use gpuzone_wire::handover::{EXIT_DRIVER, LISTENER_FD, STATS_FD, WorkerSpec};
+use gpuzone_wire::stats::StatsWriter;
+use gpuzone_worker::driver::{Driver, devices};
+use gpuzone_worker::ledger::Ledger;
+use gpuzone_worker::nvml::OwnUse;
+use gpuzone_worker::session::Lease;
+use gpuzone_worker::{harden, server};
+
+fn main() -> ExitCode {
+    let code = match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            if error.is::<DriverUnusable>() { EXIT_DRIVER } else { 1 }
+        }
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// Marks errors that no new worker will cure.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct DriverUnusable(String);
+
+fn run() -> anyhow::Result<i32> {
+    harden::harden().context("cannot give up privileges")?;
+    // SAFETY: the broker hands over these descriptors, and nobody else in this process has
+    // touched them.
+    let (listener, stats) =
+        unsafe { (OwnedFd::from_raw_fd(LISTENER_FD), File::from_raw_fd(STATS_FD)) };
+    for descriptor in [&listener, &OwnedFd::from(stats.try_clone().context("no stats file")?)] {
+        rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)
+            .context("a file descriptor of the broker's is missing")?;
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("cannot read the orders")?;
+    let spec: WorkerSpec = serde_json::from_str(&text).context("the orders are no orders")?;
+
+    let stats = Arc::new(StatsWriter::open(stats)?);
+    let unusable = |error: &dyn std::error::Error| DriverUnusable(error.to_string());
+    let driver = Driver::open(&spec.driver.cuda_library).map_err(|error| unusable(&error))?;
+    let (driver_version, devices) =
+        devices(&driver, &spec.grants).map_err(|error| unusable(&error))?;
+    let limits = devices.iter().map(|device| device.info.memory).collect();
+    let lease = Arc::new(Lease {
+        driver,
+        driver_version,
+        devices,
+        ledger: Ledger::new(limits, stats.clone()),
+        stats,
+        own_use: OwnUse::open(&spec.driver.nvml_library),
+        caps: spec.caps,
+        poisoned: false.into(),
+    });
+    say_ready().context("the broker does not listen")?;
+    Ok(server::run(&lease, &listener)?)
+}
+
+/// Tells the broker, then lets go of standard output.
+fn say_ready() -> std::io::Result<()> {
+    let mut stdout = std::io::stdout();
+    stdout.write_all(b"ready\n")?;
+    stdout.flush()?;
+    let null = File::options().write(true).open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdout(&null)?)
+}

@@ -1,0 +1,228 @@
+//! The main thread: accepts tenants at the slot's socket, sees them go, and ends the process
+//! when another should take its place.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use gpuzone_wire::handover::EXIT_REPLACE;
+use gpuzone_wire::hello::{self, Hello, HelloError, Welcome};
+use gpuzone_wire::ring::{Region, RegionError, RingSizes, Spin};
+use gpuzone_wire::spec;
+use gpuzone_wire::stats::Monotonic;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+
+use crate::busy::BusyClock;
+use crate::session::{Ended, Lease, Session, SessionPeer, serve};
+
+/// How long a process that connected may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the busy time of work under way is published.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
+/// Why the worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The slot's socket failed.
+    #[error("the slot's socket failed: {0}")]
+    Listener(Errno),
+    /// The kernel would not wait.
+    #[error("cannot wait for tenants: {0}")]
+    Wait(Errno),
+}
+
+struct Tenant {
+    socket: Arc<OwnedFd>,
+    peer: Arc<SessionPeer>,
+    clock: Arc<BusyClock>,
+    region: Arc<OnceLock<Arc<Region>>>,
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Serves tenants until the process has to be replaced; answers the exit code.
+///
+/// # Errors
+/// When the slot's socket fails.
+pub fn run(lease: &Arc<Lease>, listener: &OwnedFd) -> Result<i32, ServeError> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let ended = Arc::new(eventfd(0, flags).map_err(ServeError::Wait)?);
+    let mut tenants: Vec<Tenant> = Vec::new();
+    loop {
+        let accepted = wait(listener, &ended, &tenants)?;
+        if accepted && let Some(socket) = accept(listener)? {
+            admit(lease, socket, &ended, &mut tenants);
+        }
+        reap(&mut tenants);
+        lease.stats.set_sessions(u32::try_from(tenants.len()).unwrap_or(u32::MAX));
+        let now = Monotonic::now();
+        for tenant in &tenants {
+            tenant.clock.tick(now, &lease.stats);
+        }
+        if tenants.is_empty() && lease.poisoned.load(Ordering::SeqCst) {
+            return Ok(EXIT_REPLACE);
+        }
+    }
+}
+
+/// Waits for something to happen; whether somebody wants in. Tells sessions whose tenant went.
+fn wait(listener: &OwnedFd, ended: &OwnedFd, tenants: &[Tenant]) -> Result<bool, ServeError> {
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let watched: Vec<&Tenant> =
+        tenants.iter().filter(|tenant| !tenant.peer.gone.load(Ordering::SeqCst)).collect();
+    let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+    fds.extend(watched.iter().map(|tenant| PollFd::new(&*tenant.socket, PollFlags::RDHUP)));
+    let timeout = if tenants.is_empty() { None } else { Some(&TICK) };
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(ServeError::Wait(error)),
+    }
+    let events: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+    for (tenant, events) in watched.iter().zip(events.iter().skip(2)) {
+        if events.intersects(gone) {
+            tenant.peer.gone.store(true, Ordering::SeqCst);
+            if let Some(region) = tenant.region.get() {
+                region.wake_all();
+            }
+        }
+    }
+    if events.get(1).is_some_and(|events| events.contains(PollFlags::IN)) {
+        let mut count = [0u8; 8];
+        // Empties the counter; nothing depends on its value.
+        let _ = rustix::io::read(ended, &mut count);
+    }
+    let first = events.first().copied().unwrap_or(PollFlags::empty());
+    if first.intersects(PollFlags::ERR | PollFlags::NVAL) {
+        return Err(ServeError::Listener(Errno::BADF));
+    }
+    Ok(first.contains(PollFlags::IN))
+}
+
+fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, ServeError> {
+    match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+        Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
+            eprintln!("cannot accept a tenant's process now: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(None)
+        }
+        Err(error) => Err(ServeError::Listener(error)),
+    }
+}
+
+fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mut Vec<Tenant>) {
+    if tenants.len() >= lease.caps.sessions as usize {
+        let reason = format!(
+            "the lease has {} processes connected already, as many as it may; end one first",
+            tenants.len()
+        );
+        refuse(&socket, reason);
+        return;
+    }
+    let socket = Arc::new(socket);
+    let mut tenant = Tenant {
+        socket: socket.clone(),
+        peer: Arc::default(),
+        clock: Arc::default(),
+        region: Arc::default(),
+        done: Arc::default(),
+        thread: None,
+    };
+    let (peer, clock) = (tenant.peer.clone(), tenant.clock.clone());
+    let (region, done) = (tenant.region.clone(), tenant.done.clone());
+    let (lease, ended) = (lease.clone(), ended.clone());
+    let body = move || {
+        let attended = AssertUnwindSafe(|| attend(&lease, &socket, &peer, clock, &region));
+        if std::panic::catch_unwind(attended).is_err() {
+            eprintln!("a session ended by a fault of the worker's own; others go on");
+            lease.poisoned.store(true, Ordering::SeqCst);
+        }
+        // The tenant sees the end of its session here, however it came about.
+        let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+        done.store(true, Ordering::SeqCst);
+        let _ = rustix::io::write(&*ended, &1u64.to_ne_bytes());
+    };
+    match std::thread::Builder::new().name("session".to_owned()).spawn(body) {
+        Ok(thread) => {
+            tenant.thread = Some(thread);
+            tenants.push(tenant);
+        }
+        Err(error) => {
+            refuse(&tenant.socket, format!("the worker cannot start another thread: {error}"));
+        }
+    }
+}
+
+fn refuse(socket: impl AsFd, reason: String) {
+    eprintln!("refused a tenant's process: {reason}");
+    // Whether it hears the reason is up to it.
+    let _ = hello::limit_waiting(&socket, Duration::from_millis(100));
+    let _ = hello::send(&socket, &Welcome::Refused { reason }, None);
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AttendError {
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error(transparent)]
+    Region(#[from] RegionError),
+}
+
+/// A session's thread, from the greeting to the end.
+fn attend(
+    lease: &Arc<Lease>,
+    socket: &Arc<OwnedFd>,
+    peer: &SessionPeer,
+    clock: Arc<BusyClock>,
+    place: &OnceLock<Arc<Region>>,
+) {
+    let region = match greet(lease, socket.as_fd()) {
+        Ok(Some(region)) => place.get_or_init(|| region).clone(),
+        Ok(None) => return,
+        Err(error) => {
+            eprintln!("a tenant's process could not be welcomed: {error}");
+            return;
+        }
+    };
+    let mut session = Session::new(lease.clone(), clock);
+    match serve(&mut session, region, Spin::default(), peer) {
+        Ended::Gone => {}
+        ended @ (Ended::Ring(_) | Ended::Call(_)) => eprintln!("a session was ended: {ended}"),
+    }
+}
+
+fn greet(lease: &Lease, socket: BorrowedFd<'_>) -> Result<Option<Arc<Region>>, AttendError> {
+    hello::limit_waiting(socket, HELLO_TIMEOUT)?;
+    let (hello, _) = hello::receive::<Hello>(socket)?;
+    if hello.version != spec::VERSION {
+        let reason = format!(
+            "the program's libcuda.so.1 speaks version {} of the protocol and the worker version {}; start the program anew with the installed one",
+            hello.version,
+            spec::VERSION
+        );
+        refuse(socket, reason);
+        return Ok(None);
+    }
+    let sizes = RingSizes::default();
+    let (file, region) = Region::create(sizes)?;
+    let devices = lease.devices.iter().map(|device| device.info.clone()).collect();
+    let welcome = Welcome::Accepted { sizes, driver_version: lease.driver_version, devices };
+    hello::send(socket, &welcome, Some(file.as_fd()))?;
+    Ok(Some(Arc::new(region)))
+}
+
+fn reap(tenants: &mut Vec<Tenant>) {
+    for tenant in tenants.iter_mut().filter(|tenant| tenant.done.load(Ordering::SeqCst)) {
+        if let Some(thread) = tenant.thread.take() {
+            // It has said that it is done, and it catches its panics.
+            let _ = thread.join();
+        }
+    }
+    tenants.retain(|tenant| tenant.thread.is_some());
+}

@@ -1,0 +1,99 @@
+use gpuzone_cuda_abi::{CuResult, stream_flags};
+use gpuzone_wire::spec::{ContextCreate, ContextId};
+
+use super::{Context, Session, room};
+use crate::busy::Meter;
+use crate::ledger::Charge;
+
+impl Session {
+    /// Makes a context current for the calls that follow.
+    pub(super) fn enter(&mut self, id: ContextId) -> Result<&mut Context, CuResult> {
+        let context = self.contexts.get_mut(&id).ok_or(CuResult::INVALID_CONTEXT)?;
+        if self.current != id {
+            // SAFETY: a context that the driver made and that was not destroyed.
+            unsafe { (self.lease.driver.context_set_current)(context.driver) }.ok()?;
+            self.current = id;
+        }
+        Ok(context)
+    }
+
+    pub(super) fn create_context(&mut self, request: &ContextCreate) -> Result<(), CuResult> {
+        let id = request.context;
+        if id.0 == 0 || self.contexts.contains_key(&id) {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        room(self.contexts.len(), self.lease.caps.contexts)?;
+        let device = usize::try_from(request.device).map_err(|_| CuResult::INVALID_DEVICE)?;
+        let lease = self.lease.clone();
+        let ordinal = lease.devices.get(device).ok_or(CuResult::INVALID_DEVICE)?.ordinal;
+        let mut made = std::ptr::null_mut();
+        // How threads of this process wait is for the driver zone to say, not for the tenant:
+        // its flags stay in its own process.
+        let create = || {
+            // SAFETY: a place for the answer; a GPU of the lease.
+            unsafe { (lease.driver.context_create)(&raw mut made, 0, ordinal) }
+        };
+        let (result, charge) = self.charge_what_it_takes(device, create);
+        // Creating a context makes it current: what was current before is not any more.
+        self.current = ContextId(0);
+        self.ask(result)?;
+        let undo = |error: CuResult| {
+            // SAFETY: the context made above, used by nobody.
+            let _ = unsafe { (lease.driver.context_destroy)(made) };
+            error
+        };
+        let charge = charge.map_err(undo)?;
+        let mut zeroing = std::ptr::null_mut();
+        // SAFETY: a place for the answer; the new context is current.
+        let streamed =
+            unsafe { (lease.driver.stream_create)(&raw mut zeroing, stream_flags::NON_BLOCKING) };
+        self.ask(streamed).map_err(undo)?;
+        let meter = Meter::default();
+        self.contexts.insert(id, Context { driver: made, device, zeroing, meter, charge });
+        self.current = id;
+        Ok(())
+    }
+
+    /// Does something that takes device memory of an amount that the driver decides, and
+    /// charges what NVML says it took. When that passes the limit, the charge is an error and
+    /// the caller undoes what was done.
+    pub(super) fn charge_what_it_takes(
+        &self,
+        device: usize,
+        act: impl FnOnce() -> CuResult,
+    ) -> (CuResult, Result<Charge, CuResult>) {
+        let _gate = self.lease.ledger.close_gate();
+        let gpu = self.uuid(device);
+        let before = self.lease.own_use.bytes(gpu);
+        let result = act();
+        let after = self.lease.own_use.bytes(gpu);
+        let taken = match (before, after) {
+            (Some(before), Some(after)) => after.saturating_sub(before),
+            _ => 0,
+        };
+        let charge = self.lease.ledger.charge(device, taken);
+        (result, charge.map_err(|_| CuResult::OUT_OF_MEMORY))
+    }
+
+    /// Ends a context and all that is in it.
+    pub(super) fn end_context(&mut self, id: ContextId) -> Result<(), CuResult> {
+        let mut context = self.contexts.remove(&id).ok_or(CuResult::INVALID_CONTEXT)?;
+        self.modules.retain(|_, module| module.context != id);
+        self.functions.retain(|_, function| function.context != id);
+        let modules = &self.modules;
+        self.globals.retain(|_, global| modules.contains_key(&global.module));
+        self.streams.retain(|_, (of, _)| *of != id);
+        self.events.retain(|_, (of, _)| *of != id);
+        if self.current == id {
+            self.current = ContextId(0);
+        }
+        // SAFETY: the driver's context, in no table any more; destroying it waits for its work
+        // and gives its memory back.
+        let result = unsafe { (self.lease.driver.context_destroy)(context.driver) };
+        context.meter.stop(&self.clock, &self.lease.stats);
+        // Charges go last: nobody is told that there is room before there is.
+        self.allocations.retain(|_, allocation| allocation.context != id);
+        drop(context.charge);
+        self.ask(result)
+    }
+}

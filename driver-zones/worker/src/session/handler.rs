@@ -1,0 +1,184 @@
+//! The spec's calls, each with its piece of the session.
+
+use gpuzone_cuda_abi::{CuResult, FunctionIndex};
+use gpuzone_wire::spec::{
+    Call, ContextCreate, ContextCreated, ContextDestroy, ContextDestroyed, ContextIdle,
+    ContextLimit, ContextLimitValue, ContextSynchronize, CopiedToHost, CopyOnDevice, CopyToDevice,
+    CopyToHost, DevicePtr, EventCreate, EventDestroy, EventDone, EventElapsed, EventElapsedReply,
+    EventQuery, EventRecord, EventState, EventSynchronize, FunctionAttributes,
+    FunctionSetAttribute, Handler, Launch, MemoryAllocate, MemoryAllocated, MemoryFree, MemoryInfo,
+    MemoryInfoReply, MemorySet, ModuleData, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
+    ModuleGlobalReply, ModuleLoad, ModuleLoaded, ModuleUnload, Occupancy, OccupancyReply,
+    StreamCreate, StreamDestroy, StreamIdle, StreamQuery, StreamState, StreamSynchronize,
+    StreamWaitEvent, Unsupported,
+};
+
+use super::Session;
+
+type Answer<T> = Result<T, CuResult>;
+
+impl Handler for Session {
+    fn context_create(&mut self, _: &mut Call<'_>, r: ContextCreate) -> Answer<ContextCreated> {
+        self.create_context(&r).map(|()| ContextCreated {})
+    }
+
+    fn context_destroy(&mut self, _: &mut Call<'_>, r: ContextDestroy) -> Answer<ContextDestroyed> {
+        self.end_context(r.context).map(|()| ContextDestroyed {})
+    }
+
+    fn context_synchronize(
+        &mut self,
+        call: &mut Call<'_>,
+        _: ContextSynchronize,
+    ) -> Answer<ContextIdle> {
+        self.enter(call.context)?;
+        // SAFETY: waits for the current context's work.
+        let waited = unsafe { (self.lease.driver.context_synchronize)() };
+        let waited = self.ask(waited);
+        self.settle_current();
+        waited.map(|()| ContextIdle {})
+    }
+
+    fn context_limit(&mut self, call: &mut Call<'_>, r: ContextLimit) -> Answer<ContextLimitValue> {
+        self.enter(call.context)?;
+        let mut value = 0usize;
+        // SAFETY: a place for the answer; the context is current.
+        let asked = unsafe { (self.lease.driver.context_limit)(&raw mut value, r.limit) };
+        self.ask(asked)?;
+        Ok(ContextLimitValue { value: value as u64 })
+    }
+
+    fn memory_allocate(
+        &mut self,
+        call: &mut Call<'_>,
+        r: MemoryAllocate,
+    ) -> Answer<MemoryAllocated> {
+        let pointer = self.allocate(call.context, r.bytes)?;
+        Ok(MemoryAllocated { pointer: DevicePtr(pointer) })
+    }
+
+    fn memory_free(&mut self, _: &mut Call<'_>, r: MemoryFree) -> Answer<()> {
+        self.free(r.pointer)
+    }
+
+    fn memory_info(&mut self, call: &mut Call<'_>, _: MemoryInfo) -> Answer<MemoryInfoReply> {
+        let device = self.enter(call.context)?.device;
+        let (free, total) = self.lease.ledger.free_and_total(device);
+        Ok(MemoryInfoReply { free, total })
+    }
+
+    fn copy_to_device(&mut self, call: &mut Call<'_>, r: CopyToDevice) -> Answer<()> {
+        self.copy_in(call.context, &r, call.bulk)
+    }
+
+    fn copy_to_host(&mut self, call: &mut Call<'_>, r: CopyToHost) -> Answer<CopiedToHost> {
+        let copied = self.copy_out(call, &r);
+        self.settle_current();
+        copied.map(|()| CopiedToHost {})
+    }
+
+    fn copy_on_device(&mut self, call: &mut Call<'_>, r: CopyOnDevice) -> Answer<()> {
+        self.copy_within(call.context, &r)
+    }
+
+    fn memory_set(&mut self, call: &mut Call<'_>, r: MemorySet) -> Answer<()> {
+        self.set(call.context, &r)
+    }
+
+    fn module_data(&mut self, call: &mut Call<'_>, _: ModuleData) -> Answer<()> {
+        self.collect_image(call.bulk)
+    }
+
+    fn module_load(&mut self, call: &mut Call<'_>, r: ModuleLoad) -> Answer<ModuleLoaded> {
+        self.load_module(call.context, &r)
+    }
+
+    fn module_unload(&mut self, _: &mut Call<'_>, r: ModuleUnload) -> Answer<()> {
+        self.unload_module(r.module)
+    }
+
+    fn module_function(
+        &mut self,
+        _: &mut Call<'_>,
+        r: ModuleFunction,
+    ) -> Answer<ModuleFunctionReply> {
+        self.look_up_function(r)
+    }
+
+    fn module_global(&mut self, _: &mut Call<'_>, r: ModuleGlobal) -> Answer<ModuleGlobalReply> {
+        self.look_up_global(r)
+    }
+
+    fn function_set_attribute(
+        &mut self,
+        _: &mut Call<'_>,
+        r: FunctionSetAttribute,
+    ) -> Answer<FunctionAttributes> {
+        Ok(FunctionAttributes { attributes: self.set_function_attribute(&r)? })
+    }
+
+    fn occupancy(&mut self, _: &mut Call<'_>, r: Occupancy) -> Answer<OccupancyReply> {
+        Ok(OccupancyReply { blocks: self.ask_occupancy(&r)? })
+    }
+
+    fn launch(&mut self, call: &mut Call<'_>, r: Launch) -> Answer<()> {
+        self.start_kernel(call.context, &r)
+    }
+
+    fn stream_create(&mut self, call: &mut Call<'_>, r: StreamCreate) -> Answer<()> {
+        self.make_stream(call.context, r.stream, r.flags)
+    }
+
+    fn stream_destroy(&mut self, _: &mut Call<'_>, r: StreamDestroy) -> Answer<()> {
+        self.end_stream(r.stream)
+    }
+
+    fn stream_synchronize(
+        &mut self,
+        call: &mut Call<'_>,
+        r: StreamSynchronize,
+    ) -> Answer<StreamIdle> {
+        let stream = self.stream(call.context, r.stream)?;
+        self.enter(call.context)?;
+        self.wait_for(stream).map(|()| StreamIdle {})
+    }
+
+    fn stream_query(&mut self, call: &mut Call<'_>, r: StreamQuery) -> Answer<StreamState> {
+        self.query_stream(call.context, r.stream).map(|()| StreamState {})
+    }
+
+    fn stream_wait_event(&mut self, call: &mut Call<'_>, r: StreamWaitEvent) -> Answer<()> {
+        self.have_stream_wait(call.context, r.stream, r.event)
+    }
+
+    fn event_create(&mut self, call: &mut Call<'_>, r: EventCreate) -> Answer<()> {
+        self.make_event(call.context, r.event, r.flags)
+    }
+
+    fn event_destroy(&mut self, _: &mut Call<'_>, r: EventDestroy) -> Answer<()> {
+        self.end_event(r.event)
+    }
+
+    fn event_record(&mut self, call: &mut Call<'_>, r: EventRecord) -> Answer<()> {
+        self.record_event(call.context, &r)
+    }
+
+    fn event_synchronize(&mut self, _: &mut Call<'_>, r: EventSynchronize) -> Answer<EventDone> {
+        self.wait_for_event(r.event).map(|()| EventDone {})
+    }
+
+    fn event_query(&mut self, _: &mut Call<'_>, r: EventQuery) -> Answer<EventState> {
+        self.query_event(r.event).map(|()| EventState {})
+    }
+
+    fn event_elapsed(&mut self, _: &mut Call<'_>, r: EventElapsed) -> Answer<EventElapsedReply> {
+        Ok(EventElapsedReply { milliseconds: self.elapsed(r.start, r.end)? })
+    }
+
+    fn unsupported(&mut self, _: &mut Call<'_>, r: Unsupported) -> Answer<()> {
+        if let Some(function) = FunctionIndex::new(r.function) {
+            self.lease.stats.add_refused_call(function);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+use std::ops::Bound;
+
+use gpuzone_cuda_abi::{CUstream, CuResult};
+use gpuzone_wire::ring::{Bulk, MAX_BULK};
+use gpuzone_wire::spec::{
+    Call, ContextId, CopyOnDevice, CopyToDevice, CopyToHost, DevicePtr, MemorySet, StreamId,
+};
+use gpuzone_wire::stats::Copied;
+
+use super::{Allocation, Session, room};
+
+impl Session {
+    /// Takes memory within the lease's limit. Nobody ever reads what was in it before.
+    pub(super) fn allocate(&mut self, context: ContextId, bytes: u64) -> Result<u64, CuResult> {
+        let size = usize::try_from(bytes).map_err(|_| CuResult::OUT_OF_MEMORY)?;
+        if size == 0 {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        room(self.allocations.len(), self.lease.caps.allocations)?;
+        let (device, zeroing) = self.enter(context).map(|c| (c.device, c.zeroing))?;
+        let lease = self.lease.clone();
+        let charge = lease.ledger.charge(device, bytes).map_err(|_| CuResult::OUT_OF_MEMORY)?;
+        let mut pointer = 0;
+        let allocated = {
+            let _gate = lease.ledger.close_gate();
+            // SAFETY: a place for the answer; the context is current.
+            unsafe { (lease.driver.memory_allocate)(&raw mut pointer, size) }
+        };
+        self.ask(allocated)?;
+        // SAFETY: the memory just allocated, whole, and a stream of the current context.
+        let zeroed = unsafe {
+            let set = (lease.driver.set_8)(pointer, 0, size, zeroing);
+            if set.is_success() { (lease.driver.stream_synchronize)(zeroing) } else { set }
+        };
+        if let Err(error) = self.ask(zeroed) {
+            // SAFETY: the memory just allocated, known to nobody.
+            let _ = unsafe { (lease.driver.memory_free)(pointer) };
+            return Err(error);
+        }
+        self.allocations.insert(pointer, Allocation { context, bytes, _charge: charge });
+        Ok(pointer)
+    }
+
+    pub(super) fn free(&mut self, pointer: DevicePtr) -> Result<(), CuResult> {
+        let held = self.allocations.get(&pointer.0).ok_or(CuResult::INVALID_VALUE)?;
+        let context = held.context;
+        self.enter(context)?;
+        // SAFETY: memory that the driver allocated in the current context.
+        let freed = unsafe { (self.lease.driver.memory_free)(pointer.0) };
+        self.ask(freed)?;
+        self.allocations.remove(&pointer.0);
+        Ok(())
+    }
+
+    /// Whether `bytes` from `pointer` on lie within one live allocation or variable.
+    fn check_range(&self, pointer: DevicePtr, bytes: u64) -> Result<(), CuResult> {
+        let end = pointer.0.checked_add(bytes).ok_or(CuResult::INVALID_VALUE)?;
+        let upto = (Bound::Unbounded, Bound::Included(pointer.0));
+        let allocation = self.allocations.range(upto).next_back();
+        let variable = self.globals.range(upto).next_back();
+        let ends = [
+            allocation.map(|(base, held)| base.saturating_add(held.bytes)),
+            variable.map(|(base, held)| base.saturating_add(held.bytes)),
+        ];
+        let fits = ends.into_iter().flatten().any(|held_end| end <= held_end);
+        if fits { Ok(()) } else { Err(CuResult::INVALID_VALUE) }
+    }
+
+    pub(super) fn copy_in(
+        &mut self,
+        context: ContextId,
+        request: &CopyToDevice,
+        bulk: Bulk,
+    ) -> Result<(), CuResult> {
+        let stream = self.stream(context, request.stream)?;
+        let device = self.enter(context)?.device;
+        if !bulk.is_empty() {
+            self.check_range(request.target, bulk.len() as u64)?;
+            // SAFETY: the target lies within live memory of this session; the source lies in
+            // the ring until the record is released, which is after this call. It is pageable
+            // memory, which the driver has read when it returns.
+            let copied = unsafe {
+                let (target, source) = (request.target.0, bulk.as_ptr().cast());
+                (self.lease.driver.copy_to_device)(target, source, bulk.len(), stream)
+            };
+            self.ask(copied)?;
+            self.lease.stats.add_copied(Copied::ToDevice, bulk.len() as u64);
+        }
+        let lazy = self.lease.devices.get(device).is_some_and(|device| device.copies_lazily);
+        if request.wait || lazy {
+            self.wait_for(stream)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy_out(
+        &mut self,
+        call: &mut Call<'_>,
+        request: &CopyToHost,
+    ) -> Result<(), CuResult> {
+        let stream = self.stream(call.context, request.stream)?;
+        self.enter(call.context)?;
+        self.check_range(request.source, request.bytes)?;
+        let mut at = request.source.0;
+        let mut left = request.bytes;
+        while left > 0 {
+            let piece = usize::try_from(left).unwrap_or(MAX_BULK).min(MAX_BULK);
+            let sent = call.pieces.send(piece, &mut |target| {
+                // SAFETY: the source was checked to lie in live memory of this session; the
+                // target has room for the piece and stays mapped; the driver is done with it
+                // when the stream is idle.
+                let copied =
+                    unsafe { (self.lease.driver.copy_to_host)(target.cast(), at, piece, stream) };
+                copied.ok()?;
+                // SAFETY: a stream of the current context.
+                unsafe { (self.lease.driver.stream_synchronize)(stream) }.ok()
+            });
+            self.ask(sent.err().unwrap_or(CuResult::SUCCESS))?;
+            at += piece as u64;
+            left -= piece as u64;
+            self.lease.stats.add_copied(Copied::FromDevice, piece as u64);
+        }
+        if request.bytes == 0 {
+            self.wait_for(stream)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy_within(
+        &mut self,
+        context: ContextId,
+        request: &CopyOnDevice,
+    ) -> Result<(), CuResult> {
+        let stream = self.stream(context, request.stream)?;
+        self.enter(context)?;
+        if request.bytes == 0 {
+            return Ok(());
+        }
+        self.check_range(request.target, request.bytes)?;
+        self.check_range(request.source, request.bytes)?;
+        let bytes = usize::try_from(request.bytes).map_err(|_| CuResult::INVALID_VALUE)?;
+        self.work(context, request.stream, stream, |driver| {
+            // SAFETY: both ranges lie in live memory of this session.
+            unsafe { (driver.copy_on_device)(request.target.0, request.source.0, bytes, stream) }
+        })?;
+        self.lease.stats.add_copied(Copied::OnDevice, request.bytes);
+        Ok(())
+    }
+
+    pub(super) fn set(&mut self, context: ContextId, request: &MemorySet) -> Result<(), CuResult> {
+        let stream = self.stream(context, request.stream)?;
+        self.enter(context)?;
+        let bytes = request.count.checked_mul(request.width.into());
+        let bytes = bytes.ok_or(CuResult::INVALID_VALUE)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.check_range(request.target, bytes)?;
+        let count = usize::try_from(request.count).map_err(|_| CuResult::INVALID_VALUE)?;
+        let (target, value) = (request.target.0, request.value);
+        let width = request.width;
+        let [low, second, _, _] = value.to_le_bytes();
+        if !matches!(width, 1 | 2 | 4) {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        self.work(context, request.stream, stream, |driver| {
+            // SAFETY: the range lies in live memory of this session.
+            unsafe {
+                match width {
+                    1 => (driver.set_8)(target, low, count, stream),
+                    2 => (driver.set_16)(target, u16::from_le_bytes([low, second]), count, stream),
+                    _ => (driver.set_32)(target, value, count, stream),
+                }
+            }
+        })
+    }
+
+    /// Waits for a stream of the current context.
+    pub(super) fn wait_for(&mut self, stream: CUstream) -> Result<(), CuResult> {
+        // SAFETY: a stream of the current context, or one of CUDA's own.
+        let waited = unsafe { (self.lease.driver.stream_synchronize)(stream) };
+        let waited = self.ask(waited);
+        self.settle_current();
+        waited
+    }
+
+    /// The driver's stream behind a tenant's number.
+    pub(super) fn stream(&self, context: ContextId, id: StreamId) -> Result<CUstream, CuResult> {
+        match id {
+            StreamId::DEFAULT | StreamId::LEGACY | StreamId::PER_THREAD => {
+                Ok(std::ptr::without_provenance_mut(id.0 as usize))
+            }
+            _ => match self.streams.get(&id) {
+                Some((of, stream)) if *of == context => Ok(*stream),
+                _ => Err(CuResult::INVALID_HANDLE),
+            },
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What one tenant process holds, and how its calls are done.
+
+mod contexts;
+mod handler;
+mod memory;
+mod modules;
+mod serve;
+mod work;
+
+#[cfg(test)]
+mod tests;
+
+pub use serve::{Ended, SessionPeer, serve};
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use gpuzone_core::GpuUuid;
+use gpuzone_cuda_abi::{CUcontext, CUevent, CUfunction, CUmodule, CUstream, CuResult};
+use gpuzone_wire::control::Caps;
+use gpuzone_wire::spec::{ContextId, EventId, FunctionId, ModuleId, ParamInfo, StreamId};
+use gpuzone_wire::stats::StatsWriter;
+
+use crate::busy::{BusyClock, Meter};
+use crate::driver::{Device, Driver};
+use crate::ledger::{Charge, Ledger};
+use crate::nvml::OwnUse;
+
+/// Kernels that a session may have looked up.
+const MAX_FUNCTIONS: usize = 65_536;
+
+/// What all sessions of a worker share.
+#[derive(Debug)]
+pub struct Lease {
+    /// The driver.
+    pub driver: Driver,
+    /// Its version.
+    pub driver_version: i32,
+    /// The lease's GPUs, in order.
+    pub devices: Vec<Device>,
+    /// The limits.
+    pub ledger: Arc<Ledger>,
+    /// The counters.
+    pub stats: Arc<StatsWriter>,
+    /// What NVML says of this process.
+    pub own_use: OwnUse,
+    /// Caps on each session.
+    pub caps: Caps,
+    /// Whether some session's context had a fault that a process does not recover from.
+    pub poisoned: AtomicBool,
+}
+
+struct Context {
+    driver: CUcontext,
+    device: usize,
+    /// New memory is zeroed on it.
+    zeroing: CUstream,
+    meter: Meter,
+    charge: Charge,
+}
+
+struct Module {
+    context: ContextId,
+    driver: CUmodule,
+    /// Held for its drop.
+    _charge: Charge,
+}
+
+struct Function {
+    context: ContextId,
+    module: ModuleId,
+    driver: CUfunction,
+    parameters: Vec<ParamInfo>,
+}
+
+struct Allocation {
+    context: ContextId,
+    bytes: u64,
+    /// Held for its drop.
+    _charge: Charge,
+}
+
+struct Global {
+    module: ModuleId,
+    bytes: u64,
+}
+
+/// One tenant process's objects. Not to be sent to another thread: the driver's current context
+/// is the thread's.
+pub struct Session {
+    lease: Arc<Lease>,
+    clock: Arc<BusyClock>,
+    contexts: HashMap<ContextId, Context>,
+    current: ContextId,
+    modules: HashMap<ModuleId, Module>,
+    functions: HashMap<FunctionId, Function>,
+    streams: HashMap<StreamId, (ContextId, CUstream)>,
+    events: HashMap<EventId, (ContextId, CUevent)>,
+    allocations: BTreeMap<u64, Allocation>,
+    globals: BTreeMap<u64, Global>,
+    image: Vec<u8>,
+}
+
+impl Session {
+    /// A session that holds nothing.
+    pub fn new(lease: Arc<Lease>, clock: Arc<BusyClock>) -> Self {
+        Self {
+            lease,
+            clock,
+            contexts: HashMap::new(),
+            current: ContextId(0),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            streams: HashMap::new(),
+            events: HashMap::new(),
+            allocations: BTreeMap::new(),
+            globals: BTreeMap::new(),
+            image: Vec::new(),
+        }
+    }
+
+    /// Notes a fault that the process will not recover from.
+    fn ask(&self, result: CuResult) -> Result<(), CuResult> {
+        if result.is_context_fatal() {
+            self.lease.poisoned.store(true, Ordering::SeqCst);
+        }
+        result.ok()
+    }
+
+    /// Looks whether work that was given is done; whether some is not.
+    pub fn settle(&mut self) -> bool {
+        let busy: Vec<ContextId> = self
+            .contexts
+            .iter()
+            .filter(|(_, context)| context.meter.is_busy())
+            .map(|(id, _)| *id)
+            .collect();
+        let mut left = false;
+        for id in busy {
+            if self.enter(id).is_ok()
+                && let Some(context) = self.contexts.get_mut(&id)
+            {
+                context.meter.settle(&self.lease.driver, &self.clock, &self.lease.stats);
+                left |= context.meter.is_busy();
+            }
+        }
+        left
+    }
+
+    fn uuid(&self, device: usize) -> GpuUuid {
+        let bytes = self.lease.devices.get(device).map(|device| device.info.uuid);
+        GpuUuid::from_bytes(bytes.unwrap_or_default())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let contexts: Vec<ContextId> = self.contexts.keys().copied().collect();
+        for context in contexts {
+            // Whatever the driver says, nothing of it is used again.
+            let _ = self.end_context(context);
+        }
+    }
+}
+
+/// Room in a table, or the answer that CUDA gives when it runs out of its own memory.
+fn room(held: usize, cap: u32) -> Result<(), CuResult> {
+    if held < cap as usize { Ok(()) } else { Err(CuResult::OUT_OF_MEMORY) }
+}

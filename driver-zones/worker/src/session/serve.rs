@@ -1,0 +1,193 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use gpuzone_cuda_abi::CuResult;
+use gpuzone_wire::client::STICKY;
+use gpuzone_wire::codec::{DecodeError, Field};
+use gpuzone_wire::ring::{
+    Direction, Header, MAX_CONTROL, Payload, Peer, Reader, Received, Region, RingError, Spin,
+    Writer, flag,
+};
+use gpuzone_wire::spec::{Call, ContextId, Handler, Opcode, Pieces, dispatch};
+
+use super::Session;
+
+/// How often a session looks whether the GPU has finished, while there is nothing else to do.
+const SETTLE_EVERY: Duration = Duration::from_millis(10);
+
+/// Whether a session's tenant is there: the main thread watches its socket.
+#[derive(Debug, Default)]
+pub struct SessionPeer {
+    /// Set when the socket was closed.
+    pub gone: AtomicBool,
+}
+
+impl Peer for SessionPeer {
+    fn is_there(&self, _slept: bool) -> bool {
+        !self.gone.load(Ordering::SeqCst)
+    }
+
+    fn slice(&self) -> Duration {
+        // The main thread wakes the session; this is for the case that it could not.
+        Duration::from_secs(5)
+    }
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The tenant's process is gone.
+    #[error("its process is gone")]
+    Gone,
+    /// The tenant wrote nonsense into the ring.
+    #[error("{0}")]
+    Ring(RingError),
+    /// The tenant sent something that is no call.
+    #[error("{0}")]
+    Call(DecodeError),
+}
+
+impl From<RingError> for Ended {
+    fn from(error: RingError) -> Self {
+        match error {
+            RingError::PeerGone => Self::Gone,
+            RingError::BadPosition | RingError::BadRecord | RingError::TooLarge => {
+                Self::Ring(error)
+            }
+        }
+    }
+}
+
+/// Does a tenant's calls until it ends, one way or another.
+pub fn serve(session: &mut Session, region: Arc<Region>, spin: Spin, peer: &SessionPeer) -> Ended {
+    let mut line = Line {
+        requests: Reader::new(region.clone(), Direction::Request, spin),
+        replies: Writer::new(region.clone(), Direction::Reply, spin),
+        region,
+        answer: Vec::new(),
+    };
+    let mut busy = false;
+    loop {
+        let timeout = busy.then_some(SETTLE_EVERY);
+        match line.requests.receive(timeout, peer) {
+            Ok(Some(received)) => match line.answer(session, received, peer) {
+                Ok(()) => busy = true,
+                Err(ended) => return ended,
+            },
+            Ok(None) => busy = session.settle(),
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+struct Line {
+    requests: Reader,
+    replies: Writer,
+    region: Arc<Region>,
+    answer: Vec<u8>,
+}
+
+impl Line {
+    fn answer(
+        &mut self,
+        session: &mut Session,
+        received: Received,
+        peer: &SessionPeer,
+    ) -> Result<(), Ended> {
+        let header = received.header;
+        let opcode = Opcode::of(header.opcode).map_err(Ended::Call)?;
+        let wants_reply = header.flags & flag::WANTS_REPLY != 0;
+        if peer.gone.load(Ordering::SeqCst) && opcode != Opcode::Unsupported {
+            // What a dead process still had to say is of no use, but for the count of what it
+            // missed.
+            return Ok(());
+        }
+        self.answer.clear();
+        CuResult::SUCCESS.0.put(&mut self.answer);
+        // A context ends whatever happened before: that is how a program lets go of a fault.
+        let is_asked = wants_reply && opcode != Opcode::ContextDestroy;
+        let deferred = if is_asked { pending(self.region.deferred()) } else { None };
+        let status = match deferred {
+            Some(error) => error,
+            None => {
+                let mut pieces = RingPieces { replies: &mut self.replies, header, peer };
+                let context = ContextId(header.context);
+                let mut call = Call { context, bulk: received.bulk, pieces: &mut pieces };
+                let handler: &mut dyn Handler = session;
+                let control = self.requests.control();
+                dispatch(handler, opcode, control, &mut call, &mut self.answer)
+                    .map_err(Ended::Call)?
+            }
+        };
+        if wants_reply {
+            self.reply(header, status, peer)
+        } else {
+            defer(self.region.deferred(), status);
+            Ok(())
+        }
+    }
+
+    fn reply(&mut self, header: Header, status: CuResult, peer: &SessionPeer) -> Result<(), Ended> {
+        if status.is_context_fatal() {
+            defer(self.region.deferred(), status);
+        }
+        if !status.is_success() || self.answer.len() > MAX_CONTROL {
+            let told = if status.is_success() { CuResult::OUT_OF_MEMORY } else { status };
+            self.answer.clear();
+            told.0.put(&mut self.answer);
+        }
+        let header = Header::new(header.opcode, 0, header.context, header.sequence);
+        Ok(self.replies.send(header, &self.answer, Payload::NONE, peer)?)
+    }
+}
+
+/// The error of an earlier posted call, which this call answers instead of being done.
+fn pending(word: &AtomicU32) -> Option<CuResult> {
+    let seen = word.load(Ordering::Acquire);
+    if seen == 0 {
+        return None;
+    }
+    if seen & STICKY == 0 {
+        // The tenant may have taken it meanwhile; then it is told twice.
+        let _ = word.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+    Some(CuResult(seen & !STICKY))
+}
+
+/// Leaves the error of a posted call for the next call: the first one, or one that stays.
+fn defer(word: &AtomicU32, status: CuResult) {
+    if status.is_success() {
+        return;
+    }
+    if status.is_context_fatal() {
+        let stays = status.0 | STICKY;
+        if word.load(Ordering::Acquire) & STICKY == 0 {
+            word.store(stays, Ordering::Release);
+        }
+    } else {
+        // An error that is there already is the first one, and the one that counts.
+        let _ = word.compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+struct RingPieces<'a> {
+    replies: &'a mut Writer,
+    header: Header,
+    peer: &'a SessionPeer,
+}
+
+impl Pieces for RingPieces<'_> {
+    fn send(
+        &mut self,
+        length: usize,
+        fill: &mut dyn FnMut(*mut u8) -> Result<(), CuResult>,
+    ) -> Result<(), CuResult> {
+        let (opcode, context) = (self.header.opcode, self.header.context);
+        let header = Header::new(opcode, flag::PIECE, context, self.header.sequence);
+        // When the tenant is gone, the session finds out at its next look at the ring.
+        self.replies
+            .send_with(header, &[], length, self.peer, fill)
+            .unwrap_or(Err(CuResult::DEVICE_UNAVAILABLE))
+    }
+}

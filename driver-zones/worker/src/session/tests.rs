@@ -1,0 +1,135 @@
+//! Sessions under a tenant that sends anything at all, with a driver that does nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gpuzone_cuda_abi::{CUdeviceptr, CUfunction, CuResult, DeviceAttribute};
+use gpuzone_wire::control::Caps;
+use gpuzone_wire::hello::DeviceInfo;
+use gpuzone_wire::ring::{Bulk, MAX_BULK};
+use gpuzone_wire::spec::{Call, ContextId, Opcode, Pieces, dispatch};
+use gpuzone_wire::stats::{StatsFile, StatsWriter};
+use proptest::prelude::*;
+
+use super::{Lease, Session};
+use crate::driver::{Device, Driver};
+use crate::ledger::Ledger;
+use crate::nvml::OwnUse;
+
+const LIMIT: u64 = 1 << 20;
+const CAPS: Caps = Caps {
+    sessions: 4,
+    contexts: 3,
+    modules: 3,
+    module_bytes: 64,
+    streams: 3,
+    events: 3,
+    allocations: 3,
+};
+
+unsafe extern "C" fn allocate(place: *mut CUdeviceptr, bytes: usize) -> CuResult {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 40);
+    // SAFETY: the worker gives a place for the answer.
+    unsafe { *place = NEXT.fetch_add(bytes as u64, Ordering::Relaxed) };
+    CuResult::SUCCESS
+}
+
+unsafe extern "C" fn no_parameters(
+    _: CUfunction,
+    _: usize,
+    _: *mut usize,
+    _: *mut usize,
+) -> CuResult {
+    CuResult::INVALID_VALUE
+}
+
+fn lease() -> (tempfile::TempDir, Arc<Lease>) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = StatsFile::create(&dir.path().join("stats")).expect("created");
+    let clone = file.file().try_clone().expect("cloned");
+    let stats = Arc::new(StatsWriter::open(clone).expect("open"));
+    let attributes = vec![(DeviceAttribute::WARP_SIZE.0, 32)];
+    let name = "idle".to_owned();
+    let info = DeviceInfo { name, uuid: [1; 16], memory: LIMIT, attributes };
+    let driver =
+        Driver { memory_allocate: allocate, function_parameter: no_parameters, ..Driver::idle() };
+    let lease = Lease {
+        driver,
+        driver_version: 13_000,
+        devices: vec![Device { ordinal: 0, info, copies_lazily: false }],
+        ledger: Ledger::new(vec![LIMIT], stats.clone()),
+        stats,
+        own_use: OwnUse::unknown(),
+        caps: CAPS,
+        poisoned: false.into(),
+    };
+    (dir, Arc::new(lease))
+}
+
+struct Nowhere;
+
+impl Pieces for Nowhere {
+    fn send(
+        &mut self,
+        length: usize,
+        fill: &mut dyn FnMut(*mut u8) -> Result<(), CuResult>,
+    ) -> Result<(), CuResult> {
+        assert!(length <= MAX_BULK);
+        fill(vec![0u8; length].as_mut_ptr())
+    }
+}
+
+/// Bytes that now and then are a call: small numbers, and sometimes wild ones.
+fn control() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop_oneof![
+        8 => 0u32..4,
+        2 => 16u32..20,
+        1 => Just(1u32 << 19),
+        1 => any::<u32>(),
+    ];
+    let words = proptest::collection::vec(word, 0..8);
+    (words, 0usize..4).prop_map(|(words, cut)| {
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        // Whole words most of the time.
+        bytes.truncate(bytes.len() - if cut == 3 { bytes.len().min(1) } else { 0 });
+        bytes
+    })
+}
+
+fn within_caps(session: &Session) {
+    let most = |cap: u32| cap as usize;
+    assert!(session.contexts.len() <= most(CAPS.contexts));
+    assert!(session.modules.len() <= most(CAPS.modules));
+    assert!(session.streams.len() <= most(CAPS.streams));
+    assert!(session.events.len() <= most(CAPS.events));
+    assert!(session.allocations.len() <= most(CAPS.allocations));
+    assert!(session.globals.len() <= most(CAPS.allocations));
+    assert!(session.image.len() as u64 <= CAPS.module_bytes);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn nothing_that_is_sent_breaks_a_session(
+        calls in proptest::collection::vec((any::<u16>(), 0u32..4, control(), any::<bool>()), 1..120),
+    ) {
+        let (_dir, lease) = lease();
+        let mut session = Session::new(lease.clone(), Arc::default());
+        // A context to begin with: without one most calls end early.
+        let first = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let first = (Opcode::ContextCreate as u16, 0, first, false);
+        for (opcode, context, control, with_bulk) in std::iter::once(first).chain(calls) {
+            let count = u16::try_from(Opcode::ALL.len()).expect("few");
+            let opcode = Opcode::of(opcode % count).expect("known");
+            let bulk = if with_bulk { Bulk::of(&[0; 24]) } else { Bulk::NONE };
+            let context = ContextId(context);
+            let mut call = Call { context, bulk, pieces: &mut Nowhere };
+            let _ = dispatch(&mut session, opcode, &control, &mut call, &mut Vec::new());
+            within_caps(&session);
+            let held: u64 = session.allocations.values().map(|held| held.bytes).sum();
+            prop_assert_eq!(lease.ledger.free_and_total(0), (LIMIT - held, LIMIT));
+        }
+        drop(session);
+        prop_assert_eq!(lease.ledger.free_and_total(0), (LIMIT, LIMIT));
+    }
+}

@@ -1,0 +1,283 @@
+//! A worker with the simulated GPU behind it, and tenant processes with the shim before them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use gpuzone_core::{ComputeShare, Grant, MemoryBytes};
+use gpuzone_wire::control::{Caps, Driver};
+use gpuzone_wire::handover::{LISTENER_FD, STATS_FD, WorkerSpec};
+use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+pub(crate) const GPU: &str = "GPU-11111111-2222-3333-4444-555555555555";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+struct Libraries {
+    shim: PathBuf,
+    cuda: PathBuf,
+    nvml: PathBuf,
+}
+
+/// The three libraries, built if they are not.
+fn libraries() -> &'static Libraries {
+    static BUILT: OnceLock<Libraries> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let packages = ["gpuzone-cuda", "gpuzone-sim-cuda", "gpuzone-sim-nvml"];
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--message-format=json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        packages.iter().for_each(|package| {
+            cargo.args(["-p", package]);
+        });
+        let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
+        assert!(output.status.success(), "the libraries do not build");
+        let find = |name: &str| {
+            let lines = output.stdout.lines().map_while(Result::ok);
+            let messages = lines.filter_map(|line| serde_json::from_str(&line).ok());
+            let mut files = messages.flat_map(|message: serde_json::Value| {
+                let files = message["filenames"].as_array().cloned().unwrap_or_default();
+                files.into_iter().filter_map(|file| file.as_str().map(PathBuf::from))
+            });
+            files.find(|file| file.ends_with(name)).expect(name)
+        };
+        Libraries {
+            shim: find("libgpuzone_cuda.so"),
+            cuda: find("libgpuzone_sim_cuda.so"),
+            nvml: find("libgpuzone_sim_nvml.so"),
+        }
+    })
+}
+
+/// One lease on a simulated GPU.
+pub(crate) struct Lease {
+    dir: tempfile::TempDir,
+    listener: OwnedFd,
+    stats: StatsFile,
+    limit: u64,
+    worker: Option<Child>,
+}
+
+impl Lease {
+    /// A lease of this many bytes, with its worker running.
+    pub(crate) fn start(limit: u64) -> Self {
+        Self::start_on(limit, "")
+    }
+
+    /// The same, with more lines for the simulated GPU's configuration.
+    pub(crate) fn start_on(limit: u64, more: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("gz").tempdir().expect("a directory");
+        let config = format!(
+            "state_dir = \"{}/state\"\n[[gpu]]\nname = \"Simulated\"\nuuid = \"{GPU}\"\nmemory = \"1Gi\"\ncompute_capability = \"9.0\"\npci = \"0000:01:00.0\"\n{more}\n",
+            dir.path().display()
+        );
+        std::fs::write(dir.path().join("sim.toml"), config).expect("written");
+        std::os::unix::fs::symlink(&libraries().shim, dir.path().join("libcuda.so.1"))
+            .expect("linked");
+        std::os::unix::fs::symlink("libcuda.so.1", dir.path().join("libcuda.so")).expect("linked");
+        let listener = listen(&dir.path().join("cuda.sock"));
+        let stats = StatsFile::create(&dir.path().join("stats")).expect("created");
+        let mut lease = Self { dir, listener, stats, limit, worker: None };
+        lease.start_worker();
+        lease
+    }
+
+    pub(crate) fn spec(&self) -> WorkerSpec {
+        let path = self.dir.path().join("sim.toml").display().to_string();
+        let grant = Grant {
+            gpu: GPU.parse().expect("a UUID"),
+            memory: MemoryBytes::new(self.limit).expect("an amount"),
+            share: ComputeShare::new(50).expect("a share"),
+        };
+        WorkerSpec {
+            lease: "lease-0192f0c1222273338444555555555555".parse().expect("an id"),
+            grants: vec![grant],
+            driver: Driver {
+                cuda_library: libraries().cuda.clone(),
+                nvml_library: libraries().nvml.clone(),
+                environment: BTreeMap::from([("GPUZONE_SIM_CONFIG".to_owned(), path)]),
+            },
+            caps: Caps::default(),
+        }
+    }
+
+    /// Starts a worker as a broker would.
+    pub(crate) fn spawn_worker(&self, spec: &WorkerSpec) -> Child {
+        let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 20).expect("duplicated");
+        let listener = above(&self.listener);
+        let stats = OwnedFd::from(self.stats.file().try_clone().expect("cloned"));
+        let stats = above(&stats);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-zone-worker"));
+        command.env_clear().envs(&spec.driver.environment);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // SAFETY: only system calls that are allowed between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                for (from, to) in [(&listener, LISTENER_FD), (&stats, STATS_FD)] {
+                    // SAFETY: whatever has this number in the child is to be replaced.
+                    let mut place = ManuallyDrop::new(OwnedFd::from_raw_fd(to));
+                    rustix::io::dup2(from, &mut place)?;
+                }
+                Ok(())
+            });
+        }
+        let mut worker = command.spawn().expect("the worker starts");
+        let orders = serde_json::to_vec(spec).expect("orders");
+        worker.stdin.take().expect("piped").write_all(&orders).expect("written");
+        worker
+    }
+
+    pub(crate) fn start_worker(&mut self) {
+        let mut worker = self.spawn_worker(&self.spec());
+        let mut line = String::new();
+        let mut stdout = BufReader::new(worker.stdout.take().expect("piped"));
+        stdout.read_line(&mut line).expect("readable");
+        assert_eq!(line, "ready\n", "{:?}", worker.wait_with_output());
+        self.worker = Some(worker);
+    }
+
+    /// Ends the worker the hard way.
+    pub(crate) fn kill_worker(&mut self) {
+        let mut worker = self.worker.take().expect("running");
+        worker.kill().expect("killed");
+        worker.wait().expect("gone");
+        self.stats.worker_gone(Monotonic::now()).expect("settled");
+    }
+
+    /// Waits for the worker to end by itself.
+    pub(crate) fn worker_exit(&mut self) -> Option<i32> {
+        let mut worker = self.worker.take().expect("running");
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if let Some(status) = worker.try_wait().expect("waited") {
+                self.stats.worker_gone(Monotonic::now()).expect("settled");
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.worker = Some(worker);
+        None
+    }
+
+    pub(crate) fn stats(&self) -> Snapshot {
+        self.stats.snapshot(Monotonic::now()).expect("readable")
+    }
+
+    /// Waits until the stats are as wanted.
+    pub(crate) fn wait_for(&self, what: &str, is: impl Fn(&Snapshot) -> bool) {
+        let began = Instant::now();
+        while !is(&self.stats()) {
+            assert!(began.elapsed() < PATIENCE, "waited for {what}: {:?}", self.stats());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A tenant process that plays a role, see `tenant`.
+    pub(crate) fn tenant(&self, role: &str) -> Tenant {
+        self.tenant_with(role, &[])
+    }
+
+    /// The slot's directory.
+    pub(crate) fn slot(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A tenant process with other variables.
+    pub(crate) fn tenant_with(&self, role: &str, variables: &[(&str, &str)]) -> Tenant {
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command
+            .args(["tenant::tenant_process", "--exact", "--ignored", "--nocapture"])
+            .env("TENANT_ROLE", role)
+            .env("GPUZONE_SLOT", self.dir.path())
+            .env("LD_LIBRARY_PATH", self.dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .envs(variables.iter().copied());
+        let mut child = command.spawn().expect("the tenant starts");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Tenant { child, stdout }
+    }
+
+    /// Runs a role to its end, which must be a good one.
+    pub(crate) fn run(&self, role: &str) {
+        self.tenant(role).finish();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(mut worker) = self.worker.take() {
+            let _ = worker.kill();
+            let _ = worker.wait();
+        }
+    }
+}
+
+fn listen(path: &Path) -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .expect("a socket");
+    let address = SocketAddrUnix::new(path).expect("short enough");
+    rustix::net::bind(&socket, &address).expect("bound");
+    rustix::net::listen(&socket, 64).expect("listening");
+    assert!(socket.as_raw_fd() >= 0);
+    socket
+}
+
+/// A tenant process.
+pub(crate) struct Tenant {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Tenant {
+    /// The value of the next line that says `key value`.
+    pub(crate) fn says(&mut self, key: &str) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let read = self.stdout.read_line(&mut line).expect("readable");
+            assert!(read > 0, "the tenant ended before it said {key}");
+            // The test runner's own words may stand before it on the line.
+            if let Some((_, value)) = line.split_once(&format!("[{key}]")) {
+                return value.trim().to_owned();
+            }
+        }
+    }
+
+    /// Lets the tenant go on.
+    pub(crate) fn go_on(&mut self) {
+        let stdin = self.child.stdin.as_mut().expect("piped");
+        stdin.write_all(b"go\n").expect("written");
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("gone");
+    }
+
+    pub(crate) fn finish(mut self) {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                break status;
+            }
+            if began.elapsed() > PATIENCE {
+                let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut said = String::new();
+        for line in self.stdout.lines().map_while(Result::ok) {
+            said.push_str(&line);
+            said.push('\n');
+        }
+        assert!(status.success(), "a tenant failed or hung ({status}):\n{said}");
+    }
+}

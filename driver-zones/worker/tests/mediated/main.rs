@@ -1,0 +1,192 @@
+//! The whole mediated path: real processes, the real worker, the shim, and the simulated GPU
+//! where the driver would be.
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod tenant;
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
+
+    use crate::harness::Lease;
+    use crate::hostile;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_program_of_cudarc_runs_unchanged() {
+        let lease = Lease::start(256 * MIB);
+        lease.run("vector_add");
+        lease.wait_for("all to be over", |stats| stats.sessions == 0);
+        let stats = lease.stats();
+        let bytes = 700_001 * 4;
+        assert_eq!(stats.counters.launches, 1);
+        assert_eq!(stats.counters.bytes_to_device, 2 * bytes);
+        assert_eq!(stats.counters.bytes_from_device, bytes);
+        assert!(stats.counters.busy_nanoseconds > 0);
+        assert_eq!(stats.used.get(), 0, "memory came back");
+        assert!(stats.counters.peak_used.get() >= 3 * bytes);
+        assert_eq!(stats.refused_by_name.into_iter().collect::<Vec<_>>(), []);
+    }
+
+    #[test]
+    fn new_memory_shows_nothing_of_before() {
+        Lease::start(64 * MIB).run("new_memory_is_zero");
+    }
+
+    #[test]
+    fn the_limit_is_exact() {
+        let lease = Lease::start(100 * MIB + 12_288);
+        let mut tenant = lease.tenant("limits");
+        assert_eq!(tenant.says("total"), (100 * MIB + 12_288).to_string());
+        tenant.finish();
+        assert_eq!(lease.stats().counters.refused_memory, 3);
+    }
+
+    #[test]
+    fn two_processes_of_a_lease_share_its_limit() {
+        let lease = Lease::start(100 * MIB);
+        let mut both = [lease.tenant("greedy"), lease.tenant("greedy")];
+        both.iter_mut().for_each(|tenant| drop(tenant.says("connected")));
+        both.iter_mut().for_each(|tenant| tenant.go_on());
+        let got: u64 =
+            both.iter_mut().map(|t| t.says("got").parse::<u64>().expect("a number")).sum();
+        assert_eq!(got, 100);
+        assert_eq!(lease.stats().used.get(), 100 * MIB);
+        assert_eq!(lease.stats().sessions, 2);
+        for mut tenant in both {
+            tenant.go_on();
+            tenant.finish();
+        }
+        lease.wait_for("the memory to come back", |stats| stats.used.get() == 0);
+    }
+
+    #[test]
+    fn contexts_are_charged_what_the_driver_takes_for_them() {
+        let lease = Lease::start_on(100 * MIB, "context_overhead = \"20Mi\"");
+        let mut tenant = lease.tenant("greedy");
+        tenant.says("connected");
+        assert_eq!(lease.stats().used.get(), 20 * MIB);
+        tenant.go_on();
+        assert_eq!(tenant.says("got"), "80");
+        tenant.go_on();
+        tenant.finish();
+        lease.wait_for("the memory to come back", |stats| stats.used.get() == 0);
+    }
+
+    #[test]
+    fn a_killed_tenants_memory_comes_back() {
+        let lease = Lease::start(100 * MIB);
+        let mut tenant = lease.tenant("hold");
+        tenant.says("holding");
+        assert_eq!(lease.stats().used.get(), 64 * MIB);
+        tenant.kill();
+        lease.wait_for("the session to end", |stats| stats.sessions == 0);
+        assert_eq!(lease.stats().used.get(), 0);
+        lease.run("limits");
+    }
+
+    #[test]
+    fn a_fault_stays_with_its_process_and_the_worker_asks_to_be_replaced() {
+        let mut lease = Lease::start(100 * MIB);
+        let mut other = lease.tenant("greedy");
+        other.says("connected");
+        lease.run("fault");
+        // Whoever is there, and whoever comes meanwhile, is served.
+        lease.run("vector_add");
+        lease.wait_for("the others to end", |stats| stats.sessions == 1);
+        other.go_on();
+        assert_eq!(other.says("got"), "100");
+        other.go_on();
+        other.finish();
+        assert_eq!(lease.worker_exit(), Some(EXIT_REPLACE));
+        lease.start_worker();
+        lease.run("vector_add");
+    }
+
+    #[test]
+    fn a_killed_worker_is_an_error_and_no_hang() {
+        let mut lease = Lease::start(100 * MIB);
+        let mut tenant = lease.tenant("lose_the_worker");
+        tenant.says("connected");
+        lease.kill_worker();
+        tenant.go_on();
+        tenant.finish();
+        assert_eq!((lease.stats().sessions, lease.stats().used.get()), (0, 0));
+        lease.start_worker();
+        lease.run("vector_add");
+    }
+
+    #[test]
+    fn what_is_not_supported_says_so_and_is_counted() {
+        let lease = Lease::start(100 * MIB);
+        lease.run("unsupported");
+        lease.wait_for("the session to end", |stats| stats.sessions == 0);
+        let stats = lease.stats();
+        assert_eq!(stats.counters.refused_calls, 3);
+        let counted: Vec<(String, u64)> = stats.refused_by_name.into_iter().collect();
+        let expected = [("cuMemAllocManaged".to_owned(), 2), ("cuProfilerStart".to_owned(), 1)];
+        assert_eq!(counted, expected);
+    }
+
+    #[test]
+    fn misuse_is_an_error_at_once() {
+        Lease::start(100 * MIB).run("misuse");
+    }
+
+    #[test]
+    fn a_tenant_that_writes_nonsense_ends_its_own_session_only() {
+        let lease = Lease::start(100 * MIB);
+        let mut other = lease.tenant("greedy");
+        other.says("connected");
+        for nonsense in hostile::ALL {
+            let mut line = hostile::connect(lease.slot());
+            nonsense(&mut line);
+            assert!(line.was_ended(), "the worker let nonsense pass");
+        }
+        lease.wait_for("the sessions to end", |stats| stats.sessions == 1);
+        other.go_on();
+        assert_eq!(other.says("got"), "100");
+        other.go_on();
+        other.finish();
+    }
+
+    #[test]
+    fn a_program_without_a_lease_is_told_why() {
+        let lease = Lease::start(100 * MIB);
+        lease.tenant_with("no_lease", &[("GPUZONE_SLOT", "")]).finish();
+        lease.tenant_with("no_lease", &[("GPUZONE_SLOT", "/nonexistent")]).finish();
+    }
+
+    #[test]
+    fn a_forked_child_has_no_gpu_and_its_parent_keeps_it() {
+        Lease::start(100 * MIB).run("fork");
+    }
+
+    #[test]
+    fn a_worker_says_what_is_wrong_with_its_driver() {
+        let lease = Lease::start(100 * MIB);
+        for (library, reason) in
+            [("/nonexistent/libcuda.so.1", "/nonexistent/libcuda.so.1"), ("libc.so.6", "cuInit")]
+        {
+            let mut spec = lease.spec();
+            spec.driver.cuda_library = PathBuf::from(library);
+            let output = lease.spawn_worker(&spec).wait_with_output().expect("ended");
+            assert_eq!(output.status.code(), Some(EXIT_DRIVER));
+            let said = String::from_utf8_lossy(&output.stderr);
+            let last = said.lines().last().unwrap_or_default();
+            assert!(last.contains(reason), "{said}");
+        }
+        let mut spec = lease.spec();
+        spec.grants[0].gpu = "GPU-00000000-0000-0000-0000-000000000000".parse().expect("a UUID");
+        let output = lease.spawn_worker(&spec).wait_with_output().expect("ended");
+        assert_eq!(output.status.code(), Some(EXIT_DRIVER));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("GPU-00000000"));
+    }
+}

@@ -1,0 +1,74 @@
+use std::ffi::c_void;
+
+use gpuzone_cuda_abi::{CUdeviceptr, CuResult, PointerAttribute, memory_type};
+
+use crate::ffi::{Answer, api, put};
+use crate::handles::{Kind, handle};
+use crate::state::{State, with};
+use crate::tables::Range;
+
+/// Writes one attribute of a pointer; all zero where the pointer is not the device's.
+fn attribute(
+    state: &State,
+    place: *mut c_void,
+    wanted: u32,
+    pointer: u64,
+    range: Option<&Range>,
+) -> Answer {
+    use PointerAttribute as P;
+    let null = std::ptr::null_mut();
+    let Some(range) = range else {
+        return match PointerAttribute(wanted) {
+            P::CONTEXT => put(place.cast::<*mut c_void>(), null),
+            P::DEVICE_POINTER | P::RANGE_START_ADDR | P::BUFFER_ID | P::RANGE_SIZE => {
+                put(place.cast::<u64>(), 0)
+            }
+            P::HOST_POINTER => put(place.cast::<*mut c_void>(), null),
+            P::MEMORY_TYPE | P::IS_MANAGED | P::MAPPED => put(place.cast::<u32>(), 0),
+            P::DEVICE_ORDINAL => put(place.cast::<i32>(), -2),
+            _ => Err(CuResult::NOT_SUPPORTED),
+        };
+    };
+    let device = state.contexts.get(&range.context).map_or(0, |context| context.device);
+    match PointerAttribute(wanted) {
+        P::CONTEXT => put(place.cast(), handle(Kind::Context, range.context.0)),
+        P::MEMORY_TYPE => put(place.cast(), memory_type::DEVICE),
+        P::DEVICE_POINTER => put(place.cast(), pointer),
+        P::HOST_POINTER => Err(CuResult::INVALID_VALUE),
+        P::IS_MANAGED => put(place.cast::<u32>(), 0),
+        P::MAPPED => put(place.cast::<u32>(), 1),
+        P::BUFFER_ID => put(place.cast(), range.number),
+        P::DEVICE_ORDINAL => put(place.cast(), i32::try_from(device).unwrap_or(0)),
+        P::RANGE_START_ADDR => put(place.cast(), range.base),
+        P::RANGE_SIZE => put(place.cast(), range.bytes),
+        _ => Err(CuResult::NOT_SUPPORTED),
+    }
+}
+
+api! {
+    fn cuPointerGetAttribute(place: *mut c_void, wanted: u32, pointer: CUdeviceptr) {
+        with(|state| {
+            let range = state.ranges.around(pointer).ok_or(CuResult::INVALID_VALUE)?;
+            attribute(state, place, wanted, pointer, Some(&range))
+        })
+    }
+
+    fn cuPointerGetAttributes(
+        count: u32, wanted: *const u32, places: *const *mut c_void, pointer: CUdeviceptr,
+    ) {
+        if wanted.is_null() || places.is_null() {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        with(|state| {
+            let range = state.ranges.around(pointer);
+            for index in 0..count as usize {
+                // SAFETY: the driver API's contract: both lists have `count` elements.
+                let (wanted, place) = unsafe {
+                    (wanted.add(index).read_unaligned(), places.add(index).read_unaligned())
+                };
+                attribute(state, place, wanted, pointer, range.as_ref())?;
+            }
+            Ok(())
+        })
+    }
+}

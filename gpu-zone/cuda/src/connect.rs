@@ -1,0 +1,89 @@
+//! Finding the worker.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use gpuzone_wire::client::Client;
+use gpuzone_wire::hello::{self, DeviceInfo, Hello, HelloError, SOCKET, Welcome};
+use gpuzone_wire::ring::{Region, Spin};
+use gpuzone_wire::spec;
+
+/// Names the slot's directory.
+const SLOT: &str = "GPUZONE_SLOT";
+/// How long a worker that is being replaced is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a worker may take to answer the greeting.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// What the worker told.
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) driver_version: i32,
+    pub(crate) devices: Vec<DeviceInfo>,
+}
+
+/// Whether this process was forked from one that had a connection: it has none of its own, and
+/// cannot use its parent's.
+pub(crate) static FORKED: AtomicBool = AtomicBool::new(false);
+static SOCKET_FD: AtomicI32 = AtomicI32::new(-1);
+
+/// Connects to the worker of the slot; the error says why there is no GPU.
+pub(crate) fn connect() -> Result<Connection, String> {
+    let slot = std::env::var_os(SLOT).filter(|slot| !slot.is_empty()).ok_or_else(|| {
+        format!("{SLOT} is not set, so this program has no lease; start it with `gpu-zone run`")
+    })?;
+    let path = PathBuf::from(slot).join(SOCKET);
+    let explain = |error: HelloError| {
+        format!("{error} ({}); `gpu-zone ps` shows whether the lease is active", path.display())
+    };
+    let socket = reach(&path).map_err(explain)?;
+    let hello = Hello { version: spec::VERSION, pid: std::process::id() };
+    hello::send(&socket, &hello, None).map_err(explain)?;
+    let (welcome, file) = hello::receive::<Welcome>(&socket).map_err(explain)?;
+    match (welcome, file) {
+        (Welcome::Refused { reason }, _) => Err(reason),
+        (Welcome::Accepted { sizes, driver_version, devices }, Some(file)) => {
+            let region = Region::open(&file, sizes).map_err(|error| error.to_string())?;
+            region.keep_from_children();
+            watch_forks(&socket);
+            let client = Client::new(region, socket, Spin::default());
+            Ok(Connection { client, driver_version, devices })
+        }
+        (Welcome::Accepted { .. }, None) => Err(explain(HelloError::NotUnderstood)),
+    }
+}
+
+fn reach(path: &Path) -> Result<OwnedFd, HelloError> {
+    let began = Instant::now();
+    loop {
+        match hello::connect(path, ANSWER) {
+            Err(HelloError::Socket(_)) if began.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            reached => return reached,
+        }
+    }
+}
+
+fn watch_forks(socket: &OwnedFd) {
+    static REGISTERED: Once = Once::new();
+    SOCKET_FD.store(socket.as_raw_fd(), Ordering::SeqCst);
+    // SAFETY: the handler only stores to atomics and closes a descriptor, which is allowed in
+    // a child of a process with threads.
+    REGISTERED.call_once(|| unsafe {
+        libc::pthread_atfork(None, None, Some(in_child));
+    });
+}
+
+extern "C" fn in_child() {
+    FORKED.store(true, Ordering::SeqCst);
+    let socket = SOCKET_FD.swap(-1, Ordering::SeqCst);
+    if socket >= 0 {
+        // The worker must see the parent go when it goes, child or no child.
+        // SAFETY: the child's copy of the socket; this library never touches it again here.
+        unsafe { libc::close(socket) };
+    }
+}

@@ -1,0 +1,115 @@
+//! How long a module's image is: the driver API is only told where it begins.
+
+use std::ffi::{CStr, c_void};
+
+use gpuzone_cuda_abi::CuResult;
+
+use crate::ffi::Answer;
+
+const ELF: [u8; 4] = [0x7f, b'E', b'L', b'F'];
+const FAT_BINARY: u32 = 0xba55_ed50;
+const FAT_BINARY_WRAPPER: u32 = 0x4662_43b1;
+
+/// The image's bytes.
+///
+/// # Safety
+/// The driver API's contract: `image` is a text of PTX with a zero at its end, an ELF image, a
+/// fat binary or its wrapper, and stays so during the call.
+pub(crate) unsafe fn bytes<'a>(image: *const c_void) -> Answer<&'a [u8]> {
+    if image.is_null() {
+        return Err(CuResult::INVALID_VALUE);
+    }
+    let start = image.cast::<u8>();
+    // SAFETY: by the contract the image has at least the bytes that tell what it is; a text may
+    // be shorter and is read up to its zero only.
+    let text = unsafe { CStr::from_ptr(start.cast()) }.to_bytes();
+    // A wrapper and a fat binary have no zero in their first four bytes, nor has an ELF image.
+    let Some(magic) = text.first_chunk::<4>() else { return Ok(text) };
+    let at = |offset: usize| {
+        // SAFETY: by the contract a header of this kind has these bytes.
+        unsafe { start.add(offset).cast::<[u8; 8]>().read() }
+    };
+    let length = match (u32::from_le_bytes(*magic), *magic) {
+        (FAT_BINARY_WRAPPER, _) => {
+            let inner = usize::try_from(u64::from_le_bytes(at(8)));
+            let inner = inner.map_err(|_| CuResult::INVALID_IMAGE)?;
+            let inner = std::ptr::with_exposed_provenance::<c_void>(inner);
+            // SAFETY: by the contract the wrapper points at a fat binary.
+            return unsafe { fat_binary(inner) };
+        }
+        // SAFETY: by the contract it is what its first bytes say.
+        (FAT_BINARY, _) => return unsafe { fat_binary(image) },
+        (_, ELF) => elf_length(&at)?,
+        _ => return Ok(text),
+    };
+    // SAFETY: by the contract the image is as long as its header says.
+    Ok(unsafe { std::slice::from_raw_parts(start, length) })
+}
+
+/// # Safety
+/// As [`bytes`], of a fat binary.
+unsafe fn fat_binary<'a>(image: *const c_void) -> Answer<&'a [u8]> {
+    if image.is_null() {
+        return Err(CuResult::INVALID_IMAGE);
+    }
+    let start = image.cast::<u8>();
+    // SAFETY: by the contract there is a header of 16 bytes.
+    let header = unsafe { start.cast::<[u8; 16]>().read() };
+    let [a, b, c, d, _, _, e, f, size @ ..] = header;
+    if u32::from_le_bytes([a, b, c, d]) != FAT_BINARY {
+        return Err(CuResult::INVALID_IMAGE);
+    }
+    let length = u64::from_le_bytes(size).checked_add(u16::from_le_bytes([e, f]).into());
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let length = length.filter(|length| isize::try_from(*length).is_ok());
+    // SAFETY: by the contract the image is as long as its header says.
+    Ok(unsafe { std::slice::from_raw_parts(start, length.ok_or(CuResult::INVALID_IMAGE)?) })
+}
+
+/// Where the last of an ELF image's headers and sections ends.
+fn elf_length(at: &dyn Fn(usize) -> [u8; 8]) -> Answer<usize> {
+    let word = |offset| u64::from_le_bytes(at(offset));
+    let half = |offset| word(offset) & 0xffff;
+    let size = |n: u64| usize::try_from(n).map_err(|_| CuResult::INVALID_IMAGE);
+    let (programs, sections) = (word(32), word(40));
+    let (program_size, program_count) = (half(54), half(56));
+    let (section_size, section_count) = (half(58), half(60));
+    let mut end = programs.saturating_add(program_size * program_count);
+    end = end.max(sections.saturating_add(section_size * section_count));
+    for index in 0..section_count {
+        let header = size(sections.saturating_add(index * section_size))?;
+        let nothing_in_file = word(header + 4) & 0xffff_ffff == 8;
+        if !nothing_in_file {
+            end = end.max(word(header + 24).saturating_add(word(header + 32)));
+        }
+    }
+    let end = size(end)?;
+    if isize::try_from(end).is_ok() { Ok(end) } else { Err(CuResult::INVALID_IMAGE) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_ends_at_its_zero() {
+        let text = c".version 8.0";
+        // SAFETY: a text with its zero.
+        let found = unsafe { bytes(text.as_ptr().cast()) };
+        assert_eq!(found, Ok(text.to_bytes()));
+        // SAFETY: as above, a text of no bytes.
+        assert_eq!(unsafe { bytes(c"".as_ptr().cast()) }, Ok(&[][..]));
+        // SAFETY: null is answered.
+        assert_eq!(unsafe { bytes(std::ptr::null()) }, Err(CuResult::INVALID_VALUE));
+    }
+
+    #[test]
+    fn a_fat_binary_says_how_long_it_is() {
+        let mut image = [0u8; 64];
+        image[..4].copy_from_slice(&FAT_BINARY.to_le_bytes());
+        image[4..8].copy_from_slice(&[1, 0, 16, 0]);
+        image[8..16].copy_from_slice(&40u64.to_le_bytes());
+        // SAFETY: a fat binary of 56 bytes.
+        assert_eq!(unsafe { bytes(image.as_ptr().cast()) }.map(<[u8]>::len), Ok(56));
+    }
+}

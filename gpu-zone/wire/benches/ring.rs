@@ -1,0 +1,183 @@
+//! What a call costs on the ring, against the bare means of two threads to meet, in one run.
+//!
+//! `cargo bench -p gpuzone-wire --bench ring`
+
+use std::hint::{black_box, spin_loop};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use gpuzone_wire::codec::Field;
+use gpuzone_wire::ring::{
+    Always, Direction, Header, Payload, Reader, Region, RingSizes, Spin, Writer, flag,
+};
+use gpuzone_wire::spec::{FunctionId, Launch, Opcode, StreamId};
+use rustix::thread::futex;
+
+const STOP: u16 = u16::MAX;
+
+fn launch() -> Vec<u8> {
+    let mut control = Vec::new();
+    Launch {
+        function: FunctionId(1),
+        stream: StreamId::DEFAULT,
+        grid: [1, 1, 1],
+        block: [256, 1, 1],
+        shared: 0,
+        arguments: vec![0; 40],
+    }
+    .put(&mut control);
+    control
+}
+
+struct Ends {
+    requests: Writer,
+    replies: Reader,
+    worker: std::thread::JoinHandle<()>,
+}
+
+/// A worker thread that answers what wants an answer, with nothing.
+fn ends(spin: Spin) -> Ends {
+    let (_file, region) = Region::create(RingSizes::default()).expect("a region");
+    let region = Arc::new(region);
+    let mut requests = Reader::new(region.clone(), Direction::Request, spin);
+    let mut replies = Writer::new(region.clone(), Direction::Reply, spin);
+    let worker = std::thread::spawn(move || {
+        loop {
+            let got = requests.receive(None, &Always).expect("healthy").expect("a record");
+            if got.header.opcode == STOP {
+                break;
+            }
+            if got.header.flags & flag::WANTS_REPLY != 0 {
+                let header = Header::new(got.header.opcode, 0, 0, got.header.sequence);
+                replies.send(header, &[0; 4], Payload::NONE, &Always).expect("sent");
+            }
+        }
+    });
+    Ends {
+        requests: Writer::new(region.clone(), Direction::Request, spin),
+        replies: Reader::new(region, Direction::Reply, spin),
+        worker,
+    }
+}
+
+impl Ends {
+    fn post(&mut self, control: &[u8], flags: u16) {
+        let header = Header::new(Opcode::Launch as u16, flags, 1, 1);
+        self.requests.send(header, control, Payload::NONE, &Always).expect("sent");
+    }
+
+    fn call(&mut self, control: &[u8]) {
+        self.post(control, flag::WANTS_REPLY);
+        black_box(self.replies.receive(None, &Always).expect("healthy"));
+    }
+
+    fn stop(mut self) {
+        let header = Header::new(STOP, 0, 0, 0);
+        self.requests.send(header, &[], Payload::NONE, &Always).expect("sent");
+        self.worker.join().expect("ended");
+    }
+}
+
+fn ring(criterion: &mut Criterion) {
+    let control = launch();
+    let mut group = criterion.benchmark_group("ring");
+    let awake = Spin { time: Duration::from_secs(1) };
+    let asleep = Spin { time: Duration::ZERO };
+    let mut posts = ends(awake);
+    group.bench_function("post of a launch", |b| b.iter(|| posts.post(&control, 0)));
+    posts.stop();
+    let cases = [
+        ("round trip, both awake", awake),
+        ("round trip, default spinning", Spin::default()),
+        ("round trip, both asleep", asleep),
+    ];
+    for (name, spin) in cases {
+        let mut calls = ends(spin);
+        group.bench_function(name, |b| b.iter(|| calls.call(&control)));
+        calls.stop();
+    }
+    group.finish();
+}
+
+/// Two threads that pass a number to and fro.
+fn ping_pong(
+    criterion: &mut Criterion,
+    name: &str,
+    pass: fn(&AtomicU32, u32),
+    wait: fn(&AtomicU32, u32),
+) {
+    let ball = Arc::new(AtomicU32::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let partner = {
+        let (ball, over) = (ball.clone(), over.clone());
+        std::thread::spawn(move || {
+            loop {
+                wait(&ball, 1);
+                pass(&ball, 0);
+                if over.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+        })
+    };
+    let mut turn = || {
+        pass(&ball, 1);
+        wait(&ball, 0);
+    };
+    criterion.benchmark_group("bare").bench_function(name, |b| b.iter(&mut turn));
+    over.store(true, Ordering::Release);
+    turn();
+    partner.join().expect("ended");
+}
+
+fn bare(criterion: &mut Criterion) {
+    let set = |ball: &AtomicU32, value| ball.store(value, Ordering::Release);
+    ping_pong(criterion, "atomics, spinning", set, |ball, value| {
+        while ball.load(Ordering::Acquire) != value {
+            spin_loop();
+        }
+    });
+    let wake = |ball: &AtomicU32, value| {
+        ball.store(value, Ordering::Release);
+        let _ = futex::wake(ball, futex::Flags::empty(), 1);
+    };
+    ping_pong(criterion, "futex", wake, |ball, value| {
+        while ball.load(Ordering::Acquire) != value {
+            let _ = futex::wait(ball, futex::Flags::empty(), 1 - value, None);
+        }
+    });
+    seqpacket(criterion);
+}
+
+fn seqpacket(criterion: &mut Criterion) {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (unix, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let (here, there) = socketpair(unix, kind, SocketFlags::CLOEXEC, None).expect("a pair");
+    let partner = std::thread::spawn(move || {
+        let mut message = [0u8; 128];
+        while rustix::io::read(&there, &mut message).is_ok_and(|read| read > 0) {
+            rustix::io::write(&there, &message).expect("written");
+        }
+    });
+    criterion.benchmark_group("bare").bench_function("seqpacket socket", |b| {
+        let mut message = [0u8; 128];
+        b.iter(|| {
+            rustix::io::write(&here, &message).expect("written");
+            rustix::io::read(&here, &mut message).expect("read")
+        });
+    });
+    drop(here);
+    partner.join().expect("ended");
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = ring, bare
+}
+criterion_main!(benches);

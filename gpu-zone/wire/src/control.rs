@@ -1,0 +1,155 @@
+//! What the agent and a driver zone's broker say to each other: JSON, one message a line,
+//! over a stream socket. One request, one reply, in order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use gpuzone_core::{Grant, LeaseId, MemoryBytes, UsageCounters};
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; a broker of another version is refused.
+pub const VERSION: u32 = 1;
+
+/// Longest line either side reads, in bytes.
+pub const MAX_LINE: usize = 4 << 20;
+
+/// Which driver a driver zone opens, by path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Driver {
+    /// `libcuda.so.1`, of the real driver or of the simulated GPU.
+    pub cuda_library: PathBuf,
+    /// `libnvidia-ml.so.1` of the same.
+    pub nvml_library: PathBuf,
+    /// The whole environment of a worker.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// How a broker is set up; the agent writes it to a file that the broker is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerConfig {
+    /// The broker's own directory.
+    pub zone_dir: PathBuf,
+    /// The worker's executable.
+    pub worker: PathBuf,
+    /// What workers open.
+    pub driver: Driver,
+    /// Caps on what one session may hold.
+    pub caps: Caps,
+}
+
+/// Caps on what one tenant process may make a worker hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Caps {
+    /// Processes of one lease that are connected at once.
+    pub sessions: u32,
+    /// Contexts of a process.
+    pub contexts: u32,
+    /// Loaded modules of a process.
+    pub modules: u32,
+    /// Bytes of one module's image.
+    pub module_bytes: u64,
+    /// Streams of a process.
+    pub streams: u32,
+    /// Events of a process.
+    pub events: u32,
+    /// Live allocations of a process.
+    pub allocations: u32,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self {
+            sessions: 64,
+            contexts: 16,
+            modules: 1024,
+            module_bytes: 64 << 20,
+            streams: 1024,
+            events: 65_536,
+            allocations: 1 << 20,
+        }
+    }
+}
+
+/// A lease, as the broker needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerOrder {
+    /// Whose worker.
+    pub lease: LeaseId,
+    /// Where the slot's socket is to be: `<slot_dir>/cuda.sock`.
+    pub slot_dir: PathBuf,
+    /// The GPUs, in the order in which the program sees them, and the limits on each.
+    pub grants: Vec<Grant>,
+}
+
+/// From the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// First of all.
+    Hello {
+        /// The agent's [`VERSION`].
+        version: u32,
+    },
+    /// Serve this lease from now on; answers once its first worker accepts connections.
+    /// Asking again for a lease that is served is no error.
+    Start(WorkerOrder),
+    /// End the lease's worker, close its slot, forget it; answers with its last counters
+    /// when the process is gone. A lease that is not known is no error.
+    Stop {
+        /// Which.
+        lease: LeaseId,
+    },
+    /// How all leases are doing.
+    Status,
+    /// Stop all workers, then exit.
+    Shutdown,
+}
+
+/// From the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The broker's [`VERSION`].
+        version: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// To [`Request::Start`], with the worker's state; to [`Request::Stop`], with its last.
+    Lease(Option<LeaseStatus>),
+    /// To [`Request::Status`].
+    Status {
+        /// Every lease that is served.
+        leases: Vec<LeaseStatus>,
+    },
+    /// To [`Request::Shutdown`], before the broker exits.
+    Bye,
+    /// The request could not be done; nothing of it is left behind.
+    Refused {
+        /// What was wrong and what to do.
+        reason: String,
+    },
+}
+
+/// How a lease is doing in its driver zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Which.
+    pub lease: LeaseId,
+    /// Its worker's process, while there is one.
+    pub worker_pid: Option<u32>,
+    /// How often a worker had to be replaced.
+    pub restarts: u32,
+    /// Tenant processes that are connected.
+    pub sessions: u32,
+    /// Memory in use now, over all GPUs.
+    pub used: MemoryBytes,
+    /// What was used since the lease began, over all its workers.
+    pub counters: UsageCounters,
+    /// Unsupported calls by name.
+    pub refused_by_name: BTreeMap<String, u64>,
+    /// What last went wrong, empty if nothing did.
+    pub trouble: String,
+}

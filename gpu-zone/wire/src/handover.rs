@@ -1,0 +1,28 @@
+//! What a broker hands to a worker when it starts it.
+
+use gpuzone_core::{Grant, LeaseId};
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Caps, Driver};
+
+/// The inherited file descriptor of the listening slot socket (`SOCK_SEQPACKET`).
+pub const LISTENER_FD: i32 = 3;
+/// The inherited file descriptor of the lease's stats file, see [`crate::stats`].
+pub const STATS_FD: i32 = 4;
+/// Exit code of a worker that cannot use its driver; the reason is on its standard error.
+pub const EXIT_DRIVER: i32 = 78;
+/// Exit code of a worker that wants a fresh one in its place.
+pub const EXIT_REPLACE: i32 = 75;
+
+/// A worker's orders, as JSON on its standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSpec {
+    /// Whose worker it is.
+    pub lease: LeaseId,
+    /// The GPUs and the limits on each; a program's device 0 is the first.
+    pub grants: Vec<Grant>,
+    /// The libraries to open.
+    pub driver: Driver,
+    /// Caps on each session.
+    pub caps: Caps,
+}

@@ -1,0 +1,167 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytemuck::Zeroable;
+
+use super::RingError;
+use super::park::{self, Peer, Spin};
+use super::record::{ALIGN, HEADER, Header};
+use super::region::{Direction, Region};
+
+/// The bulk bytes of a received record, where they lie in the ring. The other side can change
+/// them at any time: they are for copying, never for deciding.
+#[derive(Clone, Copy, Debug)]
+pub struct Bulk {
+    at: *const u8,
+    length: usize,
+}
+
+impl Bulk {
+    /// No bytes.
+    pub const NONE: Self = Self { at: std::ptr::null(), length: 0 };
+
+    /// The bytes of a slice, for whoever tests what is done with them.
+    pub const fn of(bytes: &'static [u8]) -> Self {
+        Self { at: bytes.as_ptr(), length: bytes.len() }
+    }
+
+    /// The first byte's address; valid until [`Reader::release`].
+    pub const fn as_ptr(&self) -> *const u8 {
+        self.at
+    }
+
+    /// How many bytes.
+    pub const fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Copies the bytes to the end of `target`.
+    ///
+    /// # Safety
+    /// The record must not have been released.
+    pub unsafe fn append_to(&self, target: &mut Vec<u8>) {
+        if self.length == 0 {
+            return;
+        }
+        target.reserve(self.length);
+        // SAFETY: the bytes are mapped as long as the record is not released, which the caller
+        // promises; the room was reserved above, and is set before the length says so.
+        unsafe {
+            let end = target.as_mut_ptr().add(target.len());
+            std::ptr::copy_nonoverlapping(self.at, end, self.length);
+            target.set_len(target.len() + self.length);
+        }
+    }
+}
+
+/// A record that was read; its control part is [`Reader::control`].
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// The header: a copy of ours.
+    pub header: Header,
+    /// The bulk bytes: still in the ring.
+    pub bulk: Bulk,
+}
+
+/// The reading end of a ring.
+#[derive(Debug)]
+pub struct Reader {
+    region: Arc<Region>,
+    direction: Direction,
+    spin: Spin,
+    head: u64,
+    tail: u64,
+    unreleased: u64,
+    control: Vec<u8>,
+    broken: Option<RingError>,
+}
+
+impl Reader {
+    /// The reading end. There must be one only, made when nothing was read yet.
+    pub fn new(region: Arc<Region>, direction: Direction, spin: Spin) -> Self {
+        let control = Vec::with_capacity(4096);
+        Self { region, direction, spin, head: 0, tail: 0, unreleased: 0, control, broken: None }
+    }
+
+    /// The next record; `None` when none came within `timeout`. The record before it is
+    /// released if it was not yet.
+    ///
+    /// # Errors
+    /// When the other side is gone or wrote nonsense; for ever from then on.
+    pub fn receive(
+        &mut self,
+        timeout: Option<Duration>,
+        peer: &dyn Peer,
+    ) -> Result<Option<Received>, RingError> {
+        if let Some(broken) = self.broken {
+            return Err(broken);
+        }
+        self.release();
+        let received = match self.wait(timeout, peer) {
+            Ok(true) => self.take().map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        received.inspect_err(|error| self.broken = Some(*error))
+    }
+
+    /// The control part of the record that was received last: a copy of ours.
+    pub fn control(&self) -> &[u8] {
+        &self.control
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, peer: &dyn Peer) -> Result<bool, RingError> {
+        if self.tail != self.head {
+            return Ok(true);
+        }
+        let channel = self.region.channel(self.direction);
+        let capacity = self.region.capacity(self.direction);
+        let (head, tail) = (self.head, &mut self.tail);
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        park::wait(&channel.reader_parked.0, self.spin, deadline, peer, || {
+            let seen = channel.tail.0.load(Ordering::Acquire);
+            let in_ring = seen.wrapping_sub(head);
+            if seen < *tail || in_ring > capacity || in_ring % ALIGN as u64 != 0 {
+                return Err(RingError::BadPosition);
+            }
+            *tail = seen;
+            Ok(in_ring > 0)
+        })
+    }
+
+    fn take(&mut self) -> Result<Received, RingError> {
+        let record = self.region.at(self.direction, self.head);
+        let mut header = Header::zeroed();
+        let into = bytemuck::bytes_of_mut(&mut header);
+        // SAFETY: at least `ALIGN` bytes are in the ring, the size of a header, and they lie in
+        // a row. This is the one copy: nothing below looks at the shared bytes again.
+        unsafe { std::ptr::copy_nonoverlapping(record, into.as_mut_ptr(), HEADER) };
+        let bulk_at = header.checked(self.tail - self.head)?;
+        self.control.clear();
+        let control = Bulk { at: record.wrapping_add(HEADER), length: header.control as usize };
+        // SAFETY: the checked lengths lie within the record, which lies within the ring, and
+        // it was not released.
+        unsafe { control.append_to(&mut self.control) };
+        self.unreleased = header.total.into();
+        let bulk = Bulk { at: record.wrapping_add(bulk_at), length: header.bulk as usize };
+        Ok(Received { header, bulk })
+    }
+
+    /// Gives the received record's bytes back to the writer.
+    pub fn release(&mut self) {
+        if self.unreleased == 0 {
+            return;
+        }
+        self.head += self.unreleased;
+        self.unreleased = 0;
+        let channel = self.region.channel(self.direction);
+        channel.head.0.store(self.head, Ordering::Release);
+        park::wake_if_parked(&channel.writer_parked.0);
+    }
+}

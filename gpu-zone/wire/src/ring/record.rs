@@ -1,0 +1,77 @@
+use bytemuck::{Pod, Zeroable};
+
+use super::{MAX_BULK, MAX_CONTROL, RingError};
+
+/// Records begin at multiples of this.
+pub(super) const ALIGN: usize = 32;
+const CONTROL_ALIGN: usize = 16;
+
+/// Bits of [`Header::flags`].
+pub mod flag {
+    /// The sender waits for an answer.
+    pub const WANTS_REPLY: u16 = 1;
+    /// A piece of an answer: more records follow.
+    pub const PIECE: u16 = 2;
+}
+
+/// What stands in front of each record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Header {
+    /// Bytes of the whole record.
+    pub(super) total: u32,
+    /// Bytes of the control part.
+    pub(super) control: u32,
+    /// Bytes of bulk data.
+    pub(super) bulk: u32,
+    /// Which call, see [`crate::spec`].
+    pub opcode: u16,
+    /// See [`flag`].
+    pub flags: u16,
+    /// The context that the call is made in, 0 for none.
+    pub context: u32,
+    /// Counts the requests; an answer bears its request's.
+    pub sequence: u32,
+    reserved: [u32; 2],
+}
+
+pub(super) const HEADER: usize = size_of::<Header>();
+const _: () = assert!(HEADER == ALIGN);
+
+impl Header {
+    /// A header; its lengths are filled in when it is sent.
+    pub fn new(opcode: u16, flags: u16, context: u32, sequence: u32) -> Self {
+        Self { opcode, flags, context, sequence, ..Self::zeroed() }
+    }
+
+    /// The header with the lengths of these parts.
+    pub(super) fn sized(mut self, control: usize, bulk: usize) -> Result<Self, RingError> {
+        if control > MAX_CONTROL || bulk > MAX_BULK {
+            return Err(RingError::TooLarge);
+        }
+        let length = |bytes: usize| u32::try_from(bytes).map_err(|_| RingError::TooLarge);
+        self.control = length(control)?;
+        self.bulk = length(bulk)?;
+        self.total = length((bulk_offset(control) + bulk).next_multiple_of(ALIGN))?;
+        Ok(self)
+    }
+
+    /// Where the bulk bytes begin, when the lengths agree and `available` bytes hold the record.
+    pub(super) fn checked(&self, available: u64) -> Result<usize, RingError> {
+        let size = |bytes: u32| usize::try_from(bytes).map_err(|_| RingError::BadRecord);
+        let (control, bulk) = (size(self.control)?, size(self.bulk)?);
+        let honest = self.sized(control, bulk).map_err(|_| RingError::BadRecord)?;
+        if honest.total != self.total || u64::from(self.total) > available {
+            return Err(RingError::BadRecord);
+        }
+        Ok(bulk_offset(control))
+    }
+}
+
+/// Bytes from a record's beginning to its bulk data.
+pub(super) const fn bulk_offset(control: usize) -> usize {
+    HEADER + control.next_multiple_of(CONTROL_ALIGN)
+}
+
+/// The largest record there can be.
+pub(super) const MAX_RECORD: usize = (bulk_offset(MAX_CONTROL) + MAX_BULK).next_multiple_of(ALIGN);

@@ -1,0 +1,243 @@
+use std::ffi::c_void;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use serde::{Deserialize, Serialize};
+
+use super::record::MAX_RECORD;
+
+const CONTROL_BYTES: usize = 4096;
+const SEALS: SealFlags = SealFlags::from_bits_retain(
+    SealFlags::SHRINK.bits() | SealFlags::GROW.bits() | SealFlags::SEAL.bits(),
+);
+
+/// How many bytes each ring holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingSizes {
+    /// From the tenant to the worker.
+    pub request: u32,
+    /// From the worker to the tenant.
+    pub reply: u32,
+}
+
+impl Default for RingSizes {
+    fn default() -> Self {
+        Self { request: 4 << 20, reply: 4 << 20 }
+    }
+}
+
+impl RingSizes {
+    /// Whether rings of these sizes can be mapped twice in a row and hold the largest record.
+    fn are_possible(self) -> bool {
+        let possible = |bytes: u32| {
+            bytes.is_power_of_two() && bytes <= 1 << 30 && bytes as usize >= 2 * MAX_RECORD
+        };
+        possible(self.request) && possible(self.reply)
+    }
+}
+
+/// Why a region cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// The kernel refused.
+    #[error("cannot {action} the shared memory of the rings: {source}")]
+    Kernel {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The other side handed over something else.
+    #[error("the shared memory that was handed over is not sealed or has the wrong size")]
+    Unfit,
+}
+
+fn kernel(action: &'static str) -> impl Fn(rustix::io::Errno) -> RegionError {
+    move |error| RegionError::Kernel { action, source: error.into() }
+}
+
+/// Keeps what two sides write apart, so that their caches do not fight over it.
+#[repr(C, align(128))]
+pub(super) struct Line<T>(pub(super) T);
+
+#[repr(C)]
+pub(super) struct Channel {
+    /// Bytes ever written; the writer's.
+    pub(super) tail: Line<AtomicU64>,
+    /// Bytes ever read; the reader's.
+    pub(super) head: Line<AtomicU64>,
+    /// 1 while the reader sleeps.
+    pub(super) reader_parked: Line<AtomicU32>,
+    /// 1 while the writer sleeps.
+    pub(super) writer_parked: Line<AtomicU32>,
+}
+
+#[repr(C)]
+struct Control {
+    request: Channel,
+    reply: Channel,
+    deferred: Line<AtomicU32>,
+}
+const _: () = assert!(size_of::<Control>() <= CONTROL_BYTES);
+
+/// Which ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the tenant to the worker.
+    Request,
+    /// From the worker to the tenant.
+    Reply,
+}
+
+/// The mapped memory of both rings.
+#[derive(Debug)]
+pub struct Region {
+    base: NonNull<u8>,
+    length: usize,
+    sizes: RingSizes,
+}
+
+// SAFETY: the mapping lives as long as the region; positions are atomics, and the bytes of a
+// ring are touched only through its one reader and its one writer.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A new region and the sealed file that the other side maps.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the sizes are not powers of two that hold a record.
+    pub fn create(sizes: RingSizes) -> Result<(OwnedFd, Self), RegionError> {
+        if !sizes.are_possible() {
+            return Err(RegionError::Unfit);
+        }
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create(c"gpu-zone-rings", flags).map_err(kernel("make"))?;
+        rustix::fs::ftruncate(&file, file_bytes(sizes)).map_err(kernel("size"))?;
+        rustix::fs::fcntl_add_seals(&file, SEALS).map_err(kernel("seal"))?;
+        let region = Self::map(&file, sizes)?;
+        Ok((file, region))
+    }
+
+    /// The region in a file that the other side handed over.
+    ///
+    /// # Errors
+    /// When the file is not sealed against shrinking (reading it could then kill this process),
+    /// has another size, or cannot be mapped.
+    pub fn open(file: impl AsFd, sizes: RingSizes) -> Result<Self, RegionError> {
+        let file = file.as_fd();
+        let seals = rustix::fs::fcntl_get_seals(file).map_err(|_| RegionError::Unfit)?;
+        let size = rustix::fs::fstat(file).map_err(kernel("look at"))?.st_size;
+        let sized = u64::try_from(size).is_ok_and(|size| size == file_bytes(sizes));
+        if !sizes.are_possible() || !seals.contains(SEALS) || !sized {
+            return Err(RegionError::Unfit);
+        }
+        Self::map(file, sizes)
+    }
+
+    fn map(file: impl AsFd, sizes: RingSizes) -> Result<Self, RegionError> {
+        let (request, reply) = (sizes.request as usize, sizes.reply as usize);
+        let length = CONTROL_BYTES + 2 * request + 2 * reply;
+        // SAFETY: a new reservation at an address of the kernel's choice.
+        let base = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::empty(), MapFlags::PRIVATE)
+        };
+        let base = NonNull::new(base.map_err(kernel("reserve addresses for"))?.cast::<u8>());
+        // The kernel never maps anything at 0 that was not asked for.
+        let region = Self { base: base.ok_or(RegionError::Unfit)?, length, sizes };
+        let data = CONTROL_BYTES;
+        let parts = [
+            (0, CONTROL_BYTES, 0),
+            (data, request, data),
+            (data + request, request, data),
+            (data + 2 * request, reply, data + request),
+            (data + 2 * request + reply, reply, data + request),
+        ];
+        for (at, length, offset) in parts {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            // SAFETY: the part lies within the reservation made above, which nothing else uses.
+            let mapped = unsafe {
+                let address = region.base.as_ptr().add(at).cast::<c_void>();
+                mmap(address, length, protection, flags, &file, offset as u64)
+            };
+            mapped.map_err(kernel("map"))?;
+        }
+        Ok(region)
+    }
+
+    /// Keeps the region out of processes that this one forks: two writers in one ring would
+    /// spoil it.
+    pub fn keep_from_children(&self) {
+        let advice = rustix::mm::Advice::LinuxDontFork;
+        // SAFETY: the region's own mapping; the advice does not change what this process sees.
+        let kept = unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.length, advice) };
+        debug_assert!(kept.is_ok());
+    }
+
+    fn control(&self) -> &Control {
+        // SAFETY: the mapping begins with a page for this structure; it is aligned to a page,
+        // consists of atomics only (any bits are valid), and lives as long as `self`.
+        unsafe { self.base.cast::<Control>().as_ref() }
+    }
+
+    pub(super) fn channel(&self, direction: Direction) -> &Channel {
+        match direction {
+            Direction::Request => &self.control().request,
+            Direction::Reply => &self.control().reply,
+        }
+    }
+
+    /// The word in which the worker leaves the first error of a call that nobody waits for.
+    pub fn deferred(&self) -> &AtomicU32 {
+        &self.control().deferred.0
+    }
+
+    pub(super) fn capacity(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Request => self.sizes.request.into(),
+            Direction::Reply => self.sizes.reply.into(),
+        }
+    }
+
+    /// The memory at a position: as many bytes as the ring holds lie behind it in a row.
+    pub(super) fn at(&self, direction: Direction, position: u64) -> *mut u8 {
+        let request = self.sizes.request as usize;
+        let start = match direction {
+            Direction::Request => CONTROL_BYTES,
+            Direction::Reply => CONTROL_BYTES + 2 * request,
+        };
+        let offset = position & (self.capacity(direction) - 1);
+        // The offset is below 2^30.
+        #[allow(clippy::cast_possible_truncation)]
+        let offset = offset as usize;
+        // SAFETY: `start + offset` lies within the mapping, see `map`.
+        unsafe { self.base.as_ptr().add(start + offset) }
+    }
+
+    /// Wakes whoever of this side or the other sleeps at one of the rings, so that it looks
+    /// again whether the other side is there.
+    pub fn wake_all(&self) {
+        for channel in [&self.control().request, &self.control().reply] {
+            super::park::wake(&channel.reader_parked.0);
+            super::park::wake(&channel.writer_parked.0);
+        }
+    }
+}
+
+fn file_bytes(sizes: RingSizes) -> u64 {
+    CONTROL_BYTES as u64 + u64::from(sizes.request) + u64::from(sizes.reply)
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the reservation that `map` made, with all that was mapped into it; readers
+        // and writers hold the region in an `Arc`, so none is left.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
+        debug_assert!(unmapped.is_ok());
+    }
+}

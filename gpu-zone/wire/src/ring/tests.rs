@@ -1,0 +1,205 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::record::MAX_RECORD;
+use super::*;
+
+fn region() -> Arc<Region> {
+    let (file, _creator) = Region::create(RingSizes::default()).expect("created");
+    Arc::new(Region::open(&file, RingSizes::default()).expect("opened"))
+}
+
+fn ends(region: &Arc<Region>) -> (Writer, Reader) {
+    let spin = Spin { time: Duration::from_micros(2) };
+    (
+        Writer::new(region.clone(), Direction::Request, spin),
+        Reader::new(region.clone(), Direction::Request, spin),
+    )
+}
+
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+fn send_all(writer: &mut Writer, sizes: &[(usize, usize)]) {
+    for (number, (control, bulk)) in (0u32..).zip(sizes) {
+        let control = pattern(number.into(), *control);
+        let bulk = pattern(u64::from(number) + 7, *bulk);
+        let header = Header::new(3, 0, number ^ 5, number);
+        writer.send(header, &control, Payload::of(&bulk), &Always).expect("sent");
+    }
+}
+
+fn check_all(reader: &mut Reader, sizes: &[(usize, usize)]) {
+    for (number, (control, bulk)) in (0u32..).zip(sizes) {
+        let got = reader.receive(None, &Always).expect("healthy").expect("a record");
+        assert_eq!((got.header.sequence, got.header.context), (number, number ^ 5));
+        assert_eq!(reader.control(), pattern(number.into(), *control));
+        let mut bytes = Vec::new();
+        // SAFETY: the record is not released yet.
+        unsafe { got.bulk.append_to(&mut bytes) };
+        assert_eq!(bytes, pattern(u64::from(number) + 7, *bulk));
+        reader.release();
+    }
+}
+
+fn sizes() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    let control = prop_oneof![8 => 0usize..300, 1 => 0usize..=MAX_CONTROL];
+    let bulk = prop_oneof![8 => 0usize..3000, 1 => 0usize..=MAX_BULK];
+    proptest::collection::vec((control, bulk), 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn what_goes_in_comes_out(sizes in sizes()) {
+        let region = region();
+        let (mut writer, mut reader) = ends(&region);
+        std::thread::scope(|scope| {
+            scope.spawn(|| send_all(&mut writer, &sizes));
+            check_all(&mut reader, &sizes);
+        });
+    }
+
+    #[test]
+    fn impossible_positions_are_an_error_and_never_more(tail: u64, head: u64, noise: [u8; 64]) {
+        let region = region();
+        let (mut writer, mut reader) = ends(&region);
+        let channel = region.channel(Direction::Request);
+        // SAFETY: the first 64 bytes of the ring, which no reader or writer uses now.
+        unsafe {
+            let start = region.at(Direction::Request, 0);
+            std::ptr::copy_nonoverlapping(noise.as_ptr(), start, 64);
+        }
+        channel.tail.0.store(tail, Ordering::Release);
+        channel.head.0.store(head, Ordering::Release);
+        let timeout = Some(Duration::from_micros(1));
+        while let Ok(Some(got)) = reader.receive(timeout, &Always) {
+            prop_assert!(got.bulk.len() <= MAX_BULK && reader.control().len() <= MAX_CONTROL);
+        }
+        let record = vec![0u8; MAX_BULK];
+        for _ in 0..20 {
+            let header = Header::new(1, 0, 0, 0);
+            if writer.send(header, &[], Payload::of(&record), &gone()).is_err() {
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn any_header_is_judged(words: [u32; 8], available: u64) {
+        let header: Header = bytemuck::cast(words);
+        if let Ok(bulk_at) = header.checked(available) {
+            let end = bulk_at as u64 + u64::from(header.bulk);
+            prop_assert!(end <= u64::from(header.total) && u64::from(header.total) <= available);
+            prop_assert!(header.total as usize <= MAX_RECORD);
+        }
+    }
+}
+
+struct Gone(AtomicBool);
+
+fn gone() -> Gone {
+    Gone(AtomicBool::new(true))
+}
+
+impl Peer for Gone {
+    fn is_there(&self, _slept: bool) -> bool {
+        !self.0.load(Ordering::SeqCst)
+    }
+
+    fn slice(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}
+
+#[test]
+fn a_reader_learns_that_the_peer_is_gone_but_reads_what_it_left() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    send_all(&mut writer, &[(5, 0), (0, 9)]);
+    let peer = gone();
+    assert!(reader.receive(None, &peer).expect("left").is_some());
+    assert!(reader.receive(None, &peer).expect("left").is_some());
+    assert_eq!(reader.receive(None, &peer).err(), Some(RingError::PeerGone));
+    assert_eq!(reader.receive(None, &Always).err(), Some(RingError::PeerGone));
+}
+
+#[test]
+fn a_sleeping_reader_is_woken_when_its_peer_goes() {
+    let region = region();
+    let (_writer, mut reader) = ends(&region);
+    let peer = Gone(AtomicBool::new(false));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(30));
+            peer.0.store(true, Ordering::SeqCst);
+            region.wake_all();
+        });
+        assert_eq!(reader.receive(None, &peer).err(), Some(RingError::PeerGone));
+    });
+    assert!(began.elapsed() < Duration::from_secs(10), "the wake-up was lost");
+}
+
+#[test]
+fn a_full_ring_makes_the_writer_wait_and_a_silent_one_the_reader_return() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let timeout = Some(Duration::from_millis(5));
+    assert!(reader.receive(timeout, &Always).expect("healthy").is_none());
+    let block = vec![1u8; MAX_BULK];
+    let sent = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..40 {
+                let header = Header::new(1, 0, 0, number);
+                writer.send(header, &[], Payload::of(&block), &Always).expect("sent");
+                sent.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(sent.load(Ordering::SeqCst) < 8, "4 MiB hold fewer than 8 such records");
+        for number in 0..40 {
+            let got = reader.receive(None, &Always).expect("healthy").expect("a record");
+            assert_eq!(got.header.sequence, number);
+        }
+    });
+}
+
+#[test]
+fn what_is_too_large_is_refused_and_harms_nothing() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let large = vec![0u8; MAX_BULK + 1];
+    let header = Header::new(1, 0, 0, 0);
+    let sent = writer.send(header, &[], Payload::of(&large), &Always);
+    assert_eq!(sent, Err(RingError::TooLarge));
+    let failed = writer.send_with(header, &[], 8, &Always, |_| Err("no")).expect("healthy");
+    assert_eq!(failed, Err("no"));
+    send_all(&mut writer, &[(1, 1)]);
+    check_all(&mut reader, &[(1, 1)]);
+}
+
+#[test]
+fn an_unsealed_or_short_file_is_not_mapped() {
+    let file = tempfile::tempfile().expect("a file");
+    assert!(matches!(Region::open(&file, RingSizes::default()), Err(RegionError::Unfit)));
+    let (file, _region) = Region::create(RingSizes::default()).expect("created");
+    let other = RingSizes { request: 8 << 20, reply: 4 << 20 };
+    assert!(matches!(Region::open(&file, other), Err(RegionError::Unfit)));
+    let tiny = RingSizes { request: 4096, reply: 4096 };
+    assert!(matches!(Region::create(tiny), Err(RegionError::Unfit)));
+    assert!(rustix::fs::ftruncate(&file, 0).is_err(), "the seals hold");
+}

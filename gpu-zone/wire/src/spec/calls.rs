@@ -1,0 +1,239 @@
+//! The table.
+
+use gpuzone_cuda_abi::CuResult;
+
+use super::{
+    Call, ContextId, DevicePtr, EventId, FunctionId, JitSetting, Kind, ModuleId, ParamInfo,
+    Request, StreamId, Supported,
+};
+use crate::codec::{DecodeError, Field, Source, fields};
+
+macro_rules! calls {
+    (
+        local { $($local:literal)* }
+        $(
+            $(#[$meta:meta])*
+            $kind:ident $method:ident: $request:ident [$($symbol:literal)*]
+                { $($field:ident: $type:ty),* $(,)? }
+                $(-> $reply:ident { $($answer:ident: $answer_type:ty),* $(,)? })?
+        )*
+    ) => {
+        /// Numbers of the calls.
+        #[repr(u16)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(missing_docs, reason = "the requests of the same names have the docs")]
+        pub enum Opcode { $($request),* }
+
+        impl Opcode {
+            /// All calls, by number.
+            pub const ALL: &[Self] = &[$(Self::$request),*];
+
+            /// The call with this number.
+            ///
+            /// # Errors
+            /// When there is none.
+            pub fn of(number: u16) -> Result<Self, DecodeError> {
+                Self::ALL.get(usize::from(number)).copied().ok_or(DecodeError::Opcode(number))
+            }
+
+            /// How it is served.
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$request => Kind::$kind),* }
+            }
+        }
+
+        /// Every supported function of the driver API.
+        pub const SUPPORT: &[Supported] = &[
+            $(Supported { symbol: $local, kind: Kind::Local },)*
+            $($(Supported { symbol: $symbol, kind: Kind::$kind },)*)*
+        ];
+
+        $(
+            $(#[$meta])*
+            #[derive(Clone, Debug, PartialEq)]
+            #[allow(missing_docs, reason = "fields bear the names of CUDA's parameters")]
+            pub struct $request { $(pub $field: $type),* }
+            fields!($request { $($field),* });
+
+            $(
+                #[doc = concat!("What [`", stringify!($request), "`] is answered.")]
+                #[derive(Clone, Debug, PartialEq)]
+                #[allow(missing_docs, reason = "fields bear the names of CUDA's parameters")]
+                pub struct $reply { $(pub $answer: $answer_type),* }
+                fields!($reply { $($answer),* });
+            )?
+
+            impl Request for $request {
+                const OPCODE: Opcode = Opcode::$request;
+                type Reply = calls!(@reply $($reply)?);
+            }
+        )*
+
+        /// Who does the calls: the worker.
+        pub trait Handler {
+            $(
+                $(#[$meta])*
+                ///
+                /// # Errors
+                /// What the driver or the lease's limits say.
+                fn $method(
+                    &mut self,
+                    call: &mut Call<'_>,
+                    request: $request,
+                ) -> Result<calls!(@reply $($reply)?), CuResult>;
+            )*
+        }
+
+        /// Decodes a call, has it done, and appends its answer to `answer`.
+        ///
+        /// # Errors
+        /// When the bytes are no such call; a call that failed is an `Ok` with its error.
+        pub fn dispatch(
+            handler: &mut dyn Handler,
+            opcode: Opcode,
+            control: &[u8],
+            call: &mut Call<'_>,
+            answer: &mut Vec<u8>,
+        ) -> Result<CuResult, DecodeError> {
+            let mut source = Source::new(control);
+            match opcode {
+                $(Opcode::$request => {
+                    let request = $request::get(&mut source)?;
+                    source.finish()?;
+                    match handler.$method(call, request) {
+                        Ok(reply) => {
+                            Field::put(&reply, answer);
+                            Ok(CuResult::SUCCESS)
+                        }
+                        Err(error) => Ok(error),
+                    }
+                })*
+            }
+        }
+    };
+    (@reply) => { () };
+    (@reply $reply:ident) => { $reply };
+}
+
+calls! {
+    local {
+        "cuInit" "cuDriverGetVersion" "cuGetErrorName" "cuGetErrorString"
+        "cuGetProcAddress" "cuGetProcAddress_v2" "cuModuleGetLoadingMode"
+        "cuDeviceGetCount" "cuDeviceGet" "cuDeviceGetName" "cuDeviceGetUuid" "cuDeviceGetUuid_v2"
+        "cuDeviceTotalMem_v2" "cuDeviceGetAttribute" "cuDeviceComputeCapability"
+        "cuDeviceGetPCIBusId" "cuDeviceGetByPCIBusId" "cuDeviceCanAccessPeer"
+        "cuDevicePrimaryCtxGetState" "cuDevicePrimaryCtxSetFlags" "cuDevicePrimaryCtxSetFlags_v2"
+        "cuCtxGetCurrent" "cuCtxSetCurrent" "cuCtxPushCurrent_v2" "cuCtxPopCurrent_v2"
+        "cuCtxGetDevice" "cuCtxGetFlags" "cuCtxGetId" "cuCtxGetApiVersion"
+        "cuCtxGetStreamPriorityRange" "cuCtxGetCacheConfig" "cuCtxSetCacheConfig"
+        "cuMemAllocHost_v2" "cuMemHostAlloc" "cuMemFreeHost" "cuMemHostGetFlags"
+        "cuMemGetAddressRange_v2" "cuPointerGetAttribute" "cuPointerGetAttributes"
+        "cuFuncGetAttribute" "cuFuncGetModule" "cuFuncGetName" "cuFuncGetParamInfo"
+        "cuFuncIsLoaded" "cuFuncLoad" "cuFuncSetCacheConfig"
+        "cuStreamGetFlags" "cuStreamGetPriority" "cuStreamGetCtx" "cuStreamGetId"
+        "cuStreamGetDevice" "cuStreamIsCapturing"
+    }
+
+    /// Makes a context on a GPU; the number must be free.
+    Replied context_create: ContextCreate
+        ["cuCtxCreate_v2" "cuCtxCreate_v3" "cuCtxCreate_v4" "cuDevicePrimaryCtxRetain"]
+        { context: ContextId, device: u32, flags: u32 } -> ContextCreated {}
+    /// Ends a context and all that is in it.
+    Replied context_destroy: ContextDestroy
+        ["cuCtxDestroy_v2" "cuDevicePrimaryCtxRelease" "cuDevicePrimaryCtxRelease_v2"
+         "cuDevicePrimaryCtxReset" "cuDevicePrimaryCtxReset_v2"]
+        { context: ContextId } -> ContextDestroyed {}
+    /// Waits for all work of the context.
+    Replied context_synchronize: ContextSynchronize ["cuCtxSynchronize"] {} -> ContextIdle {}
+    /// Asks for one of the context's limits.
+    Replied context_limit: ContextLimit ["cuCtxGetLimit"]
+        { limit: u32 } -> ContextLimitValue { value: u64 }
+
+    /// Takes memory of the lease; it is zeroed.
+    Replied memory_allocate: MemoryAllocate ["cuMemAlloc_v2" "cuMemAllocPitch_v2"]
+        { bytes: u64 } -> MemoryAllocated { pointer: DevicePtr }
+    /// Gives memory back, after the work that was given before.
+    Posted memory_free: MemoryFree ["cuMemFree_v2"] { pointer: DevicePtr }
+    /// Asks what the lease has and what of it is free.
+    Replied memory_info: MemoryInfo ["cuMemGetInfo_v2"]
+        {} -> MemoryInfoReply { free: u64, total: u64 }
+    /// Copies the record's bulk bytes to a device; `wait` until they are there.
+    Posted copy_to_device: CopyToDevice ["cuMemcpyHtoDAsync_v2" "cuMemcpyHtoD_v2"]
+        { target: DevicePtr, stream: StreamId, wait: bool }
+    /// Copies from a device; the bytes are the answer's pieces.
+    Replied copy_to_host: CopyToHost
+        ["cuMemcpyDtoH_v2" "cuMemcpyDtoHAsync_v2"]
+        { source: DevicePtr, bytes: u64, stream: StreamId } -> CopiedToHost {}
+    /// Copies within devices.
+    Posted copy_on_device: CopyOnDevice ["cuMemcpyDtoD_v2" "cuMemcpyDtoDAsync_v2"]
+        { target: DevicePtr, source: DevicePtr, bytes: u64, stream: StreamId }
+    /// Writes a value of 1, 2 or 4 bytes `count` times.
+    Posted memory_set: MemorySet
+        ["cuMemsetD8_v2" "cuMemsetD16_v2" "cuMemsetD32_v2"
+         "cuMemsetD8Async" "cuMemsetD16Async" "cuMemsetD32Async"]
+        { target: DevicePtr, value: u32, width: u32, count: u64, stream: StreamId }
+
+    /// Appends the record's bulk bytes to the image of the module that is loaded next.
+    Posted module_data: ModuleData [] {}
+    /// Loads the collected image. `loaded` is the driver's answer: the logs come either way.
+    Replied module_load: ModuleLoad
+        ["cuModuleLoad" "cuModuleLoadData" "cuModuleLoadDataEx" "cuModuleLoadFatBinary"]
+        { module: ModuleId, settings: Vec<JitSetting>, info_log: u32, error_log: u32 }
+        -> ModuleLoaded { loaded: u32, info_log: Vec<u8>, error_log: Vec<u8> }
+    /// Unloads a module, its kernels and variables.
+    Posted module_unload: ModuleUnload ["cuModuleUnload"] { module: ModuleId }
+    /// Looks up a kernel; `attributes` are those of `CUfunction_attribute`, by number.
+    Replied module_function: ModuleFunction ["cuModuleGetFunction"]
+        { module: ModuleId, function: FunctionId, name: String }
+        -> ModuleFunctionReply { parameters: Vec<ParamInfo>, attributes: Vec<i32> }
+    /// Looks up a variable.
+    Replied module_global: ModuleGlobal ["cuModuleGetGlobal_v2"]
+        { module: ModuleId, name: String } -> ModuleGlobalReply { pointer: DevicePtr, bytes: u64 }
+    /// Changes how a kernel runs; answers its attributes.
+    Replied function_set_attribute: FunctionSetAttribute ["cuFuncSetAttribute"]
+        { function: FunctionId, attribute: i32, value: i32 }
+        -> FunctionAttributes { attributes: Vec<i32> }
+    /// Asks how many blocks of a kernel run at once on a multiprocessor.
+    Replied occupancy: Occupancy
+        ["cuOccupancyMaxActiveBlocksPerMultiprocessor"
+         "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"]
+        { function: FunctionId, block: i32, dynamic_shared: u64, flags: u32 }
+        -> OccupancyReply { blocks: i32 }
+    /// Starts a kernel; `arguments` are all of them at their offsets.
+    Posted launch: Launch ["cuLaunchKernel" "cuLaunchKernelEx"]
+        { function: FunctionId, stream: StreamId, grid: [u32; 3], block: [u32; 3], shared: u32,
+          arguments: Vec<u8> }
+
+    /// Makes a stream; the number must be free.
+    Posted stream_create: StreamCreate ["cuStreamCreate" "cuStreamCreateWithPriority"]
+        { stream: StreamId, flags: u32 }
+    /// Ends a stream.
+    Posted stream_destroy: StreamDestroy ["cuStreamDestroy_v2"] { stream: StreamId }
+    /// Waits for a stream's work.
+    Replied stream_synchronize: StreamSynchronize ["cuStreamSynchronize"]
+        { stream: StreamId } -> StreamIdle {}
+    /// Asks whether a stream's work is done.
+    Replied stream_query: StreamQuery ["cuStreamQuery"] { stream: StreamId } -> StreamState {}
+    /// Has a stream wait for an event.
+    Posted stream_wait_event: StreamWaitEvent ["cuStreamWaitEvent"]
+        { stream: StreamId, event: EventId }
+
+    /// Makes an event; the number must be free.
+    Posted event_create: EventCreate ["cuEventCreate"] { event: EventId, flags: u32 }
+    /// Ends an event.
+    Posted event_destroy: EventDestroy ["cuEventDestroy_v2"] { event: EventId }
+    /// Puts an event behind the stream's work.
+    Posted event_record: EventRecord ["cuEventRecord" "cuEventRecordWithFlags"]
+        { event: EventId, stream: StreamId }
+    /// Waits for an event.
+    Replied event_synchronize: EventSynchronize ["cuEventSynchronize"]
+        { event: EventId } -> EventDone {}
+    /// Asks whether an event has happened.
+    Replied event_query: EventQuery ["cuEventQuery"] { event: EventId } -> EventState {}
+    /// Asks for the time between two events.
+    Replied event_elapsed: EventElapsed ["cuEventElapsedTime" "cuEventElapsedTime_v2"]
+        { start: EventId, end: EventId } -> EventElapsedReply { milliseconds: f32 }
+
+    /// Counts a call that is not supported; `function` is its position in the list of names.
+    Posted unsupported: Unsupported [] { function: u32 }
+}

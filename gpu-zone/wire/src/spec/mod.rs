@@ -1,0 +1,77 @@
+//! The calls of the mediated path. One table, [`calls`], says for each which functions of the
+//! driver API it serves, what is sent and what is answered; both sides' encoding, the worker's
+//! dispatch and the list of what is supported come from it.
+
+mod calls;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+pub use calls::*;
+pub use types::*;
+
+use gpuzone_cuda_abi::CuResult;
+
+use crate::codec::Field;
+use crate::ring::Bulk;
+
+/// Version of the rings and of this table; both sides must have the same.
+pub const VERSION: u32 = 1;
+
+/// How a function of the driver API is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Answered in the tenant's process.
+    Local,
+    /// Sent to the worker, which answers nothing; an error comes with a later call.
+    Posted,
+    /// Sent to the worker, which answers.
+    Replied,
+}
+
+/// A function that is supported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supported {
+    /// The name that the library exports.
+    pub symbol: &'static str,
+    /// How it is served.
+    pub kind: Kind,
+}
+
+/// How `symbol` is served; `None` when it is not supported.
+pub fn support(symbol: &str) -> Option<Kind> {
+    SUPPORT.iter().find(|supported| supported.symbol == symbol).map(|supported| supported.kind)
+}
+
+/// What is sent for a call.
+pub trait Request: Field {
+    /// Which call.
+    const OPCODE: Opcode;
+    /// What is answered; `()` for posted calls.
+    type Reply: Field;
+}
+
+/// A call on its way to the [`Handler`].
+pub struct Call<'a> {
+    /// The context it is made in, 0 for none.
+    pub context: ContextId,
+    /// Its bulk bytes.
+    pub bulk: Bulk,
+    /// Where an answer in pieces goes.
+    pub pieces: &'a mut dyn Pieces,
+}
+
+/// An answer's bulk bytes, sent piece by piece.
+pub trait Pieces {
+    /// Sends `length` bytes, at most [`crate::ring::MAX_BULK`], that `fill` writes to where it
+    /// is told to.
+    ///
+    /// # Errors
+    /// What `fill` answers, or that the tenant is gone.
+    fn send(
+        &mut self,
+        length: usize,
+        fill: &mut dyn FnMut(*mut u8) -> Result<(), CuResult>,
+    ) -> Result<(), CuResult>;
+}
