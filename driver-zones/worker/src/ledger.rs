@@ -32,8 +32,9 @@ impl Ledger {
         Arc::new(Self { limits, charged, gate: Mutex::new(()), stats })
     }
 
-    /// Keeps others from taking or giving back memory: to be held while the driver takes memory
-    /// of an amount that only shows afterwards.
+    /// Keeps others from taking or giving back memory: to be held around every call that does,
+    /// so that memory of an amount that only shows afterwards is measured right. A session that
+    /// gave back while another's module was measured would make that module look free of charge.
     pub fn close_gate(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }

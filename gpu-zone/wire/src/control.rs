@@ -117,11 +117,10 @@ pub enum Reply {
         /// Its process.
         pid: u32,
     },
-    /// To [`Request::Start`], with the worker's state; to [`Request::Stop`], with its last.
-    Lease(Option<LeaseStatus>),
-    /// To [`Request::Status`].
-    Status {
-        /// Every lease that is served.
+    /// To [`Request::Start`], with the lease's state; to [`Request::Stop`], with its last, or
+    /// with nothing for a lease that is not known; to [`Request::Status`], with all.
+    Leases {
+        /// How they are doing.
         leases: Vec<LeaseStatus>,
     },
     /// To [`Request::Shutdown`], before the broker exits.
@@ -152,4 +151,44 @@ pub struct LeaseStatus {
     pub refused_by_name: BTreeMap<String, u64>,
     /// What last went wrong, empty if nothing did.
     pub trouble: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease() -> LeaseId {
+        LeaseId::from_uuid(uuid::Uuid::from_u128(7))
+    }
+
+    fn crosses<T: PartialEq + std::fmt::Debug + Serialize + for<'de> Deserialize<'de>>(message: T) {
+        let line = serde_json::to_string(&message).expect("it can be written");
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<T>(&line).expect("it can be read"), message);
+    }
+
+    #[test]
+    fn every_message_crosses_the_line_unchanged() {
+        let order =
+            WorkerOrder { lease: lease(), slot_dir: "/run/slot".into(), grants: Vec::new() };
+        crosses(Request::Hello { version: VERSION });
+        crosses(Request::Start(order));
+        crosses(Request::Stop { lease: lease() });
+        crosses(Request::Status);
+        crosses(Request::Shutdown);
+        let status = LeaseStatus {
+            lease: lease(),
+            worker_pid: None,
+            restarts: 1,
+            sessions: 2,
+            used: MemoryBytes::mib(3),
+            counters: UsageCounters { launches: 4, ..UsageCounters::default() },
+            refused_by_name: BTreeMap::from([("cuMemAllocManaged".to_owned(), 5)]),
+            trouble: "a\nline".to_owned(),
+        };
+        crosses(Reply::Hello { version: VERSION, pid: 1 });
+        crosses(Reply::Leases { leases: vec![status] });
+        crosses(Reply::Bye);
+        crosses(Reply::Refused { reason: "no".to_owned() });
+    }
 }

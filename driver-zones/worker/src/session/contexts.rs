@@ -87,9 +87,12 @@ impl Session {
         if self.current == id {
             self.current = ContextId(0);
         }
-        // SAFETY: the driver's context, in no table any more; destroying it waits for its work
-        // and gives its memory back.
-        let result = unsafe { (self.lease.driver.context_destroy)(context.driver) };
+        let result = {
+            let _gate = self.lease.ledger.close_gate();
+            // SAFETY: the driver's context, in no table any more; destroying it waits for its
+            // work and gives its memory back.
+            unsafe { (self.lease.driver.context_destroy)(context.driver) }
+        };
         context.meter.stop(&self.clock, &self.lease.stats);
         // Charges go last: nobody is told that there is room before there is.
         self.allocations.retain(|_, allocation| allocation.context != id);

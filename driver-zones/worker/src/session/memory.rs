@@ -45,8 +45,11 @@ impl Session {
         let held = self.allocations.get(&pointer.0).ok_or(CuResult::INVALID_VALUE)?;
         let context = held.context;
         self.enter(context)?;
-        // SAFETY: memory that the driver allocated in the current context.
-        let freed = unsafe { (self.lease.driver.memory_free)(pointer.0) };
+        let freed = {
+            let _gate = self.lease.ledger.close_gate();
+            // SAFETY: memory that the driver allocated in the current context.
+            unsafe { (self.lease.driver.memory_free)(pointer.0) }
+        };
         self.ask(freed)?;
         self.allocations.remove(&pointer.0);
         Ok(())

@@ -107,8 +107,11 @@ impl Session {
         self.enter(context)?;
         self.functions.retain(|_, function| function.module != id);
         self.globals.retain(|_, global| global.module != id);
-        // SAFETY: a module of the current context; its kernels are in no table any more.
-        let unloaded = unsafe { (self.lease.driver.module_unload)(driver) };
+        let unloaded = {
+            let _gate = self.lease.ledger.close_gate();
+            // SAFETY: a module of the current context; its kernels are in no table any more.
+            unsafe { (self.lease.driver.module_unload)(driver) }
+        };
         self.modules.remove(&id);
         self.ask(unloaded)
     }

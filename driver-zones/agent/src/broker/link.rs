@@ -1,0 +1,160 @@
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gpuzone_core::LeaseId;
+use gpuzone_wire::control::{LeaseStatus, MAX_LINE, Reply, Request, VERSION, WorkerOrder};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A worker has 10 s to be ready; the broker answers within that and a little.
+const START_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const STATUS_LIMIT: Duration = Duration::from_secs(3);
+/// Between two attempts while the broker is being replaced.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// The way to a broker. Each request has a connection of its own, so that a slow one keeps none
+/// waiting, and a broker that was replaced is found by the next.
+#[derive(Clone, Debug)]
+pub struct BrokerLink {
+    socket: PathBuf,
+}
+
+/// Why the broker did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody answers, or the connection broke.
+    #[error("the driver zone's broker does not answer: {0}")]
+    Broken(#[source] io::Error),
+    /// It takes too long.
+    #[error("the driver zone's broker did not answer within {} s", .0.as_secs())]
+    Slow(Duration),
+    /// It said no.
+    #[error("{0}")]
+    Refused(String),
+    /// It said something else.
+    #[error("the driver zone's broker gave an answer that makes no sense: {0}")]
+    Nonsense(String),
+}
+
+impl BrokerLink {
+    /// To the broker that serves `socket`.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// The broker's process number, if one answers.
+    ///
+    /// # Errors
+    /// When none answers, or one of another version.
+    pub async fn hello(&self) -> Result<u32, LinkError> {
+        let hello = async { Connection::open(&self.socket).await.map(|(_, pid)| pid) };
+        timeout(STATUS_LIMIT, hello).await.unwrap_or(Err(LinkError::Slow(STATUS_LIMIT)))
+    }
+
+    /// Has the lease served; answers when its worker accepts connections.
+    ///
+    /// # Errors
+    /// When it cannot be served; nothing of it is left then.
+    pub async fn start(&self, order: WorkerOrder) -> Result<LeaseStatus, LinkError> {
+        let leases = self.leases(&Request::Start(order), START_LIMIT).await?;
+        leases.into_iter().next().ok_or_else(|| LinkError::Nonsense("no lease".to_owned()))
+    }
+
+    /// Ends the lease's worker; `None` when there was none.
+    ///
+    /// # Errors
+    /// When the broker does not answer. The worker may live then.
+    pub async fn stop(&self, lease: LeaseId) -> Result<Option<LeaseStatus>, LinkError> {
+        let leases = self.leases(&Request::Stop { lease }, STOP_LIMIT).await?;
+        Ok(leases.into_iter().next())
+    }
+
+    /// How all leases are doing.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn status(&self) -> Result<Vec<LeaseStatus>, LinkError> {
+        self.leases(&Request::Status, STATUS_LIMIT).await
+    }
+
+    /// Ends all workers and the broker.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn shutdown(&self) -> Result<(), LinkError> {
+        match self.ask(&Request::Shutdown, STOP_LIMIT).await? {
+            Reply::Bye => Ok(()),
+            other => Err(nonsense(&other)),
+        }
+    }
+
+    async fn leases(
+        &self,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Vec<LeaseStatus>, LinkError> {
+        match self.ask(request, limit).await? {
+            Reply::Leases { leases } => Ok(leases),
+            other @ (Reply::Hello { .. } | Reply::Bye | Reply::Refused { .. }) => {
+                Err(nonsense(&other))
+            }
+        }
+    }
+
+    /// Asks until there is an answer. Asking again after a broken connection is safe: each
+    /// request does the same when it is done twice.
+    async fn ask(&self, request: &Request, limit: Duration) -> Result<Reply, LinkError> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let asked = timeout(left, async {
+                let (mut connection, _) = Connection::open(&self.socket).await?;
+                connection.ask(request).await
+            });
+            match asked.await {
+                Ok(Err(LinkError::Broken(_))) if left > AGAIN => sleep(AGAIN).await,
+                Ok(Ok(Reply::Refused { reason })) => return Err(LinkError::Refused(reason)),
+                Ok(other) => return other,
+                Err(_) => return Err(LinkError::Slow(limit)),
+            }
+        }
+    }
+}
+
+fn nonsense(reply: &Reply) -> LinkError {
+    LinkError::Nonsense(format!("{reply:?}").chars().take(200).collect())
+}
+
+struct Connection {
+    stream: BufReader<UnixStream>,
+}
+
+impl Connection {
+    /// Connects and greets; also returns the broker's process number.
+    async fn open(socket: &std::path::Path) -> Result<(Self, u32), LinkError> {
+        let stream = UnixStream::connect(socket).await.map_err(LinkError::Broken)?;
+        let mut connection = Self { stream: BufReader::new(stream) };
+        match connection.ask(&Request::Hello { version: VERSION }).await? {
+            Reply::Hello { version: VERSION, pid } => Ok((connection, pid)),
+            Reply::Refused { reason } => Err(LinkError::Refused(reason)),
+            other => Err(nonsense(&other)),
+        }
+    }
+
+    async fn ask(&mut self, request: &Request) -> Result<Reply, LinkError> {
+        let json = |error: serde_json::Error| LinkError::Nonsense(error.to_string());
+        let mut line = serde_json::to_vec(request).map_err(json)?;
+        line.push(b'\n');
+        self.stream.write_all(&line).await.map_err(LinkError::Broken)?;
+        line.clear();
+        let mut bounded = (&mut self.stream).take(MAX_LINE as u64);
+        bounded.read_until(b'\n', &mut line).await.map_err(LinkError::Broken)?;
+        if line.is_empty() {
+            return Err(LinkError::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        serde_json::from_slice(&line).map_err(json)
+    }
+}

@@ -1,0 +1,7 @@
+//! The driver zone's broker, from the agent's side.
+
+mod keeper;
+mod link;
+
+pub use keeper::{BrokerError, BrokerKeeper};
+pub use link::{BrokerLink, LinkError};

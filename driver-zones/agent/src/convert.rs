@@ -1,0 +1,163 @@
+//! Messages to the domain's types, and back.
+
+use gpuzone_api::agent::v1 as proto;
+use gpuzone_api::{AgentError, ErrorKind};
+use gpuzone_core::{
+    ComputeShare, Exposure, Gpu, GpuCount, Inventory, LeaseId, MemoryBytes, Request,
+};
+use gpuzone_hw::GpuUse;
+use gpuzone_wire::control::LeaseStatus;
+
+use crate::book::GpuRoom;
+use crate::journal::HeldLease;
+
+/// What a listing shows of a program's name is not longer.
+const PROGRAM_LENGTH: usize = 256;
+
+/// The domain's errors name what they are about.
+fn invalid(error: impl std::fmt::Display) -> AgentError {
+    AgentError { kind: ErrorKind::InvalidRequest, message: error.to_string() }
+}
+
+/// The request in a message, and the program's name for listings.
+pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, String), AgentError> {
+    let proto::CreateLeaseRequest { tenant, gpus, memory_bytes, share_percent, model, program } =
+        message;
+    let memory = |bytes: u64| {
+        let error = || invalid(format!("memory size '{bytes}' is larger than any GPU's memory"));
+        MemoryBytes::new(bytes).ok_or_else(error)
+    };
+    let share = |percent| ComputeShare::new(percent).map_err(invalid);
+    let request = Request {
+        tenant: tenant.parse().map_err(invalid)?,
+        gpus: GpuCount::new(gpus).map_err(invalid)?,
+        memory: memory_bytes.map(memory).transpose()?,
+        share: share_percent.map(share).transpose()?,
+        exposure: Exposure::Mediated,
+        model,
+    };
+    // It is the caller's own text and goes to terminals.
+    let program = program.chars().filter(|c| !c.is_control()).take(PROGRAM_LENGTH).collect();
+    Ok((request, program))
+}
+
+pub(crate) fn lease_id(text: &str) -> Result<LeaseId, AgentError> {
+    text.parse().map_err(invalid)
+}
+
+pub(crate) fn lease(
+    held: HeldLease,
+    status: Option<LeaseStatus>,
+    inventory: &Inventory,
+) -> proto::Lease {
+    let HeldLease { lease, holder } = held;
+    let grant = |grant: &gpuzone_core::Grant| {
+        let gpu = inventory.gpu(grant.gpu);
+        proto::Grant {
+            gpu_uuid: grant.gpu.to_string(),
+            gpu_index: gpu.map_or(0, |gpu| gpu.index),
+            gpu_name: gpu.map_or_else(String::new, |gpu| gpu.name.clone()),
+            backing: gpu.map_or_else(String::new, |gpu| gpu.backing.to_string()),
+            memory_bytes: grant.memory.get(),
+            share_percent: grant.share.percent(),
+        }
+    };
+    let troubles = [holder.trouble, status.as_ref().map_or(String::new(), |s| s.trouble.clone())];
+    proto::Lease {
+        id: lease.id.to_string(),
+        tenant: lease.tenant.to_string(),
+        zone: lease.zone.to_string(),
+        state: lease.state.to_string(),
+        grants: lease.placement.grants().iter().map(grant).collect(),
+        holder_pid: holder.process.pid,
+        program: holder.program,
+        created_unix_ns: holder.created.nanoseconds(),
+        sessions: status.as_ref().map_or(0, |status| status.sessions),
+        used_memory_bytes: status.as_ref().map_or(0, |status| status.used.get()),
+        worker_pid: status.as_ref().and_then(|status| status.worker_pid),
+        counters: Some(status.map(counters).unwrap_or_default()),
+        trouble: troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default(),
+    }
+}
+
+fn counters(status: LeaseStatus) -> proto::Counters {
+    let LeaseStatus { counters, refused_by_name, .. } = status;
+    proto::Counters {
+        busy_nanoseconds: counters.busy_nanoseconds,
+        launches: counters.launches,
+        bytes_to_device: counters.bytes_to_device,
+        bytes_from_device: counters.bytes_from_device,
+        bytes_on_device: counters.bytes_on_device,
+        refused_memory: counters.refused_memory,
+        refused_calls: counters.refused_calls,
+        peak_used_bytes: counters.peak_used.get(),
+        refused_by_name: refused_by_name.into_iter().collect(),
+    }
+}
+
+pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu {
+    proto::Gpu {
+        uuid: gpu.uuid.to_string(),
+        index: gpu.index,
+        name: gpu.name.clone(),
+        pci_address: gpu.pci.to_string(),
+        compute_capability: gpu.compute_capability.to_string(),
+        numa_node: gpu.numa_node,
+        nvlink_peers: gpu.nvlink_peers.iter().map(ToString::to_string).collect(),
+        mig_capable: gpu.mig_capable,
+        backing: gpu.backing.to_string(),
+        memory_bytes: gpu.memory.get(),
+        free_memory_bytes: room.memory.get(),
+        free_share_percent: room.share,
+        used_memory_bytes: used.map(|used| used.used.get()),
+        utilization_percent: used.and_then(|used| used.utilization_percent),
+        leases: room.leases,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> proto::CreateLeaseRequest {
+        proto::CreateLeaseRequest {
+            tenant: "acme".into(),
+            gpus: 1,
+            memory_bytes: Some(1 << 30),
+            share_percent: Some(50),
+            model: None,
+            program: "./train\x1b[2J\n".into(),
+        }
+    }
+
+    #[test]
+    fn reads_a_request() {
+        let (request, program) = request(asked()).unwrap();
+        assert_eq!(request.memory, Some(MemoryBytes::gib(1)));
+        assert_eq!(request.share.map(ComputeShare::percent), Some(50));
+        assert_eq!(program, "./train[2J");
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        type Change = fn(&mut proto::CreateLeaseRequest);
+        let cases: [(Change, &str); 7] = [
+            (|r| r.tenant = "a/b".into(), "tenant 'a/b'"),
+            (|r| r.tenant = "x".repeat(300), "tenant 'xxx"),
+            (|r| r.gpus = 0, "'0' is not a number of GPUs"),
+            (|r| r.gpus = 65, "'65' is not a number of GPUs"),
+            (|r| r.memory_bytes = Some(u64::MAX), "memory size '18446744073709551615'"),
+            (|r| r.share_percent = Some(0), "share '0'"),
+            (|r| r.share_percent = Some(101), "share '101'"),
+        ];
+        for (change, beginning) in cases {
+            let mut message = asked();
+            change(&mut message);
+            let error = request(message).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidRequest);
+            assert!(error.message.starts_with(beginning), "{}", error.message);
+            assert!(error.message.len() < 300);
+        }
+        assert!(lease_id("lease-1").unwrap_err().message.starts_with("lease 'lease-1'"));
+    }
+}

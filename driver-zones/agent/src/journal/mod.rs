@@ -1,0 +1,258 @@
+//! The leases, on disk before anything is done about them.
+//!
+//! Lines of JSON, each with a number and a checksum. An append is on disk when it returns. A line
+//! that a crash cut off is dropped: what it was written for was not begun. Anything else that is
+//! wrong stops the agent, for guessing at leases would hand out memory twice.
+
+mod line;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use gpuzone_core::{Lease, LeaseId, LeaseState, Timestamp};
+use gpuzone_zone::ProcessId;
+use gpuzone_zone::files::write_atomically;
+use serde::{Deserialize, Serialize};
+
+/// After so many lines a journal is rewritten if most of it is about leases that are over.
+const COMPACT_AFTER: u64 = 10_000;
+
+/// What is known of a lease beyond what it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The process whose end is the lease's end.
+    pub process: ProcessId,
+    /// What runs, for listings.
+    pub program: String,
+    /// When the lease was reserved.
+    pub created: Timestamp,
+    /// Why it failed, empty if it did not.
+    pub trouble: String,
+}
+
+/// A lease and its holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldLease {
+    /// What is held.
+    pub lease: Lease,
+    /// By whom.
+    pub holder: Holder,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "record")]
+pub enum Record {
+    /// A lease is there; its state is in it.
+    Lease(HeldLease),
+    /// A lease moved on.
+    Moved {
+        /// Which.
+        lease: LeaseId,
+        /// To where.
+        state: LeaseState,
+        /// Why it failed, empty if it did not.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        trouble: String,
+    },
+}
+
+/// Why a journal cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The file cannot be read.
+    #[error("cannot read the journal {}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line is not what was written.
+    #[error(
+        "the journal {} is damaged in line {line}: {reason}. Nothing was changed. If the disk can be trusted again, end all gpu-zone processes, move the journal away and start anew: its leases are over then", .path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// From 1.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It cannot be rewritten.
+    #[error("cannot write the journal {}", .path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A record was not written. What it was about must not be done.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the journal {}; free space on its disk", .path.display())]
+pub struct AppendError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The journal, open for writing.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    /// The number of the last line.
+    sequence: u64,
+    /// Bytes of whole lines.
+    length: u64,
+    /// Lines since it was rewritten.
+    lines: u64,
+}
+
+/// Reads a journal; a file that is not there has no leases.
+///
+/// # Errors
+/// When the file cannot be read or is damaged.
+pub fn replay(path: &Path) -> Result<Vec<HeldLease>, ReplayError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(ReplayError::Read { path: path.to_owned(), source }),
+    };
+    let damaged = |line, reason| ReplayError::Damaged { path: path.to_owned(), line, reason };
+    let mut leases = Leases::default();
+    let mut next = None;
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').peekable();
+    let mut number = 0;
+    while let Some(line) = lines.next() {
+        number += 1;
+        let last = lines.peek().is_none();
+        // A power failure can also leave zeros where a line's blocks were never written.
+        let torn = !line.ends_with(b"\n") || line.contains(&0);
+        if last && torn {
+            tracing::warn!(journal = %path.display(), line = number, "a line was cut off by a crash; dropped");
+            break;
+        }
+        let (sequence, record) =
+            line::read(line).map_err(|error| damaged(number, error.to_string()))?;
+        if next.is_some_and(|next| next != sequence) {
+            return Err(damaged(number, format!("it is number {sequence}, out of order")));
+        }
+        next = Some(sequence + 1);
+        leases.take(record).map_err(|reason| damaged(number, reason))?;
+    }
+    Ok(leases.in_order())
+}
+
+impl Journal {
+    /// Replaces the journal at `path` by one with just `leases`, and opens it.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old one is still there then.
+    pub fn rewrite<'a>(
+        path: &Path,
+        leases: impl Iterator<Item = &'a HeldLease>,
+    ) -> Result<Self, ReplayError> {
+        let rewritten = || -> io::Result<Self> {
+            let (mut bytes, mut sequence) = (Vec::new(), 0);
+            for lease in leases {
+                sequence += 1;
+                line::write(&mut bytes, sequence, &Record::Lease(lease.clone()))?;
+            }
+            write_atomically(path, &bytes)?;
+            let mut file = OpenOptions::new().write(true).mode(0o600).open(path)?;
+            let length = file.seek(SeekFrom::End(0))?;
+            Ok(Self { path: path.to_owned(), file, sequence, length, lines: 0 })
+        };
+        rewritten().map_err(|source| ReplayError::Write { path: path.to_owned(), source })
+    }
+
+    /// Writes a record; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// When it is not on disk. The journal is as it was before.
+    pub fn append(&mut self, record: &Record) -> Result<(), AppendError> {
+        let mut bytes = Vec::new();
+        let written = line::write(&mut bytes, self.sequence + 1, record)
+            .and_then(|()| self.file.write_all(&bytes))
+            .and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            // The half of a line would be damage once another follows it.
+            if let Err(error) = self
+                .file
+                .set_len(self.length)
+                .and_then(|()| self.file.seek(SeekFrom::Start(self.length)))
+            {
+                tracing::error!(journal = %self.path.display(), %error, "cannot take back half a line");
+            }
+            return Err(AppendError { path: self.path.clone(), source });
+        }
+        self.sequence += 1;
+        self.lines += 1;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether so much of it is about leases that are over that it should be rewritten.
+    pub fn is_long(&self, leases: usize) -> bool {
+        self.lines > COMPACT_AFTER && self.lines > 10 * leases as u64
+    }
+
+    /// A journal that writes to this file.
+    #[cfg(test)]
+    pub(crate) fn on(file: File) -> Self {
+        Self { path: PathBuf::from("/dev/full"), file, sequence: 0, length: 0, lines: 0 }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The leases that a journal tells of, in the order in which they came.
+#[derive(Default)]
+struct Leases {
+    leases: BTreeMap<LeaseId, (usize, HeldLease)>,
+    count: usize,
+}
+
+impl Leases {
+    fn take(&mut self, record: Record) -> Result<(), String> {
+        match record {
+            Record::Lease(lease) => {
+                let id = lease.lease.id;
+                self.count += 1;
+                match self.leases.insert(id, (self.count, lease)) {
+                    None => Ok(()),
+                    Some(_) => Err(format!("{id} is there already")),
+                }
+            }
+            Record::Moved { lease: id, state, trouble } => {
+                let Some((_, lease)) = self.leases.get_mut(&id) else {
+                    return Err(format!("it moves {id}, which is not there"));
+                };
+                lease.lease.state = state;
+                lease.holder.trouble = trouble;
+                if !state.holds() {
+                    self.leases.remove(&id);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn in_order(self) -> Vec<HeldLease> {
+        let mut leases: Vec<_> = self.leases.into_values().collect();
+        leases.sort_by_key(|(order, _)| *order);
+        leases.into_iter().map(|(_, lease)| lease).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

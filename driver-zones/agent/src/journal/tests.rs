@@ -1,0 +1,174 @@
+use std::path::PathBuf;
+
+use gpuzone_core::{
+    ComputeCapability, Gpu, GpuBacking, GpuUuid, Inventory, MemoryBytes, NodeState, Request,
+    TenantQuota,
+};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+fn gpu() -> Gpu {
+    Gpu {
+        uuid: GpuUuid::from_bytes([1; 16]),
+        index: 0,
+        name: "gpu-zone Simulated GPU".into(),
+        pci: "0000:01:00.0".parse().unwrap(),
+        memory: MemoryBytes::gib(1024),
+        compute_capability: ComputeCapability { major: 9, minor: 0 },
+        numa_node: None,
+        nvlink_peers: Default::default(),
+        mig_capable: false,
+        backing: GpuBacking::Simulated,
+    }
+}
+
+fn lease(n: u128) -> HeldLease {
+    let mut node = NodeState::new(Inventory::new(vec![gpu()]).unwrap());
+    let request = Request {
+        tenant: "acme".parse().unwrap(),
+        gpus: gpuzone_core::GpuCount::ONE,
+        memory: Some(MemoryBytes::gib(1)),
+        share: None,
+        exposure: Default::default(),
+        model: None,
+    };
+    let placement = node.place(&request).unwrap();
+    let demand = gpuzone_core::Demand { tenant: request.tenant, placement };
+    let quota = TenantQuota::default();
+    let admission = gpuzone_core::admit(Some(&quota), Default::default(), demand).unwrap();
+    let id = LeaseId::from_uuid(Uuid::from_u128(n));
+    let zone = gpuzone_core::ZoneId::from_uuid(Uuid::from_u128(n + 1));
+    let lease = node.reserve(id, zone, admission).unwrap().clone();
+    let holder = Holder {
+        process: ProcessId::own().unwrap(),
+        program: format!("./train \"{n}\"\n"),
+        created: Timestamp::from_nanoseconds(7),
+        trouble: String::new(),
+    };
+    HeldLease { lease, holder }
+}
+
+fn moved(n: u128, state: LeaseState) -> Record {
+    let lease = LeaseId::from_uuid(Uuid::from_u128(n));
+    Record::Moved { lease, state, trouble: String::new() }
+}
+
+struct Scratch {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn scratch() -> Scratch {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    Scratch { _dir: dir, path }
+}
+
+/// Writes the records and returns the file.
+fn written(path: &Path, records: &[Record]) -> Vec<u8> {
+    let mut journal = Journal::rewrite(path, std::iter::empty()).unwrap();
+    for record in records {
+        journal.append(record).unwrap();
+    }
+    std::fs::read(path).unwrap()
+}
+
+/// What the records come to, without a file.
+fn truth(records: &[Record]) -> Vec<HeldLease> {
+    let mut leases = Leases::default();
+    for record in records {
+        leases.take(record.clone()).unwrap();
+    }
+    leases.in_order()
+}
+
+fn story() -> Vec<Record> {
+    vec![
+        Record::Lease(lease(2)),
+        moved(2, LeaseState::Active),
+        Record::Lease(lease(1)),
+        moved(1, LeaseState::Active),
+        moved(2, LeaseState::Draining),
+        moved(2, LeaseState::Scrubbing),
+        moved(2, LeaseState::Released),
+        Record::Lease(lease(3)),
+    ]
+}
+
+#[test]
+fn what_was_written_is_read_in_its_order() {
+    let Scratch { _dir, path } = scratch();
+    assert_eq!(replay(&path).unwrap(), vec![]);
+    written(&path, &story());
+    let leases = replay(&path).unwrap();
+    assert_eq!(leases, truth(&story()));
+    let states: Vec<_> = leases.iter().map(|lease| lease.lease.state).collect();
+    assert_eq!(states, [LeaseState::Active, LeaseState::Reserved]);
+    let mut journal = Journal::rewrite(&path, leases.iter()).unwrap();
+    assert_eq!(replay(&path).unwrap(), leases);
+    journal.append(&moved(1, LeaseState::Failed)).unwrap();
+    assert_eq!(replay(&path).unwrap()[0].lease.state, LeaseState::Failed);
+}
+
+#[test]
+fn cut_anywhere_it_is_a_beginning_of_the_truth() {
+    let Scratch { _dir, path } = scratch();
+    let whole = written(&path, &story());
+    for length in 0..=whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let lines = whole[..length].iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(replay(&path).unwrap(), truth(&story()[..lines]), "at {length}");
+    }
+}
+
+#[test]
+fn zeros_at_the_end_are_a_line_that_was_never_written() {
+    let Scratch { _dir, path } = scratch();
+    let mut whole = written(&path, &story());
+    whole.extend([0; 100]);
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(replay(&path).unwrap(), truth(&story()));
+}
+
+#[test]
+fn a_lost_line_is_damage() {
+    let Scratch { _dir, path } = scratch();
+    let whole = written(&path, &story());
+    let lines: Vec<_> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+    std::fs::write(&path, [&lines[..3], &lines[4..]].concat().concat()).unwrap();
+    let error = replay(&path).unwrap_err().to_string();
+    assert!(error.contains("damaged in line 4") && error.contains("out of order"), "{error}");
+    assert!(error.contains("move the journal away"), "{error}");
+}
+
+#[test]
+fn an_append_that_fails_leaves_no_half_line() {
+    let Scratch { _dir, path } = scratch();
+    let mut journal = Journal::rewrite(&path, std::iter::empty()).unwrap();
+    journal.append(&story()[0]).unwrap();
+    let writable = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
+    let error = journal.append(&story()[1]).unwrap_err().to_string();
+    assert!(error.contains("free space"), "{error}");
+    journal.file = writable;
+    journal.append(&story()[1]).unwrap();
+    assert_eq!(replay(&path).unwrap(), truth(&story()[..2]));
+}
+
+proptest! {
+    #[test]
+    fn a_changed_byte_is_never_believed(at: prop::sample::Index, change in 1u8..) {
+        let Scratch { _dir, path } = scratch();
+        let mut whole = written(&path, &story());
+        let at = at.index(whole.len());
+        whole[at] ^= change;
+        std::fs::write(&path, &whole).unwrap();
+        match replay(&path) {
+            Err(ReplayError::Damaged { .. }) => {}
+            // The last line's end or a zero in it: it counts as never written.
+            Ok(leases) => prop_assert_eq!(leases, truth(&story()[..story().len() - 1])),
+            Err(other) => return Err(TestCaseError::fail(other.to_string())),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What is done for a lease: its slot, its worker, its bill, and the end of all three.
+//!
+//! ```text
+//! create: place, admit ─▶ journal ─▶ slot, worker ─▶ ledger ─▶ journal: active
+//! end:    journal: draining ─▶ worker ends ─▶ ledger ─▶ journal: scrubbing ─▶ journal: released
+//! ```
+//!
+//! Every step can be repeated, so a lease that a crash left anywhere is brought on from there.
+
+mod reconcile;
+mod turns;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use gpuzone_api::{AgentError, Directories, ErrorKind};
+use gpuzone_core::{Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
+use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
+use gpuzone_zone::files::{private_dir, remove};
+use gpuzone_zone::{Process, ProcessId};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::book::{Book, BookHandle};
+use crate::broker::BrokerLink;
+use crate::errors::{internal, sentence};
+use crate::journal::{HeldLease, Holder};
+use crate::usage::{UsageBook, Used, now};
+use turns::Turns;
+
+/// The node's leases and all that serves them.
+pub struct Leases {
+    /// What is held.
+    pub book: BookHandle,
+    /// What serves it.
+    pub link: BrokerLink,
+    /// What bills it.
+    pub usage: UsageBook,
+    /// Where its files are.
+    pub directories: Directories,
+    /// What there is to be held.
+    pub inventory: Inventory,
+    turns: Turns,
+    closing: AtomicBool,
+}
+
+impl Leases {
+    /// Leases over these parts.
+    pub fn new(
+        book: BookHandle,
+        link: BrokerLink,
+        usage: UsageBook,
+        directories: Directories,
+        inventory: Inventory,
+    ) -> Self {
+        let (turns, closing) = (Turns::default(), AtomicBool::new(false));
+        Self { book, link, usage, directories, inventory, turns, closing }
+    }
+
+    /// Makes a lease for the process `holder`, active when this returns.
+    ///
+    /// # Errors
+    /// When it is refused or cannot be served. Nothing is held or running then.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: Request,
+        holder: ProcessId,
+        program: String,
+    ) -> Result<HeldLease, AgentError> {
+        let (answer, answered) = oneshot::channel();
+        let leases = Arc::clone(self);
+        // On a task of its own: a caller that goes away cancels this future, and half of what
+        // follows must not be all that is done.
+        tokio::spawn(async move {
+            let created = leases.create_for(&request, holder, program).await;
+            if let Err(error) = &created {
+                leases.usage.refused(&request.tenant, error.kind, &error.message).await;
+            }
+            if let Err(Ok(unwanted)) = answer.send(created) {
+                let ended = leases.end(unwanted.lease.id, "its caller went away").await;
+                log_failure(unwanted.lease.id, ended);
+            }
+        });
+        let failed = || internal("the lease could not be made; the agent's log says why");
+        answered.await.unwrap_or_else(|_| Err(failed()))
+    }
+
+    async fn create_for(
+        self: &Arc<Self>,
+        request: &Request,
+        holder: ProcessId,
+        program: String,
+    ) -> Result<HeldLease, AgentError> {
+        let id = LeaseId::from_uuid(Uuid::now_v7());
+        let zone = ZoneId::from_uuid(Uuid::now_v7());
+        let _turn = self.turns.take(id).await;
+        let trouble = String::new();
+        let holder = Holder { process: holder, program, created: now(), trouble };
+        let asked = request.clone();
+        let leases = Arc::clone(self);
+        let reserve = move |book: &mut Book| {
+            // Asked in the book's turn: `end_all` says so before it lists the leases, so that
+            // none is reserved after its list.
+            if leases.closing.load(Ordering::SeqCst) {
+                let message = "the agent is ending; start it again with `gpu-zone up`".to_owned();
+                return Err(AgentError { kind: ErrorKind::Unavailable, message });
+            }
+            book.reserve(id, zone, &asked, holder)
+                .map_err(|refusal| AgentError { kind: refusal.kind(), message: sentence(&refusal) })
+        };
+        let held = self.book.with(reserve).await??;
+        match self.serve(&held).await {
+            Ok(()) => {}
+            Err(error) => {
+                // Whatever fails here is tried again by the next reconciliation.
+                let _ = self.advance(id, LeaseEvent::Fail, &error.message).await;
+                log_failure(id, self.end_in_turn(id, "it could not be served").await);
+                return Err(error);
+            }
+        }
+        self.watch_holder(&held);
+        tracing::info!(lease = %id, tenant = %held.lease.tenant, "active");
+        let lease = gpuzone_core::Lease { state: LeaseState::Active, ..held.lease };
+        Ok(HeldLease { lease, holder: held.holder })
+    }
+
+    /// Slot, worker, bill, active.
+    async fn serve(&self, held: &HeldLease) -> Result<(), AgentError> {
+        let order = self.order(held);
+        private_dir(&order.slot_dir).map_err(|error| {
+            internal(format!("cannot make the slot {}: {error}", order.slot_dir.display()))
+        })?;
+        self.link.start(order).await.map_err(|error| AgentError {
+            kind: ErrorKind::Driver,
+            message: format!("the lease cannot be served: {}", sentence(&error)),
+        })?;
+        let begun = self.usage.begin(held, &self.inventory, now()).await;
+        begun.map_err(|error| internal(sentence(&error)))?;
+        self.advance(held.lease.id, LeaseEvent::Activate, "").await?;
+        Ok(())
+    }
+
+    fn order(&self, held: &HeldLease) -> WorkerOrder {
+        let lease = held.lease.id;
+        let slot_dir = self.directories.slots_dir().join(lease.to_string());
+        WorkerOrder { lease, slot_dir, grants: held.lease.placement.grants().to_vec() }
+    }
+
+    async fn advance(
+        &self,
+        id: LeaseId,
+        event: LeaseEvent,
+        trouble: &str,
+    ) -> Result<LeaseState, AgentError> {
+        let trouble = trouble.to_owned();
+        Ok(self.book.with(move |book| book.advance(id, event, &trouble)).await??)
+    }
+
+    /// Ends the lease when its holder ends.
+    fn watch_holder(self: &Arc<Self>, held: &HeldLease) {
+        let (leases, id, holder) = (Arc::clone(self), held.lease.id, held.holder.process);
+        tokio::spawn(async move {
+            let gone = async {
+                match Process::find(holder)? {
+                    Some(process) => process.exited().await.map(drop),
+                    None => Ok(()),
+                }
+            };
+            if let Err(error) = gone.await {
+                // Not knowing whether a holder lives, it keeps its lease.
+                tracing::error!(lease = %id, %holder, %error, "the holder cannot be watched");
+                return;
+            }
+            if leases.book.with(move |book| book.lease(id)).await.is_ok_and(|held| held.is_some()) {
+                log_failure(id, leases.end(id, "its program ended").await);
+            }
+        });
+    }
+
+    /// Ends a lease; answers when it is released. One that ended not long ago is no error.
+    ///
+    /// # Errors
+    /// When there is no such lease, or it cannot be ended now; it is tried again later then.
+    pub async fn end(&self, id: LeaseId, reason: &str) -> Result<HeldLease, AgentError> {
+        let _turn = self.turns.take(id).await;
+        self.end_in_turn(id, reason).await
+    }
+
+    async fn end_in_turn(&self, id: LeaseId, reason: &str) -> Result<HeldLease, AgentError> {
+        let Some(held) = self.book.with(move |book| book.lease(id)).await? else {
+            let ended = self.book.with(move |book| book.ended(id)).await?;
+            return ended.ok_or_else(|| AgentError {
+                kind: ErrorKind::NotFound,
+                message: gpuzone_core::UnknownLease(id).to_string(),
+            });
+        };
+        match held.lease.state {
+            LeaseState::Reserved
+            | LeaseState::Active
+            | LeaseState::Draining
+            | LeaseState::Failed => {
+                self.advance(id, LeaseEvent::Drain, "").await?;
+                if let Err(error) = self.drain(&held, reason).await {
+                    self.advance(id, LeaseEvent::Fail, &error.message).await?;
+                    return Err(error);
+                }
+                self.advance(id, LeaseEvent::Drained, "").await?;
+            }
+            LeaseState::Scrubbing | LeaseState::Released => {}
+        }
+        // Workers clear every allocation before a program sees it, so that no more is to be done
+        // here for the next lease to find nothing of this one's.
+        self.advance(id, LeaseEvent::Scrubbed, "").await?;
+        tracing::info!(lease = %id, reason, "released");
+        let ended = self.book.with(move |book| book.ended(id)).await?;
+        Ok(ended.unwrap_or(held))
+    }
+
+    /// Ends the worker, closes the bill, removes the slot.
+    async fn drain(&self, held: &HeldLease, reason: &str) -> Result<(), AgentError> {
+        let id = held.lease.id;
+        let last = self.link.stop(id).await.map_err(|error| AgentError {
+            kind: ErrorKind::Driver,
+            message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
+        })?;
+        self.close_bill(id, last, reason).await;
+        let slot = self.order(held).slot_dir;
+        remove(&slot)
+            .map_err(|error| internal(format!("cannot remove {}: {error}", slot.display())))
+    }
+
+    /// Writes a lease's last usage and its end. A ledger that refuses for longer than a moment
+    /// does not keep the GPU from others: what could not be written is in the log.
+    async fn close_bill(&self, id: LeaseId, last: Option<LeaseStatus>, reason: &str) {
+        let at = now();
+        let used: Vec<Used> = last.into_iter().map(used_by).collect();
+        for attempt in 1..=3 {
+            let written = async {
+                self.usage.record(used.clone()).await?;
+                self.usage.end(id, at, reason).await
+            };
+            match written.await {
+                Ok(()) => return,
+                Err(error) => {
+                    let error = sentence(&error);
+                    tracing::error!(lease = %id, attempt, ?used, error, "usage not written");
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// All leases that hold something, with what the broker says of each; and why it says
+    /// nothing, if it does not.
+    ///
+    /// # Errors
+    /// When the book failed.
+    pub async fn list(&self) -> Result<Vec<(HeldLease, Option<LeaseStatus>)>, AgentError> {
+        let held = self.book.with(|book| book.leases()).await?;
+        let statuses = self.link.status().await;
+        let silence = statuses.as_ref().err().map(|error| sentence(error));
+        let statuses = statuses.unwrap_or_default();
+        let with_status = |mut held: HeldLease| {
+            let status = statuses.iter().find(|status| status.lease == held.lease.id).cloned();
+            if let (Some(silence), true) = (&silence, held.holder.trouble.is_empty()) {
+                silence.clone_into(&mut held.holder.trouble);
+            }
+            (held, status)
+        };
+        Ok(held.into_iter().map(with_status).collect())
+    }
+
+    /// Writes all usage so far into the ledger; returns of how many leases.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the ledger does not take it.
+    pub async fn flush(&self) -> Result<u32, AgentError> {
+        let statuses = self
+            .link
+            .status()
+            .await
+            .map_err(|error| AgentError { kind: ErrorKind::Driver, message: sentence(&error) })?;
+        let used = statuses.into_iter().map(used_by).collect();
+        self.usage.record(used).await.map_err(|error| internal(sentence(&error)))
+    }
+
+    /// Ends all leases and takes no more; returns how many were ended.
+    ///
+    /// # Errors
+    /// When the book failed. A lease that cannot be ended is only logged.
+    pub async fn end_all(self: &Arc<Self>, reason: &'static str) -> Result<u32, AgentError> {
+        self.closing.store(true, Ordering::SeqCst);
+        let mut ends = tokio::task::JoinSet::new();
+        for held in self.book.with(|book| book.leases()).await? {
+            let (leases, id) = (Arc::clone(self), held.lease.id);
+            ends.spawn(async move { (id, leases.end(id, reason).await) });
+        }
+        let mut count = 0;
+        for (id, ended) in ends.join_all().await {
+            count += u32::from(ended.is_ok());
+            log_failure(id, ended);
+        }
+        Ok(count)
+    }
+}
+
+fn used_by(status: LeaseStatus) -> Used {
+    let LeaseStatus { lease, counters, refused_by_name, .. } = status;
+    Used { lease, counters, refused_by_name }
+}
+
+fn log_failure(lease: LeaseId, ended: Result<HeldLease, AgentError>) {
+    if let Err(error) = ended {
+        tracing::error!(%lease, %error, "could not be ended now; it is tried again");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,26 @@
+//! gpu-zoned, the node agent: inventory, leases, journal, supervision.
+//!
+//! ```text
+//!  client ──gRPC──▶ service ──▶ leases ──┬─▶ book (one thread) ─▶ journal
+//!                                        ├─▶ broker link ──▶ broker ──▶ workers
+//!                                        └─▶ usage ──▶ ledger
+//! ```
+//!
+//! Architecture invariant: the agent holds nothing in memory that it needs after a crash. The
+//! journal has the leases, the driver zone the workers, the ledger the usage; a new agent
+//! compares them ([`leases::Leases::reconcile`]) and goes on.
+#![forbid(unsafe_code)]
+
+pub mod book;
+pub mod broker;
+pub mod config;
+mod convert;
+mod errors;
+pub mod gpus;
+pub mod journal;
+pub mod leases;
+mod run;
+mod service;
+pub mod usage;
+
+pub use run::{RunError, run};

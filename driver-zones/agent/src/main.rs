@@ -1,0 +1,61 @@
+//! `gpu-zoned`, the node agent's program.
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use gpuzone_agent::config::{Config, DriverKind, Overrides, SIM_CONFIG_VARIABLE};
+use tracing_subscriber::EnvFilter;
+
+/// The gpu-zone node agent. SIGINT ends all leases and everything that serves them; SIGTERM and
+/// SIGHUP end only the agent, and the next one takes over.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration, a TOML file.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The GPUs' driver: nvidia or simulated.
+    #[arg(long, value_parser = driver)]
+    driver: Option<DriverKind>,
+    /// For what outlives a reboot: journal and ledger.
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
+    /// For what does not: sockets and slots.
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    /// Let every tenant without a quota have whatever is free.
+    #[arg(long)]
+    open: bool,
+    /// Log as JSON, one object a line.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn driver(text: &str) -> Result<DriverKind, String> {
+    let kinds = [DriverKind::Nvidia, DriverKind::Simulated];
+    let found = kinds.into_iter().find(|kind| kind.as_str() == text);
+    found.ok_or_else(|| "write nvidia or simulated".to_owned())
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
+    if arguments.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
+    let Arguments { config, driver, state_dir, run_dir, open, log_json: _ } = arguments;
+    let overrides = Overrides { driver, state_dir, run_dir, open };
+    let config = Config::load(config.as_deref(), &overrides)?;
+    if let Some(path) = &config.simulated_config {
+        gpuzone_zone::set_variable(SIM_CONFIG_VARIABLE.as_ref(), path.as_os_str())?;
+    }
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the agent's threads")?;
+    Ok(runtime.block_on(gpuzone_agent::run(config))?)
+}

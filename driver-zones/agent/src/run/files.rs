@@ -1,0 +1,105 @@
+//! The agent's own files and folders.
+
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use gpuzone_api::{Directories, SLOT_SOCKET, check_socket_path};
+use gpuzone_zone::files::{PidLock, private_dir, remove};
+use tokio::net::UnixListener;
+
+use super::RunError;
+
+/// The broker's socket in the driver zone's folder.
+pub(super) const CONTROL_SOCKET: &str = "control.sock";
+const STATE_LOCK: &str = "lock";
+const RUN_LOCK: &str = "agent.lock";
+/// What programs ask the loader for, and what they are linked with.
+const SHIM_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+/// A lease's name, as long as each is.
+const ANY_LEASE: &str = "lease-00000000000000000000000000000000";
+
+/// The agent's right to its folders, while it is not dropped.
+pub(super) struct Locks {
+    _state: PidLock,
+    _run: PidLock,
+}
+
+/// Makes the agent's folders and locks them. Two agents may share neither: one would hand out
+/// what the other's leases hold.
+pub(super) fn take(directories: &Directories) -> Result<Locks, RunError> {
+    let longest = directories.slots_dir().join(ANY_LEASE).join(SLOT_SOCKET);
+    let control = directories.driver_zone_dir().join(CONTROL_SOCKET);
+    for socket in [directories.agent_socket(), control, longest] {
+        check_socket_path(&socket)?;
+    }
+    let lock = |directory: &Path, name: &str| {
+        private_dir(directory).map_err(|source| unusable(directory, source))?;
+        PidLock::take(&directory.join(name))
+            .map_err(|source| RunError::Locked { directory: directory.to_owned(), source })
+    };
+    let state = lock(&directories.state, STATE_LOCK)?;
+    Ok(Locks { _state: state, _run: lock(&directories.run, RUN_LOCK)? })
+}
+
+fn unusable(path: &Path, source: io::Error) -> RunError {
+    RunError::Directory { path: path.to_owned(), source }
+}
+
+/// Makes the folders for slots and for the library that programs get.
+pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunError> {
+    let (slots, folder) = (directories.slots_dir(), directories.shim_dir());
+    private_dir(&slots).map_err(|source| unusable(&slots, source))?;
+    let links = || -> io::Result<()> {
+        private_dir(&folder)?;
+        for name in SHIM_NAMES {
+            // Renamed into its place: programs that start meanwhile find the one or the other.
+            let new = folder.join(".new");
+            remove(&new)?;
+            symlink(shim, &new)?;
+            std::fs::rename(new, folder.join(name))?;
+        }
+        Ok(())
+    };
+    links().map_err(|source| unusable(&folder, source))
+}
+
+/// Binds the agent's socket; one that an earlier agent left is replaced. The caller has the locks.
+pub(super) fn bind(socket: &Path) -> Result<UnixListener, RunError> {
+    let bound = || -> io::Result<UnixListener> {
+        remove(socket)?;
+        let listener = UnixListener::bind(socket)?;
+        std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))?;
+        Ok(listener)
+    };
+    bound().map_err(|source| unusable(socket, source))
+}
+
+/// Removes the socket, so that clients see at once that nobody serves it.
+pub(super) fn remove_socket(directories: &Directories) {
+    log_failure(remove(&directories.agent_socket()));
+}
+
+/// Removes all that an agent makes in its run directory, when its broker is gone. What it does
+/// not know stays, and with it the folders that hold it.
+pub(super) fn clear(directories: &Directories) {
+    let zone = directories.driver_zone_dir();
+    for name in ["broker.json", "broker.log", "broker.lock", CONTROL_SOCKET] {
+        log_failure(remove(&zone.join(name)));
+    }
+    log_failure(remove(&directories.shim_dir()));
+    for folder in [zone, directories.slots_dir()] {
+        match std::fs::remove_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => log_failure(other),
+        }
+    }
+    remove_socket(directories);
+    log_failure(remove(&directories.run.join(RUN_LOCK)));
+}
+
+fn log_failure(removed: io::Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(%error, "something stays in the run directory");
+    }
+}

@@ -1,0 +1,315 @@
+//! One lease's worker, kept alive.
+//!
+//! ```text
+//!            ready                     ended
+//! starting ─────────▶ serving ────────────────────▶ waiting (backoff) ──▶ starting
+//!     │                  │                             │
+//!     └──────────────────┴──────── stop ───────────────┴──▶ gone
+//! ```
+//!
+//! One task owns the worker; [`Lease::status`] reads what it publishes and the stats file.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gpuzone_core::LeaseId;
+use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
+use gpuzone_wire::handover::{EXIT_REPLACE, WorkerSpec};
+use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
+use gpuzone_zone::{Exit, Process};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::paths::LeasePaths;
+use crate::record::{self, WorkerRecord};
+use crate::slot::{self, SlotError};
+use crate::worker::{self, Starting, WorkerError};
+
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// A worker that served this long was healthy: the next failure is a first one.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// A lease that is served until [`Lease::stop`].
+pub(crate) struct Lease {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// What the worker's task and those who ask about the lease have in common.
+struct Shared {
+    config: Arc<BrokerConfig>,
+    order: WorkerOrder,
+    paths: LeasePaths,
+    stats: StatsFile,
+    live: Mutex<Live>,
+}
+
+#[derive(Clone, Default)]
+struct Live {
+    worker_pid: Option<u32>,
+    restarts: u32,
+    trouble: String,
+}
+
+/// Why a worker could not be put into service.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error("cannot write down the worker: {0}")]
+    Record(#[source] std::io::Error),
+    #[error("the lease ended before its worker was ready")]
+    Stopped,
+}
+
+impl Lease {
+    /// Puts a first worker into service; on an error no process is left.
+    pub(crate) async fn start(
+        config: Arc<BrokerConfig>,
+        order: WorkerOrder,
+        paths: LeasePaths,
+        stats: StatsFile,
+    ) -> Result<Self, ServeError> {
+        let shared = Shared { config, order, paths, stats, live: Mutex::default() };
+        let listener = slot::serve(&shared.order.slot_dir)?;
+        // A first start is not stopped: it succeeds or fails within the worker's time limit.
+        let (_never, mut stop) = watch::channel(false);
+        let process = shared.start_worker(&listener, &mut stop).await?;
+        Ok(Self::supervise(shared, Some(process)))
+    }
+
+    /// Serves a lease that an earlier broker served: by its worker, if one is alive and ready,
+    /// else by a fresh one as soon as possible.
+    pub(crate) fn resume(
+        config: Arc<BrokerConfig>,
+        order: WorkerOrder,
+        paths: LeasePaths,
+        stats: StatsFile,
+        worker: Option<(WorkerRecord, Option<Process>)>,
+    ) -> Self {
+        let (record, process) = worker.unzip();
+        let live = record.map_or_else(Live::default, |record| Live {
+            worker_pid: None,
+            restarts: record.restarts,
+            trouble: record.trouble,
+        });
+        let shared = Shared { config, order, paths, stats, live: Mutex::new(live) };
+        Self::supervise(shared, process.flatten())
+    }
+
+    fn supervise(shared: Shared, process: Option<Process>) -> Self {
+        let shared = Arc::new(shared);
+        let (stop, stopped) = watch::channel(false);
+        shared.live().worker_pid = process.as_ref().map(Process::pid);
+        let task = tokio::spawn(Arc::clone(&shared).run(process, stopped));
+        Self { shared, stop, task }
+    }
+
+    pub(crate) fn order(&self) -> &WorkerOrder {
+        &self.shared.order
+    }
+
+    pub(crate) fn status(&self) -> LeaseStatus {
+        self.shared.status()
+    }
+
+    /// Ends the worker and says how the lease did; no process of it is left then.
+    pub(crate) async fn stop(self) -> LeaseStatus {
+        // The task ends by itself only by a fault of ours, and then there is nobody to tell.
+        let _ = self.stop.send(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(lease = %self.shared.order.lease, %error, "the lease's task failed");
+        }
+        self.shared.status()
+    }
+}
+
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(&self) -> LeaseId {
+        self.order.lease
+    }
+
+    fn status(&self) -> LeaseStatus {
+        let Live { worker_pid, restarts, mut trouble } = self.live().clone();
+        let read = self.stats.snapshot(Monotonic::now());
+        let Snapshot { counters, used, sessions, refused_by_name } = read.unwrap_or_else(|error| {
+            trouble = error.to_string();
+            Snapshot::default()
+        });
+        let lease = self.lease();
+        LeaseStatus {
+            lease,
+            worker_pid,
+            restarts,
+            sessions,
+            used,
+            counters,
+            refused_by_name,
+            trouble,
+        }
+    }
+
+    /// Keeps a worker alive until `stop`.
+    async fn run(self: Arc<Self>, first: Option<Process>, mut stop: watch::Receiver<bool>) {
+        let mut worker = first;
+        let mut backoff = SHORTEST_BACKOFF;
+        loop {
+            let mut pause = Duration::ZERO;
+            if let Some(process) = worker.take() {
+                let since = Instant::now();
+                tokio::select! {
+                    exit = process.exited() => pause = self.ended(&process, exit, since, &mut backoff),
+                    () = stopped(&mut stop) => return self.end(&process).await,
+                }
+            }
+            let Some(fresh) = self.replace(pause, &mut backoff, &mut stop).await else {
+                return;
+            };
+            self.live().worker_pid = Some(fresh.pid());
+            tracing::info!(lease = %self.lease(), worker = fresh.pid(), "a fresh worker serves");
+            worker = Some(fresh);
+        }
+    }
+
+    /// Notes a worker's unexpected end; returns how long to wait before the next.
+    fn ended(
+        &self,
+        process: &Process,
+        exit: std::io::Result<Exit>,
+        since: Instant,
+        backoff: &mut Duration,
+    ) -> Duration {
+        self.settle();
+        if since.elapsed() >= HEALTHY {
+            *backoff = SHORTEST_BACKOFF;
+        }
+        let (trouble, pause) = match exit {
+            Ok(Exit::Code(EXIT_REPLACE)) => {
+                let trouble = "a program's fault spoilt its context; the worker was replaced";
+                (trouble.to_owned(), Duration::ZERO)
+            }
+            Ok(exit @ (Exit::Code(_) | Exit::Signal(_) | Exit::Unknown)) => {
+                let said = worker::last_line(&self.paths.log());
+                let pid = process.pid();
+                (format!("worker {pid} ended with {exit}: {said}"), longer(backoff))
+            }
+            Err(error) => (format!("the worker cannot be watched: {error}"), longer(backoff)),
+        };
+        tracing::warn!(lease = %self.lease(), worker = process.pid(), %trouble, "worker ended");
+        let mut live = self.live();
+        live.worker_pid = None;
+        live.restarts = live.restarts.saturating_add(1);
+        live.trouble = trouble;
+        pause
+    }
+
+    /// Puts a fresh worker into service, however often it takes; `None` when stopped.
+    async fn replace(
+        &self,
+        mut pause: Duration,
+        backoff: &mut Duration,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Process> {
+        let mut listener = None;
+        loop {
+            // Bound before the pause: programs that come meanwhile wait instead of failing.
+            if listener.is_none() {
+                match slot::serve(&self.order.slot_dir) {
+                    Ok(fresh) => listener = Some(fresh),
+                    Err(error) => self.trouble(&error),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stopped(stop) => return None,
+            }
+            if let Some(listener) = &listener {
+                match self.start_worker(listener, stop).await {
+                    Ok(process) => return Some(process),
+                    Err(ServeError::Stopped) => return None,
+                    Err(error) => self.trouble(&error),
+                }
+            }
+            pause = longer(backoff);
+        }
+    }
+
+    fn trouble(&self, error: &dyn std::error::Error) {
+        tracing::warn!(lease = %self.lease(), %error, "no worker");
+        self.live().trouble = error.to_string();
+    }
+
+    /// Starts one worker and waits until it serves. On an error, and on `stop`, which is one, no
+    /// process is left.
+    async fn start_worker(
+        &self,
+        listener: &OwnedFd,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Process, ServeError> {
+        let log = self.paths.log();
+        let mut starting = worker::start(&self.config, listener, &self.stats, &log)?;
+        let served = tokio::select! {
+            served = self.put_into_service(&mut starting) => served,
+            () = stopped(stop) => Err(ServeError::Stopped),
+        };
+        if served.is_err() {
+            self.end(&starting.process).await;
+        }
+        served.map(|()| starting.process)
+    }
+
+    async fn put_into_service(&self, starting: &mut Starting) -> Result<(), ServeError> {
+        // Written before the worker has its orders: one that nobody knows does nothing.
+        self.write_down(&starting.process, false)?;
+        let BrokerConfig { driver, caps, .. } = &*self.config;
+        let grants = self.order.grants.clone();
+        let (driver, caps) = (driver.clone(), *caps);
+        starting.finish(&WorkerSpec { lease: self.lease(), grants, driver, caps }).await?;
+        self.write_down(&starting.process, true)
+    }
+
+    fn write_down(&self, process: &Process, ready: bool) -> Result<(), ServeError> {
+        let Live { restarts, trouble, worker_pid: _ } = self.live().clone();
+        let record = WorkerRecord { process: process.id(), ready, restarts, trouble };
+        record::write(&self.paths.worker(), &record).map_err(ServeError::Record)
+    }
+
+    async fn end(&self, process: &Process) {
+        if let Err(error) = process.end(None).await {
+            tracing::error!(lease = %self.lease(), worker = process.pid(), %error, "cannot end it");
+        }
+        self.live().worker_pid = None;
+        self.settle();
+    }
+
+    /// Notes in the stats that no worker uses anything.
+    fn settle(&self) {
+        if let Err(error) = self.stats.worker_gone(Monotonic::now()) {
+            tracing::error!(lease = %self.lease(), %error, "the lease's counters are lost");
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody can stop it any more: the broker is being torn down, and what
+    // waits here goes with it. The worker stays for the next broker.
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The pause to take now; the next one is twice as long.
+fn longer(backoff: &mut Duration) -> Duration {
+    let pause = *backoff;
+    *backoff = (pause * 2).min(LONGEST_BACKOFF);
+    pause
+}

@@ -1,0 +1,27 @@
+//! `gpu-zone-broker`: started by the agent, one for each driver zone.
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// The supervisor of a driver zone; the agent starts it.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The file that the agent wrote for it.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let stderr = std::io::stderr;
+    let colours = stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(level).with_writer(stderr).with_ansi(colours).init();
+    Ok(gpuzone_broker::run(&arguments.config).await?)
+}

@@ -1,0 +1,84 @@
+use std::path::{Path, PathBuf};
+
+use gpuzone_core::LeaseId;
+
+/// The files of a driver zone.
+#[derive(Clone, Debug)]
+pub struct ZonePaths {
+    dir: PathBuf,
+}
+
+/// The files of one lease in a driver zone.
+#[derive(Clone, Debug)]
+pub(crate) struct LeasePaths {
+    dir: PathBuf,
+}
+
+impl ZonePaths {
+    /// Of the zone in `dir`.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The socket that the agent speaks to.
+    pub fn control_socket(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// Locked by the broker that serves the zone.
+    pub fn lock(&self) -> PathBuf {
+        self.dir.join("broker.lock")
+    }
+
+    /// The zone's leases.
+    pub fn leases(&self) -> PathBuf {
+        self.dir.join("leases")
+    }
+
+    pub(crate) fn lease(&self, lease: LeaseId) -> LeasePaths {
+        LeasePaths { dir: self.leases().join(lease.to_string()) }
+    }
+
+    /// Where a lease's folder is made before it counts.
+    pub(crate) fn lease_in_the_making(&self, lease: LeaseId) -> LeasePaths {
+        LeasePaths { dir: self.leases().join(format!("{MAKING}{lease}")) }
+    }
+
+    /// Where a lease's folder is when it does not count any more.
+    pub(crate) fn ended_lease(&self, lease: LeaseId) -> PathBuf {
+        self.leases().join(format!("{ENDED}{lease}"))
+    }
+}
+
+/// In front of the name of a folder that is not complete.
+pub(crate) const MAKING: &str = ".new-";
+/// In front of the name of a folder that is being removed.
+pub(crate) const ENDED: &str = ".ended-";
+/// In front of the name of a folder that could not be read and was put aside.
+pub(crate) const UNREADABLE: &str = ".unreadable-";
+
+impl LeasePaths {
+    pub(crate) fn in_dir(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn order(&self) -> PathBuf {
+        self.dir.join("order.json")
+    }
+
+    pub(crate) fn stats(&self) -> PathBuf {
+        self.dir.join("stats")
+    }
+
+    pub(crate) fn worker(&self) -> PathBuf {
+        self.dir.join("worker.json")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("worker.log")
+    }
+}

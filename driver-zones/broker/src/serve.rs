@@ -1,0 +1,136 @@
+//! The control socket: requests in, replies out, a line each.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use gpuzone_wire::control::{LeaseStatus, MAX_LINE, Reply, Request, VERSION};
+use gpuzone_zone::files::remove;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use crate::broker::Broker;
+
+/// Binds the control socket; one that an earlier broker left is replaced. The caller has the
+/// zone's lock.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    remove(path)?;
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until one connection asks for the end.
+pub(crate) async fn serve(broker: Arc<Broker>, listener: UnixListener) -> io::Result<()> {
+    let (ended, mut end) = mpsc::channel(1);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: those that are served go on.
+                    tracing::error!(%error, "cannot accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            _ = end.recv() => return Ok(()),
+        };
+        let (broker, ended) = (Arc::clone(&broker), ended.clone());
+        tokio::spawn(async move {
+            match converse(&broker, stream).await {
+                Ok(After::Close) => {}
+                // Full means that another asked first.
+                Ok(After::End) => drop(ended.try_send(())),
+                Err(error) => tracing::warn!(%error, "a connection of the agent's broke"),
+            }
+        });
+    }
+}
+
+enum After {
+    Close,
+    End,
+}
+
+async fn converse(broker: &Arc<Broker>, stream: UnixStream) -> io::Result<After> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let mut greeted = false;
+    loop {
+        let mut line = Vec::new();
+        // One byte more than allowed, so that a longer line is seen to be one.
+        (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            return Ok(After::Close);
+        }
+        let (reply, last) = match understand(&line, greeted) {
+            Ok(request) => {
+                greeted = true;
+                let last = matches!(request, Request::Shutdown);
+                (answer(broker, request).await, last)
+            }
+            Err(reason) => (Reply::Refused { reason }, true),
+        };
+        let mut line = serde_json::to_vec(&reply)?;
+        line.push(b'\n');
+        writer.write_all(&line).await?;
+        match (reply, last) {
+            (Reply::Bye, _) => return Ok(After::End),
+            (_, true) => return Ok(After::Close),
+            (_, false) => {}
+        }
+    }
+}
+
+/// The request in a line, or why it is none.
+fn understand(line: &[u8], greeted: bool) -> Result<Request, String> {
+    if line.len() > MAX_LINE {
+        return Err(format!("a request has at most {MAX_LINE} bytes"));
+    }
+    let request = serde_json::from_slice(line)
+        .map_err(|error| format!("this is no request of protocol {VERSION}: {error}"))?;
+    match request {
+        Request::Hello { version } if version != VERSION => Err(format!(
+            "this broker speaks protocol {VERSION} and the agent {version}; end all leases with the agent that started it, then start the new one"
+        )),
+        Request::Hello { .. } => Ok(request),
+        Request::Start(_) | Request::Stop { .. } | Request::Status | Request::Shutdown
+            if greeted =>
+        {
+            Ok(request)
+        }
+        Request::Start(_) | Request::Stop { .. } | Request::Status | Request::Shutdown => {
+            Err("the first request says hello and its version".to_owned())
+        }
+    }
+}
+
+async fn answer(broker: &Arc<Broker>, request: Request) -> Reply {
+    match request {
+        Request::Hello { version: _ } => Reply::Hello { version: VERSION, pid: std::process::id() },
+        Request::Start(order) => {
+            let lease = order.lease;
+            match broker.start(order).await {
+                Ok(status) => leases(vec![status]),
+                Err(error) => {
+                    tracing::error!(%lease, %error, "cannot be served");
+                    Reply::Refused { reason: error.to_string() }
+                }
+            }
+        }
+        Request::Stop { lease } => leases(broker.stop(lease).await.into_iter().collect()),
+        Request::Status => leases(broker.status()),
+        Request::Shutdown => {
+            broker.stop_all().await;
+            Reply::Bye
+        }
+    }
+}
+
+/// The answer to all that is asked about leases.
+fn leases(leases: Vec<LeaseStatus>) -> Reply {
+    Reply::Leases { leases }
+}

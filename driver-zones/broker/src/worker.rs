@@ -1,0 +1,145 @@
+//! The start of one worker.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gpuzone_wire::control::BrokerConfig;
+use gpuzone_wire::handover::{EXIT_DRIVER, WorkerSpec};
+use gpuzone_wire::stats::StatsFile;
+use gpuzone_zone::sandbox::{Launch, LaunchError};
+use gpuzone_zone::{Exit, Process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+
+/// How long a worker may take until it accepts connections.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A worker that exists and waits for its orders. It must be brought to an end: by
+/// [`Starting::finish`], or by [`Process::end`].
+pub(crate) struct Starting {
+    pub(crate) process: Process,
+    orders: Option<pipe::Sender>,
+    answer: pipe::Receiver,
+    log: PathBuf,
+}
+
+/// Why a worker does not serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    #[error("{}", with_cause(.0))]
+    Launch(#[from] LaunchError),
+    #[error("cannot prepare the worker's files: {0}")]
+    Prepare(#[source] io::Error),
+    #[error("cannot speak to the worker that was started: {0}")]
+    Speak(#[source] io::Error),
+    #[error("the worker cannot use its driver: {0}")]
+    Driver(String),
+    #[error("the worker ended with {exit} before it was ready: {said}")]
+    Ended { exit: Exit, said: String },
+    #[error("the worker was not ready within {} s: {said}", READY_TIMEOUT.as_secs())]
+    Timeout { said: String },
+}
+
+fn with_cause(error: &LaunchError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// Starts a worker for the slot `listener`. It does nothing before [`Starting::finish`] gives it
+/// its orders: who started it can write down first that it exists.
+pub(crate) fn start(
+    config: &BrokerConfig,
+    listener: &OwnedFd,
+    stats: &StatsFile,
+    log: &Path,
+) -> Result<Starting, WorkerError> {
+    let prepare = || -> io::Result<_> {
+        let (orders_end, orders) = io::pipe()?;
+        let (answer, answer_end) = io::pipe()?;
+        let launch = Launch {
+            program: config.worker.clone(),
+            arguments: Vec::new(),
+            environment: config.driver.environment.clone(),
+            stdin: orders_end.into(),
+            stdout: answer_end.into(),
+            stderr: fresh_log(log)?.into(),
+            inherit: vec![listener.try_clone()?, stats.file().try_clone()?.into()],
+        };
+        let orders = pipe::Sender::from_owned_fd(orders.into())?;
+        let answer = pipe::Receiver::from_owned_fd(answer.into())?;
+        Ok((launch, orders, answer))
+    };
+    let (launch, orders, answer) = prepare().map_err(WorkerError::Prepare)?;
+    let process = launch.start()?;
+    Ok(Starting { process, orders: Some(orders), answer, log: log.to_owned() })
+}
+
+/// The log of a worker, emptied: what an earlier worker of the lease said is in its trouble.
+fn fresh_log(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    OpenOptions::new().append(true).open(path)
+}
+
+impl Starting {
+    /// Gives the worker its orders and waits until it accepts connections. When that fails, the
+    /// caller ends the process.
+    pub(crate) async fn finish(&mut self, spec: &WorkerSpec) -> Result<(), WorkerError> {
+        let spoken = tokio::time::timeout(READY_TIMEOUT, self.speak(spec)).await;
+        let Ok(spoken) = spoken else {
+            return Err(WorkerError::Timeout { said: last_line(&self.log) });
+        };
+        if spoken.as_ref().is_ok_and(|answer| answer == b"ready\n") {
+            return Ok(());
+        }
+        // It closed its output or its input; most likely it is about to end and says why.
+        let exit = tokio::time::timeout(Duration::from_secs(1), self.process.exited()).await;
+        let said = last_line(&self.log);
+        match (exit, spoken) {
+            (Ok(Ok(Exit::Code(EXIT_DRIVER))), _) => Err(WorkerError::Driver(said)),
+            (Ok(Ok(exit)), _) => Err(WorkerError::Ended { exit, said }),
+            (Ok(Err(error)), _) | (Err(_), Err(error)) => Err(WorkerError::Speak(error)),
+            (Err(_), Ok(answer)) => {
+                let answer = String::from_utf8_lossy(&answer).into_owned();
+                let message = format!("it said {answer:?} where 'ready' was expected");
+                Err(WorkerError::Speak(io::Error::new(io::ErrorKind::InvalidData, message)))
+            }
+        }
+    }
+
+    async fn speak(&mut self, spec: &WorkerSpec) -> io::Result<Vec<u8>> {
+        // Dropped at the end of the block: closing it is the end of the orders.
+        if let Some(mut orders) = self.orders.take() {
+            orders.write_all(&serde_json::to_vec(spec)?).await?;
+        }
+        let mut answer = Vec::new();
+        // One byte more than the answer has, so that a longer one is seen to be wrong.
+        let mut bounded = (&mut self.answer).take(7);
+        while !answer.ends_with(b"\n") && bounded.read_buf(&mut answer).await? > 0 {}
+        Ok(answer)
+    }
+}
+
+/// The last line that a worker wrote to its log, at most 500 characters, or a word that there
+/// is none.
+pub(crate) fn last_line(log: &Path) -> String {
+    let tail = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(4096)))?;
+        let mut tail = Vec::new();
+        file.take(4096).read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = tail().unwrap_or_default();
+    let text = String::from_utf8_lossy(&tail);
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    let printable = |line: &str| line.chars().filter(|c| !c.is_control()).take(500).collect();
+    line.map_or_else(|| "it said nothing".to_owned(), printable)
+}

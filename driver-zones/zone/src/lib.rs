@@ -1,0 +1,15 @@
+//! Zone backends: how a zone's processes are started, watched and ended.
+//!
+//! A process is known by pid, start time and boot ([`ProcessId`]), so that a record of it can be
+//! believed after a restart of whoever wrote it. A running one is held by a pidfd ([`Process`]):
+//! what is watched and ended is that very process, never one that got its number later.
+
+mod environment;
+pub mod files;
+mod identity;
+mod process;
+pub mod sandbox;
+
+pub use environment::{SetVariableError, set_variable};
+pub use identity::{BootId, ProcessId};
+pub use process::{Exit, Process};
