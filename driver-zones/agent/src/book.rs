@@ -10,13 +10,17 @@ use std::path::Path;
 
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
-    ApplyError, Demand, GpuUuid, Inventory, Lease, LeaseEvent, LeaseId, LeaseState, MemoryBytes,
-    NodeState, PlacementRefusal, QuotaRefusal, Request, ReserveError, UnknownLease, ZoneId, admit,
+    ApplyError, Demand, GpuHealth, GpuUuid, Inventory, Lease, LeaseEvent, LeaseId, LeaseState,
+    MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal, Request, ReserveError, UnknownLease,
+    ZoneId, admit,
 };
+use gpuzone_wire::scrub::ScrubGpu;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Quotas;
-use crate::journal::{AppendError, HeldLease, Holder, Journal, Record, ReplayError, replay};
+use crate::journal::{
+    AppendError, HeldLease, Holder, Journal, Record, ReplayError, Replayed, replay,
+};
 
 /// How many ended leases are remembered for those who ask again.
 const REMEMBERED: usize = 1000;
@@ -69,7 +73,7 @@ pub struct LostLease {
 }
 
 /// What is free of a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuRoom {
     /// Of its memory.
     pub memory: MemoryBytes,
@@ -77,6 +81,8 @@ pub struct GpuRoom {
     pub share: u32,
     /// Leases that hold some of it.
     pub leases: u32,
+    /// Whether it serves new ones.
+    pub health: GpuHealth,
 }
 
 impl Refusal {
@@ -89,11 +95,14 @@ impl Refusal {
                 | PlacementRefusal::NoSuchModel { .. }
                 | PlacementRefusal::TooFewGpus { .. }
                 | PlacementRefusal::LargerThanAnyGpu { .. }
+                | PlacementRefusal::Quarantined { .. }
                 | PlacementRefusal::NoRoom { .. },
             ) => ErrorKind::NoRoom,
-            Self::Reserve(ReserveError::Taken { .. } | ReserveError::UnknownGpu(_)) => {
-                ErrorKind::NoRoom
-            }
+            Self::Reserve(
+                ReserveError::Taken { .. }
+                | ReserveError::UnknownGpu(_)
+                | ReserveError::Quarantined(_),
+            ) => ErrorKind::NoRoom,
             Self::Quota(QuotaRefusal::NoQuota(_) | QuotaRefusal::Exceeded { .. }) => {
                 ErrorKind::Quota
             }
@@ -129,13 +138,17 @@ impl Book {
     ) -> Result<(Self, Vec<LostLease>), ReplayError> {
         let mut node = NodeState::new(inventory);
         let (mut kept, mut lost) = (Vec::new(), Vec::new());
-        for lease in replay(journal)? {
+        let Replayed { leases, quarantined } = replay(journal)?;
+        for (gpu, reason) in &quarantined {
+            node.quarantine(*gpu, reason);
+        }
+        for lease in leases {
             match node.restore(lease.lease.clone()) {
                 Ok(_) => kept.push(lease),
                 Err(reason) => lost.push(LostLease { lease, reason }),
             }
         }
-        let journal = Journal::rewrite(journal, kept.iter())?;
+        let journal = Journal::rewrite(journal, kept.iter(), node.quarantined())?;
         let holders = kept.into_iter().map(|held| (held.lease.id, held.holder)).collect();
         Ok((Self { node, holders, quotas, journal, ended: VecDeque::new() }, lost))
     }
@@ -205,7 +218,8 @@ impl Book {
     fn compact(&mut self) {
         let leases = self.leases();
         if self.journal.is_long(leases.len()) {
-            match Journal::rewrite(self.journal.path(), leases.iter()) {
+            let quarantined = self.node.quarantined();
+            match Journal::rewrite(self.journal.path(), leases.iter(), quarantined) {
                 Ok(journal) => self.journal = journal,
                 // The long one serves as well.
                 Err(error) => tracing::warn!(%error, "the journal could not be shortened"),
@@ -238,7 +252,53 @@ impl Book {
         let (memory, share) = (self.node.free_memory(gpu)?, self.node.free_share(gpu)?);
         let holds = |lease: &&Lease| lease.placement.grants().iter().any(|g| g.gpu == gpu);
         let leases = self.node.leases().filter(holds).count();
-        Some(GpuRoom { memory, share, leases: u32::try_from(leases).unwrap_or(u32::MAX) })
+        let leases = u32::try_from(leases).unwrap_or(u32::MAX);
+        Some(GpuRoom { memory, share, leases, health: self.node.health(gpu)? })
+    }
+
+    /// Keeps new leases from a GPU; false when it was in quarantine already.
+    ///
+    /// # Errors
+    /// When the journal cannot be written. It is kept from them until the agent ends all the
+    /// same.
+    pub fn quarantine(&mut self, gpu: GpuUuid, reason: &str) -> Result<bool, AppendError> {
+        if self.is_quarantined(gpu) {
+            return Ok(false);
+        }
+        self.node.quarantine(gpu, reason);
+        self.journal.append(&Record::Quarantined { gpu, reason: reason.to_owned() })?;
+        Ok(true)
+    }
+
+    /// Lets a GPU serve again; false when it was not in quarantine.
+    ///
+    /// # Errors
+    /// When the journal cannot be written. It stays in quarantine then.
+    pub fn clear_quarantine(&mut self, gpu: GpuUuid) -> Result<bool, AppendError> {
+        if !self.is_quarantined(gpu) {
+            return Ok(false);
+        }
+        self.journal.append(&Record::QuarantineCleared { gpu })?;
+        Ok(self.node.clear_quarantine(gpu))
+    }
+
+    /// Whether a GPU is in quarantine.
+    pub fn is_quarantined(&self, gpu: GpuUuid) -> bool {
+        self.node.quarantined().any(|(quarantined, _)| quarantined == gpu)
+    }
+
+    /// What a scrub may hold of a GPU for a moment: what no lease may ask for, and what those
+    /// `among` them had, whose workers are gone. `None` for a GPU that is not here.
+    pub fn scrubbable(&self, gpu: GpuUuid, among: &[LeaseId]) -> Option<ScrubGpu> {
+        let memory = self.node.inventory().gpu(gpu)?.memory;
+        let had = among.iter().filter_map(|id| self.node.lease(*id));
+        let had = had.flat_map(|lease| lease.placement.grants());
+        let had = had.filter(|grant| grant.gpu == gpu).map(|grant| grant.memory.get());
+        let at_least = MemoryBytes::saturating(had.sum());
+        let free = self.node.free_memory(gpu)?.get();
+        let at_most =
+            MemoryBytes::saturating(free.saturating_add(at_least.get()).min(memory.get()));
+        Some(ScrubGpu { gpu, memory, at_least, at_most })
     }
 }
 

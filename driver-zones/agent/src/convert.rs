@@ -3,7 +3,8 @@
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
-    ComputeShare, Exposure, Gpu, GpuCount, Inventory, LeaseId, MemoryBytes, Request,
+    ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
+    Request,
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
@@ -43,6 +44,20 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
 
 pub(crate) fn lease_id(text: &str) -> Result<LeaseId, AgentError> {
     text.parse().map_err(invalid)
+}
+
+/// The GPU that a text names, by UUID or index.
+pub(crate) fn gpu_of(text: &str, inventory: &Inventory) -> Result<GpuUuid, AgentError> {
+    let named = inventory
+        .gpus()
+        .iter()
+        .find(|gpu| gpu.uuid.to_string() == text || gpu.index.to_string() == text);
+    let unknown = || AgentError {
+        kind: ErrorKind::NotFound,
+        // It is the caller's own text and goes to terminals.
+        message: format!("there is no GPU {text:?}; `gpu-zone gpus` lists them by index and UUID"),
+    };
+    named.map(|gpu| gpu.uuid).ok_or_else(unknown)
 }
 
 pub(crate) fn lease(
@@ -112,6 +127,10 @@ pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu
         used_memory_bytes: used.map(|used| used.used.get()),
         utilization_percent: used.and_then(|used| used.utilization_percent),
         leases: room.leases,
+        quarantine: match room.health {
+            GpuHealth::Healthy => None,
+            GpuHealth::Quarantined { reason } => Some(reason),
+        },
     }
 }
 

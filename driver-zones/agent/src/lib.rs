@@ -3,7 +3,7 @@
 //! ```text
 //!  client ──gRPC──▶ service ──▶ leases ──┬─▶ book (one thread) ─▶ journal
 //!                                        ├─▶ broker link ──▶ broker ──▶ workers
-//!                                        └─▶ usage ──▶ ledger
+//!                                        └─▶ usage, audit ──▶ ledger, audit log
 //! ```
 //!
 //! Architecture invariant: the agent holds nothing in memory that it needs after a crash. The
@@ -11,6 +11,7 @@
 //! compares them ([`leases::Leases::reconcile`]) and goes on.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod book;
 pub mod broker;
 pub mod config;

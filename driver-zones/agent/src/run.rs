@@ -11,7 +11,7 @@ use std::time::Duration;
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::AgentServer;
 use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, SocketPathTooLong};
-use gpuzone_ledger::OpenError;
+use gpuzone_ledger::{AuditKind, OpenError};
 use gpuzone_wire::control::{BrokerConfig, Driver};
 use gpuzone_zone::files::LockError;
 use tokio::net::UnixListener;
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::audit::{self, AGENT, Audit, AuditError};
 use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerError, BrokerKeeper, BrokerLink};
 use crate::config::{Config, DriverKind, SIM_CONFIG_VARIABLE};
@@ -72,6 +73,9 @@ pub enum RunError {
         /// Why.
         source: OpenError,
     },
+    /// No audit log.
+    #[error("what is granted and refused cannot be written down")]
+    Audit(#[from] AuditError),
     /// No broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -112,6 +116,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let book = BookHandle::open(book).map_err(RunError::Process)?;
     let path = directories.ledger();
     let usage = UsageBook::open(&path).map_err(|source| RunError::Ledger { path, source })?;
+    let audit = Audit::open(&directories.audit_log(), usage.clone(), &config.quotas).await?;
     files::lay_out(&directories, &config.shim_library)?;
 
     let zone_dir = directories.run.join(DRIVER_ZONE_DIR);
@@ -119,8 +124,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let broker_config = broker_config(&config, zone_dir);
     let keeper = BrokerKeeper::new(config.broker.clone(), broker_config, link.clone());
     let broker = keeper.ensure().await?;
-    let leases = Leases::new(book, link.clone(), usage, directories.clone(), inventory);
+    let (to_audit, folders) = (audit.clone(), directories.clone());
+    let leases = Leases::new(book, link.clone(), usage, to_audit, folders, inventory, config.scrub);
     let leases = Arc::new(leases);
+    leases.saw_broker(Some(broker.pid())).await;
     leases.recover(lost).await.map_err(RunError::Recover)?;
 
     let (closing, closed) = watch::channel(false);
@@ -143,9 +150,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Ending::All => {
             closing.send_replace(true);
             end_broker(&link, kept).await;
+            leases.saw_broker(None).await;
             files::clear(&directories);
         }
     }
+    let how = serde_json::json!({ "ending": format!("{ending:?}") });
+    audit.write_or_log(audit::event(AuditKind::AgentEnd, AGENT, AGENT, how)).await;
     tracing::info!(?ending, "the agent ends");
     drop(locks);
     Ok(())
@@ -167,7 +177,14 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
         nvml_library: config.nvml_library.clone(),
         environment,
     };
-    BrokerConfig { zone_dir, worker: config.worker.clone(), driver, caps: config.caps }
+    BrokerConfig {
+        zone_dir,
+        worker: config.worker.clone(),
+        driver,
+        caps: config.caps,
+        fair_time: config.fair_time,
+        sandbox: config.sandbox(),
+    }
 }
 
 /// Serves clients until something ends the agent.
@@ -260,7 +277,11 @@ async fn reconcile_regularly(leases: Arc<Leases>, replaced: Arc<Notify>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(RECONCILE) => {}
-            () = replaced.notified() => {}
+            () = replaced.notified() => {
+                if let Ok(pid) = leases.link.hello().await {
+                    leases.saw_broker(Some(pid)).await;
+                }
+            }
         }
         if let Err(error) = leases.reconcile().await {
             tracing::warn!(%error, "leases and workers could not be compared now");

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::Agent;
 use gpuzone_api::{AgentError, ErrorKind, SLOT_VARIABLE};
+use gpuzone_core::GpuUuid;
 use gpuzone_zone::ProcessId;
 use tokio::sync::watch;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use crate::book::GpuRoom;
 use crate::convert;
 use crate::errors::internal;
 use crate::gpus::Gpus;
-use crate::leases::Leases;
+use crate::leases::{Leases, asker};
 
 /// The agent, as its clients see it.
 pub(crate) struct Service {
@@ -42,6 +44,13 @@ fn caller<T>(request: &Request<T>) -> Result<ProcessId, AgentError> {
     found.ok_or_else(|| unknown("it has ended"))
 }
 
+impl Service {
+    async fn room(&self, gpu: GpuUuid) -> Result<GpuRoom, AgentError> {
+        let room = self.leases.book.with(move |book| book.room(gpu)).await?;
+        room.ok_or_else(|| internal(format!("{gpu} is in no book")))
+    }
+}
+
 #[tonic::async_trait]
 impl Agent for Service {
     async fn describe(&self, _: Request<proto::DescribeRequest>) -> Answer<proto::DescribeReply> {
@@ -52,11 +61,7 @@ impl Agent for Service {
         let used = Arc::clone(&self.gpus).used().await;
         let mut gpus = Vec::new();
         for gpu in self.leases.inventory.gpus() {
-            let uuid = gpu.uuid;
-            let room = self.leases.book.with(move |book| book.room(uuid)).await;
-            let room = room.map_err(AgentError::from)?;
-            let room = room.ok_or_else(|| internal(format!("{uuid} is in no book")))?;
-            gpus.push(convert::gpu(gpu, room, used.get(&uuid)));
+            gpus.push(convert::gpu(gpu, self.room(gpu.uuid).await?, used.get(&gpu.uuid)));
         }
         Ok(Response::new(proto::ListGpusReply { gpus }))
     }
@@ -100,6 +105,28 @@ impl Agent for Service {
         let ended = ended.await.map_err(|error| internal(error.to_string()))??;
         let lease = convert::lease(ended, None, &self.leases.inventory);
         Ok(Response::new(proto::EndLeaseReply { lease: Some(lease) }))
+    }
+
+    async fn clear_quarantine(
+        &self,
+        request: Request<proto::ClearQuarantineRequest>,
+    ) -> Answer<proto::ClearQuarantineReply> {
+        let actor = asker(caller(&request)?);
+        let inventory = &self.leases.inventory;
+        let uuid = convert::gpu_of(&request.into_inner().gpu, inventory)?;
+        let leases = Arc::clone(&self.leases);
+        // On a task of its own, for a caller that goes away must not stop it half way.
+        let cleared = tokio::spawn(async move { leases.clear_quarantine(uuid, actor).await });
+        let report = cleared.await.map_err(|error| internal(error.to_string()))??;
+        let used = Arc::clone(&self.gpus).used().await;
+        let room = self.room(uuid).await?;
+        let gpu = inventory.gpu(uuid).map(|gpu| convert::gpu(gpu, room, used.get(&uuid)));
+        Ok(Response::new(proto::ClearQuarantineReply {
+            gpu,
+            overwritten_bytes: report.overwritten.get(),
+            compared_bytes: report.compared.get(),
+            method: report.method,
+        }))
     }
 
     async fn flush_usage(

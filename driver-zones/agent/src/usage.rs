@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use gpuzone_api::ErrorKind;
 use gpuzone_core::{Inventory, LeaseId, TenantId, Timestamp, UsageCounters};
-use gpuzone_ledger::{GrantRecord, LeaseRecord, Ledger, OpenError, WriteError};
+use gpuzone_ledger::{GrantRecord, Head, LeaseRecord, Ledger, OpenError, WriteError};
 
 use crate::journal::HeldLease;
 
@@ -123,6 +123,22 @@ impl UsageBook {
         if let Err(error) = counted.await {
             tracing::error!(%error, "a refusal could not be written down");
         }
+    }
+
+    /// Records where the audit log ends.
+    ///
+    /// # Errors
+    /// When the ledger does not take it.
+    pub async fn set_audit_head(&self, head: Head) -> Result<(), WriteError> {
+        self.with(move |ledger| ledger.set_audit_head(&head)).await
+    }
+
+    /// Where the audit log ended when that was last recorded.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn audit_head(&self) -> Result<Option<Head>, WriteError> {
+        self.with(|ledger| ledger.audit_head()).await
     }
 
     /// Leases that are not closed, with the time up to which they are recorded.

@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
+use gpuzone_wire::scrub::{ScrubOrder, ScrubReport};
 use gpuzone_wire::stats::{StatsError, StatsFile};
 use gpuzone_zone::files::remove;
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::arbiter::Turns;
 use crate::lease::{Lease, ServeError};
 use crate::paths::ZonePaths;
+use crate::scrub::ScrubError;
 use crate::{record, slot};
 
 /// The leases of a driver zone.
@@ -19,6 +22,7 @@ use crate::{record, slot};
 /// each other.
 pub(crate) struct Broker {
     config: Arc<BrokerConfig>,
+    turns: Turns,
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
 }
@@ -47,10 +51,11 @@ impl Broker {
     pub(crate) async fn resume(config: BrokerConfig) -> io::Result<Self> {
         let paths = ZonePaths::new(config.zone_dir.clone());
         let config = Arc::new(config);
-        let found = crate::resume::leases(&config, &paths).await?;
+        let turns = Turns::start(config.fair_time)?;
+        let found = crate::resume::leases(&config, &turns, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        Ok(Self { config, paths, leases })
+        Ok(Self { config, turns, paths, leases })
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -83,7 +88,8 @@ impl Broker {
         let started = match self.lay_out(&order) {
             Ok(stats) => {
                 let config = Arc::clone(&self.config);
-                Lease::start(config, order, paths, stats).await.map_err(StartError::from)
+                let turns = self.turns.clone();
+                Lease::start(config, turns, order, paths, stats).await.map_err(StartError::from)
             }
             Err(error) => Err(error),
         };
@@ -128,6 +134,13 @@ impl Broker {
         drop(lease);
         self.forget(id, &entry);
         stopped
+    }
+
+    /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
+    /// of them waiting.
+    pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
+        let log = self.paths.scrub_log(order.lease);
+        crate::scrub::scrub(&self.config, order, &log).await
     }
 
     /// Drops the entry of a lease that is not served, unless somebody waits for it.

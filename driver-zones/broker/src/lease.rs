@@ -18,9 +18,10 @@ use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
 use gpuzone_wire::handover::{EXIT_REPLACE, WorkerSpec};
 use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
 use gpuzone_zone::{Exit, Process};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::arbiter::{self, Turns};
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
 use crate::slot::{self, SlotError};
@@ -41,6 +42,9 @@ pub(crate) struct Lease {
 /// What the worker's task and those who ask about the lease have in common.
 struct Shared {
     config: Arc<BrokerConfig>,
+    turns: Turns,
+    /// Notified when the worker kept a GPU too long.
+    overran: Mutex<Arc<Notify>>,
     order: WorkerOrder,
     paths: LeasePaths,
     stats: StatsFile,
@@ -63,6 +67,8 @@ pub(crate) enum ServeError {
     Worker(#[from] WorkerError),
     #[error("cannot write down the worker: {0}")]
     Record(#[source] std::io::Error),
+    #[error("cannot give the worker its turns on the GPUs: {0}")]
+    Turns(#[source] std::io::Error),
     #[error("the lease ended before its worker was ready")]
     Stopped,
 }
@@ -71,11 +77,13 @@ impl Lease {
     /// Puts a first worker into service; on an error no process is left.
     pub(crate) async fn start(
         config: Arc<BrokerConfig>,
+        turns: Turns,
         order: WorkerOrder,
         paths: LeasePaths,
         stats: StatsFile,
     ) -> Result<Self, ServeError> {
-        let shared = Shared { config, order, paths, stats, live: Mutex::default() };
+        let (overran, live) = (Mutex::default(), Mutex::default());
+        let shared = Shared { config, turns, overran, order, paths, stats, live };
         let listener = slot::serve(&shared.order.slot_dir)?;
         // A first start is not stopped: it succeeds or fails within the worker's time limit.
         let (_never, mut stop) = watch::channel(false);
@@ -87,6 +95,7 @@ impl Lease {
     /// else by a fresh one as soon as possible.
     pub(crate) fn resume(
         config: Arc<BrokerConfig>,
+        turns: Turns,
         order: WorkerOrder,
         paths: LeasePaths,
         stats: StatsFile,
@@ -98,8 +107,17 @@ impl Lease {
             restarts: record.restarts,
             trouble: record.trouble,
         });
-        let shared = Shared { config, order, paths, stats, live: Mutex::new(live) };
-        Self::supervise(shared, process.flatten())
+        let (overran, live) = (Mutex::default(), Mutex::new(live));
+        let shared = Shared { config, turns, overran, order, paths, stats, live };
+        let process = process.flatten();
+        if process.is_some()
+            && let Err(error) = shared.give_turns()
+        {
+            // It would go on without asking anybody.
+            tracing::error!(lease = %shared.lease(), %error, "its worker takes no turns");
+            shared.overran().notify_one();
+        }
+        Self::supervise(shared, process)
     }
 
     fn supervise(shared: Shared, process: Option<Process>) -> Self {
@@ -134,6 +152,10 @@ impl Shared {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn overran(&self) -> Arc<Notify> {
+        Arc::clone(&self.overran.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn lease(&self) -> LeaseId {
         self.order.lease
     }
@@ -166,7 +188,12 @@ impl Shared {
             let mut pause = Duration::ZERO;
             if let Some(process) = worker.take() {
                 let since = Instant::now();
+                let overran = self.overran();
                 tokio::select! {
+                    () = overran.notified() => {
+                        self.end(&process).await;
+                        pause = self.overrun(&process, &mut backoff);
+                    }
                     exit = process.exited() => pause = self.ended(&process, exit, since, &mut backoff),
                     () = stopped(&mut stop) => return self.end(&process).await,
                 }
@@ -210,6 +237,29 @@ impl Shared {
         live.restarts = live.restarts.saturating_add(1);
         live.trouble = trouble;
         pause
+    }
+
+    /// Notes that a worker was ended because it kept a GPU; how long to wait before the next.
+    fn overrun(&self, process: &Process, backoff: &mut Duration) -> Duration {
+        let limit = self.config.fair_time.watchdog();
+        let trouble = format!(
+            "worker {} was ended: it kept a GPU for more than {} ms when its turn was over, most likely with a kernel that runs on (split it into shorter ones, or raise watchdog_milliseconds), or it broke its line to the arbiter",
+            process.pid(),
+            limit.as_millis()
+        );
+        tracing::warn!(lease = %self.lease(), %trouble, "worker ended");
+        let mut live = self.live();
+        live.restarts = live.restarts.saturating_add(1);
+        live.trouble = trouble;
+        longer(backoff)
+    }
+
+    fn give_turns(&self) -> Result<(), ServeError> {
+        // A new one for each worker: what an earlier one did is not this one's fault.
+        let overran = Arc::new(Notify::new());
+        *self.overran.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&overran);
+        let joined = self.turns.join(&self.order, &self.paths.turns(), overran);
+        joined.map_err(ServeError::Turns)
     }
 
     /// Puts a fresh worker into service, however often it takes; `None` when stopped.
@@ -256,7 +306,12 @@ impl Shared {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Process, ServeError> {
         let log = self.paths.log();
-        let mut starting = worker::start(&self.config, listener, &self.stats, &log)?;
+        // Kept until the arbiter is connected: a worker that ends at once is not what fails then.
+        let turns = arbiter::serve(&self.paths.turns()).map_err(ServeError::Turns)?;
+        let inherited = turns.try_clone().map_err(ServeError::Turns)?;
+        let lease = self.lease();
+        let mut starting =
+            worker::start(&self.config, lease, listener, &self.stats, inherited, &log)?;
         let served = tokio::select! {
             served = self.put_into_service(&mut starting) => served,
             () = stopped(stop) => Err(ServeError::Stopped),
@@ -270,10 +325,13 @@ impl Shared {
     async fn put_into_service(&self, starting: &mut Starting) -> Result<(), ServeError> {
         // Written before the worker has its orders: one that nobody knows does nothing.
         self.write_down(&starting.process, false)?;
+        // Connected before the worker has its orders: it does nothing without asking.
+        self.give_turns()?;
         let BrokerConfig { driver, caps, .. } = &*self.config;
         let grants = self.order.grants.clone();
         let (driver, caps) = (driver.clone(), *caps);
-        starting.finish(&WorkerSpec { lease: self.lease(), grants, driver, caps }).await?;
+        let spec = WorkerSpec { lease: self.lease(), grants, driver, caps, arbitrated: true };
+        starting.finish(&spec).await?;
         self.write_down(&starting.process, true)
     }
 
@@ -287,6 +345,7 @@ impl Shared {
         if let Err(error) = process.end(None).await {
             tracing::error!(lease = %self.lease(), worker = process.pid(), %error, "cannot end it");
         }
+        self.turns.leave(self.lease());
         self.live().worker_pid = None;
         self.settle();
     }

@@ -9,15 +9,20 @@
 //!            leases/<lease>/order.json   what to serve, written before the worker is started
 //!                           stats        what was used, over all workers of the lease
 //!                           worker.json  which process serves, and since when
+//!                           turns.sock   where it listens for its turns on the GPUs
 //!                           worker.log   what it said on its standard error
+//!            scrub-<lease>.log           what a scrub worker says, while there is one
 //! ```
 #![forbid(unsafe_code)]
 
+mod arbiter;
 mod broker;
+mod confine;
 mod lease;
 mod paths;
 mod record;
 mod resume;
+mod scrub;
 mod serve;
 mod slot;
 mod worker;

@@ -35,6 +35,10 @@ impl ZonePaths {
         self.dir.join("leases")
     }
 
+    pub(crate) fn scrub_log(&self, lease: LeaseId) -> PathBuf {
+        self.dir.join(format!("scrub-{lease}.log"))
+    }
+
     pub(crate) fn lease(&self, lease: LeaseId) -> LeasePaths {
         LeasePaths { dir: self.leases().join(lease.to_string()) }
     }
@@ -72,6 +76,11 @@ impl LeasePaths {
 
     pub(crate) fn stats(&self) -> PathBuf {
         self.dir.join("stats")
+    }
+
+    /// Where the worker listens for its turns.
+    pub(crate) fn turns(&self) -> PathBuf {
+        self.dir.join("turns.sock")
     }
 
     pub(crate) fn worker(&self) -> PathBuf {

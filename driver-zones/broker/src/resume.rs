@@ -11,6 +11,7 @@ use gpuzone_wire::stats::{Monotonic, StatsError, StatsFile};
 use gpuzone_zone::Process;
 use gpuzone_zone::files::{private_dir, remove};
 
+use crate::arbiter::Turns;
 use crate::lease::Lease;
 use crate::paths::{ENDED, LeasePaths, MAKING, UNREADABLE, ZonePaths};
 use crate::record::{self, ReadError, WorkerRecord};
@@ -36,6 +37,7 @@ enum FolderError {
 /// aside under another name, its worker ended, and never removed.
 pub(crate) async fn leases(
     config: &Arc<BrokerConfig>,
+    turns: &Turns,
     paths: &ZonePaths,
 ) -> io::Result<Vec<Lease>> {
     private_dir(&paths.leases())?;
@@ -50,7 +52,7 @@ pub(crate) async fn leases(
         if name.starts_with(UNREADABLE) {
             continue;
         }
-        match resume(config, &name, &entry.path()).await {
+        match resume(config, turns, &name, &entry.path()).await {
             Ok(lease) => leases.push(lease),
             Err(error) => put_aside(&entry.path(), &name, &error).await?,
         }
@@ -58,7 +60,12 @@ pub(crate) async fn leases(
     Ok(leases)
 }
 
-async fn resume(config: &Arc<BrokerConfig>, name: &str, dir: &Path) -> Result<Lease, FolderError> {
+async fn resume(
+    config: &Arc<BrokerConfig>,
+    turns: &Turns,
+    name: &str,
+    dir: &Path,
+) -> Result<Lease, FolderError> {
     let id: LeaseId = name.parse().map_err(|_| FolderError::Name)?;
     let paths = LeasePaths::in_dir(dir.to_owned());
     let order: WorkerOrder = record::read(&paths.order()).map_err(FolderError::Order)?;
@@ -75,7 +82,7 @@ async fn resume(config: &Arc<BrokerConfig>, name: &str, dir: &Path) -> Result<Le
         }
         None => None,
     };
-    Ok(Lease::resume(Arc::clone(config), order, paths, stats, worker))
+    Ok(Lease::resume(Arc::clone(config), turns.clone(), order, paths, stats, worker))
 }
 
 /// The recorded worker, if it still serves. One that never said that it was ready is ended:

@@ -97,14 +97,14 @@ fn understand(line: &[u8], greeted: bool) -> Result<Request, String> {
             "this broker speaks protocol {VERSION} and the agent {version}; end all leases with the agent that started it, then start the new one"
         )),
         Request::Hello { .. } => Ok(request),
-        Request::Start(_) | Request::Stop { .. } | Request::Status | Request::Shutdown
-            if greeted =>
-        {
-            Ok(request)
-        }
-        Request::Start(_) | Request::Stop { .. } | Request::Status | Request::Shutdown => {
-            Err("the first request says hello and its version".to_owned())
-        }
+        Request::Start(_)
+        | Request::Stop { .. }
+        | Request::Scrub(_)
+        | Request::Status
+        | Request::Shutdown => match greeted {
+            true => Ok(request),
+            false => Err("the first request says hello and its version".to_owned()),
+        },
     }
 }
 
@@ -122,6 +122,16 @@ async fn answer(broker: &Arc<Broker>, request: Request) -> Reply {
             }
         }
         Request::Stop { lease } => leases(broker.stop(lease).await.into_iter().collect()),
+        Request::Scrub(order) => {
+            let lease = order.lease;
+            match broker.scrub(order).await {
+                Ok(reports) => Reply::Scrubbed { reports },
+                Err(error) => {
+                    tracing::error!(%lease, %error, "what it gave back is not shown to be clear");
+                    Reply::Refused { reason: error.to_string() }
+                }
+            }
+        }
         Request::Status => leases(broker.status()),
         Request::Shutdown => {
             broker.stop_all().await;

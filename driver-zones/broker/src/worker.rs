@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gpuzone_core::LeaseId;
 use gpuzone_wire::control::BrokerConfig;
 use gpuzone_wire::handover::{EXIT_DRIVER, WorkerSpec};
 use gpuzone_wire::stats::StatsFile;
@@ -14,6 +15,8 @@ use gpuzone_zone::sandbox::{Launch, LaunchError};
 use gpuzone_zone::{Exit, Process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+
+use crate::confine::{self, ConfineError};
 
 /// How long a worker may take until it accepts connections.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,8 +33,8 @@ pub(crate) struct Starting {
 /// Why a worker does not serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkerError {
-    #[error("{}", with_cause(.0))]
-    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Start(#[from] ConfineError),
     #[error("cannot prepare the worker's files: {0}")]
     Prepare(#[source] io::Error),
     #[error("cannot speak to the worker that was started: {0}")]
@@ -44,7 +47,7 @@ pub(crate) enum WorkerError {
     Timeout { said: String },
 }
 
-fn with_cause(error: &LaunchError) -> String {
+pub(crate) fn with_cause(error: &LaunchError) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
@@ -55,8 +58,10 @@ fn with_cause(error: &LaunchError) -> String {
 /// its orders: who started it can write down first that it exists.
 pub(crate) fn start(
     config: &BrokerConfig,
+    lease: LeaseId,
     listener: &OwnedFd,
     stats: &StatsFile,
+    turns: OwnedFd,
     log: &Path,
 ) -> Result<Starting, WorkerError> {
     let prepare = || -> io::Result<_> {
@@ -69,19 +74,19 @@ pub(crate) fn start(
             stdin: orders_end.into(),
             stdout: answer_end.into(),
             stderr: fresh_log(log)?.into(),
-            inherit: vec![listener.try_clone()?, stats.file().try_clone()?.into()],
+            inherit: vec![listener.try_clone()?, stats.file().try_clone()?.into(), turns],
         };
         let orders = pipe::Sender::from_owned_fd(orders.into())?;
         let answer = pipe::Receiver::from_owned_fd(answer.into())?;
         Ok((launch, orders, answer))
     };
     let (launch, orders, answer) = prepare().map_err(WorkerError::Prepare)?;
-    let process = launch.start()?;
+    let process = confine::start(config, &lease.to_string(), launch)?;
     Ok(Starting { process, orders: Some(orders), answer, log: log.to_owned() })
 }
 
 /// The log of a worker, emptied: what an earlier worker of the lease said is in its trouble.
-fn fresh_log(path: &Path) -> io::Result<File> {
+pub(crate) fn fresh_log(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
     OpenOptions::new().append(true).open(path)

@@ -15,6 +15,7 @@ mod tests {
     use gpuzone_wire::control::{
         BrokerConfig, Caps, Driver, LeaseStatus, Reply, Request, VERSION, WorkerOrder,
     };
+    use gpuzone_wire::turn::{FairTime, Priority};
     use gpuzone_zone::ProcessId;
     use uuid::Uuid;
 
@@ -37,7 +38,14 @@ mod tests {
                 environment: BTreeMap::from([("PATH".into(), "/usr/bin:/bin".into())]),
             };
             let zone_dir = dir.path().join("zone");
-            let config = BrokerConfig { zone_dir, worker, driver, caps: Caps::default() };
+            let config = BrokerConfig {
+                zone_dir,
+                worker,
+                driver,
+                caps: Caps::default(),
+                fair_time: FairTime::default(),
+                sandbox: None,
+            };
             let json = serde_json::to_vec(&config).unwrap();
             std::fs::write(dir.path().join("broker.json"), json).unwrap();
             let broker = broker(dir.path());
@@ -66,7 +74,7 @@ mod tests {
             let slot_dir = self.dir.path().join("slots").join(lease.to_string());
             let (memory, share) = (MemoryBytes::gib(1), ComputeShare::WHOLE);
             let grants = vec![Grant { gpu: GpuUuid::from_bytes([1; 16]), memory, share }];
-            WorkerOrder { lease, slot_dir, grants }
+            WorkerOrder { lease, slot_dir, grants, priority: Priority::Batch, time_cap: None }
         }
 
         fn kill_broker(&mut self) {

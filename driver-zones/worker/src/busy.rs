@@ -104,15 +104,21 @@ impl Meter {
     }
 
     /// Looks whether the work is done, in the current context, and adds its time if so.
-    pub(crate) fn settle(&mut self, driver: &Driver, clock: &BusyClock, stats: &StatsWriter) {
+    /// The time is said once, when there was work and it is done.
+    pub(crate) fn settle(
+        &mut self,
+        driver: &Driver,
+        clock: &BusyClock,
+        stats: &StatsWriter,
+    ) -> Option<Measured> {
         if !self.busy {
-            return;
+            return None;
         }
         let pending = || self.ends.values().filter(|(_, pending)| *pending);
         for (event, _) in pending() {
             // SAFETY: an event of the current context.
             if unsafe { (driver.event_query)(*event) } == CuResult::NOT_READY {
-                return;
+                return None;
             }
         }
         let longest = pending()
@@ -130,6 +136,15 @@ impl Meter {
         self.ends.values_mut().for_each(|(_, pending)| *pending = false);
         self.busy = false;
         clock.end(Monotonic::now(), longest, stats);
+        Some(Measured(longest))
+    }
+
+    /// Waits until all work is done, in the current context.
+    pub(crate) fn wait(&self, driver: &Driver) {
+        for (event, _) in self.ends.values().filter(|(_, pending)| self.busy && *pending) {
+            // SAFETY: an event of the current context. Whether the work failed shows later.
+            let _ = unsafe { (driver.event_synchronize)(*event) };
+        }
     }
 
     /// Forgets a stream that is being destroyed, once its work is done.
@@ -141,13 +156,19 @@ impl Meter {
         }
     }
 
-    /// Ends the measuring: the context is going.
-    pub(crate) fn stop(&mut self, clock: &BusyClock, stats: &StatsWriter) {
-        if std::mem::take(&mut self.busy) {
+    /// Ends the measuring: the context is going. Whether it had work under way.
+    pub(crate) fn stop(&mut self, clock: &BusyClock, stats: &StatsWriter) -> bool {
+        let was_busy = std::mem::take(&mut self.busy);
+        if was_busy {
             clock.end(Monotonic::now(), None, stats);
         }
+        was_busy
     }
 }
+
+/// What the driver's events say of work that is done, if they do, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Measured(pub(crate) Option<u64>);
 
 fn event(driver: &Driver) -> Option<CUevent> {
     let mut event = std::ptr::null_mut();

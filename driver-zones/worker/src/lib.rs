@@ -14,5 +14,8 @@ pub mod driver;
 pub mod harden;
 pub mod ledger;
 pub mod nvml;
+mod pace;
+pub mod scrub;
 pub mod server;
 pub mod session;
+pub mod turns;

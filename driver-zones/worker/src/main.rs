@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use gpuzone_wire::handover::{EXIT_DRIVER, LISTENER_FD, STATS_FD, WorkerSpec};
+use gpuzone_wire::scrub::SCRUB_ARGUMENT;
 use gpuzone_wire::stats::StatsWriter;
+use gpuzone_wire::turn::TURNS_FD;
 use gpuzone_worker::driver::{Driver, devices};
 use gpuzone_worker::ledger::Ledger;
 use gpuzone_worker::nvml::OwnUse;
 use gpuzone_worker::session::Lease;
-use gpuzone_worker::{harden, server};
+use gpuzone_worker::turns::Turns;
+use gpuzone_worker::{harden, scrub, server};
 
 fn main() -> ExitCode {
     let code = match run() {
@@ -33,6 +36,10 @@ struct DriverUnusable(String);
 
 fn run() -> anyhow::Result<i32> {
     harden::harden().context("cannot give up privileges")?;
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == SCRUB_ARGUMENT) {
+        scrub::run()?;
+        return Ok(0);
+    }
     // SAFETY: the broker hands over these descriptors, and nobody else in this process has
     // touched them.
     let (listener, stats) =
@@ -51,6 +58,15 @@ fn run() -> anyhow::Result<i32> {
     let (driver_version, devices) =
         devices(&driver, &spec.grants).map_err(|error| unusable(&error))?;
     let limits = devices.iter().map(|device| device.info.memory).collect();
+    let turns = Turns::new(devices.len());
+    if spec.arbitrated {
+        // SAFETY: the orders say that the broker handed it over, and nobody else in this process
+        // has touched it.
+        let listener = unsafe { OwnedFd::from_raw_fd(TURNS_FD) };
+        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)
+            .context("the broker's socket for turns is missing")?;
+        turns.listen(listener).context("cannot take turns")?;
+    }
     let lease = Arc::new(Lease {
         driver,
         driver_version,
@@ -60,6 +76,7 @@ fn run() -> anyhow::Result<i32> {
         own_use: OwnUse::open(&spec.driver.nvml_library),
         caps: spec.caps,
         poisoned: false.into(),
+        turns,
     });
     say_ready().context("the broker does not listen")?;
     Ok(server::run(&lease, &listener)?)

@@ -9,7 +9,9 @@ pub mod files;
 mod identity;
 mod process;
 pub mod sandbox;
+mod state;
 
 pub use environment::{SetVariableError, set_variable};
 pub use identity::{BootId, ProcessId};
 pub use process::{Exit, Process};
+pub use state::{WrongEvent, ZoneEvent, ZoneState};

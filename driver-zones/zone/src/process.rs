@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -120,12 +120,21 @@ impl Process {
             Err(Errno::CHILD) => None,
             Err(error) => return Err(error.into()),
         };
-        let exit = status.map_or(Exit::Unknown, |status| {
-            let code = status.exit_status().map(Exit::Code);
-            code.or(status.terminating_signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
-        });
+        let exit = status.as_ref().map_or(Exit::Unknown, exit_of);
         *known = Some(exit);
         Ok(exit)
+    }
+
+    /// Waits for a child that is about to end, and takes its exit; for where nothing else runs.
+    pub(crate) fn reap(&self) {
+        let mut known = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody else's child has a status for this process; then there is nothing to take.
+        if known.is_none()
+            && let Ok(Some(status)) =
+                waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+        {
+            *known = Some(exit_of(&status));
+        }
     }
 
     /// Ends it and waits until it is gone: with SIGTERM first when there is a `grace`, with
@@ -143,6 +152,11 @@ impl Process {
         self.signal(Signal::KILL)?;
         self.exited().await
     }
+}
+
+fn exit_of(status: &WaitIdStatus) -> Exit {
+    let code = status.exit_status().map(Exit::Code);
+    code.or(status.terminating_signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
 }
 
 impl fmt::Display for Exit {

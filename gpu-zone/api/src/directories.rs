@@ -99,6 +99,11 @@ impl Directories {
         self.state.join("ledger.db")
     }
 
+    /// The audit log.
+    pub fn audit_log(&self) -> PathBuf {
+        self.state.join("audit.log")
+    }
+
     /// The agent's journal.
     pub fn journal(&self) -> PathBuf {
         self.state.join("journal")

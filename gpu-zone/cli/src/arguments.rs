@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, TenantId};
+use gpuzone_ledger::Head;
 
 /// Share GPUs between tenants that never touch the driver.
 #[derive(Debug, Parser)]
@@ -14,7 +15,7 @@ pub(crate) struct Arguments {
     /// Folder of the journal and of the ledger.
     #[arg(long, global = true, env = "GPUZONE_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// Tables for people, JSON for programs (also for errors), CSV for `report` only.
+    /// Tables for people, JSON for programs (also for errors), CSV for `report` and `audit export` only.
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
     /// Say more on standard error.
@@ -35,8 +36,8 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Run the node's agent in the foreground, until Ctrl-C.
     Up(Up),
-    /// List the GPUs and what is free of them.
-    Gpus,
+    /// List the GPUs and what is free of them, or let one serve again.
+    Gpus(Gpus),
     /// Run a program in a lease of its own.
     Run(Run),
     /// List the leases.
@@ -45,6 +46,9 @@ pub(crate) enum Command {
     Stop(Stop),
     /// Show what tenants held and used.
     Report(Report),
+    /// Look at the log of all that was granted, refused and done to GPUs.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Check what this machine can do, and say how to fix what is missing.
     Doctor(Doctor),
     /// Print completions for a shell.
@@ -75,6 +79,16 @@ pub(crate) struct Up {
     pub(crate) simulated_config: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sandboxing {
+    /// A whole sandbox, or the program does not run.
+    Require,
+    /// As much of one as the machine can do, and a line for what it cannot.
+    Warn,
+    /// None: the program has all that its user has.
+    Off,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     /// Who pays: 1 to 63 of a-z, 0-9 and '-'.
@@ -95,6 +109,17 @@ pub(crate) struct Run {
     /// What listings and reports call the program. Left out: its name and first word.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Whether the program runs in a sandbox: only in a whole one, in what the machine can do
+    /// with a warning for the rest, or in none.
+    #[arg(long, value_enum, env = "GPUZONE_SANDBOX", default_value_t = Sandboxing::Warn)]
+    pub(crate) sandbox: Sandboxing,
+    /// What the sandbox has for its root, read-only. Left out: the host's files, read-only, with
+    /// the working directory writable.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) rootfs: Option<PathBuf>,
+    /// Leave the sandbox without the host's network.
+    #[arg(long)]
+    pub(crate) no_network: bool,
     /// The program and its arguments.
     #[arg(
         required = true,
@@ -134,6 +159,36 @@ pub(crate) struct Report {
     /// One row for each tenant or each lease.
     #[arg(long, value_enum, default_value_t = By::Tenant)]
     pub(crate) by: By,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gpus {
+    /// Scrub this GPU, by index or UUID, and let it serve new leases again if that succeeds.
+    #[arg(long, value_name = "GPU")]
+    pub(crate) clear_quarantine: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Check that nothing in the log was altered, cut out, moved or cut off; exit code 65 and
+    /// the first line that is wrong if something was.
+    Verify {
+        /// A head that an earlier `verify` printed: the log must still lead through it.
+        #[arg(long, value_name = "HEAD")]
+        head: Option<Head>,
+    },
+    /// Write events out: as a table, or with --format json or csv.
+    Export {
+        /// Only this tenant's.
+        #[arg(long, allow_hyphen_values = true)]
+        tenant: Option<TenantId>,
+        /// From this moment, as for `report`.
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+        from: Option<String>,
+        /// To this moment, exclusive.
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+        to: Option<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,7 @@
 //! `gpu-zone`, the command: starts the agent, runs programs in leases, shows what is there.
 //!
-//! Architecture invariant: it speaks to the agent over its socket and reads the ledger; it
-//! holds no state of its own and enforces nothing.
+//! Architecture invariant: it speaks to the agent over its socket and reads the ledger and the
+//! audit log; it holds no state of its own and enforces nothing.
 //!
 //! `unsafe` is only in `run::signals` and `run::child`: signals with their sender, and the tie
 //! of a program's life to this process's.
@@ -43,13 +43,14 @@ fn dispatch(context: &Context, command: Command) -> Result<u8, CliError> {
     context.check_format(&command)?;
     match command {
         Command::Up(up) => commands::up::up(context, &up).map(|never| match never {}),
-        Command::Gpus => context.block_on(commands::gpus::gpus(context)).map(|()| 0),
+        Command::Gpus(gpus) => context.block_on(commands::gpus::gpus(context, &gpus)).map(|()| 0),
         Command::Run(run) => context.block_on(run::run(context, run)),
         Command::Ps => context.block_on(commands::ps::ps(context)).map(|()| 0),
         Command::Stop(stop) => context.block_on(commands::stop::stop(context, stop)).map(|()| 0),
         Command::Report(report) => {
             context.block_on(commands::report::report(context, report)).map(|()| 0)
         }
+        Command::Audit(audit) => context.block_on(commands::audit::audit(context, audit)),
         Command::Doctor(doctor) => context.block_on(doctor::doctor(context, &doctor)),
         Command::Completions { shell } => commands::completions(shell).map(|()| 0),
     }

@@ -23,7 +23,7 @@ mod usage;
 pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
-pub use node::{ApplyError, Lease, NodeState, ReserveError, UnknownLease};
+pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};
 pub use placement::{Grant, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
 pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};

@@ -31,6 +31,20 @@ pub struct Lease {
 pub struct NodeState {
     inventory: Inventory,
     leases: BTreeMap<LeaseId, Lease>,
+    /// Why a GPU serves nobody new; the others are healthy.
+    quarantined: BTreeMap<GpuUuid, String>,
+}
+
+/// Whether a GPU serves new leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuHealth {
+    /// It does.
+    Healthy,
+    /// It does not, until an operator clears it; leases that it serves already go on.
+    Quarantined {
+        /// What was wrong with it.
+        reason: String,
+    },
 }
 
 /// Why an admitted placement cannot be reserved.
@@ -42,6 +56,9 @@ pub enum ReserveError {
     /// The GPU is not there, or not any more.
     #[error("GPU {0} is not on this node; it may have been removed since the lease was placed")]
     UnknownGpu(GpuUuid),
+    /// It was put into quarantine since the placement was made.
+    #[error("GPU {0} is in quarantine; `gpu-zone gpus` says why")]
+    Quarantined(GpuUuid),
     /// Somebody else took the room since the placement was made.
     #[error("GPU {gpu} has {free} and {free_share}% free, less than the placement needs")]
     Taken {
@@ -69,7 +86,7 @@ struct Free {
 impl NodeState {
     /// A node with these GPUs and no lease.
     pub fn new(inventory: Inventory) -> Self {
-        Self { inventory, leases: BTreeMap::new() }
+        Self { inventory, leases: BTreeMap::new(), quarantined: BTreeMap::new() }
     }
 
     /// The GPUs.
@@ -101,6 +118,31 @@ impl NodeState {
     /// What the leases leave of a GPU's time, in per cent; `None` for a GPU that is not here.
     pub fn free_share(&self, gpu: GpuUuid) -> Option<u32> {
         self.inventory.gpu(gpu).map(|gpu| self.free(gpu).share)
+    }
+
+    /// Whether a GPU serves new leases; `None` for a GPU that is not here.
+    pub fn health(&self, gpu: GpuUuid) -> Option<GpuHealth> {
+        self.inventory.gpu(gpu)?;
+        Some(match self.quarantined.get(&gpu) {
+            Some(reason) => GpuHealth::Quarantined { reason: reason.clone() },
+            None => GpuHealth::Healthy,
+        })
+    }
+
+    /// Keeps new leases from a GPU. The first reason stands: later faults follow from it.
+    /// A GPU that is not here may come back, so it is remembered, too.
+    pub fn quarantine(&mut self, gpu: GpuUuid, reason: &str) {
+        self.quarantined.entry(gpu).or_insert_with(|| reason.to_owned());
+    }
+
+    /// Lets a GPU serve new leases again; whether it was in quarantine.
+    pub fn clear_quarantine(&mut self, gpu: GpuUuid) -> bool {
+        self.quarantined.remove(&gpu).is_some()
+    }
+
+    /// All GPUs in quarantine, with the reason.
+    pub fn quarantined(&self) -> impl Iterator<Item = (GpuUuid, &str)> {
+        self.quarantined.iter().map(|(gpu, reason)| (*gpu, reason.as_str()))
     }
 
     fn free(&self, gpu: &Gpu) -> Free {
@@ -161,6 +203,13 @@ impl NodeState {
             let (asked, present) = (request.gpus.get(), candidates.len());
             return Err(PlacementRefusal::TooFewGpus { asked, present });
         }
+        let healthy = |gpu: &&Gpu| !self.quarantined.contains_key(&gpu.uuid);
+        let gpus = candidates.len();
+        let candidates: Vec<&Gpu> = candidates.into_iter().filter(healthy).collect();
+        if (candidates.len() as u64) < u64::from(request.gpus.get()) {
+            let (asked, quarantined) = (request.gpus.get(), gpus - candidates.len());
+            return Err(PlacementRefusal::Quarantined { asked, gpus, quarantined });
+        }
         Ok(candidates)
     }
 
@@ -186,7 +235,8 @@ impl NodeState {
     /// Sets aside what was admitted, for a new lease in state [`LeaseState::Reserved`].
     ///
     /// # Errors
-    /// When the identifier is taken, or the room is gone. Nothing changes then.
+    /// When the identifier is taken, a GPU is in quarantine, or the room is gone. Nothing changes
+    /// then.
     pub fn reserve(
         &mut self,
         id: LeaseId,
@@ -194,6 +244,10 @@ impl NodeState {
         admission: Admission,
     ) -> Result<&Lease, ReserveError> {
         let demand = admission.into_demand();
+        let mut grants = demand.placement.grants().iter();
+        if let Some(grant) = grants.find(|grant| self.quarantined.contains_key(&grant.gpu)) {
+            return Err(ReserveError::Quarantined(grant.gpu));
+        }
         let lease = Lease {
             id,
             tenant: demand.tenant,
@@ -205,7 +259,8 @@ impl NodeState {
     }
 
     /// Takes back a lease that a journal recorded, in the state it had. It was admitted once:
-    /// no quota is asked again, but the GPUs must have the room.
+    /// no quota is asked again and a quarantine keeps no old lease out, but the GPUs must have the
+    /// room.
     ///
     /// # Errors
     /// When the identifier is taken, or the room is not there. Nothing changes then.

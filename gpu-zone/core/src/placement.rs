@@ -80,6 +80,18 @@ pub enum PlacementRefusal {
         /// How many GPUs were looked at.
         gpus: usize,
     },
+    /// Enough GPUs are there, but not enough that may be used.
+    #[error(
+        "needs {asked} GPU(s): {quarantined} of the {gpus} that match are in quarantine. `gpu-zone gpus` says why; an operator clears one with `gpu-zone gpus --clear-quarantine GPU`"
+    )]
+    Quarantined {
+        /// How many were asked for.
+        asked: u32,
+        /// How many match.
+        gpus: usize,
+        /// How many of those are in quarantine.
+        quarantined: usize,
+    },
     /// Would fit an empty node, not this one now.
     #[error(
         "needs {asked} and {share} of the time on {count} GPU(s): only {fitting} of {gpus} can give that now; the best has {free} and {free_share}% free. Wait for a lease to end, or ask for less"

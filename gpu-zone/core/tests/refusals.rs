@@ -8,9 +8,9 @@
 use std::collections::BTreeSet;
 
 use gpuzone_core::{
-    ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuUuid,
-    Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId, LeaseState, MemoryBytes,
-    NodeState, PciAddress, Request, ReserveError, TenantQuota, ZoneId, admit,
+    ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
+    GpuUuid, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId, LeaseState,
+    MemoryBytes, NodeState, PciAddress, Request, ReserveError, TenantQuota, ZoneId, admit,
 };
 
 fn gpu(index: u8, gib: u64) -> Gpu {
@@ -160,4 +160,40 @@ fn a_listing_that_cannot_be_is_refused() {
 fn a_state_is_told_with_what_it_cannot_do() {
     let error = LeaseState::Released.after(LeaseEvent::Activate).unwrap_err();
     assert_eq!(error.to_string(), "a lease that is released cannot be activated");
+}
+
+#[test]
+fn a_gpu_in_quarantine_serves_nobody_new() {
+    let mut node = node();
+    let [large, small] = [GpuUuid::from_bytes([1; 16]), GpuUuid::from_bytes([0; 16])];
+    let held = lease(&mut node, 1, &ask(1, Some("20Gi"), None));
+    let late = node.place(&ask(1, Some("4Gi"), None)).unwrap();
+    node.quarantine(large, "its scrub failed");
+    node.quarantine(large, "and again");
+    let reason = "its scrub failed".to_owned();
+    assert_eq!(node.health(large), Some(GpuHealth::Quarantined { reason }));
+    assert_eq!(node.health(small), Some(GpuHealth::Healthy));
+    // What was placed before is not reserved after; a lease that is there goes on.
+    let gpu = late.grants()[0].gpu;
+    let demand = Demand { tenant: "acme".parse().unwrap(), placement: late };
+    let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
+    let id = LeaseId::from_uuid(uuid::Uuid::from_u128(2));
+    let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(2));
+    assert_eq!(gpu, large);
+    assert_eq!(node.reserve(id, zone, admission).unwrap_err(), ReserveError::Quarantined(large));
+    assert!(node.lease(held).is_some());
+    assert_eq!(node.place(&ask(1, Some("4Gi"), None)).unwrap().grants()[0].gpu, small);
+    let said = refusal(&node, &ask(1, Some("20Gi"), None));
+    assert!(said.starts_with("needs 1 GPU(s): 1 of the 1 that match are in quarantine"), "{said}");
+    let said = refusal(&node, &ask(2, Some("1Gi"), None));
+    assert!(said.starts_with("needs 2 GPU(s): 1 of the 2 that match are in quarantine"), "{said}");
+    // A journal brings it back.
+    let restored = node.lease(held).unwrap().clone();
+    node.apply(held, LeaseEvent::Drain).unwrap();
+    node.apply(held, LeaseEvent::Drained).unwrap();
+    node.apply(held, LeaseEvent::Scrubbed).unwrap();
+    node.restore(restored).unwrap();
+    assert!(node.clear_quarantine(large));
+    assert!(!node.clear_quarantine(large));
+    assert_eq!(node.place(&ask(1, Some("4Gi"), None)).unwrap().grants()[0].gpu, large);
 }

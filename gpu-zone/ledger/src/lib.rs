@@ -1,4 +1,5 @@
-//! What leases held and used, in a SQLite database: written by the agent, read by reports.
+//! What leases held and used, in a SQLite database: written by the agent, read by reports. And
+//! what was granted, refused and done to GPUs, in an audit log beside it ([`AuditLog`]).
 //!
 //! ```text
 //! begin_lease ─▶ record(now, counters so far) ─▶ … ─▶ end_lease(now)
@@ -10,11 +11,17 @@
 //! is lost or repeated (a crash on either side) loses or doubles nothing.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod records;
 mod report;
 mod schema;
 mod store;
 
+pub use audit::{
+    AuditAppendError, AuditEntry, AuditEvent, AuditHash, AuditKind, AuditLog, AuditOpenError,
+    Damage, DamageKind, Expected, ExportError, ExportFilter, Head, InvalidHead, Opened, Verified,
+    export_csv, export_json, verify,
+};
 pub use records::{GrantRecord, LeaseRecord};
 pub use report::{
     Backing, By, Filter, LeaseRow, RenderError, Report, ReportError, TenantRow, TotalRow, Usage,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 /// Version of the tables below, kept in the database's `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// "gpuz": tells a ledger from another program's database.
 const APPLICATION_ID: i64 = 0x6770_757A;
 /// How long a reader or writer waits for another one.
@@ -81,6 +81,15 @@ CREATE TABLE refusals (
 ) STRICT;
 CREATE INDEX refusals_by_tenant ON refusals (tenant, at_ns);
 ";
+/// What version 2 added.
+const TABLES_2: &str = "
+-- Where the audit log ends; one row.
+CREATE TABLE audit_head (
+    id              INTEGER PRIMARY KEY CHECK (id = 1),
+    seq             INTEGER NOT NULL,
+    hash            TEXT NOT NULL
+) STRICT;
+";
 
 /// Why a ledger was not opened. The file is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +134,7 @@ pub enum OpenError {
 enum Found {
     /// Nothing yet, or the empty file that a crash left before the first transaction.
     Nothing,
+    /// A ledger of this version or an earlier one.
     Ledger,
 }
 
@@ -144,20 +154,24 @@ pub(crate) fn open(path: &Path) -> Result<Connection, OpenError> {
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         match found {
-            Found::Ledger => {}
-            Found::Nothing => create(&mut connection)?,
+            Found::Ledger | Found::Nothing => bring_up(&mut connection)?,
         }
         Ok(connection)
     };
     prepare().map_err(|source| database(path, source))
 }
 
-fn create(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+/// Adds the tables that later versions have.
+fn bring_up(connection: &mut Connection) -> Result<(), rusqlite::Error> {
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    if pragma(&transaction, "user_version")? == 0 {
+    let found = pragma(&transaction, "user_version")?;
+    if found < 1 {
         transaction.execute_batch(TABLES)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
+    if found < VERSION {
+        transaction.execute_batch(TABLES_2)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
@@ -183,7 +197,7 @@ fn look_at(path: &Path) -> Result<Found, OpenError> {
     };
     match versions().map_err(|source| database(path, source))? {
         (0, 0, 0) => Ok(Found::Nothing),
-        (APPLICATION_ID, VERSION, _) => Ok(Found::Ledger),
+        (APPLICATION_ID, 1..=VERSION, _) => Ok(Found::Ledger),
         (APPLICATION_ID, found, _) if found > VERSION => {
             Err(OpenError::Newer { path: path.to_owned(), found, known: VERSION })
         }

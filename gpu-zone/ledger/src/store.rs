@@ -4,6 +4,7 @@ use std::path::Path;
 use gpuzone_core::{LeaseId, MemoryBytes, TenantId, Timestamp, UsageCounters};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
+use crate::audit::Head;
 use crate::records::LeaseRecord;
 use crate::report::{self, Filter, Report, ReportError};
 use crate::schema::{self, OpenError};
@@ -189,6 +190,39 @@ impl Ledger {
             Ok((id, Timestamp::from_nanoseconds(loaded(last))))
         })
         .collect()
+    }
+
+    /// Writes down where the audit log ends.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub fn set_audit_head(&mut self, head: &Head) -> Result<(), WriteError> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO audit_head (id, seq, hash) VALUES (1, ?1, ?2)
+                 ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+            )?
+            .execute(params![stored(head.seq), head.hash.to_string()])?;
+        Ok(())
+    }
+
+    /// Where the audit log ended when that was last written down; `None` when it never was.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn audit_head(&self) -> Result<Option<Head>, WriteError> {
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'audit_head'";
+        // A ledger of an earlier version, opened for reading.
+        if self.connection.query_row(tables, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(None);
+        }
+        let sql = "SELECT seq, hash FROM audit_head WHERE id = 1";
+        let found = self
+            .connection
+            .query_row(sql, [], |row| Ok((loaded(row.get(0)?), row.get::<_, String>(1)?)));
+        let Some((seq, hash)) = found.optional()? else { return Ok(None) };
+        let hash = hash.parse().map_err(|_| WriteError::Damaged(hash))?;
+        Ok(Some(Head { seq, hash }))
     }
 
     /// What was held and used, as far as it was recorded.

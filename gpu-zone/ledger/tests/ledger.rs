@@ -244,9 +244,20 @@ Simulated GPUs: the numbers above that are marked 'simulated' are not of real ha
         let newer = folder.path().join("newer.db");
         drop(Ledger::open(&newer).unwrap());
         let database = rusqlite::Connection::open(&newer).unwrap();
-        database.pragma_update(None, "user_version", 2).unwrap();
+        database.pragma_update(None, "user_version", 3).unwrap();
         drop(database);
-        refused(&newer, |error| matches!(error, OpenError::Newer { found: 2, known: 1, .. }));
+        refused(&newer, |error| matches!(error, OpenError::Newer { found: 3, known: 2, .. }));
+
+        // One of the version before gets what it lacks, and is read as it is until then.
+        let older = folder.path().join("older.db");
+        drop(Ledger::open(&older).unwrap());
+        let database = rusqlite::Connection::open(&older).unwrap();
+        database.execute_batch("DROP TABLE audit_head; PRAGMA user_version = 1").unwrap();
+        drop(database);
+        assert_eq!(Ledger::open_read_only(&older).unwrap().audit_head().unwrap(), None);
+        let mut ledger = Ledger::open(&older).unwrap();
+        ledger.set_audit_head(&gpuzone_ledger::Head::START).unwrap();
+        assert_eq!(ledger.audit_head().unwrap(), Some(gpuzone_ledger::Head::START));
 
         let damaged = folder.path().join("damaged.db");
         std::fs::write(&damaged, b"SQLite format 3\0 and then nonsense").unwrap();

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::HarnessError;
 
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "gpuzone-cli",
     "gpuzone-agent",
     "gpuzone-broker",
@@ -15,6 +15,7 @@ const PACKAGES: [&str; 8] = [
     "gpuzone-sim-cuda",
     "gpuzone-sim-nvml",
     "gpuzone-workloads",
+    "gpuzone-zone",
 ];
 
 /// The programs and libraries of this workspace, built in the profile of whoever asks.

@@ -14,6 +14,8 @@ pub enum Role {
     Worker,
     /// `gpu-zone`.
     Cli,
+    /// `gpu-zone-sandbox`: around a tenant's program.
+    Sandbox,
     /// Anything else: tenants' programs.
     Program,
 }
@@ -70,6 +72,7 @@ fn look_at(pid: u32, folder: &Path) -> Option<Process> {
         Some("gpu-zone-broker") => Role::Broker,
         Some("gpu-zone-worker") => Role::Worker,
         Some("gpu-zone") => Role::Cli,
+        Some("gpu-zone-sandbox") => Role::Sandbox,
         Some(_) | None => Role::Program,
     };
     Some(Process { pid, role, command: words.join(" ").trim().to_owned() })

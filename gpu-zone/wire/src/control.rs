@@ -1,11 +1,14 @@
 //! What the agent and a driver zone's broker say to each other: JSON, one message a line,
 //! over a stream socket. One request, one reply, in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use gpuzone_core::{Grant, LeaseId, MemoryBytes, UsageCounters};
+use gpuzone_core::{ComputeShare, Grant, LeaseId, MemoryBytes, UsageCounters};
 use serde::{Deserialize, Serialize};
+
+use crate::scrub::{ScrubOrder, ScrubReport};
+use crate::turn::{FairTime, Priority};
 
 /// Version of this protocol; a broker of another version is refused.
 pub const VERSION: u32 = 1;
@@ -35,6 +38,28 @@ pub struct BrokerConfig {
     pub driver: Driver,
     /// Caps on what one session may hold.
     pub caps: Caps,
+    /// How time is shared.
+    #[serde(default)]
+    pub fair_time: FairTime,
+    /// How workers are kept apart from the host; `None`: not at all.
+    #[serde(default)]
+    pub sandbox: Option<Sandbox>,
+}
+
+/// What workers get of the host, and what the host must have for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// The launcher's executable.
+    pub launcher: PathBuf,
+    /// Files and folders that workers read, beside the libraries of [`Driver`].
+    pub read: Vec<PathBuf>,
+    /// Folders that workers write to, beside the descriptors that they inherit.
+    pub write: Vec<PathBuf>,
+    /// Device nodes that workers open.
+    pub devices: Vec<PathBuf>,
+    /// Names of the features without which no worker starts; a worker that lacks another starts,
+    /// and the log says so.
+    pub require: BTreeSet<String>,
 }
 
 /// Caps on what one tenant process may make a worker hold.
@@ -80,6 +105,12 @@ pub struct WorkerOrder {
     pub slot_dir: PathBuf,
     /// The GPUs, in the order in which the program sees them, and the limits on each.
     pub grants: Vec<Grant>,
+    /// How urgent its work is.
+    #[serde(default)]
+    pub priority: Priority,
+    /// The part of each GPU's time that it gets at most, if there is such a limit.
+    #[serde(default)]
+    pub time_cap: Option<ComputeShare>,
 }
 
 /// From the agent.
@@ -100,6 +131,8 @@ pub enum Request {
         /// Which.
         lease: LeaseId,
     },
+    /// Clear memory that an ended lease gave back; answers when it is known whether it is clear.
+    Scrub(ScrubOrder),
     /// How all leases are doing.
     Status,
     /// Stop all workers, then exit.
@@ -122,6 +155,11 @@ pub enum Reply {
     Leases {
         /// How they are doing.
         leases: Vec<LeaseStatus>,
+    },
+    /// To [`Request::Scrub`], one for each GPU of it.
+    Scrubbed {
+        /// What was done and found.
+        reports: Vec<ScrubReport>,
     },
     /// To [`Request::Shutdown`], before the broker exits.
     Bye,
@@ -169,11 +207,22 @@ mod tests {
 
     #[test]
     fn every_message_crosses_the_line_unchanged() {
-        let order =
-            WorkerOrder { lease: lease(), slot_dir: "/run/slot".into(), grants: Vec::new() };
+        let order = WorkerOrder {
+            lease: lease(),
+            slot_dir: "/run/slot".into(),
+            grants: Vec::new(),
+            priority: Priority::LatencyCritical,
+            time_cap: Some(ComputeShare::WHOLE),
+        };
         crosses(Request::Hello { version: VERSION });
         crosses(Request::Start(order));
         crosses(Request::Stop { lease: lease() });
+        crosses(Request::Scrub(ScrubOrder {
+            lease: lease(),
+            gpus: Vec::new(),
+            sample: MemoryBytes::mib(1),
+            limit_ms: 5,
+        }));
         crosses(Request::Status);
         crosses(Request::Shutdown);
         let status = LeaseStatus {
@@ -188,6 +237,7 @@ mod tests {
         };
         crosses(Reply::Hello { version: VERSION, pid: 1 });
         crosses(Reply::Leases { leases: vec![status] });
+        crosses(Reply::Scrubbed { reports: Vec::new() });
         crosses(Reply::Bye);
         crosses(Reply::Refused { reason: "no".to_owned() });
     }

@@ -25,4 +25,7 @@ pub struct WorkerSpec {
     pub driver: Driver,
     /// Caps on each session.
     pub caps: Caps,
+    /// Whether it gets its GPUs' time by turns, at [`crate::turn::TURNS_FD`]; else it takes it.
+    #[serde(default)]
+    pub arbitrated: bool,
 }

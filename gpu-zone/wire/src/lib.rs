@@ -18,5 +18,7 @@ pub mod control;
 pub mod handover;
 pub mod hello;
 pub mod ring;
+pub mod scrub;
 pub mod spec;
 pub mod stats;
+pub mod turn;

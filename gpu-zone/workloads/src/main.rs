@@ -90,7 +90,11 @@ enum Program {
         seconds: f64,
     },
     /// Write where nothing is allocated.
-    Crash,
+    Crash {
+        /// Allocate so much and fill it before.
+        #[arg(long)]
+        memory: Option<MemoryBytes>,
+    },
     /// Multiply matrices, and check them, for a time.
     Loop {
         /// For how long.
@@ -142,7 +146,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Program::Hog { step, expect, rounds, seconds } => {
             memory::hog(&device, step, expect, rounds, seconds)?
         }
-        Program::Crash => return memory::crash(&device),
+        Program::Crash { memory } => return memory::crash(&device, memory),
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
         Program::LeakCheck { memory } => memory::leak_check(&device, memory)?,

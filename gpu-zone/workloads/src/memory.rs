@@ -75,7 +75,8 @@ fn duration(seconds: f64) -> anyhow::Result<Duration> {
 }
 
 #[expect(clippy::print_stdout, reason = "a program's output")]
-pub(crate) fn crash(device: &Device) -> anyhow::Result<u8> {
+pub(crate) fn crash(device: &Device, memory: Option<MemoryBytes>) -> anyhow::Result<u8> {
+    let _held = memory.map(|memory| filled(device, memory)).transpose()?;
     let kernel = device.kernel("faults.ptx", "write_out_of_bounds")?;
     let mut words = device.upload(&[0_u32; 16])?;
     let distance = 1_u64 << 44;
@@ -103,12 +104,18 @@ pub(crate) fn crash(device: &Device) -> anyhow::Result<u8> {
 #[expect(clippy::print_stdout, reason = "a program's output")]
 pub(crate) fn hold(device: &Device, memory: MemoryBytes, seconds: f64) -> anyhow::Result<String> {
     let pause = duration(seconds)?;
-    let bytes = usize::try_from(memory.get())?;
-    let slice = device.allocate(bytes).map_err(named).context("cannot get the memory")?;
-    fill(device, &slice)?;
+    let slice = filled(device, memory)?;
+    let bytes = slice.num_bytes();
     println!("hold: holding bytes={bytes}");
     std::thread::sleep(pause);
     Ok(format!("hold: done bytes={bytes}"))
+}
+
+fn filled(device: &Device, memory: MemoryBytes) -> anyhow::Result<CudaSlice<u8>> {
+    let bytes = usize::try_from(memory.get())?;
+    let slice = device.allocate(bytes).map_err(named).context("cannot get the memory")?;
+    fill(device, &slice)?;
+    Ok(slice)
 }
 
 fn fill(device: &Device, slice: &CudaSlice<u8>) -> anyhow::Result<()> {

@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-cuda", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-ledger", &["gpuzone-core"]),
     ("gpuzone-cli", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
+    ("gpuzone-probe", &["gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-workloads", &["gpuzone-core"]),
     ("gpuzone-testkit", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-ledger", "gpuzone-core"]),
@@ -60,6 +61,8 @@ const UNSAFE: &[&str] = &[
     "gpuzone-sim-nvml",
     // A program's death with its holder, and signals with their sender: two modules.
     "gpuzone-cli",
+    // The workload's own driver libraries and nodes, asked as a hostile program would.
+    "gpuzone-probe",
     // Kernel launches of a CUDA client.
     "gpuzone-workloads",
 ];

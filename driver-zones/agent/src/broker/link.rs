@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{LeaseStatus, MAX_LINE, Reply, Request, VERSION, WorkerOrder};
+use gpuzone_wire::scrub::{ScrubOrder, ScrubReport};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -11,6 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 /// A worker has 10 s to be ready; the broker answers within that and a little.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// The broker gives a scrub worker ten seconds more than its own limit.
+const SCRUB_GRACE: Duration = Duration::from_secs(20);
 const STATUS_LIMIT: Duration = Duration::from_secs(3);
 /// Between two attempts while the broker is being replaced.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -72,6 +75,18 @@ impl BrokerLink {
         Ok(leases.into_iter().next())
     }
 
+    /// Has memory cleared; answers when it is known whether it is.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or cannot have it done.
+    pub async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, LinkError> {
+        let limit = Duration::from_millis(order.limit_ms).saturating_add(SCRUB_GRACE);
+        match self.ask(&Request::Scrub(order), limit).await? {
+            Reply::Scrubbed { reports } => Ok(reports),
+            other => Err(nonsense(&other)),
+        }
+    }
+
     /// How all leases are doing.
     ///
     /// # Errors
@@ -98,9 +113,10 @@ impl BrokerLink {
     ) -> Result<Vec<LeaseStatus>, LinkError> {
         match self.ask(request, limit).await? {
             Reply::Leases { leases } => Ok(leases),
-            other @ (Reply::Hello { .. } | Reply::Bye | Reply::Refused { .. }) => {
-                Err(nonsense(&other))
-            }
+            other @ (Reply::Hello { .. }
+            | Reply::Bye
+            | Reply::Scrubbed { .. }
+            | Reply::Refused { .. }) => Err(nonsense(&other)),
         }
     }
 

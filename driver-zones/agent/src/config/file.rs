@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use gpuzone_core::{MemoryBytes, TenantId, TenantQuota};
 use gpuzone_wire::control::Caps;
+use gpuzone_wire::turn::FairTime;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{ConfigError, DriverKind};
+use super::{ConfigError, DriverKind, ZonePolicy};
+use crate::leases::ScrubSettings;
 
 /// The tenants' table that stands for all who have none.
 const DEFAULT: &str = "default";
@@ -22,9 +24,12 @@ pub(super) struct File {
     pub(super) shim: Shim,
     pub(super) binaries: Binaries,
     pub(super) usage: Usage,
+    pub(super) zone: ZonePolicy,
     pub(super) default: Option<TenantQuota>,
     pub(super) tenants: BTreeMap<TenantId, TenantQuota>,
     pub(super) worker: Caps,
+    pub(super) fair_time: FairTime,
+    pub(super) scrub: ScrubSettings,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,9 +46,15 @@ struct Tables {
     #[serde(default)]
     usage: Usage,
     #[serde(default)]
+    zone: ZonePolicy,
+    #[serde(default)]
     tenants: BTreeMap<TenantId, Quota>,
     #[serde(default)]
     worker: Caps,
+    #[serde(default)]
+    fair_time: FairTime,
+    #[serde(default)]
+    scrub: Scrub,
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -73,6 +84,7 @@ pub(super) struct Shim {
 pub(super) struct Binaries {
     pub(super) broker: Option<PathBuf>,
     pub(super) worker: Option<PathBuf>,
+    pub(super) sandbox: Option<PathBuf>,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -85,6 +97,26 @@ pub(super) struct Usage {
 impl Default for Usage {
     fn default() -> Self {
         Self { flush: Duration::from_secs(5) }
+    }
+}
+
+/// As [`ScrubSettings`], with memory and time as people write them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Scrub {
+    #[serde(deserialize_with = "memory")]
+    sample: Option<MemoryBytes>,
+    limit_seconds: Option<std::num::NonZeroU16>,
+}
+
+impl From<Scrub> for ScrubSettings {
+    fn from(scrub: Scrub) -> Self {
+        let Self { sample, limit } = Self::default();
+        let seconds = |seconds: std::num::NonZeroU16| Duration::from_secs(seconds.get().into());
+        Self {
+            sample: scrub.sample.unwrap_or(sample),
+            limit: scrub.limit_seconds.map_or(limit, seconds),
+        }
     }
 }
 
@@ -149,7 +181,8 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let tables: Tables = toml::from_str(text).map_err(|error| explain(path, text, &error))?;
-    let Tables { node, driver, shim, binaries, usage, tenants, worker } = tables;
+    let Tables { node, driver, shim, binaries, usage, zone, tenants, worker, fair_time, scrub } =
+        tables;
     let mut tenants: BTreeMap<TenantId, TenantQuota> =
         tenants.into_iter().map(|(tenant, quota)| (tenant, quota.into())).collect();
     let default = tenants.iter().find(|(tenant, _)| tenant.as_str() == DEFAULT);
@@ -158,7 +191,19 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
         tenants.remove(tenant);
     }
     let default = default.map(|(_, quota)| quota);
-    Ok(File { node, driver, shim, binaries, usage, default, tenants, worker })
+    Ok(File {
+        node,
+        driver,
+        shim,
+        binaries,
+        usage,
+        zone,
+        default,
+        tenants,
+        worker,
+        fair_time,
+        scrub: scrub.into(),
+    })
 }
 
 fn explain(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {

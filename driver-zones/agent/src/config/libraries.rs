@@ -85,6 +85,11 @@ impl Search {
         let name = "gpu-zone-worker";
         find("the worker's program", "[binaries] worker", named, &self.own, name)
     }
+
+    pub(super) fn launcher(&self, named: Option<PathBuf>) -> Result<PathBuf, MissingFile> {
+        let name = "gpu-zone-sandbox";
+        find("the sandbox's launcher", "[binaries] sandbox", named, &self.own, name)
+    }
 }
 
 fn find(

@@ -2,6 +2,7 @@
 
 mod file;
 mod libraries;
+mod sandbox;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,9 +12,13 @@ use std::time::Duration;
 use gpuzone_api::Directories;
 use gpuzone_core::{GpuBacking, TenantId, TenantQuota};
 use gpuzone_wire::control::Caps;
+use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
 
 pub use libraries::MissingFile;
+pub use sandbox::ZonePolicy;
+
+use crate::leases::ScrubSettings;
 
 /// The variable that tells the simulated GPU's libraries where their configuration is.
 pub const SIM_CONFIG_VARIABLE: &str = "GPUZONE_SIM_CONFIG";
@@ -70,12 +75,20 @@ pub struct Config {
     pub broker: PathBuf,
     /// The worker's executable.
     pub worker: PathBuf,
+    /// The sandbox launcher's executable; without it, nothing is sandboxed.
+    pub launcher: Option<PathBuf>,
+    /// What zones must have.
+    pub zone: ZonePolicy,
     /// How often usage is written to the ledger: what a crash can lose at most.
     pub flush: Duration,
     /// Who may have how much.
     pub quotas: Quotas,
     /// Caps on what one program may make its worker hold.
     pub caps: Caps,
+    /// How time is shared.
+    pub fair_time: FairTime,
+    /// How memory is cleared when a lease ends.
+    pub scrub: ScrubSettings,
 }
 
 /// Why a configuration is not used.
@@ -206,6 +219,17 @@ impl Config {
             },
             DriverKind::Nvidia => None,
         };
+        let launcher = match search.launcher(beside_file(file.binaries.sandbox.clone())?) {
+            Ok(launcher) => Some(launcher),
+            // Named, or needed: then it has to be there.
+            Err(error) if file.binaries.sandbox.is_some() || file.zone.requires_any() => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "workers run without a sandbox, which [zone] policy allows");
+                None
+            }
+        };
         Ok(Self {
             directories,
             driver,
@@ -215,9 +239,13 @@ impl Config {
             shim_library: search.shim(beside_file(file.shim.library)?)?,
             broker: search.broker(beside_file(file.binaries.broker)?)?,
             worker: search.worker(beside_file(file.binaries.worker)?)?,
+            launcher,
+            zone: file.zone,
             flush: file.usage.flush,
             quotas,
             caps: file.worker,
+            fair_time: file.fair_time,
+            scrub: file.scrub,
         })
     }
 }

@@ -12,7 +12,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use gpuzone_core::{Lease, LeaseId, LeaseState, Timestamp};
+use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp};
 use gpuzone_zone::ProcessId;
 use gpuzone_zone::files::write_atomically;
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,27 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         trouble: String,
     },
+    /// A GPU serves nobody new from now on.
+    Quarantined {
+        /// Which.
+        gpu: GpuUuid,
+        /// Why.
+        reason: String,
+    },
+    /// A GPU serves again.
+    QuarantineCleared {
+        /// Which.
+        gpu: GpuUuid,
+    },
+}
+
+/// What a journal says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// The leases that hold something, in the order in which they came.
+    pub leases: Vec<HeldLease>,
+    /// The GPUs in quarantine, and why.
+    pub quarantined: BTreeMap<GpuUuid, String>,
 }
 
 /// Why a journal cannot be read.
@@ -118,10 +139,10 @@ pub struct Journal {
 ///
 /// # Errors
 /// When the file cannot be read or is damaged.
-pub fn replay(path: &Path) -> Result<Vec<HeldLease>, ReplayError> {
+pub fn replay(path: &Path) -> Result<Replayed, ReplayError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Replayed::default()),
         Err(source) => return Err(ReplayError::Read { path: path.to_owned(), source }),
     };
     let damaged = |line, reason| ReplayError::Damaged { path: path.to_owned(), line, reason };
@@ -150,19 +171,22 @@ pub fn replay(path: &Path) -> Result<Vec<HeldLease>, ReplayError> {
 }
 
 impl Journal {
-    /// Replaces the journal at `path` by one with just `leases`, and opens it.
+    /// Replaces the journal at `path` by one with just `leases` and `quarantined`, and opens it.
     ///
     /// # Errors
     /// When it cannot be written; the old one is still there then.
     pub fn rewrite<'a>(
         path: &Path,
         leases: impl Iterator<Item = &'a HeldLease>,
+        quarantined: impl Iterator<Item = (GpuUuid, &'a str)>,
     ) -> Result<Self, ReplayError> {
         let rewritten = || -> io::Result<Self> {
             let (mut bytes, mut sequence) = (Vec::new(), 0);
-            for lease in leases {
+            let quarantined =
+                quarantined.map(|(gpu, why)| Record::Quarantined { gpu, reason: why.to_owned() });
+            for record in leases.cloned().map(Record::Lease).chain(quarantined) {
                 sequence += 1;
-                line::write(&mut bytes, sequence, &Record::Lease(lease.clone()))?;
+                line::write(&mut bytes, sequence, &record)?;
             }
             write_atomically(path, &bytes)?;
             let mut file = OpenOptions::new().write(true).mode(0o600).open(path)?;
@@ -220,6 +244,7 @@ impl Journal {
 struct Leases {
     leases: BTreeMap<LeaseId, (usize, HeldLease)>,
     count: usize,
+    quarantined: BTreeMap<GpuUuid, String>,
 }
 
 impl Leases {
@@ -244,13 +269,22 @@ impl Leases {
                 }
                 Ok(())
             }
+            Record::Quarantined { gpu, reason } => {
+                self.quarantined.entry(gpu).or_insert(reason);
+                Ok(())
+            }
+            Record::QuarantineCleared { gpu } => match self.quarantined.remove(&gpu) {
+                Some(_) => Ok(()),
+                None => Err(format!("it clears {gpu}, which is not in quarantine")),
+            },
         }
     }
 
-    fn in_order(self) -> Vec<HeldLease> {
+    fn in_order(self) -> Replayed {
         let mut leases: Vec<_> = self.leases.into_values().collect();
         leases.sort_by_key(|(order, _)| *order);
-        leases.into_iter().map(|(_, lease)| lease).collect()
+        let leases = leases.into_iter().map(|(_, lease)| lease).collect();
+        Replayed { leases, quarantined: self.quarantined }
     }
 }
 

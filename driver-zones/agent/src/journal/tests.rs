@@ -68,7 +68,7 @@ fn scratch() -> Scratch {
 
 /// Writes the records and returns the file.
 fn written(path: &Path, records: &[Record]) -> Vec<u8> {
-    let mut journal = Journal::rewrite(path, std::iter::empty()).unwrap();
+    let mut journal = Journal::rewrite(path, std::iter::empty(), std::iter::empty()).unwrap();
     for record in records {
         journal.append(record).unwrap();
     }
@@ -81,7 +81,7 @@ fn truth(records: &[Record]) -> Vec<HeldLease> {
     for record in records {
         leases.take(record.clone()).unwrap();
     }
-    leases.in_order()
+    leases.in_order().leases
 }
 
 fn story() -> Vec<Record> {
@@ -100,16 +100,16 @@ fn story() -> Vec<Record> {
 #[test]
 fn what_was_written_is_read_in_its_order() {
     let Scratch { _dir, path } = scratch();
-    assert_eq!(replay(&path).unwrap(), vec![]);
+    assert_eq!(replay(&path).unwrap().leases, vec![]);
     written(&path, &story());
-    let leases = replay(&path).unwrap();
+    let leases = replay(&path).unwrap().leases;
     assert_eq!(leases, truth(&story()));
     let states: Vec<_> = leases.iter().map(|lease| lease.lease.state).collect();
     assert_eq!(states, [LeaseState::Active, LeaseState::Reserved]);
-    let mut journal = Journal::rewrite(&path, leases.iter()).unwrap();
-    assert_eq!(replay(&path).unwrap(), leases);
+    let mut journal = Journal::rewrite(&path, leases.iter(), std::iter::empty()).unwrap();
+    assert_eq!(replay(&path).unwrap().leases, leases);
     journal.append(&moved(1, LeaseState::Failed)).unwrap();
-    assert_eq!(replay(&path).unwrap()[0].lease.state, LeaseState::Failed);
+    assert_eq!(replay(&path).unwrap().leases[0].lease.state, LeaseState::Failed);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn cut_anywhere_it_is_a_beginning_of_the_truth() {
     for length in 0..=whole.len() {
         std::fs::write(&path, &whole[..length]).unwrap();
         let lines = whole[..length].iter().filter(|byte| **byte == b'\n').count();
-        assert_eq!(replay(&path).unwrap(), truth(&story()[..lines]), "at {length}");
+        assert_eq!(replay(&path).unwrap().leases, truth(&story()[..lines]), "at {length}");
     }
 }
 
@@ -129,7 +129,7 @@ fn zeros_at_the_end_are_a_line_that_was_never_written() {
     let mut whole = written(&path, &story());
     whole.extend([0; 100]);
     std::fs::write(&path, &whole).unwrap();
-    assert_eq!(replay(&path).unwrap(), truth(&story()));
+    assert_eq!(replay(&path).unwrap().leases, truth(&story()));
 }
 
 #[test]
@@ -146,14 +146,14 @@ fn a_lost_line_is_damage() {
 #[test]
 fn an_append_that_fails_leaves_no_half_line() {
     let Scratch { _dir, path } = scratch();
-    let mut journal = Journal::rewrite(&path, std::iter::empty()).unwrap();
+    let mut journal = Journal::rewrite(&path, std::iter::empty(), std::iter::empty()).unwrap();
     journal.append(&story()[0]).unwrap();
     let writable = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
     let error = journal.append(&story()[1]).unwrap_err().to_string();
     assert!(error.contains("free space"), "{error}");
     journal.file = writable;
     journal.append(&story()[1]).unwrap();
-    assert_eq!(replay(&path).unwrap(), truth(&story()[..2]));
+    assert_eq!(replay(&path).unwrap().leases, truth(&story()[..2]));
 }
 
 proptest! {
@@ -167,8 +167,27 @@ proptest! {
         match replay(&path) {
             Err(ReplayError::Damaged { .. }) => {}
             // The last line's end or a zero in it: it counts as never written.
-            Ok(leases) => prop_assert_eq!(leases, truth(&story()[..story().len() - 1])),
+            Ok(read) => prop_assert_eq!(read.leases, truth(&story()[..story().len() - 1])),
             Err(other) => return Err(TestCaseError::fail(other.to_string())),
         }
     }
+}
+
+#[test]
+fn a_quarantine_outlives_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let [one, two] = [1, 2].map(|byte| GpuUuid::from_bytes([byte; 16]));
+    let mut journal = Journal::rewrite(&path, std::iter::empty(), std::iter::empty()).unwrap();
+    for (gpu, reason) in [(one, "first"), (two, "second"), (two, "third")] {
+        journal.append(&Record::Quarantined { gpu, reason: reason.into() }).unwrap();
+    }
+    journal.append(&Record::QuarantineCleared { gpu: one }).unwrap();
+    let expected = BTreeMap::from([(two, "second".to_owned())]);
+    assert_eq!(replay(&path).unwrap().quarantined, expected);
+    let kept = expected.iter().map(|(gpu, reason)| (*gpu, reason.as_str()));
+    let mut journal = Journal::rewrite(&path, std::iter::empty(), kept).unwrap();
+    assert_eq!(replay(&path).unwrap().quarantined, expected);
+    journal.append(&Record::QuarantineCleared { gpu: one }).unwrap();
+    assert!(replay(&path).unwrap_err().to_string().contains("is not in quarantine"));
 }

@@ -2,32 +2,43 @@
 //!
 //! ```text
 //! create: place, admit ─▶ journal ─▶ slot, worker ─▶ ledger ─▶ journal: active
-//! end:    journal: draining ─▶ worker ends ─▶ ledger ─▶ journal: scrubbing ─▶ journal: released
+//! end:    journal: draining ─▶ worker ends ─▶ ledger ─▶ journal: scrubbing ─▶ scrub
+//!                                                   clear: journal: released ◀─┤
+//!                       not shown to be clear: GPU in quarantine, lease failed ◀─┘
 //! ```
 //!
 //! Every step can be repeated, so a lease that a crash left anywhere is brought on from there.
 
 mod reconcile;
+mod scrub;
 mod turns;
+mod workers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gpuzone_api::{AgentError, Directories, ErrorKind};
-use gpuzone_core::{Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
+use gpuzone_core::{GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
+use gpuzone_ledger::AuditKind;
 use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
+use gpuzone_wire::turn::Priority;
 use gpuzone_zone::files::{private_dir, remove};
 use gpuzone_zone::{Process, ProcessId};
-use tokio::sync::oneshot;
+use serde_json::json;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use uuid::Uuid;
 
+use crate::audit::{self, AGENT, Audit};
 use crate::book::{Book, BookHandle};
-use crate::broker::BrokerLink;
+use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
 use crate::journal::{HeldLease, Holder};
 use crate::usage::{UsageBook, Used, now};
+pub use scrub::ScrubSettings;
 use turns::Turns;
+use workers::Workers;
 
 /// The node's leases and all that serves them.
 pub struct Leases {
@@ -37,12 +48,26 @@ pub struct Leases {
     pub link: BrokerLink,
     /// What bills it.
     pub usage: UsageBook,
+    /// What tells of it.
+    pub audit: Audit,
     /// Where its files are.
     pub directories: Directories,
     /// What there is to be held.
     pub inventory: Inventory,
     turns: Turns,
+    gpu_turns: BTreeMap<GpuUuid, Arc<AsyncMutex<()>>>,
+    scrubs: ScrubSettings,
+    workers: Workers,
     closing: AtomicBool,
+}
+
+/// Whether a lease's memory has to be cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// A worker may have served it.
+    Used,
+    /// The broker said that none did.
+    Untouched,
 }
 
 impl Leases {
@@ -51,11 +76,27 @@ impl Leases {
         book: BookHandle,
         link: BrokerLink,
         usage: UsageBook,
+        audit: Audit,
         directories: Directories,
         inventory: Inventory,
+        scrubs: ScrubSettings,
     ) -> Self {
         let (turns, closing) = (Turns::default(), AtomicBool::new(false));
-        Self { book, link, usage, directories, inventory, turns, closing }
+        let gpu_turns = inventory.gpus().iter().map(|gpu| (gpu.uuid, Arc::default())).collect();
+        let workers = Workers::default();
+        Self {
+            book,
+            link,
+            usage,
+            audit,
+            directories,
+            inventory,
+            turns,
+            gpu_turns,
+            scrubs,
+            workers,
+            closing,
+        }
     }
 
     /// Makes a lease for the process `holder`, active when this returns.
@@ -76,6 +117,7 @@ impl Leases {
             let created = leases.create_for(&request, holder, program).await;
             if let Err(error) = &created {
                 leases.usage.refused(&request.tenant, error.kind, &error.message).await;
+                leases.audit_refusal(&request, holder, error).await;
             }
             if let Err(Ok(unwanted)) = answer.send(created) {
                 let ended = leases.end(unwanted.lease.id, "its caller went away").await;
@@ -112,10 +154,10 @@ impl Leases {
         let held = self.book.with(reserve).await??;
         match self.serve(&held).await {
             Ok(()) => {}
-            Err(error) => {
+            Err((error, memory)) => {
                 // Whatever fails here is tried again by the next reconciliation.
                 let _ = self.advance(id, LeaseEvent::Fail, &error.message).await;
-                log_failure(id, self.end_in_turn(id, "it could not be served").await);
+                log_failure(id, self.end_in_turn(id, "it could not be served", memory).await);
                 return Err(error);
             }
         }
@@ -125,26 +167,63 @@ impl Leases {
         Ok(HeldLease { lease, holder: held.holder })
     }
 
-    /// Slot, worker, bill, active.
-    async fn serve(&self, held: &HeldLease) -> Result<(), AgentError> {
+    /// Audit, slot, worker, bill, active.
+    async fn serve(&self, held: &HeldLease) -> Result<(), (AgentError, Memory)> {
+        let untouched = |error| (error, Memory::Untouched);
+        let detail = json!({
+            "grants": audit::granted(&held.lease),
+            "program": held.holder.program,
+            "zone": held.lease.zone.to_string(),
+        });
+        let granted =
+            audit::of_lease(AuditKind::Grant, asker(held.holder.process), &held.lease, detail);
+        let written = self.audit.write(vec![granted]).await;
+        written.map_err(|error| untouched(internal(sentence(&error))))?;
         let order = self.order(held);
         private_dir(&order.slot_dir).map_err(|error| {
-            internal(format!("cannot make the slot {}: {error}", order.slot_dir.display()))
+            let slot = order.slot_dir.display();
+            untouched(internal(format!("cannot make the slot {slot}: {error}")))
         })?;
-        self.link.start(order).await.map_err(|error| AgentError {
-            kind: ErrorKind::Driver,
-            message: format!("the lease cannot be served: {}", sentence(&error)),
+        self.wait_for_scrubs(held).await;
+        let started = self.link.start(order).await.map_err(|error| {
+            let memory = match &error {
+                LinkError::Refused(_) => Memory::Untouched,
+                LinkError::Broken(_) | LinkError::Slow(_) | LinkError::Nonsense(_) => Memory::Used,
+            };
+            let message = format!("the lease cannot be served: {}", sentence(&error));
+            (AgentError { kind: ErrorKind::Driver, message }, memory)
         })?;
+        let used = |error| (error, Memory::Used);
+        self.saw_worker(held.lease.id, started.worker_pid).await;
         let begun = self.usage.begin(held, &self.inventory, now()).await;
-        begun.map_err(|error| internal(sentence(&error)))?;
-        self.advance(held.lease.id, LeaseEvent::Activate, "").await?;
+        begun.map_err(|error| used(internal(sentence(&error))))?;
+        self.advance(held.lease.id, LeaseEvent::Activate, "").await.map_err(used)?;
         Ok(())
+    }
+
+    async fn audit_refusal(&self, request: &Request, holder: ProcessId, error: &AgentError) {
+        let detail = json!({
+            "kind": error.kind.as_str(),
+            "reason": error.message,
+            "gpus": request.gpus.get(),
+            "memory_bytes": request.memory.map(|memory| memory.get()),
+            "share_percent": request.share.map(|share| share.percent()),
+        });
+        let refusal = audit::event(AuditKind::Refusal, asker(holder), "lease", detail);
+        let tenant = Some(request.tenant.clone());
+        self.audit.note(gpuzone_ledger::AuditEvent { tenant, ..refusal }).await;
     }
 
     fn order(&self, held: &HeldLease) -> WorkerOrder {
         let lease = held.lease.id;
         let slot_dir = self.directories.slots_dir().join(lease.to_string());
-        WorkerOrder { lease, slot_dir, grants: held.lease.placement.grants().to_vec() }
+        WorkerOrder {
+            lease,
+            slot_dir,
+            grants: held.lease.placement.grants().to_vec(),
+            priority: Priority::default(),
+            time_cap: None,
+        }
     }
 
     async fn advance(
@@ -184,10 +263,15 @@ impl Leases {
     /// When there is no such lease, or it cannot be ended now; it is tried again later then.
     pub async fn end(&self, id: LeaseId, reason: &str) -> Result<HeldLease, AgentError> {
         let _turn = self.turns.take(id).await;
-        self.end_in_turn(id, reason).await
+        self.end_in_turn(id, reason, Memory::Used).await
     }
 
-    async fn end_in_turn(&self, id: LeaseId, reason: &str) -> Result<HeldLease, AgentError> {
+    async fn end_in_turn(
+        &self,
+        id: LeaseId,
+        reason: &str,
+        memory: Memory,
+    ) -> Result<HeldLease, AgentError> {
         let Some(held) = self.book.with(move |book| book.lease(id)).await? else {
             let ended = self.book.with(move |book| book.ended(id)).await?;
             return ended.ok_or_else(|| AgentError {
@@ -202,19 +286,37 @@ impl Leases {
             | LeaseState::Failed => {
                 self.advance(id, LeaseEvent::Drain, "").await?;
                 if let Err(error) = self.drain(&held, reason).await {
-                    self.advance(id, LeaseEvent::Fail, &error.message).await?;
-                    return Err(error);
+                    return Err(self.failed(&held, error).await);
                 }
                 self.advance(id, LeaseEvent::Drained, "").await?;
             }
             LeaseState::Scrubbing | LeaseState::Released => {}
         }
-        // Workers clear every allocation before a program sees it, so that no more is to be done
-        // here for the next lease to find nothing of this one's.
+        match memory {
+            Memory::Untouched => {}
+            Memory::Used => {
+                if let Err(error) = self.scrub(&held).await {
+                    return Err(self.failed(&held, error).await);
+                }
+            }
+        }
         self.advance(id, LeaseEvent::Scrubbed, "").await?;
+        let detail = json!({ "reason": reason });
+        let released = audit::of_lease(AuditKind::Release, AGENT, &held.lease, detail);
+        self.audit.write_or_log(released).await;
         tracing::info!(lease = %id, reason, "released");
         let ended = self.book.with(move |book| book.ended(id)).await?;
         Ok(ended.unwrap_or(held))
+    }
+
+    /// Notes that a lease could not be brought to its end; what it held stays held.
+    async fn failed(&self, held: &HeldLease, error: AgentError) -> AgentError {
+        let detail = json!({ "reason": error.message });
+        self.audit.note(audit::of_lease(AuditKind::Failure, AGENT, &held.lease, detail)).await;
+        match self.advance(held.lease.id, LeaseEvent::Fail, &error.message).await {
+            Ok(_) => error,
+            Err(worse) => worse,
+        }
     }
 
     /// Ends the worker, closes the bill, removes the slot.
@@ -224,6 +326,7 @@ impl Leases {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
+        self.saw_worker(id, None).await;
         self.close_bill(id, last, reason).await;
         let slot = self.order(held).slot_dir;
         remove(&slot)
@@ -281,6 +384,10 @@ impl Leases {
             .status()
             .await
             .map_err(|error| AgentError { kind: ErrorKind::Driver, message: sentence(&error) })?;
+        self.saw_workers(&statuses).await;
+        if let Err(error) = self.audit.sync().await {
+            tracing::error!(error = sentence(&error), "the audit log is not on disk");
+        }
         let used = statuses.into_iter().map(used_by).collect();
         self.usage.record(used).await.map_err(|error| internal(sentence(&error)))
     }
@@ -303,6 +410,11 @@ impl Leases {
         }
         Ok(count)
     }
+}
+
+/// Who asked, for the audit log.
+pub(crate) fn asker(process: ProcessId) -> String {
+    format!("process {}", process.pid)
 }
 
 fn used_by(status: LeaseStatus) -> Used {

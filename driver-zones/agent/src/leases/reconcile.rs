@@ -7,7 +7,7 @@ use gpuzone_api::AgentError;
 use gpuzone_core::{LeaseId, LeaseState};
 use gpuzone_zone::BootId;
 
-use super::{Leases, log_failure};
+use super::{Leases, Memory, log_failure};
 use crate::book::LostLease;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
@@ -40,6 +40,10 @@ impl Leases {
             if held.lease.state == LeaseState::Active {
                 self.watch_holder(held);
             }
+        }
+        // Adopted: from now on they are known, and their end is noted.
+        for status in self.link.status().await.unwrap_or_default() {
+            self.saw_worker(status.lease, status.worker_pid).await;
         }
         self.reconcile().await
     }
@@ -81,7 +85,7 @@ impl Leases {
         let abandoned = held.holder.process.is_alive().is_ok_and(|alive| !alive);
         match held.lease.state {
             LeaseState::Active if abandoned => {
-                log_failure(id, self.end_in_turn(id, "its program ended").await);
+                log_failure(id, self.end_in_turn(id, "its program ended", Memory::Used).await);
             }
             LeaseState::Active if served => {}
             LeaseState::Active => match self.link.start(self.order(&held)).await {
@@ -92,8 +96,12 @@ impl Leases {
             | LeaseState::Draining
             | LeaseState::Scrubbing
             | LeaseState::Failed => {
+                if self.waits_for_operator(&held).await {
+                    return;
+                }
                 tracing::warn!(lease = %id, state = %held.lease.state, "it is brought to its end");
-                log_failure(id, self.end_in_turn(id, "it was left half done").await);
+                let ended = self.end_in_turn(id, "it was left half done", Memory::Used).await;
+                log_failure(id, ended);
             }
             LeaseState::Released => {}
         }

@@ -8,8 +8,9 @@ use gpuzone_core::{
     ComputeCapability, Exposure, Gpu, GpuBacking, GpuCount, GpuUuid, MemoryBytes, TenantQuota,
     UsageCounters,
 };
-use gpuzone_ledger::{Filter, LeaseRow, Ledger};
+use gpuzone_ledger::{AuditEntry, Expected, Filter, LeaseRow, Ledger, verify};
 use gpuzone_wire::control::{Reply, Request as Ask, VERSION};
+use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder, ScrubReport};
 use gpuzone_zone::BootId;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -28,6 +29,12 @@ struct Told {
     dead: bool,
     start_takes: Duration,
     launches: u64,
+    scrubs: Vec<ScrubOrder>,
+    scrub_takes: Duration,
+    /// What every scrub finds wrong.
+    residue: Option<String>,
+    /// Says that no scrub can be done.
+    refuse_scrubs: bool,
 }
 
 #[derive(Clone, Default)]
@@ -62,6 +69,10 @@ impl FakeBroker {
                 let takes = self.told().start_takes;
                 sleep(takes).await;
             }
+            if matches!(ask, Ask::Scrub(_)) {
+                let takes = self.told().scrub_takes;
+                sleep(takes).await;
+            }
             let reply = serde_json::to_string(&self.reply(ask)).unwrap();
             stream.write_all(format!("{reply}\n").as_bytes()).await.ok()?;
         }
@@ -93,6 +104,24 @@ impl FakeBroker {
             Ask::Stop { lease } => {
                 told.served.remove(&lease).map(|_| status(lease)).into_iter().collect()
             }
+            Ask::Scrub(_) if told.refuse_scrubs => {
+                return Reply::Refused { reason: "the scrub worker ended".into() };
+            }
+            Ask::Scrub(order) => {
+                let failure = told.residue.clone();
+                let report = |gpu: &ScrubGpu| ScrubReport {
+                    gpu: gpu.gpu,
+                    overwritten: gpu.at_most,
+                    compared: gpu.at_most,
+                    left: MemoryBytes::ZERO,
+                    method: "looked away".into(),
+                    nanoseconds: 1,
+                    failure: failure.clone(),
+                };
+                let reports = order.gpus.iter().map(report).collect();
+                told.scrubs.push(order);
+                return Reply::Scrubbed { reports };
+            }
             Ask::Status => told.served.keys().copied().map(status).collect(),
             Ask::Shutdown => return Reply::Bye,
         };
@@ -110,7 +139,7 @@ fn directories(dir: &Path) -> Directories {
     Directories { state: dir.join("state"), run: dir.join("run") }
 }
 
-fn open(dir: &Path, link: BrokerLink) -> Arc<Leases> {
+async fn open(dir: &Path, link: BrokerLink) -> Arc<Leases> {
     let gpu = Gpu {
         uuid: GpuUuid::from_bytes([1; 16]),
         index: 0,
@@ -128,18 +157,20 @@ fn open(dir: &Path, link: BrokerLink) -> Arc<Leases> {
     private_dir(&directories.state).unwrap();
     private_dir(&directories.run).unwrap();
     let quotas = Quotas { default: Some(TenantQuota::default()), tenants: BTreeMap::new() };
-    let (book, _) = Book::open(&directories.journal(), inventory.clone(), quotas).unwrap();
     let usage = UsageBook::open(&directories.ledger()).unwrap();
+    let audit = Audit::open(&directories.audit_log(), usage.clone(), &quotas).await.unwrap();
+    let (book, _) = Book::open(&directories.journal(), inventory.clone(), quotas).unwrap();
     let book = BookHandle::open(book).unwrap();
-    Arc::new(Leases::new(book, link, usage, directories, inventory))
+    let scrubs = ScrubSettings::default();
+    Arc::new(Leases::new(book, link, usage, audit, directories, inventory, scrubs))
 }
 
-fn node() -> Node {
+async fn node() -> Node {
     let dir = tempfile::tempdir().unwrap();
     let broker = FakeBroker::default();
     let socket = dir.path().join("control.sock");
     broker.serve(&socket);
-    let leases = open(dir.path(), BrokerLink::new(socket));
+    let leases = open(dir.path(), BrokerLink::new(socket)).await;
     Node { dir, broker, leases }
 }
 
@@ -174,9 +205,19 @@ impl Node {
     }
 
     /// The same node after its agent was killed.
-    fn restarted(self) -> Self {
-        let leases = open(self.dir.path(), self.leases.link.clone());
+    async fn restarted(self) -> Self {
+        let leases = open(self.dir.path(), self.leases.link.clone()).await;
         Self { leases, ..self }
+    }
+
+    /// What the audit log tells: kind and subject.
+    fn audited(&self) -> Vec<(AuditKind, String)> {
+        let mut events = Vec::new();
+        let log = directories(self.dir.path()).audit_log();
+        let each = |entry: AuditEntry| events.push((entry.kind, entry.subject));
+        let found = verify(&log, &Expected::default(), each).unwrap();
+        assert_eq!(found.damage, None);
+        events
     }
 
     async fn eventually(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {
@@ -192,7 +233,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_lease_from_its_making_to_its_end() {
-    let node = node();
+    let node = node().await;
     let held = node.create(4).await.unwrap();
     assert_eq!(held.lease.state, LeaseState::Active);
     let order = node.broker.told().served[&held.lease.id].clone();
@@ -216,7 +257,7 @@ async fn a_lease_from_its_making_to_its_end() {
 
 #[tokio::test]
 async fn a_lease_that_cannot_be_served_leaves_nothing() {
-    let node = node();
+    let node = node().await;
     node.broker.told().refuse_starts = true;
     let error = node.create(4).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Driver);
@@ -230,7 +271,7 @@ async fn a_lease_that_cannot_be_served_leaves_nothing() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_gets_no_lease() {
-    let node = node();
+    let node = node().await;
     node.broker.told().start_takes = Duration::from_millis(100);
     let create = node.create(4);
     assert!(tokio::time::timeout(Duration::from_millis(20), create).await.is_err());
@@ -241,7 +282,7 @@ async fn a_caller_that_goes_away_gets_no_lease() {
 
 #[tokio::test]
 async fn a_slow_lease_keeps_no_other_waiting() {
-    let node = node();
+    let node = node().await;
     node.broker.told().start_takes = Duration::from_secs(5);
     let slow = tokio::spawn({
         let leases = Arc::clone(&node.leases);
@@ -257,7 +298,7 @@ async fn a_slow_lease_keeps_no_other_waiting() {
 
 #[tokio::test]
 async fn a_lease_ends_with_its_holder() {
-    let node = node();
+    let node = node().await;
     let mut holder = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let process = ProcessId::of(holder.id()).unwrap().unwrap();
     node.leases.create(request(1), process, String::new()).await.unwrap();
@@ -272,7 +313,7 @@ async fn a_lease_ends_with_its_holder() {
 
 #[tokio::test]
 async fn book_and_broker_are_made_alike() {
-    let node = node();
+    let node = node().await;
     let lost = node.create(1).await.unwrap();
     node.create(1).await.unwrap();
     let order = node.broker.told().served.remove(&lost.lease.id).unwrap();
@@ -289,11 +330,11 @@ async fn book_and_broker_are_made_alike() {
 
 #[tokio::test]
 async fn what_an_agent_left_half_done_is_brought_to_its_end() {
-    let node = node();
+    let node = node().await;
     let [kept, half] = [node.create(1).await.unwrap(), node.create(1).await.unwrap()];
     let id = half.lease.id;
     node.leases.advance(id, LeaseEvent::Drain, "").await.unwrap();
-    let node = node.restarted();
+    let node = node.restarted().await;
     assert_eq!(node.states().await, [LeaseState::Active, LeaseState::Draining]);
     node.leases.recover(vec![]).await.unwrap();
     node.eventually("its end", async |node| node.states().await == [LeaseState::Active]).await;
@@ -303,7 +344,7 @@ async fn what_an_agent_left_half_done_is_brought_to_its_end() {
 
 #[tokio::test]
 async fn a_lease_of_an_earlier_boot_is_billed_to_its_last_record() {
-    let node = node();
+    let node = node().await;
     let held = node.create(1).await.unwrap();
     node.leases.flush().await.unwrap();
     let recorded = node.billed()[0].usage.lease_nanoseconds;
@@ -312,10 +353,10 @@ async fn a_lease_of_an_earlier_boot_is_billed_to_its_last_record() {
     let mut old = held.clone();
     old.holder.process.boot = other;
     let journal = directories(node.dir.path()).journal();
-    crate::journal::Journal::rewrite(&journal, [old].iter()).unwrap();
+    crate::journal::Journal::rewrite(&journal, [old].iter(), std::iter::empty()).unwrap();
     node.broker.told().served.clear();
     sleep(Duration::from_millis(20)).await;
-    let node = node.restarted();
+    let node = node.restarted().await;
     node.leases.recover(vec![]).await.unwrap();
     node.eventually("its end", async |node| node.states().await.is_empty()).await;
     let billed = &node.billed()[0];
@@ -325,7 +366,7 @@ async fn a_lease_of_an_earlier_boot_is_billed_to_its_last_record() {
 
 #[tokio::test]
 async fn shutting_down_ends_all_and_takes_no_more() {
-    let node = node();
+    let node = node().await;
     node.create(1).await.unwrap();
     node.create(1).await.unwrap();
     assert_eq!(node.leases.end_all("shut down").await.unwrap(), 2);
@@ -335,10 +376,12 @@ async fn shutting_down_ends_all_and_takes_no_more() {
 
 #[tokio::test]
 async fn a_listing_says_when_the_broker_is_silent() {
-    let node = node();
+    let node = node().await;
     node.create(1).await.unwrap();
     node.broker.told().dead = true;
     let listed = node.leases.list().await.unwrap();
     assert!(listed[0].0.holder.trouble.contains("does not answer"), "{listed:?}");
     assert!(listed[0].1.is_none());
 }
+
+mod scrub;

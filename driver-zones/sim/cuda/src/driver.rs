@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gpuzone_cuda_abi::CuResult;
-use gpuzone_sim_device::{Attachment, Config, GpuConfig, SimulatedNode};
+use gpuzone_sim_device::{Attachment, Config, GpuConfig, MemsetFault, SimulatedNode};
 
 use crate::Answer;
 use crate::abi::Word;
@@ -23,6 +23,8 @@ pub(crate) struct Gpu {
     pub(crate) ordinal: i32,
     pub(crate) attachment: Attachment<'static>,
     pub(crate) primary: Mutex<Primary>,
+    /// The configuration may ask for a driver that lies.
+    pub(crate) memset_fault: Option<MemsetFault>,
 }
 
 /// The context that libraries of a process share.
@@ -59,7 +61,8 @@ fn open() -> Result<Driver, Box<dyn std::error::Error>> {
         Box::leak(Box::new(SimulatedNode::open(Config::from_env()?)?));
     let mut gpus = Vec::new();
     for (ordinal, gpu) in (0..).zip(node.gpus()) {
-        gpus.push(Gpu { ordinal, attachment: gpu.attach()?, primary: Mutex::default() });
+        let (attachment, memset_fault) = (gpu.attach()?, node.config().memset_fault);
+        gpus.push(Gpu { ordinal, attachment, primary: Mutex::default(), memset_fault });
     }
     Ok(Driver { gpus })
 }

@@ -176,6 +176,7 @@ fn copy_on_device(context: &Context, to: u64, from: u64, bytes: u64) -> Answer {
 
 fn fill(context: &Context, at: u64, bytes: u64, pattern: Pattern) -> Answer {
     live(context, at, bytes)?;
+    let bytes = context.gpu().memset_fault.map_or(bytes, |fault| fault.bytes(bytes));
     let map = context.gpu().attachment.map();
     if pattern.value == 0
         && let Some((start, punched)) = DeviceMap::punchable(at, bytes)

@@ -23,7 +23,7 @@
 mod config;
 mod shared;
 
-pub use config::{Config, ConfigError, GpuConfig, MAX_GPUS};
+pub use config::{Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault};
 pub use shared::{
     AllocateError, Attachment, BusyGuard, DeviceMap, DeviceRange, GRANULE, GpuProcess, MemoryUse,
     SimulatedGpu, SimulatedNode, StateError,

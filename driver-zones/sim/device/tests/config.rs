@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use gpuzone_sim_device::{Config, ConfigError};
+use gpuzone_sim_device::{Config, ConfigError, MemsetFault};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("node.toml"), text)
@@ -136,4 +136,13 @@ fn two_gpus_in_one_place_and_too_many_gpus_are_refused() {
 fn a_missing_file_is_named() {
     let error = Config::from_file(Path::new("/nonexistent/node.toml")).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/node.toml"), "{error}");
+}
+
+#[test]
+fn a_fault_is_only_there_when_it_is_asked_for() {
+    assert_eq!(parse(&gpu_with("")).unwrap().memset_fault, None);
+    let text = format!("{}\n[fault]\nmemset = \"ignored\"\n", gpu_with(""));
+    assert_eq!(parse(&text).unwrap().memset_fault, Some(MemsetFault::Ignored));
+    let wrong = format!("{}\n[fault]\nmemsed = \"half\"\n", gpu_with(""));
+    assert!(message(&wrong).contains("unknown key 'memsed' in [fault]; did you mean 'memset'?"));
 }

@@ -110,6 +110,7 @@ driver! {
     context_limit: ["cuCtxGetLimit"] (*mut usize, u32);
     memory_allocate: ["cuMemAlloc_v2"] (*mut CUdeviceptr, usize);
     memory_free: ["cuMemFree_v2"] (CUdeviceptr);
+    memory_info: ["cuMemGetInfo_v2"] (*mut usize, *mut usize);
     copy_to_device: ["cuMemcpyHtoDAsync_v2"] (CUdeviceptr, *const c_void, usize, CUstream);
     copy_to_host: ["cuMemcpyDtoHAsync_v2"] (*mut c_void, CUdeviceptr, usize, CUstream);
     copy_on_device: ["cuMemcpyDtoDAsync_v2"] (CUdeviceptr, CUdeviceptr, usize, CUstream);

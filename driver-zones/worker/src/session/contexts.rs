@@ -4,6 +4,7 @@ use gpuzone_wire::spec::{ContextCreate, ContextId};
 use super::{Context, Session, room};
 use crate::busy::Meter;
 use crate::ledger::Charge;
+use crate::pace::Pace;
 
 impl Session {
     /// Makes a context current for the calls that follow.
@@ -26,6 +27,8 @@ impl Session {
         let device = usize::try_from(request.device).map_err(|_| CuResult::INVALID_DEVICE)?;
         let lease = self.lease.clone();
         let ordinal = lease.devices.get(device).ok_or(CuResult::INVALID_DEVICE)?.ordinal;
+        // Takes long, and nobody else is to wait for that.
+        self.drain();
         let mut made = std::ptr::null_mut();
         // How threads of this process wait is for the driver zone to say, not for the tenant:
         // its flags stay in its own process.
@@ -49,7 +52,8 @@ impl Session {
             unsafe { (lease.driver.stream_create)(&raw mut zeroing, stream_flags::NON_BLOCKING) };
         self.ask(streamed).map_err(undo)?;
         let meter = Meter::default();
-        self.contexts.insert(id, Context { driver: made, device, zeroing, meter, charge });
+        let pace = Pace::default();
+        self.contexts.insert(id, Context { driver: made, device, zeroing, meter, pace, charge });
         self.current = id;
         Ok(())
     }
@@ -93,7 +97,9 @@ impl Session {
             // work and gives its memory back.
             unsafe { (self.lease.driver.context_destroy)(context.driver) }
         };
-        context.meter.stop(&self.clock, &self.lease.stats);
+        if context.meter.stop(&self.clock, &self.lease.stats) {
+            self.lease.turns.end(context.device, None);
+        }
         // Charges go last: nobody is told that there is room before there is.
         self.allocations.retain(|_, allocation| allocation.context != id);
         drop(context.charge);

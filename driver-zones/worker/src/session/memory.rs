@@ -27,11 +27,14 @@ impl Session {
             unsafe { (lease.driver.memory_allocate)(&raw mut pointer, size) }
         };
         self.ask(allocated)?;
+        self.wait_for_turn(device);
+        self.enter(context)?;
         // SAFETY: the memory just allocated, whole, and a stream of the current context.
         let zeroed = unsafe {
             let set = (lease.driver.set_8)(pointer, 0, size, zeroing);
             if set.is_success() { (lease.driver.stream_synchronize)(zeroing) } else { set }
         };
+        lease.turns.end(device, None);
         if let Err(error) = self.ask(zeroed) {
             // SAFETY: the memory just allocated, known to nobody.
             let _ = unsafe { (lease.driver.memory_free)(pointer) };
@@ -108,6 +111,11 @@ impl Session {
         let mut left = request.bytes;
         while left > 0 {
             let piece = usize::try_from(left).unwrap_or(MAX_BULK).min(MAX_BULK);
+            if !call.pieces.has_room(piece) {
+                // However long the tenant takes to read, nobody else waits for it.
+                self.drain();
+                self.enter(call.context)?;
+            }
             let sent = call.pieces.send(piece, &mut |target| {
                 // SAFETY: the source was checked to lie in live memory of this session; the
                 // target has room for the piece and stays mapped; the driver is done with it

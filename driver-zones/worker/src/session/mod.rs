@@ -5,6 +5,7 @@ mod handler;
 mod memory;
 mod modules;
 mod serve;
+mod turn;
 mod work;
 
 #[cfg(test)]
@@ -26,6 +27,8 @@ use crate::busy::{BusyClock, Meter};
 use crate::driver::{Device, Driver};
 use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
+use crate::pace::Pace;
+use crate::turns::Turns;
 
 /// Kernels that a session may have looked up.
 const MAX_FUNCTIONS: usize = 65_536;
@@ -49,6 +52,8 @@ pub struct Lease {
     pub caps: Caps,
     /// Whether some session's context had a fault that a process does not recover from.
     pub poisoned: AtomicBool,
+    /// The GPUs' time.
+    pub turns: Arc<Turns>,
 }
 
 struct Context {
@@ -57,6 +62,7 @@ struct Context {
     /// New memory is zeroed on it.
     zeroing: CUstream,
     meter: Meter,
+    pace: Pace,
     charge: Charge,
 }
 
@@ -141,7 +147,7 @@ impl Session {
             if self.enter(id).is_ok()
                 && let Some(context) = self.contexts.get_mut(&id)
             {
-                context.meter.settle(&self.lease.driver, &self.clock, &self.lease.stats);
+                context.settle(&self.lease, &self.clock);
                 left |= context.meter.is_busy();
             }
         }

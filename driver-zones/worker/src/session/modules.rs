@@ -48,6 +48,8 @@ impl Session {
             return Err(CuResult::INVALID_VALUE);
         }
         room(self.modules.len(), self.lease.caps.modules)?;
+        // Takes long, and nobody else is to wait for that.
+        self.drain();
         let device = self.enter(context)?.device;
         // PTX is a text that ends with a zero; more zeros behind anything else do no harm.
         image.extend([0; 8]);

@@ -12,9 +12,12 @@ use gpuzone_wire::ring::{
 use gpuzone_wire::spec::{Call, ContextId, Handler, Opcode, Pieces, dispatch};
 
 use super::Session;
+use crate::turns::Pressure;
 
 /// How often a session looks whether the GPU has finished, while there is nothing else to do.
-const SETTLE_EVERY: Duration = Duration::from_millis(10);
+const SETTLE_EVERY: Duration = Duration::from_millis(1);
+/// The same, while others wait for the GPU.
+const SETTLE_SOON: Duration = Duration::from_micros(200);
 
 /// Whether a session's tenant is there: the main thread watches its socket.
 #[derive(Debug, Default)]
@@ -69,10 +72,17 @@ pub fn serve(session: &mut Session, region: Arc<Region>, spin: Spin, peer: &Sess
     };
     let mut busy = false;
     loop {
-        let timeout = busy.then_some(SETTLE_EVERY);
+        let settle_every = match session.pressure() {
+            Pressure::Alone => SETTLE_EVERY,
+            Pressure::Contended | Pressure::Recalled => SETTLE_SOON,
+        };
+        let timeout = busy.then_some(settle_every);
         match line.requests.receive(timeout, peer) {
             Ok(Some(received)) => match line.answer(session, received, peer) {
-                Ok(()) => busy = true,
+                Ok(()) => {
+                    // However much more there is to answer, the turn does not stay for it.
+                    busy = session.pressure() != Pressure::Recalled || session.settle();
+                }
                 Err(ended) => return ended,
             },
             Ok(None) => busy = session.settle(),
@@ -111,6 +121,10 @@ impl Line {
         let status = match deferred {
             Some(error) => error,
             None => {
+                if wants_reply && !self.replies.has_room(MAX_CONTROL, 0) {
+                    // A tenant that does not read its answers keeps nobody else waiting.
+                    session.drain();
+                }
                 let mut pieces = RingPieces { replies: &mut self.replies, header, peer };
                 let context = ContextId(header.context);
                 let mut call = Call { context, bulk: received.bulk, pieces: &mut pieces };
@@ -178,6 +192,10 @@ struct RingPieces<'a> {
 }
 
 impl Pieces for RingPieces<'_> {
+    fn has_room(&mut self, length: usize) -> bool {
+        self.replies.has_room(0, length)
+    }
+
     fn send(
         &mut self,
         length: usize,

@@ -57,6 +57,7 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         driver,
         driver_version: 13_000,
         devices: vec![Device { ordinal: 0, info, copies_lazily: false }],
+        turns: crate::turns::Turns::new(1),
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
         stats,
         own_use: OwnUse::unknown(),

@@ -15,12 +15,14 @@ impl Session {
         stream: CUstream,
         act: impl FnOnce(&Driver) -> CuResult,
     ) -> Result<(), CuResult> {
+        self.take_turn(context)?;
         let lease = self.lease.clone();
         let entered = self.contexts.get_mut(&context).ok_or(CuResult::INVALID_CONTEXT)?;
         entered.meter.before(&lease.driver, stream, &self.clock);
         let result = act(&lease.driver);
         if result.is_success() {
             entered.meter.after(&lease.driver, id, stream);
+            entered.pace.after(&lease.driver, stream);
         }
         self.ask(result)
     }
@@ -28,7 +30,7 @@ impl Session {
     /// Looks whether the current context's work is done.
     pub(super) fn settle_current(&mut self) {
         if let Some(context) = self.contexts.get_mut(&self.current) {
-            context.meter.settle(&self.lease.driver, &self.clock, &self.lease.stats);
+            context.settle(&self.lease, &self.clock);
         }
     }
 
@@ -82,7 +84,9 @@ impl Session {
     pub(super) fn end_stream(&mut self, id: StreamId) -> Result<(), CuResult> {
         let (context, stream) = *self.streams.get(&id).ok_or(CuResult::INVALID_HANDLE)?;
         let lease = self.lease.clone();
-        self.enter(context)?.meter.forget(&lease.driver, id);
+        let entered = self.enter(context)?;
+        entered.meter.forget(&lease.driver, id);
+        entered.pace.forget(&lease.driver, stream);
         self.streams.remove(&id);
         // SAFETY: a stream of the current context, in no table any more.
         let ended = unsafe { (lease.driver.stream_destroy)(stream) };

@@ -104,6 +104,7 @@ impl Lease {
                 environment: BTreeMap::from([("GPUZONE_SIM_CONFIG".to_owned(), path)]),
             },
             caps: Caps::default(),
+            arbitrated: false,
         }
     }
 

@@ -1,6 +1,20 @@
-//! Zones that are sandboxed process groups on the host. Each process of one is started by a
-//! [`Launch`]: a session of its own, nothing inherited but what it is handed.
+//! Zones of process groups: sandboxes of namespaces, Landlock and seccomp.
+//!
+//! [`Launch`] starts a process with exactly what it is handed; [`Sandboxed`] does so through the
+//! launcher `gpu-zone-sandbox`, which makes itself what a [`Spec`] says ([`run`]) and then
+//! becomes the program. What the host lacks is reported, and decided by [`Policy`].
 
+mod cgroup;
+mod filter;
+mod inside;
 mod launch;
+mod probe;
+mod spec;
+mod start;
 
+pub use filter::{FilterError, programs};
+pub use inside::{EXIT_FAILED, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
+pub use probe::probe;
+pub use spec::{Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec};
+pub use start::{SandboxError, Sandboxed};

@@ -1,8 +1,8 @@
-use gpuzone_api::agent::v1::{Gpu, ListGpusRequest};
+use gpuzone_api::agent::v1::{ClearQuarantineReply, ClearQuarantineRequest, Gpu, ListGpusRequest};
 use gpuzone_ledger::printable;
 use serde::Serialize;
 
-use crate::arguments::Format;
+use crate::arguments::{self, Format};
 use crate::commands::{Context, answer};
 use crate::error::CliError;
 use crate::output;
@@ -25,6 +25,8 @@ struct Entry<'a> {
     used_memory_bytes: Option<u64>,
     utilization_percent: Option<u32>,
     leases: u32,
+    /// Why it serves no new lease.
+    quarantine: Option<&'a str>,
 }
 
 impl<'a> From<&'a Gpu> for Entry<'a> {
@@ -45,12 +47,17 @@ impl<'a> From<&'a Gpu> for Entry<'a> {
             used_memory_bytes: gpu.used_memory_bytes,
             utilization_percent: gpu.utilization_percent,
             leases: gpu.leases,
+            quarantine: gpu.quarantine.as_deref(),
         }
     }
 }
 
-pub(crate) async fn gpus(context: &Context) -> Result<(), CliError> {
+pub(crate) async fn gpus(context: &Context, arguments: &arguments::Gpus) -> Result<(), CliError> {
     let mut agent = context.connect().await?;
+    if let Some(gpu) = &arguments.clear_quarantine {
+        let request = ClearQuarantineRequest { gpu: gpu.clone() };
+        return cleared(context, answer(agent.clear_quarantine(request).await)?);
+    }
     let gpus = answer(agent.list_gpus(ListGpusRequest {}).await)?.gpus;
     match context.format {
         Format::Table | Format::Csv => output::print(&table(&gpus)),
@@ -58,6 +65,26 @@ pub(crate) async fn gpus(context: &Context) -> Result<(), CliError> {
             let gpus: Vec<Entry<'_>> = gpus.iter().map(Entry::from).collect();
             output::print_json(&serde_json::json!({ "gpus": gpus }))
         }
+    }
+}
+
+fn cleared(context: &Context, reply: ClearQuarantineReply) -> Result<(), CliError> {
+    let ClearQuarantineReply { gpu, overwritten_bytes, compared_bytes, method } = reply;
+    let gpu = gpu.unwrap_or_default();
+    match context.format {
+        Format::Table | Format::Csv => output::print(&format!(
+            "GPU {} is clear and serves new leases again: {} overwritten, {} compared ({}).\n",
+            gpu.index,
+            output::gib(overwritten_bytes),
+            output::gib(compared_bytes),
+            printable(&method),
+        )),
+        Format::Json => output::print_json(&serde_json::json!({
+            "cleared": Entry::from(&gpu),
+            "overwritten_bytes": overwritten_bytes,
+            "compared_bytes": compared_bytes,
+            "method": method,
+        })),
     }
 }
 
@@ -75,6 +102,7 @@ fn table(gpus: &[Gpu]) -> String {
         ">IN USE",
         ">BUSY",
         ">LEASES",
+        "HEALTH",
         "PCI",
         "UUID",
     ]);
@@ -89,11 +117,22 @@ fn table(gpus: &[Gpu]) -> String {
             gpu.used_memory_bytes.map_or_else(|| "?".to_owned(), output::gib),
             gpu.utilization_percent.map_or_else(|| "?".to_owned(), |busy| format!("{busy} %")),
             gpu.leases.to_string(),
+            if gpu.quarantine.is_some() { "quarantine" } else { "ok" }.to_owned(),
             gpu.pci_address.clone(),
             gpu.uuid.clone(),
         ]);
     }
     let simulated = gpus.iter().any(|gpu| gpu.backing == "simulated");
     let note = if simulated { format!("\n{}", output::SIMULATED) } else { String::new() };
-    format!("{}{note}\n", table.trim_fmt())
+    let reasons: String = gpus.iter().filter_map(quarantine).collect();
+    format!("{}{reasons}{note}\n", table.trim_fmt())
+}
+
+/// A line below the table about a GPU that serves nobody new.
+fn quarantine(gpu: &Gpu) -> Option<String> {
+    let reason = printable(gpu.quarantine.as_deref()?);
+    let index = gpu.index;
+    Some(format!(
+        "\nGPU {index} is in quarantine and serves no new lease: {reason}\n`gpu-zone gpus --clear-quarantine {index}` scrubs it again and lets it serve."
+    ))
 }

@@ -1,5 +1,6 @@
 //! The commands that speak to the agent, and what they share.
 
+pub(crate) mod audit;
 pub(crate) mod gpus;
 pub(crate) mod ps;
 pub(crate) mod report;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use clap::CommandFactory;
 use gpuzone_api::{AgentClient, AgentError, Directories, ERROR_KEY};
 
-use crate::arguments::{Arguments, Command, Format};
+use crate::arguments::{self, Arguments, Command, Format};
 use crate::error::{CliError, Kind};
 use crate::output;
 
@@ -47,9 +48,11 @@ impl Context {
 
     pub(crate) fn check_format(&self, command: &Command) -> Result<(), CliError> {
         match (self.format, command) {
-            (Format::Csv, Command::Report(_)) | (Format::Table | Format::Json, _) => Ok(()),
+            (Format::Csv, Command::Report(_) | Command::Audit(arguments::Audit::Export { .. }))
+            | (Format::Table | Format::Json, _) => Ok(()),
             (Format::Csv, _) => {
-                let message = "'csv' is a format of `report` only; use table or json";
+                let message =
+                    "'csv' is a format of `report` and `audit export` only; use table or json";
                 Err(CliError::new(Kind::Usage, message))
             }
         }

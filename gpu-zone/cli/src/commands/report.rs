@@ -54,7 +54,7 @@ async fn flushed(context: &Context) -> Result<PathBuf, CliError> {
     Ok(PathBuf::from(described.ledger_path))
 }
 
-fn unopened(error: OpenError) -> CliError {
+pub(crate) fn unopened(error: OpenError) -> CliError {
     let kind = match &error {
         OpenError::Missing(_) => Kind::NotFound,
         OpenError::Unreadable { .. } | OpenError::NotALedger(_) | OpenError::Newer { .. } => {
@@ -66,7 +66,7 @@ fn unopened(error: OpenError) -> CliError {
 }
 
 /// A moment as people write it: a point in time, a local date or time, or a span before `now`.
-fn moment(text: &str, now: jiff::Timestamp) -> Result<Timestamp, CliError> {
+pub(crate) fn moment(text: &str, now: jiff::Timestamp) -> Result<Timestamp, CliError> {
     let local = |time: DateTime| TimeZone::system().to_timestamp(time).ok();
     let found = text.parse::<jiff::Timestamp>().ok();
     let found = found.or_else(|| text.parse::<DateTime>().ok().and_then(local));

@@ -1,6 +1,7 @@
 //! Checks of gpu-zone's own parts and folders.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use gpuzone_api::agent::v1::DescribeRequest;
 use gpuzone_api::{Directories, SLOT_SOCKET, check_socket_path};
@@ -15,6 +16,8 @@ pub(crate) fn checks(scope: &Scope, directories: &Directories) -> Vec<Check> {
         own("agent", "gpu-zoned", true),
         own("broker", "gpu-zone-broker", true),
         own("worker", "gpu-zone-worker", true),
+        own("sandbox", "gpu-zone-sandbox", false),
+        sandbox(),
         own("shim", "libgpuzone_cuda.so", true),
         own("simulated CUDA", "libgpuzone_sim_cuda.so", !scope.nvidia()),
         own("simulated NVML", "libgpuzone_sim_nvml.so", !scope.nvidia()),
@@ -42,6 +45,40 @@ fn own(name: &'static str, file: &str, needed: bool) -> Check {
             Check::not_ok(name, needed, format!("no {file}"), fix)
         }
     }
+}
+
+/// What a sandbox would lack here, learnt by making one.
+fn sandbox() -> Check {
+    const NAME: &str = "sandbox features";
+    let fix = "zones do without these unless [zone] policy = \"require\"; docs/zones.md says what \
+               each needs";
+    let Some(launcher) = locate::own("gpu-zone-sandbox") else {
+        return Check::not_ok(NAME, false, "cannot tell without gpu-zone-sandbox", "");
+    };
+    let output = match Command::new(launcher).arg("--probe").stdin(Stdio::null()).output() {
+        Ok(output) => output,
+        Err(error) => return Check::not_ok(NAME, false, format!("cannot tell: {error}"), fix),
+    };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Check::not_ok(NAME, false, format!("no sandbox at all: {said}"), fix);
+    }
+    lacking(NAME, &output.stdout, fix)
+}
+
+fn lacking(name: &'static str, probed: &[u8], fix: &str) -> Check {
+    let Ok(serde_json::Value::Array(missing)) = serde_json::from_slice(probed) else {
+        return Check::not_ok(name, false, "cannot tell: the probe's answer is none", "");
+    };
+    let text = |missing: &serde_json::Value| {
+        let of = |key: &str| missing[key].as_str().unwrap_or("?").to_owned();
+        format!("no {} ({})", of("feature"), of("reason"))
+    };
+    if missing.is_empty() {
+        return Check::ok(name, "all there");
+    }
+    let lacks: Vec<String> = missing.iter().map(text).collect();
+    Check::not_ok(name, false, lacks.join("; "), fix)
 }
 
 /// A folder that is there and can be written, or can be made.

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use rustix::io::FdFlags;
 use rustix::process::{
     Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
 };
@@ -13,6 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::error::{CliError, Kind};
 use crate::run::program::Program;
+use crate::run::sandbox::Zone;
 use crate::run::signals::{Mask, Received};
 
 /// Starts the program with `environment` added to ours, and with the signals held back that
@@ -20,10 +23,17 @@ use crate::run::signals::{Mask, Received};
 pub(crate) fn spawn(
     program: &Program,
     environment: &[(OsString, OsString)],
+    zone: Option<&Zone>,
     mask: Mask,
 ) -> Result<Child, CliError> {
-    let mut command = Command::new(&program.file);
-    command.arg0(&program.name).args(&program.arguments);
+    let mut command = match zone {
+        Some(zone) => in_zone(zone, program),
+        None => {
+            let mut command = Command::new(&program.file);
+            command.arg0(&program.name).args(&program.arguments);
+            command
+        }
+    };
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     let parent = getpid();
     // SAFETY: between fork and exec, both only make system calls and compare numbers; they
@@ -40,6 +50,26 @@ pub(crate) fn spawn(
                     this machine";
         CliError::new(kind, format!("cannot start '{file}': {error}")).hint(hint)
     })
+}
+
+/// The launcher, which is given two descriptors under the numbers that they have here.
+fn in_zone(zone: &Zone, program: &Program) -> Command {
+    let descriptors = [zone.orders.as_raw_fd(), zone.report.as_raw_fd()];
+    let mut command = Command::new(&zone.launcher);
+    command.arg("--orders").arg(descriptors[0].to_string());
+    command.arg("--report").arg(descriptors[1].to_string());
+    command.arg("--").arg(&program.file).arg(&program.name).args(&program.arguments);
+    let hand_over = move || {
+        for number in descriptors {
+            // SAFETY: `zone` outlives the start, so the descriptor is open in the child, too.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec, it only makes system calls.
+    unsafe { command.pre_exec(hand_over) };
+    command
 }
 
 /// The program is killed when this process ends, however that happens. (The kernel drops the

@@ -7,6 +7,7 @@
 #[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
 mod child;
 mod program;
+mod sandbox;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
 mod signals;
 
@@ -21,6 +22,7 @@ use crate::arguments::Run;
 use crate::commands::{Context, answer};
 use crate::error::{CliError, Kind};
 use crate::run::program::Program;
+use crate::run::sandbox::{Options, Zone};
 use crate::run::signals::{Mask, Received};
 
 /// Longest name of a program in listings, in characters.
@@ -29,6 +31,7 @@ const NAME: usize = 80;
 pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     // Looked for first: a typing error must not cost anybody a lease.
     let program = Program::find(&run.command)?;
+    let options = Options::of(&run);
     let mut agent = context.connect().await?;
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
@@ -50,7 +53,11 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
         return Err(CliError::new(Kind::Internal, "the agent made a lease and did not say which"));
     };
     context.say(|| format!("{lease} is active"));
-    let code = start(&program, &granted, signals, mask).await;
+    let zone = Zone::prepare(&options, &context.directories, &granted, &program.file);
+    let code = match zone {
+        Ok(zone) => start(&program, &granted, zone, signals, mask).await,
+        Err(error) => Err(error),
+    };
     end(context, &mut agent, lease).await;
     code
 }
@@ -58,6 +65,7 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
 async fn start(
     program: &Program,
     granted: &CreateLeaseReply,
+    zone: Option<Zone>,
     signals: UnboundedReceiver<Received>,
     mask: Mask,
 ) -> Result<u8, CliError> {
@@ -65,7 +73,11 @@ async fn start(
         granted.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
     let search = library_path(Path::new(&granted.library_dir), std::env::var_os(LIBRARY_PATH));
     environment.push((LIBRARY_PATH.into(), search));
-    let child = child::spawn(program, &environment, mask)?;
+    let mut child = child::spawn(program, &environment, zone.as_ref(), mask)?;
+    if let Some(Err(error)) = zone.map(Zone::begun) {
+        let _ = child.kill().await;
+        return Err(error);
+    }
     child::wait(child, signals).await
 }
 

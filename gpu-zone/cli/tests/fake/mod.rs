@@ -149,6 +149,14 @@ impl Agent for Service {
         Ok(Response::new(EndLeaseReply { lease: Some(lease()) }))
     }
 
+    async fn clear_quarantine(
+        &self,
+        request: Request<ClearQuarantineRequest>,
+    ) -> Answer<ClearQuarantineReply> {
+        self.hear(format!("clear {}", request.into_inner().gpu));
+        Ok(Response::new(ClearQuarantineReply::default()))
+    }
+
     async fn flush_usage(&self, _: Request<FlushUsageRequest>) -> Answer<FlushUsageReply> {
         Ok(Response::new(FlushUsageReply::default()))
     }

@@ -105,6 +105,16 @@ impl Writer {
         Ok(Ok(()))
     }
 
+    /// Whether a record of this size can be written at once.
+    pub fn has_room(&mut self, control: usize, bulk: usize) -> bool {
+        let Ok(header) = Header::new(0, 0, 0, 0).sized(control, bulk) else { return false };
+        let (tail, total) = (self.tail, u64::from(header.total));
+        let seen = self.region.channel(self.direction).head.0.load(Ordering::Acquire);
+        // Nonsense is not taken note of here: writing finds it.
+        let held = tail.checked_sub(seen).filter(|_| seen >= self.head);
+        held.is_some_and(|held| held + total <= self.region.capacity(self.direction))
+    }
+
     fn make_room(&mut self, bytes: u64, peer: &dyn Peer) -> Result<(), RingError> {
         if let Some(broken) = self.broken {
             return Err(broken);

@@ -64,6 +64,11 @@ pub struct Call<'a> {
 
 /// An answer's bulk bytes, sent piece by piece.
 pub trait Pieces {
+    /// Whether a piece of this length can be sent without waiting for the tenant to read.
+    fn has_room(&mut self, _length: usize) -> bool {
+        true
+    }
+
     /// Sends `length` bytes, at most [`crate::ring::MAX_BULK`], that `fill` writes to where it
     /// is told to.
     ///

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::ConfigError;
 
-const NODE_KEYS: [&str; 3] = ["state_dir", "driver_version", "gpu"];
+const NODE_KEYS: [&str; 4] = ["state_dir", "driver_version", "gpu", "fault"];
+const FAULT_KEYS: [&str; 1] = ["memset"];
 const GPU_KEYS: [&str; 11] = [
     "name",
     "uuid",
@@ -23,6 +24,9 @@ pub(super) fn check(path: &Path, text: &str) -> Result<(), ConfigError> {
     let table: toml::Table = toml::from_str(text)
         .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
     check_table(path, &table, &NODE_KEYS, "the node's table")?;
+    if let Some(fault) = table.get("fault").and_then(toml::Value::as_table) {
+        check_table(path, fault, &FAULT_KEYS, "[fault]")?;
+    }
     let gpus = table.get("gpu").and_then(toml::Value::as_array);
     for (index, gpu) in gpus.into_iter().flatten().enumerate() {
         if let Some(gpu) = gpu.as_table() {

@@ -29,6 +29,30 @@ pub struct Config {
     pub driver_version: String,
     /// The GPUs, by index.
     pub gpus: Vec<GpuConfig>,
+    /// A lie that its driver tells, for tests of what is made of it.
+    pub memset_fault: Option<MemsetFault>,
+}
+
+/// How a driver that was told to overwrite memory does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemsetFault {
+    /// It says that it did, and did nothing.
+    Ignored,
+    /// It leaves out the second half of what is longer than a MiB.
+    Half,
+}
+
+impl MemsetFault {
+    /// How many of `bytes` are overwritten.
+    #[must_use]
+    pub fn bytes(self, bytes: u64) -> u64 {
+        match self {
+            Self::Ignored => 0,
+            Self::Half if bytes > 1 << 20 => bytes / 2 / 4096 * 4096,
+            Self::Half => bytes,
+        }
+    }
 }
 
 /// One simulated GPU.

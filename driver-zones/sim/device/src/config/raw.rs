@@ -7,7 +7,9 @@ use gpuzone_core::{ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
 use serde::Deserialize;
 
 use super::error::Problem;
-use super::{Config, ConfigError, GpuConfig, MAX_GPUS, default_state_dir, derived_uuid, marked};
+use super::{
+    Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault, default_state_dir, derived_uuid, marked,
+};
 
 const PAGE: u64 = 4096;
 /// Each GPU has this much room for addresses.
@@ -21,6 +23,13 @@ struct RawNode {
     driver_version: Option<String>,
     #[serde(default)]
     gpu: Vec<RawGpu>,
+    #[serde(default)]
+    fault: RawFault,
+}
+
+#[derive(Default, Deserialize)]
+struct RawFault {
+    memset: Option<MemsetFault>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +97,7 @@ fn node(raw: RawNode) -> Result<Config, Refusal> {
             gpus[peer].nvlink_peers.insert(index);
         }
     }
-    Ok(Config { state_dir, driver_version, gpus })
+    Ok(Config { state_dir, driver_version, gpus, memset_fault: raw.fault.memset })
 }
 
 fn place(index: usize, key: &str) -> String {

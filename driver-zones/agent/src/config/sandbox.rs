@@ -1,0 +1,116 @@
+//! What workers' sandboxes have, from the configuration and the driver.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gpuzone_wire::control::Sandbox;
+use gpuzone_zone::sandbox::{Demand, Feature};
+use serde::Deserialize;
+
+use super::{Config, DriverKind};
+
+/// Where the simulated node keeps its state when its configuration does not say.
+const SIMULATED_STATE: &str = "/dev/shm/gpu-zone-sim-";
+
+/// The configuration's `[zone]`: how far zones may do without what the host lacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ZonePolicy {
+    /// Of features that are not named.
+    pub policy: Demand,
+    /// Of those that are.
+    pub features: BTreeMap<Feature, Demand>,
+}
+
+impl ZonePolicy {
+    fn requires(&self, feature: Feature) -> bool {
+        self.features.get(&feature).copied().unwrap_or(self.policy) == Demand::Require
+    }
+
+    /// Whether any feature is required.
+    pub fn requires_any(&self) -> bool {
+        Feature::ALL.into_iter().any(|feature| self.requires(feature))
+    }
+}
+
+impl Config {
+    /// How workers are kept apart; `None` where the launcher is not installed and nothing is
+    /// required.
+    pub fn sandbox(&self) -> Option<Sandbox> {
+        let launcher = self.launcher.clone()?;
+        let required = Feature::ALL.into_iter().filter(|feature| self.zone.requires(*feature));
+        let require = required.map(|feature| feature.as_str().to_owned()).collect();
+        let (read, write, devices) = match self.driver {
+            DriverKind::Simulated => {
+                let config = self.simulated_config.clone();
+                let state = simulated_state(config.as_deref());
+                (config.into_iter().collect(), vec![state], Vec::new())
+            }
+            // The driver's library reads what the kernel module says about itself and its GPUs.
+            DriverKind::Nvidia => {
+                (vec!["/proc".into(), "/sys".into()], Vec::new(), nvidia_nodes(Path::new("/dev")))
+            }
+        };
+        Some(Sandbox { launcher, read, write, devices, require })
+    }
+}
+
+/// The folder in which the simulated node's processes share memory. Workers are given it.
+fn simulated_state(config: Option<&Path>) -> PathBuf {
+    let text = config.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let table: toml::Table = text.parse().unwrap_or_default();
+    match table.get("state_dir").and_then(toml::Value::as_str) {
+        Some(named) => named.into(),
+        None => format!("{SIMULATED_STATE}{}", rustix::process::getuid().as_raw()).into(),
+    }
+}
+
+/// The nodes through which NVIDIA's driver is used: control, unified memory, each GPU. Not those
+/// for administration, displays and switches.
+fn nvidia_nodes(dev: &Path) -> Vec<PathBuf> {
+    let is_gpu = |name: &str| {
+        let number = name.strip_prefix("nvidia").unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let wanted = |name: &str| matches!(name, "nvidiactl" | "nvidia-uvm") || is_gpu(name);
+    let names = std::fs::read_dir(dev).into_iter().flatten().flatten();
+    let names = names.filter(|entry| entry.file_name().to_str().is_some_and(wanted));
+    let mut nodes: Vec<PathBuf> = names.map(|entry| entry.path()).collect();
+    nodes.sort();
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_gets_the_nodes_of_compute_and_no_others() {
+        let dev = tempfile::tempdir().unwrap();
+        for name in ["nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "nvidia-modeset", "nvram"] {
+            std::fs::write(dev.path().join(name), "").unwrap();
+        }
+        let nodes = nvidia_nodes(dev.path());
+        let names: Vec<_> = nodes.iter().filter_map(|node| node.file_name()?.to_str()).collect();
+        assert_eq!(names, ["nvidia-uvm", "nvidia0", "nvidia11", "nvidiactl"]);
+    }
+
+    #[test]
+    fn the_simulated_nodes_folder_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, "state_dir = \"/dev/shm/mine\"\n[[gpu]]\n").unwrap();
+        assert_eq!(simulated_state(Some(&path)), Path::new("/dev/shm/mine"));
+        let usual = simulated_state(None);
+        assert!(usual.to_str().is_some_and(|path| path.starts_with(SIMULATED_STATE)));
+    }
+
+    #[test]
+    fn a_named_feature_wins_over_the_policy() {
+        let policy: ZonePolicy =
+            toml::from_str("policy = \"require\"\n[features]\npids = \"warn\"").unwrap();
+        assert!(policy.requires(Feature::Seccomp));
+        assert!(!policy.requires(Feature::Pids));
+        assert!(!ZonePolicy::default().requires_any());
+    }
+}

@@ -1,0 +1,204 @@
+//! Clearing what a lease gave back, and what is done with a GPU that cannot be cleared.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuzone_api::{AgentError, ErrorKind};
+use gpuzone_core::{GpuUuid, LeaseId, LeaseState, MemoryBytes};
+use gpuzone_ledger::{AuditEvent, AuditKind};
+use gpuzone_wire::scrub::{ScrubOrder, ScrubReport};
+use serde_json::json;
+use tokio::sync::OwnedMutexGuard;
+use uuid::Uuid;
+
+use super::{Leases, log_failure};
+use crate::audit;
+use crate::book::Book;
+use crate::broker::LinkError;
+use crate::errors::{internal, sentence};
+use crate::journal::HeldLease;
+
+/// How memory is cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubSettings {
+    /// How many bytes of a GPU are read back and compared; all are overwritten.
+    pub sample: MemoryBytes,
+    /// How long it may take until the GPU is put into quarantine.
+    pub limit: Duration,
+}
+
+impl Default for ScrubSettings {
+    fn default() -> Self {
+        Self { sample: MemoryBytes::mib(8), limit: Duration::from_secs(60) }
+    }
+}
+
+/// The scrub of a GPU is not done while another one of it is, and a new lease does not begin
+/// while one holds what it may ask for.
+type GpuTurns = Vec<OwnedMutexGuard<()>>;
+
+impl Leases {
+    /// Waits for scrubs of these GPUs, and keeps others from beginning.
+    async fn take_gpus(&self, gpus: &[GpuUuid]) -> GpuTurns {
+        let mut turns = Vec::new();
+        // In the map's order, so that no two wait for each other.
+        for (_, turn) in self.gpu_turns.iter().filter(|(gpu, _)| gpus.contains(gpu)) {
+            turns.push(Arc::clone(turn).lock_owned().await);
+        }
+        turns
+    }
+
+    /// Waits until no scrub holds memory that this lease, which is in the book, may ask for.
+    pub(super) async fn wait_for_scrubs(&self, held: &HeldLease) {
+        drop(self.take_gpus(&gpus_of(held)).await);
+    }
+
+    /// Clears what a lease had, whose worker is gone. A GPU of which it is not shown that it is
+    /// clear is put into quarantine.
+    pub(super) async fn scrub(&self, held: &HeldLease) -> Result<(), AgentError> {
+        let id = held.lease.id;
+        let gpus = gpus_of(held);
+        let turns = self.take_gpus(&gpus).await;
+        let reports = self.clear(id, &gpus, vec![id]).await;
+        drop(turns);
+        let (reports, failures) = reports?;
+        for report in &reports {
+            let scrubbed = AuditEvent {
+                tenant: Some(held.lease.tenant.clone()),
+                ..scrubbed(audit::AGENT, id.to_string(), report)
+            };
+            self.audit.note(scrubbed).await;
+        }
+        for (gpu, reason) in &failures {
+            self.quarantine(*gpu, reason).await?;
+        }
+        match failures.into_iter().next() {
+            None => Ok(()),
+            Some((gpu, reason)) => Err(AgentError {
+                kind: ErrorKind::Driver,
+                message: format!(
+                    "GPU {gpu} is in quarantine, because what {id} had there is not shown to be clear: {reason}"
+                ),
+            }),
+        }
+    }
+
+    /// Has memory cleared. What failed is an answer too; an error means that it is not known and
+    /// is to be tried again.
+    async fn clear(
+        &self,
+        id: LeaseId,
+        gpus: &[GpuUuid],
+        among: Vec<LeaseId>,
+    ) -> Result<(Vec<ScrubReport>, Vec<(GpuUuid, String)>), AgentError> {
+        let asked = gpus.to_vec();
+        let limits = move |book: &mut Book| {
+            asked.iter().filter_map(|gpu| book.scrubbable(*gpu, &among)).collect::<Vec<_>>()
+        };
+        let ScrubSettings { sample, limit } = self.scrubs;
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let on_node = self.book.with(limits).await?;
+        let order = ScrubOrder { lease: id, gpus: on_node, sample, limit_ms };
+        match self.link.scrub(order).await {
+            Ok(reports) => {
+                let failed = |report: &ScrubReport| Some((report.gpu, report.failure.clone()?));
+                let failures = reports.iter().filter_map(failed).collect();
+                Ok((reports, failures))
+            }
+            // Nobody tried, so it says nothing about the GPU: what the lease had stays held.
+            Err(error @ LinkError::Broken(_)) => Err(AgentError {
+                kind: ErrorKind::Driver,
+                message: format!("its memory is not cleared yet: {}", sentence(&error)),
+            }),
+            Err(error @ (LinkError::Slow(_) | LinkError::Refused(_) | LinkError::Nonsense(_))) => {
+                let reason = sentence(&error);
+                let unknown = gpus.iter().map(|gpu| (*gpu, reason.clone())).collect();
+                Ok((Vec::new(), unknown))
+            }
+        }
+    }
+
+    async fn quarantine(&self, gpu: GpuUuid, reason: &str) -> Result<(), AgentError> {
+        tracing::error!(%gpu, reason, "in quarantine: it serves no new lease until it is cleared");
+        let why = reason.to_owned();
+        let fresh = self.book.with(move |book| book.quarantine(gpu, &why)).await?;
+        if fresh.map_err(|error| internal(sentence(&error)))? {
+            self.audit.write_or_log(audit::quarantined(gpu, reason)).await;
+        }
+        Ok(())
+    }
+
+    /// Clears a GPU in quarantine again and, when that succeeds, lets it serve; leases that
+    /// failed on it are brought to their end. `actor` asks for it.
+    ///
+    /// # Errors
+    /// When it is not in quarantine, or is still not shown to be clear.
+    pub async fn clear_quarantine(
+        self: &Arc<Self>,
+        gpu: GpuUuid,
+        actor: String,
+    ) -> Result<ScrubReport, AgentError> {
+        if !self.book.with(move |book| book.is_quarantined(gpu)).await? {
+            let message = format!("GPU {gpu} is not in quarantine; there is nothing to clear");
+            return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
+        }
+        let turns = self.take_gpus(&[gpu]).await;
+        // Those whose end failed; no worker of theirs is left to use what they hold.
+        let leases = self.book.with(|book| book.leases()).await?;
+        let failed = leases
+            .into_iter()
+            .filter(|held| held.lease.state == LeaseState::Failed && gpus_of(held).contains(&gpu));
+        let failed: Vec<LeaseId> = failed.map(|held| held.lease.id).collect();
+        let id = LeaseId::from_uuid(Uuid::now_v7());
+        let (reports, failures) = self.clear(id, &[gpu], failed.clone()).await?;
+        drop(turns);
+        for report in &reports {
+            self.audit.note(scrubbed(&actor, gpu.to_string(), report)).await;
+        }
+        if let Some((_, reason)) = failures.into_iter().next() {
+            let message = format!("GPU {gpu} stays in quarantine: {reason}");
+            return Err(AgentError { kind: ErrorKind::Driver, message });
+        }
+        let report = reports.into_iter().next();
+        let report = report.ok_or_else(|| internal(format!("nothing was said of GPU {gpu}")))?;
+        let detail = json!({ "scrubbed_bytes": report.overwritten.get() });
+        let cleared = audit::event(AuditKind::QuarantineCleared, actor, gpu, detail);
+        // On disk before it serves.
+        let written = self.audit.write(vec![cleared]).await;
+        written.map_err(|error| internal(sentence(&error)))?;
+        let cleared = self.book.with(move |book| book.clear_quarantine(gpu)).await?;
+        cleared.map_err(|error| internal(sentence(&error)))?;
+        tracing::warn!(%gpu, "cleared: it serves new leases again");
+        for id in failed {
+            log_failure(id, self.end(id, "its GPU was cleared").await);
+        }
+        Ok(report)
+    }
+
+    /// Whether a lease that failed waits for an operator, who has a GPU of it to clear.
+    pub(super) async fn waits_for_operator(&self, held: &HeldLease) -> bool {
+        let gpus = gpus_of(held);
+        let quarantined = move |book: &mut Book| gpus.iter().any(|gpu| book.is_quarantined(*gpu));
+        held.lease.state == LeaseState::Failed && self.book.with(quarantined).await.unwrap_or(false)
+    }
+}
+
+fn gpus_of(held: &HeldLease) -> Vec<GpuUuid> {
+    held.lease.placement.grants().iter().map(|grant| grant.gpu).collect()
+}
+
+fn scrubbed(actor: &str, subject: String, report: &ScrubReport) -> AuditEvent {
+    let detail = json!({
+        "gpu": report.gpu.to_string(),
+        "bytes": report.overwritten.get(),
+        "compared_bytes": report.compared.get(),
+        "left_to_other_leases_bytes": report.left.get(),
+        "method": report.method,
+        "nanoseconds": report.nanoseconds,
+        "result": match &report.failure {
+            None => "clear".to_owned(),
+            Some(failure) => format!("failed: {failure}"),
+        },
+    });
+    audit::event(AuditKind::Scrub, actor, subject, detail)
+}

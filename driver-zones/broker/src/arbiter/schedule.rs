@@ -1,0 +1,384 @@
+//! Who gets the GPU next: deficit round robin over measured time. No clock and no I/O: what
+//! happened goes in with its moment, what is to be done comes out.
+//!
+//! ```text
+//!            want                 grant                  recall
+//!   idle ─────────────▶ waiting ─────────▶ holding ──────────────▶ recalled
+//!    ▲                     ▲                  │ yields                  │ yields, or overruns
+//!    └─────────────────────┴──────────────────┴─────────────────────────┘
+//! ```
+//!
+//! Each round, a member that wants the GPU earns a part of the round by its weight, and a turn
+//! is charged what it took. Who overdraws waits until its earnings cover it; who does not want
+//! the GPU earns nothing, so nobody hoards. Time in which nobody else waited is free of charge.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use gpuzone_core::{ComputeShare, LeaseId};
+use gpuzone_wire::stats::Monotonic;
+use gpuzone_wire::turn::{FairTime, Priority};
+
+use super::bucket::Bucket;
+
+/// Shorter turns are not worth the change: earnings add up until they are worth this.
+const SHORTEST: i64 = 1_000_000;
+
+/// What a lease gets of a GPU's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Its part while others want the GPU.
+    pub(crate) weight: ComputeShare,
+    /// Its part at most, if there is such a limit.
+    pub(crate) cap: Option<ComputeShare>,
+    pub(crate) priority: Priority,
+}
+
+/// What is to be told to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// The GPU is its own until it is recalled.
+    Grant { lease: LeaseId, contended: bool },
+    /// Somebody waits from now on.
+    Contended { lease: LeaseId },
+    /// It is to finish and yield.
+    Recall { lease: LeaseId },
+    /// It was recalled and does not yield: it is to be ended. Said once.
+    Overrun { lease: LeaseId },
+}
+
+#[derive(Debug)]
+struct Member {
+    weight: i64,
+    wants: bool,
+    /// Nanoseconds that it may use; negative when it used more than it had.
+    deficit: i64,
+    /// What it may use ahead of the round, for one that is latency-critical.
+    urgent: Option<Bucket>,
+    cap: Option<Bucket>,
+}
+
+/// Who has the GPU.
+#[derive(Debug)]
+struct Turn {
+    lease: LeaseId,
+    granted: Monotonic,
+    /// Until when it is charged or passed over already.
+    settled: Monotonic,
+    /// Until when it may be kept while others wait.
+    until: Monotonic,
+    /// Since when others wait, if they do.
+    contended: Option<Monotonic>,
+    recalled: Option<Monotonic>,
+    overrun: bool,
+}
+
+/// The turns of one GPU.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    quantum: i64,
+    watchdog: u64,
+    members: BTreeMap<LeaseId, Member>,
+    /// The round; the first is next.
+    round: VecDeque<LeaseId>,
+    turn: Option<Turn>,
+}
+
+fn signed(nanoseconds: u64) -> i64 {
+    i64::try_from(nanoseconds).unwrap_or(i64::MAX)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn after(moment: Monotonic, nanoseconds: u64) -> Monotonic {
+    Monotonic::from_nanoseconds(moment.nanoseconds().saturating_add(nanoseconds))
+}
+
+impl Schedule {
+    /// The turns of a GPU that nobody uses yet.
+    pub(crate) fn new(config: FairTime) -> Self {
+        Self {
+            quantum: signed(nanoseconds(config.quantum())),
+            watchdog: nanoseconds(config.watchdog()),
+            members: BTreeMap::new(),
+            round: VecDeque::new(),
+            turn: None,
+        }
+    }
+
+    /// A lease comes; it has no turn and wants none yet. One that is there already starts anew.
+    pub(crate) fn join(&mut self, lease: LeaseId, terms: Terms, now: Monotonic) {
+        self.leave(lease);
+        let urgent = match terms.priority {
+            Priority::Batch => None,
+            Priority::LatencyCritical => Some(Bucket::full(terms.weight, self.quantum, now)),
+        };
+        let cap = terms.cap.map(|cap| Bucket::full(cap, self.quantum, now));
+        let weight = terms.weight.percent().into();
+        let member = Member { weight, wants: false, deficit: 0, urgent, cap };
+        self.members.insert(lease, member);
+        self.round.push_back(lease);
+    }
+
+    /// A lease goes, and its turn with it.
+    pub(crate) fn leave(&mut self, lease: LeaseId) {
+        self.members.remove(&lease);
+        self.round.retain(|other| *other != lease);
+        if self.turn.as_ref().is_some_and(|turn| turn.lease == lease) {
+            self.turn = None;
+        }
+    }
+
+    /// A lease has work and no turn.
+    pub(crate) fn want(&mut self, lease: LeaseId) {
+        if let Some(member) = self.members.get_mut(&lease) {
+            member.wants = true;
+        }
+    }
+
+    /// A lease gives its turn back. `used` is how long it says that the GPU worked for it: it
+    /// counts between half of the turn and the whole turn, for a turn that is kept and not used
+    /// is lost to the others.
+    pub(crate) fn yielded(&mut self, lease: LeaseId, used: u64, wants: bool, now: Monotonic) {
+        if self.turn.as_ref().is_none_or(|turn| turn.lease != lease) {
+            // It had none: said after it was forgotten, and of no consequence.
+            return self.want_if(lease, wants);
+        }
+        let Some(turn) = self.turn.take() else { return };
+        let held = now.nanoseconds_since(turn.granted);
+        let used = used.clamp(held / 2, held);
+        let unused = held - used;
+        let Some(member) = self.members.get_mut(&lease) else { return };
+        member.settle(&turn, now);
+        // The deficit was charged as far as others waited at all.
+        let since = turn.contended.map_or(now, |since| since.max(turn.granted));
+        let part = u128::from(unused) * u128::from(now.nanoseconds_since(since));
+        let contended = u64::try_from(part / u128::from(held.max(1))).unwrap_or(0);
+        member.give_back(unused, contended);
+        member.wants = false;
+        self.want_if(lease, wants);
+    }
+
+    fn want_if(&mut self, lease: LeaseId, wants: bool) {
+        if wants {
+            self.want(lease);
+        }
+    }
+
+    /// What is to be done now.
+    pub(crate) fn poll(&mut self, now: Monotonic) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match self.turn.take() {
+            Some(turn) => self.turn = Some(self.watch(turn, now, &mut actions)),
+            None => {
+                if let Some(lease) = self.next(now) {
+                    self.grant(lease, now, &mut actions);
+                }
+            }
+        }
+        actions
+    }
+
+    /// When to poll again if nothing happens before.
+    pub(crate) fn wake_at(&self, now: Monotonic) -> Option<Monotonic> {
+        let Some(turn) = &self.turn else {
+            let waiting = self.members.values().filter(|member| member.wants);
+            return waiting.filter_map(|member| member.cap.as_ref()?.open_at(now)).min();
+        };
+        if let Some(recalled) = turn.recalled {
+            return (!turn.overrun).then(|| after(recalled, self.watchdog));
+        }
+        let member = self.members.get(&turn.lease)?;
+        let capped = member.cap.as_ref().map(|cap| cap.empty_at(turn.granted));
+        let over = turn.contended.map(|_| turn.until);
+        capped.into_iter().chain(over).min()
+    }
+
+    fn grant(&mut self, lease: LeaseId, now: Monotonic, actions: &mut Vec<Action>) {
+        let contended = self.others_want(lease);
+        if let Some(member) = self.members.get_mut(&lease) {
+            member.wants = false;
+        }
+        self.turn = Some(Turn {
+            lease,
+            granted: now,
+            settled: now,
+            until: self.members.get(&lease).map_or(now, |member| after(now, member.slice(now))),
+            contended: contended.then_some(now),
+            recalled: None,
+            overrun: false,
+        });
+        actions.push(Action::Grant { lease, contended });
+    }
+
+    /// Looks after the turn under way.
+    fn watch(&mut self, mut turn: Turn, now: Monotonic, actions: &mut Vec<Action>) -> Turn {
+        let lease = turn.lease;
+        if let Some(recalled) = turn.recalled {
+            if !turn.overrun && now >= after(recalled, self.watchdog) {
+                turn.overrun = true;
+                actions.push(Action::Overrun { lease });
+            }
+            return turn;
+        }
+        if turn.contended.is_none() && self.others_want(lease) {
+            // Free of charge until now.
+            if let Some(member) = self.members.get_mut(&lease) {
+                member.settle(&turn, now);
+            }
+            turn.contended = Some(now);
+            self.extend(&mut turn, now);
+            actions.push(Action::Contended { lease });
+        }
+        if self.is_over(&mut turn, now) {
+            turn.recalled = Some(now);
+            actions.push(Action::Recall { lease });
+        }
+        turn
+    }
+
+    fn is_over(&mut self, turn: &mut Turn, now: Monotonic) -> bool {
+        let Some(member) = self.members.get(&turn.lease) else { return true };
+        if member.cap.as_ref().is_some_and(|cap| now >= cap.empty_at(turn.granted)) {
+            return true;
+        }
+        if turn.contended.is_none() {
+            return false;
+        }
+        if self.urgent(now).is_some_and(|urgent| urgent != turn.lease)
+            && !member.is_urgent(turn.granted)
+        {
+            return true;
+        }
+        if now < turn.until {
+            return false;
+        }
+        // Where it would be the next again, it just goes on.
+        if let Some(member) = self.members.get_mut(&turn.lease) {
+            member.settle(turn, now);
+            member.wants = true;
+        }
+        turn.settled = now;
+        let next = self.next(now);
+        if let Some(member) = self.members.get_mut(&turn.lease) {
+            member.wants = false;
+        }
+        self.extend(turn, now);
+        next.is_some_and(|next| next != turn.lease)
+    }
+
+    fn extend(&self, turn: &mut Turn, now: Monotonic) {
+        turn.settled = now;
+        let slice = self.members.get(&turn.lease).map_or(0, |member| member.slice(now));
+        turn.until = after(now, slice);
+    }
+
+    fn others_want(&self, lease: LeaseId) -> bool {
+        self.members.iter().any(|(other, member)| *other != lease && member.wants)
+    }
+
+    /// A latency-critical member that wants the GPU and has something left to use ahead of the
+    /// others; the one with most left.
+    fn urgent(&self, now: Monotonic) -> Option<LeaseId> {
+        let ready = self.members.iter().filter(|(_, member)| member.is_ready(now));
+        let left = |member: &Member| Some(member.urgent.as_ref()?.left(now));
+        let urgent = ready.filter(|(_, member)| member.is_urgent(now));
+        urgent.max_by_key(|(_, member)| left(member)).map(|(lease, _)| *lease)
+    }
+
+    /// Who is next, after as many rounds as that takes.
+    fn next(&mut self, now: Monotonic) -> Option<LeaseId> {
+        if let Some(urgent) = self.urgent(now) {
+            return Some(urgent);
+        }
+        let ready: Vec<LeaseId> =
+            self.round.iter().filter(|l| self.ready(**l, now)).copied().collect();
+        let weights = ready.iter().filter_map(|lease| self.members.get(lease)).map(|m| m.weight);
+        let mean = (weights.sum::<i64>() / signed(ready.len() as u64).max(1)).max(1);
+        let quantum = self.quantum;
+        let earns = |member: &Member| (quantum.saturating_mul(member.weight) / mean).max(1);
+        // Rounds in which nobody would have enough for a turn go by at once.
+        let lacks = |lease: &LeaseId| {
+            let member = self.members.get(lease)?;
+            let missing = SHORTEST.saturating_sub(member.deficit).max(0);
+            Some((missing.saturating_add(earns(member) - 1)) / earns(member))
+        };
+        let rounds = ready.iter().filter_map(lacks).min()?;
+        let skipped = (rounds - 1).max(0);
+        // Not when none is: who just pauses keeps what it has until the round comes to it.
+        for (lease, member) in self.members.iter_mut().filter(|_| skipped > 0) {
+            member.earn(earns(member).saturating_mul(skipped), ready.contains(lease));
+        }
+        // The first may have something left; the others earn when the round comes to them.
+        for _ in 0..=self.round.len() {
+            let lease = *self.round.front()?;
+            let member = self.members.get(&lease)?;
+            if ready.contains(&lease) && member.deficit >= SHORTEST {
+                return Some(lease);
+            }
+            self.round.rotate_left(1);
+            let lease = *self.round.front()?;
+            if let Some(member) = self.members.get_mut(&lease) {
+                member.earn(earns(member), ready.contains(&lease));
+            }
+        }
+        None
+    }
+
+    fn ready(&self, lease: LeaseId, now: Monotonic) -> bool {
+        self.members.get(&lease).is_some_and(|member| member.is_ready(now))
+    }
+}
+
+impl Member {
+    fn is_ready(&self, now: Monotonic) -> bool {
+        self.wants && self.cap.as_ref().is_none_or(|cap| cap.left(now) > 0)
+    }
+
+    fn is_urgent(&self, now: Monotonic) -> bool {
+        self.urgent.as_ref().is_some_and(|bucket| bucket.left(now) >= SHORTEST / 2)
+    }
+
+    /// How long a turn of it is that begins or goes on now.
+    fn slice(&self, now: Monotonic) -> u64 {
+        let urgent = self.urgent.as_ref().map_or(0, |bucket| bucket.left(now));
+        u64::try_from(self.deficit.max(urgent).max(SHORTEST / 2)).unwrap_or(0)
+    }
+
+    /// Nobody saves up for later, but what is owed is worked off while others have the GPU.
+    fn earn(&mut self, earned: i64, ready: bool) {
+        self.deficit = if ready {
+            self.deficit.saturating_add(earned)
+        } else {
+            self.deficit.min(0).saturating_add(earned).min(0)
+        };
+    }
+
+    /// Charges the time since the turn was settled last; or, where nobody waited, lets it count
+    /// towards what is owed.
+    fn settle(&mut self, turn: &Turn, now: Monotonic) {
+        let passed = now.nanoseconds_since(turn.settled);
+        for bucket in [&mut self.urgent, &mut self.cap].into_iter().flatten() {
+            bucket.pay(passed, now);
+        }
+        let time = signed(passed);
+        self.deficit = match turn.contended {
+            Some(_) => self.deficit.saturating_sub(time),
+            None => self.deficit.max(self.deficit.saturating_add(time).min(0)),
+        };
+    }
+
+    /// What was charged and not used.
+    fn give_back(&mut self, unused: u64, contended: u64) {
+        self.deficit = self.deficit.saturating_add(signed(contended));
+        for bucket in [&mut self.urgent, &mut self.cap].into_iter().flatten() {
+            bucket.give_back(unused);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

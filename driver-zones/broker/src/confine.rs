@@ -1,0 +1,144 @@
+//! Workers in sandboxes.
+//!
+//! A worker's zone has namespaces of its own but for one: it shares the broker's pid namespace.
+//! The driver, real or simulated, books device memory by pid, and the worker looks its own up in
+//! NVML's list, as the agent does for usage: inside a pid namespace the numbers would not meet.
+//! In its place, a worker has no `/proc` to see others in, seccomp lets it signal nobody, and
+//! Landlock would not either. So the launcher becomes the worker and leaves no process between.
+
+use gpuzone_wire::control::{BrokerConfig, Sandbox};
+use gpuzone_zone::Process;
+use gpuzone_zone::sandbox::{
+    Demand, Feature, Filter, Launch, LaunchError, Limits, Mount, Policy, Root, SandboxError,
+    Sandboxed, Spec,
+};
+
+/// Where the libraries are that the driver's libraries need; the others they name by path.
+const LIBRARIES: [&str; 8] = [
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/lib32",
+    "/usr/local/lib",
+    "/lib",
+    "/lib64",
+    "/lib32",
+    "/etc/ld.so.cache",
+];
+/// More than any worker within its caps needs, and no fork bomb.
+const MOST_THREADS: u64 = 4096;
+/// Sockets, rings and events of all sessions that the caps allow.
+const MOST_FILES: u64 = 65_536;
+
+/// Why a process was not started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfineError {
+    #[error("{}", crate::worker::with_cause(.0))]
+    Launch(#[from] LaunchError),
+    #[error("{0}")]
+    Sandbox(String),
+}
+
+impl From<SandboxError> for ConfineError {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            SandboxError::Launch(error) => Self::Launch(error),
+            SandboxError::Speak(source) => {
+                Self::Sandbox(format!("cannot speak to the sandbox's launcher: {source}"))
+            }
+            SandboxError::Refused(_) => Self::Sandbox(error.to_string()),
+        }
+    }
+}
+
+/// Starts a process that opens the driver, in a sandbox if the configuration has one. `zone` is
+/// its name: letters, digits, `-` and `_`.
+pub(crate) fn start(
+    config: &BrokerConfig,
+    zone: &str,
+    launch: Launch,
+) -> Result<Process, ConfineError> {
+    let Some(sandbox) = &config.sandbox else { return Ok(launch.start()?) };
+    let spec = spec(config, sandbox, zone)?;
+    let launcher = sandbox.launcher.clone();
+    let (process, missing) = Sandboxed { launcher, spec, launch }.start()?;
+    if !missing.is_empty() {
+        let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        let missing = missing.join("; ");
+        tracing::warn!(%zone, process = process.pid(), %missing,
+            "a worker runs without a part of its sandbox, which the policy allows");
+    }
+    Ok(process)
+}
+
+fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, ConfineError> {
+    let is_link = |path: &&str| std::path::Path::new(path).is_symlink();
+    let mut mounts: Vec<Mount> = LIBRARIES
+        .iter()
+        .filter(|path| !is_link(path))
+        .map(|path| Mount::read_if_there(*path))
+        .collect();
+    let driver = [&config.worker, &config.driver.cuda_library, &config.driver.nvml_library];
+    mounts.extend(driver.into_iter().map(Mount::read));
+    mounts.extend(sandbox.read.iter().map(Mount::read));
+    mounts.extend(sandbox.write.iter().map(Mount::write));
+    Ok(Spec {
+        zone: zone.to_owned(),
+        root: Root::Empty,
+        mounts,
+        devices: sandbox.devices.clone(),
+        private: Vec::new(),
+        hidden: Vec::new(),
+        directory: "/".into(),
+        network: false,
+        own_pids: false,
+        filter: Filter::Worker,
+        limits: Limits {
+            pids: Some(MOST_THREADS),
+            open_files: Some(MOST_FILES),
+            ..Limits::default()
+        },
+        policy: policy(sandbox)?,
+    })
+}
+
+fn policy(sandbox: &Sandbox) -> Result<Policy, ConfineError> {
+    let known = |name: &String| Feature::ALL.into_iter().find(|feature| feature.as_str() == name);
+    let mut policy = Policy { default: Demand::Warn, ..Policy::default() };
+    for name in &sandbox.require {
+        let feature = known(name).ok_or_else(|| {
+            ConfineError::Sandbox(format!("a sandbox has no feature '{name}' to be required"))
+        })?;
+        policy.features.insert(feature, Demand::Require);
+    }
+    Ok(policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn sandbox(require: &[&str]) -> Sandbox {
+        Sandbox {
+            launcher: "/bin/launcher".into(),
+            read: Vec::new(),
+            write: Vec::new(),
+            devices: Vec::new(),
+            require: require.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),
+        }
+    }
+
+    #[test]
+    fn what_is_required_is_demanded_and_nothing_else() {
+        let policy = policy(&sandbox(&["seccomp"])).unwrap();
+        assert_eq!(policy.of(Feature::Seccomp), Demand::Require);
+        assert_eq!(policy.of(Feature::Pids), Demand::Warn);
+    }
+
+    #[test]
+    fn a_requirement_that_nothing_can_meet_is_refused() {
+        let error = policy(&sandbox(&["secomp"])).unwrap_err();
+        assert!(error.to_string().contains("'secomp'"));
+    }
+}

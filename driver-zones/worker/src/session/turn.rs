@@ -1,0 +1,71 @@
+//! When a session may give work to a GPU.
+
+use std::time::Duration;
+
+use gpuzone_cuda_abi::CuResult;
+use gpuzone_wire::spec::ContextId;
+
+use super::{Context, Lease, Session};
+use crate::busy::BusyClock;
+use crate::turns::Pressure;
+
+/// How long a session waits for a turn before it looks after its other work.
+const LOOK_EVERY: Duration = Duration::from_micros(500);
+
+impl Context {
+    /// Looks whether its work is done, while it is current.
+    pub(super) fn settle(&mut self, lease: &Lease, clock: &BusyClock) {
+        if let Some(measured) = self.meter.settle(&lease.driver, clock, &lease.stats) {
+            self.pace.idle(measured.0);
+            lease.turns.end(self.device, measured.0);
+        }
+    }
+}
+
+impl Session {
+    /// The most that any of the lease's GPUs is wanted by others.
+    pub(super) fn pressure(&self) -> Pressure {
+        self.lease.turns.most_pressure()
+    }
+
+    /// Waits until work may be given to a context, which is current then.
+    pub(super) fn take_turn(&mut self, id: ContextId) -> Result<(), CuResult> {
+        let lease = self.lease.clone();
+        let context = self.enter(id)?;
+        let device = context.device;
+        if context.meter.is_busy() {
+            let pressure = lease.turns.pressure(device);
+            if pressure != Pressure::Recalled {
+                let sharing = lease.turns.working(device);
+                context.pace.before(&lease.driver, pressure, sharing);
+                return Ok(());
+            }
+            context.meter.wait(&lease.driver);
+            self.settle_current();
+        }
+        self.wait_for_turn(device);
+        self.enter(id).map(drop)
+    }
+
+    /// Waits for a turn on a GPU. Work that is under way elsewhere is looked after meanwhile, for
+    /// others may wait for its end.
+    pub(super) fn wait_for_turn(&mut self, device: usize) {
+        while !self.lease.turns.begin(device, LOOK_EVERY) {
+            self.settle();
+        }
+    }
+
+    /// Waits until nothing is under way, so that the turn can be given back whatever the session
+    /// does next.
+    pub(super) fn drain(&mut self) {
+        let busy = self.contexts.iter().filter(|(_, context)| context.meter.is_busy());
+        let busy: Vec<ContextId> = busy.map(|(id, _)| *id).collect();
+        let lease = self.lease.clone();
+        for id in busy {
+            if let Ok(context) = self.enter(id) {
+                context.meter.wait(&lease.driver);
+            }
+        }
+        self.settle();
+    }
+}

@@ -1,0 +1,328 @@
+//! The lease's turns on its GPUs: who has work waits here until the arbiter lets the lease in.
+//!
+//! ```text
+//!  session thread: begin ─▶ submit … ─▶ the work is done: end ─┐
+//!                    ▲ waits while there is no turn            ▼
+//!  turns' thread:  Grant ─ opens ── Recall ─ closes ── nothing under way: Yield
+//! ```
+//!
+//! Each context counts as one piece of work under way, from its first launch until all that it
+//! was given is done. The turn stays until the arbiter wants it back, so a lease that is alone
+//! asks nobody. Without an arbiter (it died, its next is not there yet) everybody goes ahead.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gpuzone_wire::stats::Monotonic;
+use gpuzone_wire::turn::{FromArbiter, FromWorker, MESSAGE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+
+/// How long a turn that somebody waits for is kept with nothing to do: a program that waits for
+/// each kernel launches the next one within this time.
+const GRACE: Duration = Duration::from_micros(300);
+const GRACE_NANOSECONDS: u64 = 300_000;
+
+/// How things stand with a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// Nobody waits for it.
+    Alone,
+    /// Somebody waits for it.
+    Contended,
+    /// No more work may be given to it.
+    Recalled,
+}
+
+/// The turns of a worker's GPUs, in the order of the lease's grants.
+#[derive(Debug)]
+pub struct Turns {
+    gpus: Vec<Gpu>,
+    line: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+#[derive(Debug, Default)]
+struct Gpu {
+    /// [`Pressure`], to be looked at before each launch.
+    pressure: AtomicU8,
+    state: Mutex<State>,
+    granted: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether there is an arbiter.
+    arbitrated: bool,
+    held: bool,
+    recalled: bool,
+    contended: bool,
+    /// Whether the arbiter was told that there is work.
+    asked: bool,
+    /// Who waits for a turn.
+    waiting: u32,
+    /// Contexts with work under way.
+    working: u32,
+    /// Since when there is some.
+    since: Monotonic,
+    /// How many contexts had work since then.
+    shared: u32,
+    /// How long the GPU worked in this turn.
+    used: u64,
+    /// Since when there is nothing to do.
+    idle: Monotonic,
+}
+
+impl State {
+    fn may_begin(&self) -> bool {
+        !self.arbitrated || (self.held && !self.recalled)
+    }
+
+    fn pressure(&self) -> Pressure {
+        match (self.arbitrated && (self.recalled || !self.held), self.contended) {
+            (true, _) => Pressure::Recalled,
+            (false, true) => Pressure::Contended,
+            (false, false) => Pressure::Alone,
+        }
+    }
+}
+
+impl Gpu {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, state: &State) {
+        self.pressure.store(state.pressure() as u8, Ordering::Release);
+    }
+}
+
+impl Turns {
+    /// For a worker that takes its time, until [`Turns::listen`].
+    pub fn new(gpus: usize) -> Arc<Self> {
+        let gpus = (0..gpus).map(|_| Gpu::default()).collect();
+        Arc::new(Self { gpus, line: Mutex::default() })
+    }
+
+    /// Takes the turns from who connects to `listener` from now on. The broker connected before
+    /// it gave the worker its orders.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn listen(self: &Arc<Self>, listener: OwnedFd) -> std::io::Result<()> {
+        let turns = Arc::clone(self);
+        turns.accept(&listener);
+        let body = move || loop {
+            turns.attend(&listener);
+        };
+        std::thread::Builder::new().name("turns".to_owned()).spawn(body).map(drop)
+    }
+
+    /// How things stand with a GPU.
+    pub fn pressure(&self, device: usize) -> Pressure {
+        let Some(gpu) = self.gpus.get(device) else { return Pressure::Alone };
+        match gpu.pressure.load(Ordering::Acquire) {
+            0 => Pressure::Alone,
+            1 => Pressure::Contended,
+            _ => Pressure::Recalled,
+        }
+    }
+
+    /// The most that any GPU of the lease is wanted.
+    pub fn most_pressure(&self) -> Pressure {
+        let all = (0..self.gpus.len()).map(|device| self.pressure(device));
+        all.max_by_key(|pressure| *pressure as u8).unwrap_or(Pressure::Alone)
+    }
+
+    /// How many contexts have work under way, at least 1.
+    pub(crate) fn working(&self, device: usize) -> u32 {
+        self.gpus.get(device).map_or(1, |gpu| gpu.state().working.max(1))
+    }
+
+    /// A context is about to give work to a GPU; waits for a turn at most `patience` long.
+    /// Whether it may: then [`Turns::end`] is to follow.
+    #[must_use]
+    pub(crate) fn begin(&self, device: usize, patience: Duration) -> bool {
+        let Some(gpu) = self.gpus.get(device) else { return true };
+        let mut state = gpu.state();
+        if !state.may_begin() {
+            if !state.asked && !state.held {
+                state.asked = true;
+                self.say(FromWorker::Want { device: number(device) });
+            }
+            state.waiting += 1;
+            let closed = |state: &mut State| !state.may_begin();
+            let waited = gpu.granted.wait_timeout_while(state, patience, closed);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
+            if !state.may_begin() {
+                return false;
+            }
+        }
+        if state.working == 0 {
+            state.since = Monotonic::now();
+            state.shared = 0;
+        }
+        state.working += 1;
+        state.shared += 1;
+        true
+    }
+
+    /// All that a context gave to a GPU is done. `measured` is what the driver's events say of
+    /// it, if they do.
+    pub(crate) fn end(&self, device: usize, measured: Option<u64>) {
+        let Some(gpu) = self.gpus.get(device) else { return };
+        let mut state = gpu.state();
+        state.working = state.working.saturating_sub(1);
+        if state.working > 0 {
+            return;
+        }
+        let now = Monotonic::now();
+        let passed = now.nanoseconds_since(state.since);
+        let alone = measured.filter(|_| state.shared == 1);
+        state.used = state.used.saturating_add(alone.unwrap_or(passed).min(passed));
+        state.idle = now;
+        if state.recalled {
+            self.give_back(device, gpu, &mut state);
+        }
+    }
+
+    fn give_back(&self, device: usize, gpu: &Gpu, state: &mut State) {
+        let (wants, used) = (state.waiting > 0, std::mem::take(&mut state.used));
+        (state.held, state.recalled, state.contended) = (false, false, false);
+        state.asked = wants;
+        gpu.publish(state);
+        self.say(FromWorker::Yield { device: number(device), wants, used });
+    }
+
+    fn say(&self, message: FromWorker) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = &*line {
+            // When the arbiter is gone, its end of the line says so.
+            let _ = send(&**line, &message.encode(), SendFlags::NOSIGNAL);
+        }
+    }
+
+    /// One round of the turns' thread.
+    fn attend(&self, listener: &OwnedFd) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+        fds.extend(line.iter().map(|line| PollFd::new(&**line, PollFlags::IN)));
+        let grace = Timespec { tv_sec: 0, tv_nsec: i64::from(GRACE.subsec_nanos()) };
+        match poll(&mut fds, self.is_watched().then_some(&grace)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            // Nothing that waits would ever be let in.
+            Err(_) => return self.lost(),
+        }
+        let events: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if let (Some(true), Some(line)) = (events.get(1), line) {
+            self.hear(&line);
+        }
+        if events.first() == Some(&true) {
+            self.accept(listener);
+        }
+        self.give_back_idle();
+    }
+
+    /// Whether there is a turn that is to be given back when nothing is done with it.
+    fn is_watched(&self) -> bool {
+        self.gpus.iter().any(|gpu| {
+            let state = gpu.state();
+            state.held && state.contended
+        })
+    }
+
+    fn give_back_idle(&self) {
+        for (device, gpu) in self.gpus.iter().enumerate() {
+            let mut state = gpu.state();
+            let idle = Monotonic::now().nanoseconds_since(state.idle);
+            let over = state.held && state.contended && state.working == 0;
+            if over && state.waiting == 0 && idle >= GRACE_NANOSECONDS {
+                self.give_back(device, gpu, &mut state);
+            }
+        }
+    }
+
+    fn accept(&self, listener: &OwnedFd) {
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        if !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..)) {
+            return;
+        }
+        let Ok(line) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(line));
+        // Whatever an earlier arbiter said does not count any more.
+        for (device, gpu) in self.gpus.iter().enumerate() {
+            let mut state = gpu.state();
+            state.arbitrated = true;
+            (state.held, state.recalled, state.contended) = (false, false, false);
+            state.asked = state.waiting > 0 || state.working > 0;
+            if state.asked {
+                self.say(FromWorker::Want { device: number(device) });
+            }
+            gpu.publish(&state);
+        }
+    }
+
+    fn hear(&self, line: &OwnedFd) {
+        let mut packet = [0u8; MESSAGE + 1];
+        loop {
+            let heard = recv(line.as_fd(), &mut packet, RecvFlags::DONTWAIT);
+            let message = match heard {
+                Ok((0, _)) => return self.lost(),
+                Ok((length, _)) => packet.get(..length).and_then(FromArbiter::decode),
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Err(_) => return self.lost(),
+            };
+            let Some(message) = message else { return self.lost() };
+            let (FromArbiter::Grant { device, .. }
+            | FromArbiter::Contended { device }
+            | FromArbiter::Recall { device }) = message;
+            let device = usize::try_from(device).unwrap_or(usize::MAX);
+            let Some(gpu) = self.gpus.get(device) else { return self.lost() };
+            let mut state = gpu.state();
+            match message {
+                FromArbiter::Grant { device: _, contended } => {
+                    (state.held, state.recalled, state.asked) = (true, false, false);
+                    state.contended = contended;
+                    (state.used, state.idle) = (0, Monotonic::now());
+                    gpu.publish(&state);
+                    gpu.granted.notify_all();
+                }
+                FromArbiter::Contended { device: _ } => {
+                    state.contended = true;
+                    gpu.publish(&state);
+                }
+                FromArbiter::Recall { device: _ } if state.held => {
+                    state.recalled = true;
+                    if state.working == 0 {
+                        self.give_back(device, gpu, &mut state);
+                    }
+                    gpu.publish(&state);
+                }
+                // It crossed the turn that was given back.
+                FromArbiter::Recall { device: _ } => {}
+            }
+        }
+    }
+
+    /// There is no arbiter any more: whoever waits goes ahead until the next one connects.
+    fn lost(&self) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        for gpu in &self.gpus {
+            let mut state = gpu.state();
+            (state.arbitrated, state.held, state.recalled) = (false, false, false);
+            (state.contended, state.asked) = (false, false);
+            gpu.publish(&state);
+            gpu.granted.notify_all();
+        }
+    }
+}
+
+fn number(device: usize) -> u32 {
+    u32::try_from(device).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! A zone whose processes are numbered on their own: three processes stand in a row.
+//!
+//! The first stays outside, is what the starter waits for and signals, and passes both on. The
+//! second is the zone's process 1: it collects orphans, and the zone ends with it. The third is
+//! the program. The second dies with the first, however that dies.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, wait,
+};
+
+use super::{EXIT_FAILED, Setup, SetupError, finish, say, step, unrunnable};
+use crate::sandbox::spec::{Feature, Report};
+
+/// What is passed on, and the word that a child ended.
+const HANDLED: [i32; 9] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGTSTP,
+    libc::SIGCONT,
+    libc::SIGCHLD,
+];
+
+/// Where a process of the row stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Outside,
+    Inside,
+}
+
+pub(super) fn supervise(
+    setup: Setup,
+    report: &mut File,
+    program: Command,
+) -> Result<u8, SetupError> {
+    let (handled, before) = hold_back().map_err(step("cannot hold back signals"))?;
+    let (dies_with, alive) = io::pipe().map_err(step("cannot make a pipe"))?;
+    match fork().map_err(step("cannot start the zone's first process"))? {
+        Some(child) => {
+            drop(dies_with);
+            let_go(report);
+            let code = attend(child, &handled, Place::Outside);
+            drop(alive);
+            Ok(code)
+        }
+        None => {
+            drop(alive);
+            let code = match first(setup, report, program, &dies_with.into(), &handled, before) {
+                Ok(code) => code,
+                Err(error) => {
+                    say(report, &Report::Failed(error.to_string()));
+                    EXIT_FAILED
+                }
+            };
+            // Not a return: what the caller would do next is the first process's to do.
+            std::process::exit(i32::from(code))
+        }
+    }
+}
+
+/// In the second process.
+fn first(
+    mut setup: Setup,
+    report: &mut File,
+    mut program: Command,
+    dies_with: &OwnedFd,
+    handled: &libc::sigset_t,
+    before: libc::sigset_t,
+) -> Result<u8, SetupError> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(step("cannot tie the zone to its launcher"))?;
+    // The launcher may have ended before that; then the pipe's other end is closed.
+    let mut ends = [PollFd::new(dies_with, PollFlags::empty())];
+    if poll(&mut ends, Some(&Timespec::default())).map_err(step("cannot look at a pipe"))? > 0 {
+        return Err(SetupError::Spec("the zone's launcher is gone".to_owned()));
+    }
+    finish(&mut setup)?;
+    say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
+    // SAFETY: between fork and exec, only one system call is made, on a set that was moved in.
+    unsafe { program.pre_exec(move || set_mask(&before)) };
+    match fork().map_err(step("cannot start the program's process"))? {
+        Some(child) => {
+            let_go(report);
+            Ok(attend(child, handled, Place::Inside))
+        }
+        None => {
+            // Where there is no process 1 to die with, it dies with its parent.
+            if !setup.has(Feature::Pid) {
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            }
+            say(report, &unrunnable(&program.exec(), program.get_program()));
+            Ok(EXIT_FAILED)
+        }
+    }
+}
+
+/// From here on only the program's process can report, and its silence is the good news.
+fn let_go(report: &mut File) {
+    if let Ok(null) = File::open("/dev/null") {
+        *report = null;
+    }
+}
+
+/// Passes signals on to `child` and collects whoever ends, until it is `child`.
+fn attend(child: Pid, handled: &libc::sigset_t, place: Place) -> u8 {
+    loop {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            if pid == child {
+                let code = status.exit_status().and_then(|code| u8::try_from(code & 0xff).ok());
+                let signal = status.terminating_signal().and_then(|n| u8::try_from(n).ok());
+                // As shells have it.
+                return code.or(signal.map(|n| n.saturating_add(128))).unwrap_or(EXIT_FAILED);
+            }
+        }
+        let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
+        // SAFETY: `handled` is initialised, and `info` has room for what the call writes.
+        let number = unsafe { libc::sigwaitinfo(handled, info.as_mut_ptr()) };
+        if number < 0 || number == libc::SIGCHLD {
+            continue;
+        }
+        // SAFETY: a call that did not fail has written `info`.
+        let from_kernel = unsafe { info.assume_init() }.si_code > 0;
+        // What a terminal's key sends goes to the program, too, which is in its foreground.
+        if let Some(signal) = Signal::from_named_raw(number)
+            && (!from_kernel || signal == Signal::CONT)
+        {
+            let _ = kill_process(child, signal);
+        }
+        // Whoever waits for a stopped job sees one. The zone's process 1 cannot be stopped.
+        if number == libc::SIGTSTP && place == Place::Outside {
+            let _ = kill_process(rustix::process::getpid(), Signal::STOP);
+        }
+    }
+}
+
+/// The child's number, or `None` in the child.
+fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: this process has one thread, so the child may do what this process may.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Signals that wait until they are asked for, and those that waited before.
+fn hold_back() -> io::Result<(libc::sigset_t, libc::sigset_t)> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initialises the set, the numbers added to it are signals' numbers,
+    // and `before` has room for a set, which a call that does not fail writes.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for number in HANDLED {
+            libc::sigaddset(set.as_mut_ptr(), number);
+        }
+        let set = set.assume_init();
+        match libc::sigprocmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr()) {
+            0 => Ok((set, before.assume_init())),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn set_mask(mask: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: the set is initialised; a null pointer says that the old one is not wanted.
+    match unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, std::ptr::from_ref(mask), std::ptr::null_mut())
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

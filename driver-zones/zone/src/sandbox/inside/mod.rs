@@ -1,0 +1,154 @@
+//! The launcher: makes the process that it runs in a zone's, then becomes the program.
+//!
+//! One thread, and no memory of its starter's: what is done here is done to this process alone.
+//! The order is forced: privileges that a new user namespace gives build the root, then all of
+//! them go, then Landlock and seccomp take what is left.
+
+mod files;
+mod init;
+mod namespaces;
+mod restrict;
+mod root;
+mod system_calls;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::sandbox::cgroup;
+use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
+
+/// Exit code where the zone could not be made; the reason is in the report.
+pub const EXIT_FAILED: u8 = 125;
+
+/// Why a zone could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error("{what}: {source}")]
+    Step { what: String, source: io::Error },
+    #[error(
+        "this host lacks '{feature}' ({reason}), which the policy requires; provide it, or set {feature} = \"warn\" under [zone.features] in the agent's configuration"
+    )]
+    Required { feature: Feature, reason: String },
+    #[error("{0}")]
+    Spec(String),
+}
+
+/// Names the step that failed.
+pub(crate) fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> SetupError {
+    let what = what.into();
+    move |source| SetupError::Step { what, source: source.into() }
+}
+
+/// A zone in the making.
+pub(crate) struct Setup {
+    spec: Spec,
+    missing: Vec<Missing>,
+}
+
+impl Setup {
+    /// Notes that the host lacks `feature`.
+    pub(crate) fn lacks(
+        &mut self,
+        feature: Feature,
+        reason: impl ToString,
+    ) -> Result<(), SetupError> {
+        let reason = reason.to_string();
+        match self.spec.policy.of(feature) {
+            Demand::Require => Err(SetupError::Required { feature, reason }),
+            Demand::Warn => {
+                self.missing.push(Missing { feature, reason });
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn has(&self, feature: Feature) -> bool {
+        self.missing.iter().all(|missing| missing.feature != feature)
+    }
+}
+
+/// Reads the orders, makes the zone and runs the program in it; the exit code where this
+/// process is not the program itself. `command` is the file to run, its first argument (its
+/// name), and the rest.
+pub fn run(orders: File, report: OwnedFd, command: Vec<OsString>) -> u8 {
+    let mut report = File::from(report);
+    match prepare(orders).and_then(|setup| begin(setup, &mut report, command)) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&mut report, &Report::Failed(error.to_string()));
+            EXIT_FAILED
+        }
+    }
+}
+
+fn say(report: &mut File, what: &Report) {
+    // Whoever does not listen any more is gone, and will not be missed.
+    if let Ok(mut json) = serde_json::to_vec(what) {
+        json.push(b'\n');
+        let _ = report.write_all(&json);
+    }
+}
+
+fn prepare(mut orders: File) -> Result<Setup, SetupError> {
+    let mut text = String::new();
+    orders.read_to_string(&mut text).map_err(step("cannot read the zone's orders"))?;
+    let spec: Spec = serde_json::from_str(&text)
+        .map_err(|error| SetupError::Spec(format!("the zone's orders are none: {error}")))?;
+    if !cgroup::is_name(&spec.zone) {
+        let message = "a zone's name has 1 to 64 letters, digits, '-' and '_'";
+        return Err(SetupError::Spec(format!("{message}; {:?} has not", spec.zone)));
+    }
+    Ok(Setup { spec, missing: Vec::new() })
+}
+
+fn begin(
+    mut setup: Setup,
+    report: &mut File,
+    mut command: Vec<OsString>,
+) -> Result<u8, SetupError> {
+    if command.len() < 2 {
+        return Err(SetupError::Spec("there is no program to run".to_owned()));
+    }
+    let arguments = command.split_off(2);
+    let mut program = Command::new(&command[0]);
+    program.arg0(&command[1]).args(arguments);
+    limit(&mut setup)?;
+    namespaces::enter(&mut setup)?;
+    if setup.spec.own_pids {
+        return init::supervise(setup, report, program);
+    }
+    finish(&mut setup)?;
+    say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
+    say(report, &unrunnable(&program.exec(), program.get_program()));
+    Ok(EXIT_FAILED)
+}
+
+/// Why the program did not begin in a zone that was made.
+fn unrunnable(error: &io::Error, program: &OsStr) -> Report {
+    let errno = error.raw_os_error().unwrap_or_default();
+    Report::Unrunnable { errno, reason: format!("cannot run {program:?} in the zone: {error}") }
+}
+
+/// The last steps, in the process that becomes the program or its init.
+fn finish(setup: &mut Setup) -> Result<(), SetupError> {
+    if setup.has(Feature::Mount) {
+        root::enter(setup)?;
+    }
+    let directory = &setup.spec.directory;
+    std::env::set_current_dir(directory)
+        .map_err(step(format!("cannot make {} the working directory", directory.display())))?;
+    restrict::drop_privileges(setup)?;
+    restrict::landlock(setup)?;
+    restrict::seccomp(setup)
+}
+
+fn limit(setup: &mut Setup) -> Result<(), SetupError> {
+    for (feature, reason) in cgroup::enter(&setup.spec.zone, &setup.spec.limits) {
+        setup.lacks(feature, reason)?;
+    }
+    Ok(())
+}

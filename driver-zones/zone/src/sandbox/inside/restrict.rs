@@ -1,0 +1,131 @@
+//! What a zone's process gives up for good.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    Scope, path_beneath_rules,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, remove_capability_from_bounding_set,
+    set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
+};
+
+use super::{Setup, SetupError, step};
+use crate::sandbox::filter;
+use crate::sandbox::spec::{Feature, Filter, Root, Spec};
+
+/// Rights up to this version of Landlock are asked for; a kernel with fewer gives what it has.
+const LANDLOCK: ABI = ABI::V6;
+
+/// No privileges now, none by running a program, no core files.
+pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
+    let failed = "cannot give up privileges";
+    set_no_new_privs(true).map_err(step(failed))?;
+    limit(Resource::Core, 0).map_err(step("cannot turn off core files"))?;
+    if let Some(files) = setup.spec.limits.open_files {
+        limit(Resource::Nofile, files).map_err(step("cannot limit open files"))?;
+    }
+    let mut privileged = true;
+    for capability in CapabilitySet::all().iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // Not one that this kernel has.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            // Without a user namespace and without privileges there are none to give up, and
+            // no_new_privs keeps new ones away.
+            Err(rustix::io::Errno::PERM) => privileged = false,
+            Err(error) => return Err(step(failed)(error)),
+        }
+    }
+    if privileged {
+        // Being called root gives a program nothing, and nobody turns that back.
+        let bits = CapabilitiesSecureBits::NO_ROOT
+            | CapabilitiesSecureBits::NO_ROOT_LOCKED
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+            | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+        set_capabilities_secure_bits(bits).map_err(step(failed))?;
+    }
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    set_capabilities(None, sets).map_err(step(failed))
+}
+
+/// At most `most`, and never more than before.
+fn limit(resource: Resource, most: u64) -> Result<(), rustix::io::Errno> {
+    let before = getrlimit(resource).maximum;
+    let limit = Some(before.map_or(most, |before| before.min(most)));
+    setrlimit(resource, Rlimit { current: limit, maximum: limit })
+}
+
+/// Files by rule once more, so that a mistake in the mounts is not the end; and no signals and
+/// no abstract sockets to anybody outside.
+pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
+    let refused = |error: &dyn std::error::Error| SetupError::Step {
+        what: "cannot set Landlock's rules".to_owned(),
+        source: io::Error::other(error.to_string()),
+    };
+    let (read, write) = paths(&setup.spec);
+    let restricted = (|| {
+        let mut rules = Ruleset::default()
+            .handle_access(AccessFs::from_all(LANDLOCK))?
+            .scope(Scope::from_all(LANDLOCK))?;
+        if !setup.spec.network {
+            rules = rules.handle_access(AccessNet::from_all(LANDLOCK))?;
+        }
+        rules
+            .create()?
+            .add_rules(path_beneath_rules(read, AccessFs::from_read(LANDLOCK)))?
+            .add_rules(path_beneath_rules(write, AccessFs::from_all(LANDLOCK)))?
+            .restrict_self()
+    })();
+    let restricted = restricted.map_err(|error: landlock::RulesetError| refused(&error))?;
+    match restricted.ruleset {
+        RulesetStatus::FullyEnforced => Ok(()),
+        RulesetStatus::PartiallyEnforced => {
+            setup.lacks(Feature::Landlock, "the kernel has an older version: not all rules hold")
+        }
+        RulesetStatus::NotEnforced => {
+            setup.lacks(Feature::Landlock, "the kernel does not have it, or it is not turned on")
+        }
+    }
+}
+
+/// What may be read, and what may be written too.
+fn paths(spec: &Spec) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let mut read = vec![PathBuf::from("/proc")];
+    let mut write = vec![PathBuf::from("/dev")];
+    match spec.root {
+        Root::Empty => {}
+        Root::Host | Root::Folder(_) => read.push(PathBuf::from("/")),
+    }
+    for mount in &spec.mounts {
+        let target = mount.target.as_deref().unwrap_or(&mount.source).to_owned();
+        if mount.write { write.push(target) } else { read.push(target) }
+    }
+    write.extend(spec.private.iter().cloned());
+    let there = |path: &PathBuf| Path::exists(path);
+    read.retain(there);
+    write.retain(there);
+    (read, write)
+}
+
+/// The reviewed policy of system calls. Nothing is set up after it.
+pub(super) fn seccomp(setup: &mut Setup) -> Result<(), SetupError> {
+    let name = match setup.spec.filter {
+        Filter::Worker => "worker",
+        Filter::Workload => "workload",
+    };
+    let programs = filter::programs(setup.spec.filter)
+        .map_err(|error| SetupError::Spec(format!("the policy {name}.json is wrong: {error}")))?;
+    for program in programs {
+        if let Err(error) = seccompiler::apply_filter(&program) {
+            return setup.lacks(Feature::Seccomp, error);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! The zone's root.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, symlinkat};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+
+use super::files::{NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, place, set};
+use super::{Setup, SetupError, step};
+use crate::sandbox::spec::{Feature, Root, Spec};
+
+/// Every zone has these device nodes.
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+/// Links that programs expect in a `/dev` with a `/proc` beside it.
+const LINKS: [(&str, &str); 4] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+];
+/// What a small file system of folders and empty files may hold at most.
+const SMALL: &[(&str, &str)] = &[("size", "256k"), ("nr_inodes", "4096"), ("mode", "0755")];
+/// What a writable private folder may hold: bytes in it are memory.
+const PRIVATE: &[(&str, &str)] = &[("size", "25%"), ("nr_inodes", "65536"), ("mode", "01777")];
+
+/// A copy of something of the host's, and where in the zone it goes.
+struct Piece {
+    mount: OwnedFd,
+    target: PathBuf,
+    like: FileType,
+}
+
+/// Builds the root and makes it this process's; nothing else is reachable then.
+pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
+    // What the host mounts later does not appear here, nor ours there.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(step("cannot separate the zone's mounts"))?;
+    // All copies are made before anything is covered.
+    let pieces = pieces(&setup.spec)?;
+    let devices = devices(&setup.spec)?;
+    let base = base(&setup.spec.root)?;
+    let root = stage(base.as_fd()).map_err(step("cannot attach the zone's root"))?;
+    let root = root.as_fd();
+    if setup.spec.root == Root::Empty {
+        links(root).map_err(step("cannot copy the host's links like /lib"))?;
+    }
+    for folder in &setup.spec.private {
+        cover(root, folder, PRIVATE, 0)?;
+    }
+    let dev = dev(root, &devices)?;
+    proc(setup, root)?;
+    // What is hidden stays hidden in a folder above it that is handed over, and what is handed
+    // over is there even in a folder above it that is hidden.
+    let hidden = &setup.spec.hidden;
+    let is_above = |piece: &&Piece| hidden.iter().any(|folder| folder.starts_with(&piece.target));
+    let (above, rest): (Vec<&Piece>, Vec<&Piece>) = pieces.iter().partition(is_above);
+    for piece in above {
+        put(root, piece)?;
+    }
+    let mut covers = Vec::new();
+    for folder in hidden {
+        covers.extend(cover(root, folder, SMALL, 0)?);
+    }
+    for piece in rest {
+        put(root, piece)?;
+    }
+    covers.extend(dev);
+    for cover in &covers {
+        seal(cover.as_fd()).map_err(step("cannot close a folder of the zone's own"))?;
+    }
+    if setup.spec.root == Root::Empty {
+        seal(root).map_err(step("cannot close the zone's root"))?;
+    }
+    pivot(root).map_err(step("cannot make the zone's root this process's"))
+}
+
+fn pieces(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
+    let mut pieces = Vec::new();
+    for mount in &spec.mounts {
+        let what = || format!("cannot hand {} to the zone", mount.source.display());
+        let copied = match copy(&mount.source) {
+            Ok(copied) => copied,
+            Err(error) if mount.optional && error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(step(what())(error)),
+        };
+        let read_only = if mount.write { 0 } else { READ_ONLY };
+        set(copied.as_fd(), NO_SETUID | NO_DEVICES | read_only).map_err(step(what()))?;
+        let target = mount.target.clone().unwrap_or_else(|| mount.source.clone());
+        let like = kind(copied.as_fd()).map_err(step(what()))?;
+        pieces.push(Piece { mount: copied, target, like });
+    }
+    Ok(pieces)
+}
+
+fn devices(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
+    let mut devices = Vec::new();
+    for path in DEVICES.iter().map(PathBuf::from).chain(spec.devices.iter().cloned()) {
+        let what = || format!("cannot hand {} to the zone", path.display());
+        let mount = copy(&path).map_err(step(what()))?;
+        set(mount.as_fd(), NO_SETUID | libc::MOUNT_ATTR_NOEXEC).map_err(step(what()))?;
+        let like = kind(mount.as_fd()).map_err(step(what()))?;
+        devices.push(Piece { mount, target: path, like });
+    }
+    Ok(devices)
+}
+
+fn base(root: &Root) -> Result<OwnedFd, SetupError> {
+    let folder = match root {
+        Root::Empty => return fresh("tmpfs", SMALL).map_err(step("cannot make an empty root")),
+        Root::Host => Path::new("/"),
+        Root::Folder(folder) => folder,
+    };
+    let what = || format!("cannot make {} the zone's root", folder.display());
+    let base = copy(folder).map_err(step(what()))?;
+    set(base.as_fd(), READ_ONLY | NO_SETUID | NO_DEVICES).map_err(step(what()))?;
+    Ok(base)
+}
+
+/// Attaches the new root somewhere, for only what is attached can be mounted on. Any folder
+/// serves: what it held stays reachable nowhere else than behind the old root.
+fn stage(base: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let anywhere = ["/tmp", "/run", "/dev", "/usr"];
+    let open = |path: &&str| rustix::fs::open(*path, flags, rustix::fs::Mode::empty()).ok();
+    let Some(at) = anywhere.iter().find_map(open) else {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    };
+    attach(base, at.as_fd())?;
+    rustix::io::fcntl_dupfd_cloexec(base, 0).map_err(io::Error::from)
+}
+
+/// Where the host's `/lib` and its like are links, they are links here.
+fn links(root: BorrowedFd<'_>) -> io::Result<()> {
+    for entry in std::fs::read_dir("/")? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let wanted = name.as_bytes().starts_with(b"lib");
+        if wanted && entry.file_type()?.is_symlink() {
+            symlinkat(std::fs::read_link(entry.path())?, root, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn cover(
+    root: BorrowedFd<'_>,
+    folder: &Path,
+    options: &[(&str, &str)],
+    attributes: u64,
+) -> Result<Option<OwnedFd>, SetupError> {
+    let what = || format!("cannot make {} the zone's own", folder.display());
+    let at = match place(root, folder, FileType::Directory) {
+        Ok(at) => at,
+        // Not there in a root that cannot be written to: there is nothing to cover.
+        Err(error) if error.raw_os_error() == Some(libc::EROFS) => return Ok(None),
+        Err(error) => return Err(step(what())(error)),
+    };
+    let empty = fresh("tmpfs", options).map_err(step(what()))?;
+    set(empty.as_fd(), attributes).map_err(step(what()))?;
+    attach(empty.as_fd(), at.as_fd()).map_err(step(what()))?;
+    Ok(Some(empty))
+}
+
+fn put(root: BorrowedFd<'_>, piece: &Piece) -> Result<(), SetupError> {
+    let what = || format!("cannot put {} into the zone", piece.target.display());
+    let at = place(root, &piece.target, piece.like).map_err(step(what()))?;
+    attach(piece.mount.as_fd(), at.as_fd()).map_err(step(what()))
+}
+
+fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, SetupError> {
+    let dev = cover(root, Path::new("/dev"), SMALL, 0)?;
+    for device in devices {
+        put(root, device)?;
+    }
+    for (link, target) in LINKS {
+        let link = Path::new(link);
+        let at = place(root, Path::new("/dev"), FileType::Directory);
+        let made =
+            at.and_then(|at| Ok(symlinkat(target, at, link.file_name().unwrap_or_default())?));
+        made.map_err(step("cannot make the zone's /dev"))?;
+    }
+    cover(root, Path::new("/dev/shm"), PRIVATE, 0)?;
+    Ok(dev)
+}
+
+/// A `/proc` is possible only with a pid namespace to show.
+fn proc(setup: &mut Setup, root: BorrowedFd<'_>) -> Result<(), SetupError> {
+    let path = Path::new("/proc");
+    if setup.spec.own_pids && setup.has(Feature::Pid) {
+        match fresh("proc", &[]) {
+            Ok(proc) => {
+                // Where the zone's user is the host's root, the kernel's settings in /proc/sys
+                // are that user's own files, capabilities or not.
+                let attached = set(proc.as_fd(), READ_ONLY)
+                    .and_then(|()| place(root, path, FileType::Directory))
+                    .and_then(|at| attach(proc.as_fd(), at.as_fd()));
+                return attached.map_err(step("cannot attach the zone's /proc"));
+            }
+            Err(error) => setup.lacks(Feature::Proc, error)?,
+        }
+    }
+    // The host's would show the host's processes.
+    match setup.spec.root {
+        Root::Empty => Ok(()),
+        Root::Host | Root::Folder(_) => cover(root, path, SMALL, READ_ONLY).map(drop),
+    }
+}
+
+/// Read-only, but only the file system itself and not what is mounted on it.
+fn seal(root: BorrowedFd<'_>) -> io::Result<()> {
+    let wanted =
+        libc::mount_attr { attr_set: READ_ONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    super::system_calls::mount_setattr(root, libc::AT_EMPTY_PATH, &wanted)
+}
+
+/// The old root lies under the new one for a moment, then nowhere (pivot_root(2)).
+fn pivot(root: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}

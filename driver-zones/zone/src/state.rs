@@ -1,0 +1,130 @@
+//! The life of a zone, as an exhaustive machine.
+//!
+//! ```text
+//!  create        start          begun           end           gone
+//! ───────▶ Made ──────▶ Starting ─────▶ Running ─────▶ Ending ─────▶ Ended
+//!            │             │               │                          ▲
+//!            │             │ failed        │ gone                     │
+//!            └─────────────┴───────────────┴──────────────────────────┘
+//! ```
+//!
+//! Pure: whoever owns a zone feeds in what happened and does what the answer says.
+
+/// Where a zone is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ZoneState {
+    /// Its orders are written; no process exists.
+    Made,
+    /// Its launcher runs, and the program has not begun.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// It was told to end, and processes may be left.
+    Ending,
+    /// No process of it is left, and none will be.
+    Ended,
+}
+
+/// What happens to a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ZoneEvent {
+    /// Its launcher is started.
+    Start,
+    /// The launcher reported that the program begins.
+    Begun,
+    /// The launcher reported that it cannot.
+    Failed,
+    /// Somebody wants it gone.
+    End,
+    /// Its process was seen to be gone.
+    Gone,
+    /// Another agent found its process running (pid, start time and boot agree).
+    Adopt,
+}
+
+/// Why an event does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a zone that is {state:?} cannot take {event:?}")]
+pub struct WrongEvent {
+    /// Where the zone was, and is.
+    pub state: ZoneState,
+    /// What was said to have happened.
+    pub event: ZoneEvent,
+}
+
+impl ZoneState {
+    /// The state after `event`.
+    ///
+    /// # Errors
+    /// When that cannot happen to a zone in this state; it stays as it is.
+    pub const fn after(self, event: ZoneEvent) -> Result<Self, WrongEvent> {
+        use ZoneEvent as E;
+        use ZoneState as S;
+        match (self, event) {
+            (S::Made, E::Start) => Ok(S::Starting),
+            (S::Starting, E::Begun | E::Adopt) | (S::Running, E::Adopt) => Ok(S::Running),
+            (S::Starting, E::Failed) | (S::Starting | S::Running, E::End) => Ok(S::Ending),
+            // Ending twice is no error: both want the same.
+            (S::Ending, E::End | E::Failed | E::Begun | E::Adopt) => Ok(S::Ending),
+            (S::Made, E::End) | (S::Starting | S::Running | S::Ending, E::Gone) => Ok(S::Ended),
+            (S::Ended, E::End | E::Gone) => Ok(S::Ended),
+            (S::Made, E::Begun | E::Failed | E::Gone | E::Adopt)
+            | (S::Starting | S::Running | S::Ending | S::Ended, E::Start)
+            | (S::Running, E::Begun | E::Failed)
+            | (S::Ended, E::Begun | E::Failed | E::Adopt) => Err(WrongEvent { state: self, event }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATES: [ZoneState; 5] = [
+        ZoneState::Made,
+        ZoneState::Starting,
+        ZoneState::Running,
+        ZoneState::Ending,
+        ZoneState::Ended,
+    ];
+    const EVENTS: [ZoneEvent; 6] = [
+        ZoneEvent::Start,
+        ZoneEvent::Begun,
+        ZoneEvent::Failed,
+        ZoneEvent::End,
+        ZoneEvent::Gone,
+        ZoneEvent::Adopt,
+    ];
+
+    #[test]
+    fn what_has_ended_stays_ended_and_anything_can_be_ended() {
+        for event in EVENTS {
+            let after = ZoneState::Ended.after(event);
+            assert!(after.is_err() || after == Ok(ZoneState::Ended), "{event:?}");
+        }
+        for state in STATES {
+            let mut state = state.after(ZoneEvent::End).unwrap();
+            if state != ZoneState::Ended {
+                state = state.after(ZoneEvent::Gone).unwrap();
+            }
+            assert_eq!(state, ZoneState::Ended);
+        }
+    }
+
+    #[test]
+    fn a_zone_that_is_told_to_end_never_runs_again() {
+        for first in EVENTS {
+            for second in EVENTS {
+                let state = ZoneState::Ending.after(first).unwrap_or(ZoneState::Ending);
+                let state = state.after(second).unwrap_or(state);
+                assert!(matches!(state, ZoneState::Ending | ZoneState::Ended));
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_was_made_is_started() {
+        let starts = STATES.into_iter().filter(|state| state.after(ZoneEvent::Start).is_ok());
+        assert_eq!(starts.collect::<Vec<_>>(), [ZoneState::Made]);
+    }
+}

@@ -1,0 +1,214 @@
+//! The workload zone that a program runs in: what of the host it sees, as orders for the
+//! launcher `gpu-zone-sandbox`.
+//!
+//! The orders are a contract between programs (docs/zones.md): this one links nothing of the
+//! driver zones' side.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use gpuzone_api::Directories;
+use gpuzone_api::agent::v1::CreateLeaseReply;
+use serde_json::{Value, json};
+
+use crate::arguments::{Run, Sandboxing};
+use crate::error::{CliError, Kind};
+use crate::locate;
+
+/// Folders that are empty in every zone: other programs' files and sockets are in the host's.
+const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
+
+/// A zone that a program is about to be started in.
+#[derive(Debug)]
+pub(crate) struct Zone {
+    pub(crate) launcher: PathBuf,
+    pub(crate) orders: OwnedFd,
+    pub(crate) report: OwnedFd,
+    heard: io::PipeReader,
+}
+
+impl Zone {
+    /// The zone that `run` asks for; `None` when it asks for none, or for what is not installed
+    /// and not required.
+    pub(crate) fn prepare(
+        run: &Options,
+        directories: &Directories,
+        granted: &CreateLeaseReply,
+        program: &Path,
+    ) -> Result<Option<Self>, CliError> {
+        if run.demand == Sandboxing::Off {
+            return Ok(None);
+        }
+        let Some(launcher) = locate::own("gpu-zone-sandbox") else {
+            let message = "gpu-zone-sandbox is not there, so the program has no sandbox";
+            if run.demand == Sandboxing::Require {
+                let hint = "install it beside gpu-zone (`gpu-zone doctor` says where)";
+                return Err(CliError::new(Kind::Configuration, message).hint(hint));
+            }
+            eprintln!("gpu-zone: {message}; --sandbox off says that this is meant");
+            return Ok(None);
+        };
+        let made = || -> io::Result<Self> {
+            let directory = std::env::current_dir()?;
+            let orders = orders(run, directories, granted, program, &directory);
+            let (heard, report) = io::pipe()?;
+            let flags = rustix::fs::MemfdFlags::CLOEXEC;
+            let mut file = File::from(rustix::fs::memfd_create("orders", flags)?);
+            file.write_all(&serde_json::to_vec(&orders)?)?;
+            file.rewind()?;
+            Ok(Self { launcher, orders: file.into(), report: report.into(), heard })
+        };
+        let failed = |error: io::Error| {
+            CliError::new(Kind::Internal, format!("cannot prepare the program's sandbox: {error}"))
+        };
+        made().map(Some).map_err(failed)
+    }
+
+    /// Waits until the program begins, or is known not to.
+    pub(crate) fn begun(self) -> Result<(), CliError> {
+        let Self { orders, report, mut heard, launcher: _ } = self;
+        // The launcher has its own; the end of what it says is the end of its.
+        drop((orders, report));
+        let mut said = String::new();
+        let read = heard.read_to_string(&mut said);
+        read.map_err(|error| CliError::caused(Kind::Internal, &error))?;
+        for line in said.lines() {
+            let report: Value = serde_json::from_str(line).unwrap_or_default();
+            if let Some(reason) = report["failed"].as_str() {
+                let message = format!("the program has no sandbox and was not started: {reason}");
+                let hint = "`gpu-zone doctor` shows what this machine lacks; --sandbox off does \
+                            without";
+                return Err(CliError::new(Kind::Configuration, message).hint(hint));
+            }
+            if let Some(reason) = report["unrunnable"]["reason"].as_str() {
+                // As it would be without a sandbox: the interpreter is missing, or something
+                // else about the file.
+                let kind = match report["unrunnable"]["errno"].as_i64() {
+                    Some(errno) if errno == i64::from(libc::ENOENT) => Kind::NoProgram,
+                    _ => Kind::NotExecutable,
+                };
+                let hint = "a script's first line names its interpreter; folders like /tmp are \
+                            empty in the sandbox, unless it is the working directory";
+                return Err(CliError::new(kind, reason).hint(hint));
+            }
+            for missing in report["ready"].as_array().into_iter().flatten() {
+                let text =
+                    |key: &str| gpuzone_ledger::printable(missing[key].as_str().unwrap_or("?"));
+                eprintln!("gpu-zone: no sandbox by '{}': {}", text("feature"), text("reason"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the command line says about the zone.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) demand: Sandboxing,
+    pub(crate) rootfs: Option<PathBuf>,
+    pub(crate) network: bool,
+}
+
+impl Options {
+    pub(crate) fn of(run: &Run) -> Self {
+        Self { demand: run.sandbox, rootfs: run.rootfs.clone(), network: !run.no_network }
+    }
+}
+
+fn orders(
+    run: &Options,
+    directories: &Directories,
+    granted: &CreateLeaseReply,
+    program: &Path,
+    directory: &Path,
+) -> Value {
+    let lease = granted.lease.as_ref().map_or("zone", |lease| lease.id.as_str());
+    let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let zone: String = lease.chars().map(letter).take(64).collect();
+    let read = |path: &Path| json!({ "source": path, "optional": true });
+    let mut mounts = Vec::new();
+    let (root, directory) = match &run.rootfs {
+        Some(folder) => (json!({ "folder": folder }), Path::new("/")),
+        None => {
+            // Without a root of its own, the program works where it was started.
+            if directory != Path::new("/") {
+                mounts.push(json!({ "source": directory, "write": true }));
+            }
+            mounts.extend(visible_again(program).iter().map(|path| read(path)));
+            mounts.push(read(Path::new("/run/systemd/resolve")));
+            (json!("host"), directory)
+        }
+    };
+    let shim = Path::new(&granted.library_dir);
+    mounts.push(read(shim));
+    // Links to where the library is installed, which may be hidden.
+    let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
+    mounts.extend(library.iter().map(|path| read(path)));
+    mounts.extend(granted.environment.get("GPUZONE_SLOT").map(|slot| read(Path::new(slot))));
+    let demand = match run.demand {
+        Sandboxing::Require => "require",
+        Sandboxing::Warn | Sandboxing::Off => "warn",
+    };
+    json!({
+        "zone": zone,
+        "root": root,
+        "mounts": mounts,
+        "private": PRIVATE,
+        "hidden": [directories.run, directories.state],
+        "directory": directory,
+        "network": run.network,
+        "own_pids": true,
+        "filter": "workload",
+        "policy": { "default": demand },
+    })
+}
+
+/// The program itself and gpu-zone's own, where they lie in a folder that is empty in the zone.
+fn visible_again(program: &Path) -> Vec<PathBuf> {
+    let whole = std::path::absolute(program).into_iter().chain(std::fs::canonicalize(program));
+    let whole = locate::own_folders().into_iter().chain(whole);
+    whole.filter(|path| PRIVATE.iter().any(|folder| path.starts_with(folder))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(demand: Sandboxing, rootfs: Option<PathBuf>) -> Value {
+        let run = Options { demand, rootfs, network: true };
+        let directories = Directories { run: "/run/gz".into(), state: "/var/lib/gz".into() };
+        let mut granted =
+            CreateLeaseReply { library_dir: "/run/gz/shim".into(), ..Default::default() };
+        granted.environment.insert("GPUZONE_SLOT".into(), "/run/gz/slots/a".into());
+        orders(&run, &directories, &granted, Path::new("/bin/sh"), Path::new("/home/me"))
+    }
+
+    fn sources(order: &Value) -> Vec<&str> {
+        let mounts = order["mounts"].as_array().unwrap().iter();
+        mounts.filter_map(|mount| mount["source"].as_str()).collect()
+    }
+
+    #[test]
+    fn a_program_sees_its_slot_and_not_the_others() {
+        let order = order(Sandboxing::Warn, None);
+        let sources = sources(&order);
+        assert!(sources.contains(&"/run/gz/slots/a") && sources.contains(&"/run/gz/shim"));
+        assert!(!sources.contains(&"/run/gz") && !sources.contains(&"/run/gz/slots"));
+        assert_eq!(order["hidden"], json!(["/run/gz", "/var/lib/gz"]));
+        let writable = order["mounts"].as_array().unwrap().iter().filter(|m| m["write"] == true);
+        let writable: Vec<_> = writable.map(|mount| mount["source"].clone()).collect();
+        assert_eq!(writable, ["/home/me"]);
+        assert_eq!(order["policy"]["default"], "warn");
+    }
+
+    #[test]
+    fn a_root_of_its_own_has_nothing_of_the_hosts() {
+        let order = order(Sandboxing::Require, Some("/images/debian".into()));
+        assert_eq!(order["root"], json!({ "folder": "/images/debian" }));
+        assert!(sources(&order).iter().all(|source| source.starts_with("/run/gz")));
+        assert_eq!(order["policy"]["default"], "require");
+        assert_eq!(order["directory"], "/");
+    }
+}
