@@ -12,7 +12,6 @@ mod turns;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use gpuzone_api::{AgentError, Directories, ErrorKind};
 use gpuzone_core::{Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
@@ -28,6 +27,9 @@ use crate::errors::{internal, sentence};
 use crate::journal::{HeldLease, Holder};
 use crate::usage::{UsageBook, Used, now};
 use turns::Turns;
+
+/// The reason of an end that the lease's holder brought about.
+pub const PROGRAM_ENDED: &str = "its program ended";
 
 /// The node's leases and all that serves them.
 pub struct Leases {
@@ -173,7 +175,7 @@ impl Leases {
                 return;
             }
             if leases.book.with(move |book| book.lease(id)).await.is_ok_and(|held| held.is_some()) {
-                log_failure(id, leases.end(id, "its program ended").await);
+                log_failure(id, leases.end(id, PROGRAM_ENDED).await);
             }
         });
     }
@@ -224,31 +226,10 @@ impl Leases {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
-        self.close_bill(id, last, reason).await;
+        self.usage.close(id, last.map(used_by), reason).await;
         let slot = self.order(held).slot_dir;
         remove(&slot)
             .map_err(|error| internal(format!("cannot remove {}: {error}", slot.display())))
-    }
-
-    /// Writes a lease's last usage and its end. A ledger that refuses for longer than a moment
-    /// does not keep the GPU from others: what could not be written is in the log.
-    async fn close_bill(&self, id: LeaseId, last: Option<LeaseStatus>, reason: &str) {
-        let at = now();
-        let used: Vec<Used> = last.into_iter().map(used_by).collect();
-        for attempt in 1..=3 {
-            let written = async {
-                self.usage.record(used.clone()).await?;
-                self.usage.end(id, at, reason).await
-            };
-            match written.await {
-                Ok(()) => return,
-                Err(error) => {
-                    let error = sentence(&error);
-                    tracing::error!(lease = %id, attempt, ?used, error, "usage not written");
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says

@@ -7,7 +7,7 @@ use gpuzone_api::AgentError;
 use gpuzone_core::{LeaseId, LeaseState};
 use gpuzone_zone::BootId;
 
-use super::{Leases, log_failure};
+use super::{Leases, PROGRAM_ENDED, log_failure, used_by};
 use crate::book::LostLease;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
@@ -59,7 +59,10 @@ impl Leases {
             let id = status.lease;
             tracing::warn!(lease = %id, "its worker serves a lease that is over; it is ended");
             match self.link.stop(id).await {
-                Ok(last) => self.close_bill(id, last, "its worker was found without it").await,
+                Ok(last) => {
+                    let last = last.map(used_by);
+                    self.usage.close(id, last, "its worker was found without it").await;
+                }
                 Err(error) => tracing::error!(lease = %id, %error, "it cannot be ended now"),
             }
         }
@@ -81,7 +84,7 @@ impl Leases {
         let abandoned = held.holder.process.is_alive().is_ok_and(|alive| !alive);
         match held.lease.state {
             LeaseState::Active if abandoned => {
-                log_failure(id, self.end_in_turn(id, "its program ended").await);
+                log_failure(id, self.end_in_turn(id, PROGRAM_ENDED).await);
             }
             LeaseState::Active if served => {}
             LeaseState::Active => match self.link.start(self.order(&held)).await {
