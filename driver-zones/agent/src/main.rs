@@ -3,10 +3,12 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use gpuzone_agent::config::{Config, DriverKind, Overrides, SIM_CONFIG_VARIABLE};
+use gpuzone_agent::RunError;
+use gpuzone_agent::config::{Config, ConfigError, DriverKind, Overrides, SIM_CONFIG_VARIABLE};
 use tracing_subscriber::EnvFilter;
 
 /// The gpu-zone node agent. SIGINT ends all leases and everything that serves them; SIGTERM and
@@ -40,8 +42,29 @@ fn driver(text: &str) -> Result<DriverKind, String> {
     found.ok_or_else(|| "write nvidia or simulated".to_owned())
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match start(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A sentence for the operator; a backtrace would only hide it.
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// As the command's, see docs/errors.md.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    const INTERNAL: u8 = 70;
+    const CONFIGURATION: u8 = 78;
+    match error.downcast_ref::<RunError>() {
+        Some(error) => error.exit_code(),
+        None if error.is::<ConfigError>() => CONFIGURATION,
+        None => INTERNAL,
+    }
+}
+
+fn start(arguments: Arguments) -> anyhow::Result<()> {
     let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
     let log = log.with_ansi(std::io::stderr().is_terminal());

@@ -90,6 +90,19 @@ pub enum RunError {
     Serve(#[source] tonic::transport::Error),
 }
 
+impl RunError {
+    /// The program's exit code, as in BSD's sysexits(3).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Directory { .. } | Self::SocketPath(_) => 78,
+            Self::Locked { .. } => 75,
+            Self::Discovery(_) | Self::Broker(_) => 76,
+            Self::Journal(_) | Self::Ledger { .. } | Self::Audit(_) | Self::Recover(_) => 70,
+            Self::Process(_) | Self::Serve(_) => 70,
+        }
+    }
+}
+
 /// How an agent ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {

@@ -16,7 +16,7 @@ use crate::book::GpuRoom;
 use crate::convert;
 use crate::errors::internal;
 use crate::gpus::Gpus;
-use crate::leases::{Leases, asker};
+use crate::leases::{Leases, PROGRAM_ENDED, asker};
 
 /// The agent, as its clients see it.
 pub(crate) struct Service {
@@ -98,10 +98,16 @@ impl Agent for Service {
         &self,
         request: Request<proto::EndLeaseRequest>,
     ) -> Answer<proto::EndLeaseReply> {
+        // An end is nobody's to refuse because its caller is hard to see.
+        let caller = caller(&request).ok();
         let id = convert::lease_id(&request.into_inner().lease_id)?;
+        let held = self.leases.book.with(move |book| book.lease(id)).await;
+        let held = held.map_err(AgentError::from)?;
+        let by_holder = held.is_some_and(|held| Some(held.holder.process) == caller);
+        let reason = if by_holder { PROGRAM_ENDED } else { "it was stopped" };
         let leases = Arc::clone(&self.leases);
         // On a task of its own, for a caller that goes away must not stop it half way.
-        let ended = tokio::spawn(async move { leases.end(id, "it was stopped").await });
+        let ended = tokio::spawn(async move { leases.end(id, reason).await });
         let ended = ended.await.map_err(|error| internal(error.to_string()))??;
         let lease = convert::lease(ended, None, &self.leases.inventory);
         Ok(Response::new(proto::EndLeaseReply { lease: Some(lease) }))

@@ -14,6 +14,18 @@ use crate::journal::HeldLease;
 #[derive(Clone)]
 pub struct UsageBook {
     ledger: Arc<Mutex<Ledger>>,
+    /// Ends that the ledger has not taken, as while its disk is full. Few: without a ledger no
+    /// new lease begins.
+    unwritten: Arc<Mutex<Vec<LastBill>>>,
+}
+
+/// A lease's last usage, and its end.
+#[derive(Clone, Debug)]
+struct LastBill {
+    lease: LeaseId,
+    at: Timestamp,
+    used: Option<Used>,
+    reason: String,
 }
 
 /// What one lease has used so far.
@@ -40,7 +52,8 @@ impl UsageBook {
     /// # Errors
     /// When it is no ledger or cannot be written.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self { ledger: Arc::new(Mutex::new(Ledger::open(path)?)) })
+        let ledger = Arc::new(Mutex::new(Ledger::open(path)?));
+        Ok(Self { ledger, unwritten: Arc::default() })
     }
 
     async fn with<T: Send + 'static>(
@@ -88,18 +101,31 @@ impl UsageBook {
     /// When the ledger does not take it.
     pub async fn record(&self, used: Vec<Used>) -> Result<u32, WriteError> {
         let now = now();
+        let unwritten = Arc::clone(&self.unwritten);
         self.with(move |ledger| {
+            let mut unwritten = unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(bill) = unwritten.first() {
+                write_last(ledger, bill)?;
+                unwritten.remove(0);
+            }
             let mut leases = 0;
-            for Used { lease, counters, refused_by_name } in used {
-                match ledger.record(lease, now, &counters, &refused_by_name) {
-                    Ok(()) => leases += 1,
-                    Err(WriteError::UnknownLease(_)) => {}
-                    Err(error) => return Err(error),
-                }
+            for used in used {
+                leases += u32::from(write(ledger, now, &used)?);
             }
             Ok(leases)
         })
         .await
+    }
+
+    /// Writes down a lease's last usage and its end. What the ledger does not take now is kept
+    /// and written with the next record.
+    pub async fn close(&self, lease: LeaseId, used: Option<Used>, reason: &str) {
+        let bill = LastBill { lease, at: now(), used, reason: reason.to_owned() };
+        let written = bill.clone();
+        if let Err(error) = self.with(move |ledger| write_last(ledger, &written)).await {
+            tracing::error!(%lease, %error, ?bill, "a lease's last usage is kept until it can be written");
+            self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).push(bill);
+        }
     }
 
     /// Closes a lease; one that was never begun, or is closed, is no error.
@@ -108,11 +134,7 @@ impl UsageBook {
     /// When the ledger does not take it.
     pub async fn end(&self, lease: LeaseId, at: Timestamp, reason: &str) -> Result<(), WriteError> {
         let reason = reason.to_owned();
-        self.with(move |ledger| match ledger.end_lease(lease, at, &reason) {
-            Err(WriteError::UnknownLease(_)) => Ok(()),
-            other => other,
-        })
-        .await
+        self.with(move |ledger| known(ledger.end_lease(lease, at, &reason)).map(drop)).await
     }
 
     /// Counts a refusal.
@@ -147,5 +169,107 @@ impl UsageBook {
     /// When the ledger cannot be read.
     pub async fn open_leases(&self) -> Result<BTreeMap<LeaseId, Timestamp>, WriteError> {
         Ok(self.with(|ledger| ledger.open_leases()).await?.into_iter().collect())
+    }
+}
+
+/// Whether the ledger knows the lease that something was written about.
+fn known(written: Result<(), WriteError>) -> Result<bool, WriteError> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(WriteError::UnknownLease(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn write(ledger: &mut Ledger, at: Timestamp, used: &Used) -> Result<bool, WriteError> {
+    known(ledger.record(used.lease, at, &used.counters, &used.refused_by_name))
+}
+
+fn write_last(ledger: &mut Ledger, bill: &LastBill) -> Result<(), WriteError> {
+    if let Some(used) = &bill.used {
+        write(ledger, bill.at, used)?;
+    }
+    known(ledger.end_lease(bill.lease, bill.at, &bill.reason)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_core::{Inventory, Lease, LeaseState, NodeState, Request, TenantQuota};
+    use gpuzone_ledger::Filter;
+    use gpuzone_zone::ProcessId;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::journal::Holder;
+
+    fn inventory() -> Inventory {
+        let gpu = gpuzone_core::Gpu {
+            uuid: gpuzone_core::GpuUuid::from_bytes([1; 16]),
+            index: 0,
+            name: "gpu-zone Simulated GPU".into(),
+            pci: "0000:01:00.0".parse().unwrap(),
+            memory: gpuzone_core::MemoryBytes::gib(16),
+            compute_capability: gpuzone_core::ComputeCapability { major: 9, minor: 0 },
+            numa_node: None,
+            nvlink_peers: Default::default(),
+            mig_capable: false,
+            backing: gpuzone_core::GpuBacking::Simulated,
+        };
+        Inventory::new(vec![gpu]).unwrap()
+    }
+
+    fn held() -> HeldLease {
+        let request = Request {
+            tenant: "acme".parse().unwrap(),
+            gpus: gpuzone_core::GpuCount::ONE,
+            memory: None,
+            share: None,
+            exposure: gpuzone_core::Exposure::Mediated,
+            model: None,
+        };
+        let placement = NodeState::new(inventory()).place(&request).unwrap();
+        let tenant = request.tenant.clone();
+        let demand = gpuzone_core::Demand { tenant, placement };
+        let quota = TenantQuota::default();
+        let admitted = gpuzone_core::admit(Some(&quota), Default::default(), demand).unwrap();
+        let demand = admitted.demand();
+        let lease = Lease {
+            id: LeaseId::from_uuid(Uuid::from_u128(1)),
+            tenant: demand.tenant.clone(),
+            zone: gpuzone_core::ZoneId::from_uuid(Uuid::from_u128(1)),
+            placement: demand.placement.clone(),
+            state: LeaseState::Active,
+        };
+        let process = ProcessId::own().unwrap();
+        let holder =
+            Holder { process, program: "app".into(), created: now(), trouble: String::new() };
+        HeldLease { lease, holder }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_the_ledger_does_not_take_is_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.db");
+        let usage = UsageBook::open(&path).unwrap();
+        let held = held();
+        usage.begin(&held, &inventory(), now()).await.unwrap();
+        let rename = |from: &str, to: &str| {
+            let database = rusqlite::Connection::open(&path).unwrap();
+            database.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).unwrap();
+        };
+        rename("intervals", "gone");
+        let counters = UsageCounters { launches: 7, ..Default::default() };
+        let used = Used { lease: held.lease.id, counters, refused_by_name: BTreeMap::new() };
+        usage.close(held.lease.id, Some(used), "its program ended").await;
+        assert!(usage.record(Vec::new()).await.is_err(), "the ledger still refuses");
+        rename("gone", "intervals");
+        usage.record(Vec::new()).await.unwrap();
+        usage.record(Vec::new()).await.unwrap();
+        let ledger = Ledger::open_read_only(&path).unwrap();
+        let report = ledger.report(&Filter::default()).unwrap();
+        assert_eq!(report.leases.len(), 1);
+        assert_eq!(report.leases[0].end_reason.as_deref(), Some("its program ended"));
+        let csv = report.csv(gpuzone_ledger::By::Tenant).unwrap();
+        assert!(csv.contains(",7,"), "{csv}");
     }
 }

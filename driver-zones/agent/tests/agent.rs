@@ -50,7 +50,7 @@ mod tests {
         assert!(node.leases().await.is_empty());
         let ledger = Ledger::open_read_only(about.ledger_path.as_ref()).unwrap();
         let report = ledger.report(&Filter::default()).unwrap();
-        assert_eq!(report.leases[0].end_reason.as_deref(), Some("it was stopped"));
+        assert_eq!(report.leases[0].end_reason.as_deref(), Some("its program ended"));
         assert!(node.signal_agent(Signal::INT).success());
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -97,8 +97,13 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 /// When it cannot be made, is no folder, or is another user's.
 pub fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let mode = std::fs::metadata(path)?.permissions().mode();
-    if mode & 0o077 != 0 {
+    let found = std::fs::metadata(path)?;
+    // In a folder like /tmp, somebody else may have made it first, to look into it later.
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        let message = format!("it belongs to user {}; choose another folder", found.uid());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    if found.permissions().mode() & 0o077 != 0 {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o700))?;
     }
     Ok(())
@@ -145,6 +150,17 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         remove(&path).unwrap();
         remove(&path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_of_another_user_is_refused_where_this_one_can_make_one() {
+        let dir = tempfile::tempdir().unwrap();
+        if std::os::unix::fs::chown(dir.path(), Some(12_345), None).is_err() {
+            eprintln!("skipped: only root can give a folder away");
+            return;
+        }
+        let error = private_dir(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("user 12345"), "{error}");
     }
 
     #[test]

@@ -19,15 +19,24 @@ const PACKAGES: [&str; 4] = [
 /// and every GPU since can run it.
 const ARCHITECTURE: &str = "compute_75";
 
+/// Whether PTX that is out of date is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stale {
+    /// By what nvcc makes now.
+    Rewrite,
+    /// No: it is an error.
+    Refuse,
+}
+
 /// Compiles each `driver-zones/sim/kernels/*.cu` to `ptx/*.ptx` beside it, and
 /// says which of them changed.
 ///
 /// # Errors
 ///
-/// Python, pip or nvcc is missing or fails, or a file cannot be read or written.
-/// The PTX of a kernel is replaced only after it was compiled.
+/// Python, pip or nvcc is missing or fails, a file cannot be read or written, or PTX is out of
+/// date and is to be refused. The PTX of a kernel is replaced only after it was compiled.
 #[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
-pub(crate) fn build(repo_root: &Path) -> anyhow::Result<()> {
+pub(crate) fn build(repo_root: &Path, stale: Stale) -> anyhow::Result<()> {
     let kernels = repo_root.join("driver-zones/sim/kernels");
     let work = repo_root.join("target/nvcc");
     let sources = sources(&kernels)?;
@@ -35,6 +44,7 @@ pub(crate) fn build(repo_root: &Path) -> anyhow::Result<()> {
     let fresh = work.join("ptx");
     std::fs::create_dir_all(&fresh)
         .with_context(|| format!("cannot create the folder {}", fresh.display()))?;
+    let mut differing = 0;
     for source in sources {
         let name = source.file_name().context("a kernel's source has no name")?;
         let output = Path::new(name).with_extension("ptx");
@@ -51,9 +61,22 @@ pub(crate) fn build(repo_root: &Path) -> anyhow::Result<()> {
             println!("unchanged  {}", output.display());
             continue;
         }
-        std::fs::write(&target, text)
-            .with_context(|| format!("cannot write {}", target.display()))?;
-        println!("rewritten  {}", output.display());
+        match stale {
+            Stale::Rewrite => {
+                std::fs::write(&target, text)
+                    .with_context(|| format!("cannot write {}", target.display()))?;
+                println!("rewritten  {}", output.display());
+            }
+            Stale::Refuse => {
+                println!("differs    {}", output.display());
+                differing += 1;
+            }
+        }
+    }
+    if differing > 0 {
+        bail!(
+            "{differing} file(s) are not what nvcc makes of their sources; run `cargo xtask kernels`"
+        );
     }
     Ok(())
 }

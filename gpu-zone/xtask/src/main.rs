@@ -22,13 +22,20 @@ enum Task {
     /// Two tenants share one simulated GPU: the main job, checked from end to end.
     Demo,
     /// Build the kernels' PTX again from their CUDA C++ sources, with the nvcc that pip installs.
-    Kernels,
+    Kernels {
+        /// Change nothing; fail when the PTX that is checked in is not what nvcc makes.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo => demo::demo(),
-        Task::Kernels => kernels::build(&repository()),
+        Task::Kernels { check } => {
+            let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
+            kernels::build(&repository(), stale)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,7 +17,6 @@ mod workers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use gpuzone_api::{AgentError, Directories, ErrorKind};
 use gpuzone_core::{GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
@@ -39,6 +38,9 @@ use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
 use workers::Workers;
+
+/// The reason of an end that the lease's holder brought about.
+pub const PROGRAM_ENDED: &str = "its program ended";
 
 /// The node's leases and all that serves them.
 pub struct Leases {
@@ -252,7 +254,7 @@ impl Leases {
                 return;
             }
             if leases.book.with(move |book| book.lease(id)).await.is_ok_and(|held| held.is_some()) {
-                log_failure(id, leases.end(id, "its program ended").await);
+                log_failure(id, leases.end(id, PROGRAM_ENDED).await);
             }
         });
     }
@@ -327,31 +329,10 @@ impl Leases {
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
         self.saw_worker(id, None).await;
-        self.close_bill(id, last, reason).await;
+        self.usage.close(id, last.map(used_by), reason).await;
         let slot = self.order(held).slot_dir;
         remove(&slot)
             .map_err(|error| internal(format!("cannot remove {}: {error}", slot.display())))
-    }
-
-    /// Writes a lease's last usage and its end. A ledger that refuses for longer than a moment
-    /// does not keep the GPU from others: what could not be written is in the log.
-    async fn close_bill(&self, id: LeaseId, last: Option<LeaseStatus>, reason: &str) {
-        let at = now();
-        let used: Vec<Used> = last.into_iter().map(used_by).collect();
-        for attempt in 1..=3 {
-            let written = async {
-                self.usage.record(used.clone()).await?;
-                self.usage.end(id, at, reason).await
-            };
-            match written.await {
-                Ok(()) => return,
-                Err(error) => {
-                    let error = sentence(&error);
-                    tracing::error!(lease = %id, attempt, ?used, error, "usage not written");
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says

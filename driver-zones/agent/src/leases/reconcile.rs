@@ -7,7 +7,7 @@ use gpuzone_api::AgentError;
 use gpuzone_core::{LeaseId, LeaseState};
 use gpuzone_zone::BootId;
 
-use super::{Leases, Memory, log_failure};
+use super::{Leases, Memory, PROGRAM_ENDED, log_failure, used_by};
 use crate::book::LostLease;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
@@ -63,7 +63,10 @@ impl Leases {
             let id = status.lease;
             tracing::warn!(lease = %id, "its worker serves a lease that is over; it is ended");
             match self.link.stop(id).await {
-                Ok(last) => self.close_bill(id, last, "its worker was found without it").await,
+                Ok(last) => {
+                    let last = last.map(used_by);
+                    self.usage.close(id, last, "its worker was found without it").await;
+                }
                 Err(error) => tracing::error!(lease = %id, %error, "it cannot be ended now"),
             }
         }
@@ -85,7 +88,7 @@ impl Leases {
         let abandoned = held.holder.process.is_alive().is_ok_and(|alive| !alive);
         match held.lease.state {
             LeaseState::Active if abandoned => {
-                log_failure(id, self.end_in_turn(id, "its program ended", Memory::Used).await);
+                log_failure(id, self.end_in_turn(id, PROGRAM_ENDED, Memory::Used).await);
             }
             LeaseState::Active if served => {}
             LeaseState::Active => match self.link.start(self.order(&held)).await {

@@ -1,5 +1,7 @@
 //! Leases over a broker that does as it is told: the book, the ledger and the files are real.
 
+use std::time::Duration;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};

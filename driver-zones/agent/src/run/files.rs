@@ -94,8 +94,9 @@ pub(super) fn clear(directories: &Directories) {
             other => log_failure(other),
         }
     }
-    remove_socket(directories);
     log_failure(remove(&directories.run.join(RUN_LOCK)));
+    // Last: whoever waits for the agent's end waits for this.
+    remove_socket(directories);
 }
 
 fn log_failure(removed: io::Result<()>) {

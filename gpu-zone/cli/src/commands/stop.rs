@@ -1,15 +1,24 @@
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use gpuzone_api::AgentClient;
 use gpuzone_api::agent::v1::{EndLeaseRequest, ListLeasesRequest, ShutdownRequest};
+use tokio::time::sleep;
 
 use crate::arguments::{Format, Stop};
 use crate::commands::{Context, answer};
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::output;
+
+/// How long an agent that has ended all leases may take to go.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) async fn stop(context: &Context, stop: Stop) -> Result<(), CliError> {
     let mut agent = context.connect().await?;
     if stop.agent {
         let ended = answer(agent.shutdown(ShutdownRequest {}).await)?.ended_leases;
+        drop(agent);
+        wait_until_gone(&context.directories.agent_socket()).await?;
         return match context.format {
             Format::Table | Format::Csv => {
                 output::print(&format!("The agent has ended, and {ended} lease(s) with it.\n"))
@@ -26,6 +35,19 @@ pub(crate) async fn stop(context: &Context, stop: Stop) -> Result<(), CliError> 
         stop.leases.iter().map(ToString::to_string).collect()
     };
     end(context, &mut agent, leases).await
+}
+
+/// The agent answers before it ends; its socket is the last thing that it takes away.
+async fn wait_until_gone(socket: &Path) -> Result<(), CliError> {
+    let began = Instant::now();
+    while socket.exists() {
+        if began.elapsed() > GOODBYE_LIMIT {
+            let message = "the agent has ended all leases, but is still there itself";
+            return Err(CliError::new(Kind::Unavailable, message).hint("look at its log"));
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
 }
 
 /// Ends each; one that cannot be ended keeps none of the others from it.

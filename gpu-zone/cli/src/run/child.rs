@@ -5,18 +5,26 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
 use rustix::process::{
-    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+    Pid, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process,
+    set_parent_process_death_signal, waitid,
 };
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
 
 use crate::error::{CliError, Kind};
 use crate::run::program::Program;
 use crate::run::sandbox::Zone;
 use crate::run::signals::{Mask, Received};
+
+/// How long a program may take to stop when it is told to.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const STOP_LOOK: Duration = Duration::from_millis(5);
 
 /// Starts the program with `environment` added to ours, and with the signals held back that
 /// were before.
@@ -87,6 +95,7 @@ pub(crate) async fn wait(
     mut signals: UnboundedReceiver<Received>,
 ) -> Result<u8, CliError> {
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let mut may_stop_until = None;
     loop {
         tokio::select! {
             status = child.wait() => {
@@ -96,10 +105,28 @@ pub(crate) async fn wait(
             Some(received) = signals.recv() => {
                 if let Some(pid) = pid {
                     pass_on(received, pid);
+                    if received.number == Signal::TSTP.as_raw() {
+                        may_stop_until = Some(Instant::now() + STOP_LIMIT);
+                    }
                 }
+            }
+            () = sleep(STOP_LOOK), if may_stop_until.is_some() => {
+                let stopped = pid.is_some_and(has_stopped);
+                if stopped {
+                    // So that the shell sees a stopped job, this process stops, too.
+                    let _ = kill_process(getpid(), Signal::STOP);
+                }
+                may_stop_until = may_stop_until.filter(|end| !stopped && Instant::now() < *end);
             }
         }
     }
+}
+
+/// Whether the program has stopped. It need not have: it may handle the signal, and the kernel
+/// stops no process of a group that no shell looks after, for nobody would continue it.
+fn has_stopped(pid: Pid) -> bool {
+    let looking = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::Pid(pid), looking), Ok(Some(status)) if status.stopped())
 }
 
 fn pass_on(received: Received, pid: Pid) {
@@ -108,10 +135,6 @@ fn pass_on(received: Received, pid: Pid) {
     if !received.from_kernel || signal == Signal::CONT {
         // It may just have ended; then there is nobody left to tell.
         let _ = kill_process(pid, signal);
-    }
-    if signal == Signal::TSTP {
-        // The program stops by itself; so that the shell sees a stopped job, this one does too.
-        let _ = kill_process(getpid(), Signal::STOP);
     }
 }
 
