@@ -5,7 +5,7 @@
 //! the program. The second dies with the first, however that dies.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -13,7 +13,8 @@ use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, wait,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, set_parent_process_death_signal,
+    wait, waitid,
 };
 
 use super::{EXIT_FAILED, Setup, SetupError, finish, say, step, unrunnable};
@@ -32,11 +33,16 @@ const HANDLED: [i32; 9] = [
     libc::SIGCHLD,
 ];
 
-/// Where a process of the row stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long a program may take to stop when it is told to.
+const STOP_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Where a process of the row stands, and its end of the pipe on which the inner one says that
+/// the program has stopped. The outer one stops then, for whoever waits for a stopped job sees
+/// no other; process 1 of a zone cannot be stopped.
+#[derive(Debug)]
 enum Place {
-    Outside,
-    Inside,
+    Outside(PipeReader),
+    Inside(PipeWriter),
 }
 
 pub(super) fn supervise(
@@ -46,17 +52,21 @@ pub(super) fn supervise(
 ) -> Result<u8, SetupError> {
     let (handled, before) = hold_back().map_err(step("cannot hold back signals"))?;
     let (dies_with, alive) = io::pipe().map_err(step("cannot make a pipe"))?;
+    let (stops, stopped) = io::pipe().map_err(step("cannot make a pipe"))?;
     match fork().map_err(step("cannot start the zone's first process"))? {
         Some(child) => {
-            drop(dies_with);
+            drop((dies_with, stopped));
             let_go(report);
-            let code = attend(child, &handled, Place::Outside);
+            let code = attend(child, &handled, &mut Place::Outside(stops));
             drop(alive);
             Ok(code)
         }
         None => {
-            drop(alive);
-            let code = match first(setup, report, program, &dies_with.into(), &handled, before) {
+            drop((alive, stops));
+            let mut place = Place::Inside(stopped);
+            let dies_with = dies_with.into();
+            let masks = (&handled, before);
+            let code = match first(setup, report, program, &dies_with, masks, &mut place) {
                 Ok(code) => code,
                 Err(error) => {
                     say(report, &Report::Failed(error.to_string()));
@@ -75,8 +85,8 @@ fn first(
     report: &mut File,
     mut program: Command,
     dies_with: &OwnedFd,
-    handled: &libc::sigset_t,
-    before: libc::sigset_t,
+    (handled, before): (&libc::sigset_t, libc::sigset_t),
+    place: &mut Place,
 ) -> Result<u8, SetupError> {
     set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(step("cannot tie the zone to its launcher"))?;
@@ -92,7 +102,7 @@ fn first(
     match fork().map_err(step("cannot start the program's process"))? {
         Some(child) => {
             let_go(report);
-            Ok(attend(child, handled, Place::Inside))
+            Ok(attend(child, handled, place))
         }
         None => {
             // Where there is no process 1 to die with, it dies with its parent.
@@ -113,7 +123,7 @@ fn let_go(report: &mut File) {
 }
 
 /// Passes signals on to `child` and collects whoever ends, until it is `child`.
-fn attend(child: Pid, handled: &libc::sigset_t, place: Place) -> u8 {
+fn attend(child: Pid, handled: &libc::sigset_t, place: &mut Place) -> u8 {
     loop {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid == child {
@@ -126,8 +136,15 @@ fn attend(child: Pid, handled: &libc::sigset_t, place: Place) -> u8 {
         let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
         // SAFETY: `handled` is initialised, and `info` has room for what the call writes.
         let number = unsafe { libc::sigwaitinfo(handled, info.as_mut_ptr()) };
+        if number == libc::SIGCHLD {
+            tell_of_stop(child, place);
+        }
         if number < 0 || number == libc::SIGCHLD {
             continue;
+        }
+        if number == libc::SIGTSTP {
+            // Of an earlier stop, which is over.
+            let _ = has_stopped(place, &Timespec::default());
         }
         // SAFETY: a call that did not fail has written `info`.
         let from_kernel = unsafe { info.assume_init() }.si_code > 0;
@@ -137,11 +154,29 @@ fn attend(child: Pid, handled: &libc::sigset_t, place: Place) -> u8 {
         {
             let _ = kill_process(child, signal);
         }
-        // Whoever waits for a stopped job sees one. The zone's process 1 cannot be stopped.
-        if number == libc::SIGTSTP && place == Place::Outside {
+        if number == libc::SIGTSTP && has_stopped(place, &STOP_LIMIT) {
             let _ = kill_process(rustix::process::getpid(), Signal::STOP);
         }
     }
+}
+
+/// Inside, says that the program has stopped, if that is what its parent was woken for.
+fn tell_of_stop(child: Pid, place: &mut Place) {
+    let Place::Inside(stopped) = place else { return };
+    let looking = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+    if matches!(waitid(WaitId::Pid(child), looking), Ok(Some(status)) if status.stopped()) {
+        // With nobody left to hear it, the zone ends anyway.
+        let _ = stopped.write_all(b"s");
+    }
+}
+
+/// Outside, whether the program stops within `limit`.
+fn has_stopped(place: &mut Place, limit: &Timespec) -> bool {
+    let Place::Outside(stops) = place else { return false };
+    let mut word = [PollFd::new(&*stops, PollFlags::IN)];
+    let said = poll(&mut word, Some(limit)).is_ok_and(|ready| ready > 0);
+    let said = said && word.iter().any(|word| word.revents().contains(PollFlags::IN));
+    said && stops.read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0)
 }
 
 /// The child's number, or `None` in the child.
