@@ -39,10 +39,7 @@ pub(crate) fn connect() -> Result<Connection, String> {
     let explain = |error: HelloError| {
         format!("{error} ({}); `gpu-zone ps` shows whether the lease is active", path.display())
     };
-    let socket = reach(&path).map_err(explain)?;
-    let hello = Hello { version: spec::VERSION, pid: std::process::id() };
-    hello::send(&socket, &hello, None).map_err(explain)?;
-    let (welcome, file) = hello::receive::<Welcome>(&socket).map_err(explain)?;
+    let (socket, welcome, file) = greet_patiently(&path).map_err(explain)?;
     match (welcome, file) {
         (Welcome::Refused { reason }, _) => Err(reason),
         (Welcome::Accepted { sizes, driver_version, devices }, Some(file)) => {
@@ -56,16 +53,28 @@ pub(crate) fn connect() -> Result<Connection, String> {
     }
 }
 
-fn reach(path: &Path) -> Result<OwnedFd, HelloError> {
+/// Greets the worker, again and again for a while: one that ended a faulty session is being
+/// replaced, and what had reached its socket by then is reset.
+fn greet_patiently(path: &Path) -> Result<Greeting, HelloError> {
     let began = Instant::now();
     loop {
-        match hello::connect(path, ANSWER) {
+        match greet(path) {
             Err(HelloError::Socket(_)) if began.elapsed() < PATIENCE => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            reached => return reached,
+            greeted => return greeted,
         }
     }
+}
+
+type Greeting = (OwnedFd, Welcome, Option<OwnedFd>);
+
+fn greet(path: &Path) -> Result<Greeting, HelloError> {
+    let socket = hello::connect(path, ANSWER)?;
+    let hello = Hello { version: spec::VERSION, pid: std::process::id() };
+    hello::send(&socket, &hello, None)?;
+    let (welcome, file) = hello::receive::<Welcome>(&socket)?;
+    Ok((socket, welcome, file))
 }
 
 fn watch_forks(socket: &OwnedFd) {
