@@ -96,3 +96,31 @@ extern "C" fn in_child() {
         unsafe { libc::close(socket) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_makes_room_for_the_next_is_asked_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(SOCKET);
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let listener = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None);
+        let listener = listener.expect("a socket");
+        let address = SocketAddrUnix::new(&path).expect("short enough");
+        rustix::net::bind(&listener, &address).expect("bound");
+        rustix::net::listen(&listener, 8).expect("listening");
+        let worker = std::thread::spawn(move || {
+            drop(rustix::net::accept(&listener).expect("the first try"));
+            let socket = rustix::net::accept(&listener).expect("the second try");
+            let refused = Welcome::Refused { reason: "no".to_owned() };
+            hello::send(&socket, &refused, None).expect("an answer");
+        });
+        let (_, welcome, _) = greet_patiently(&path).expect("an answer in the end");
+        assert!(matches!(welcome, Welcome::Refused { reason } if reason == "no"));
+        worker.join().expect("no panic");
+    }
+}
