@@ -51,6 +51,13 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Check what this machine can do, and say how to fix what is missing.
     Doctor(Doctor),
+    /// Inside any workload: is this GPU shared safely? `gpu-zone probe --help` says more.
+    #[command(disable_help_flag = true)]
+    Probe {
+        /// What `gpu-zone-probe` is told.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<OsString>,
+    },
     /// Print completions for a shell.
     Completions {
         /// Which shell.

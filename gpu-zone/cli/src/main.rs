@@ -52,6 +52,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8, CliError> {
         }
         Command::Audit(audit) => context.block_on(commands::audit::audit(context, audit)),
         Command::Doctor(doctor) => context.block_on(doctor::doctor(context, &doctor)),
+        Command::Probe { options } => commands::probe::probe(&options).map(|never| match never {}),
         Command::Completions { shell } => commands::completions(shell).map(|()| 0),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod gpus;
+pub(crate) mod probe;
 pub(crate) mod ps;
 pub(crate) mod report;
 pub(crate) mod stop;
