@@ -122,7 +122,7 @@ fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mu
             "the lease has {} processes connected already, as many as it may; end one first",
             tenants.len()
         );
-        refuse(&socket, reason);
+        refuse_unheard(&socket, reason);
         return;
     }
     let socket = Arc::new(socket);
@@ -154,9 +154,18 @@ fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mu
             tenants.push(tenant);
         }
         Err(error) => {
-            refuse(&tenant.socket, format!("the worker cannot start another thread: {error}"));
+            let reason = format!("the worker cannot start another thread: {error}");
+            refuse_unheard(&tenant.socket, reason);
         }
     }
+}
+
+/// Refuses before the greeting. It is read all the same, but not waited for long: a socket that
+/// is closed with something unread is reset, and the reason with it.
+fn refuse_unheard(socket: impl AsFd, reason: String) {
+    let _ = hello::limit_waiting(&socket, Duration::from_millis(50));
+    let _ = hello::receive::<Hello>(&socket);
+    refuse(socket, reason);
 }
 
 fn refuse(socket: impl AsFd, reason: String) {
