@@ -195,6 +195,8 @@ impl Node {
         let mut command = Command::new(self.artifacts.file("gpu-zone")?);
         command.env("GPUZONE_RUN_DIR", self.run_dir()).env("GPUZONE_STATE_DIR", self.state_dir());
         command.env("GPUZONE_KERNELS", self.artifacts.kernels());
+        // A zone shows the working directory, but not a checkout that lies in /tmp.
+        command.current_dir(self.artifacts.root());
         command.args(arguments);
         Ok(command)
     }
