@@ -1,10 +1,11 @@
 //! The contracts between gpu-zone's processes: the agent's gRPC service, where its socket is,
-//! and how an error crosses it.
+//! how an error crosses it, and what is written in Kubernetes' objects.
 #![forbid(unsafe_code)]
 
 mod client;
 mod directories;
 mod error;
+pub mod kubernetes;
 
 /// What the agent serves, generated from `proto/agent.proto`.
 pub mod agent {

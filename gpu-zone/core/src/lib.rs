@@ -24,7 +24,7 @@ pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
 pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};
-pub use placement::{Grant, Placement, PlacementRefusal};
+pub use placement::{Grant, InvalidPlacement, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
 pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};
 pub use units::{ComputeShare, InvalidMemory, InvalidShare, MemoryBytes, Timestamp};

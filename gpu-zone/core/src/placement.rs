@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ComputeShare, GpuUuid, MemoryBytes};
@@ -14,14 +16,58 @@ pub struct Grant {
 }
 
 /// Which GPUs a request gets, in the order in which the program sees them. Never empty,
-/// and no GPU twice: only [`crate::NodeState::place`] makes one.
+/// and no GPU twice: [`crate::NodeState::place`] makes one, or [`Placement::of`] checks what
+/// somebody else chose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Placement {
     grants: Vec<Grant>,
 }
 
+/// Why a list of grants is no placement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPlacement {
+    /// No grant.
+    #[error("a placement names at least one GPU")]
+    Empty,
+    /// More GPUs than a node has.
+    #[error("a placement names at most {} GPUs", Placement::MOST)]
+    TooMany,
+    /// A GPU stands there twice.
+    #[error("a placement names {0} twice")]
+    Twice(GpuUuid),
+    /// A grant of no memory.
+    #[error("a placement gives memory of each GPU that it names, and of {0} it gives none")]
+    NoMemory(GpuUuid),
+}
+
 impl Placement {
+    /// The most GPUs that one placement has, as of [`crate::GpuCount`].
+    pub const MOST: usize = 64;
+
+    /// The placement of these grants, which somebody else chose.
+    ///
+    /// # Errors
+    /// When there is none or too many, a GPU is there twice, or one gives no memory.
+    pub fn of(grants: Vec<Grant>) -> Result<Self, InvalidPlacement> {
+        if grants.is_empty() {
+            return Err(InvalidPlacement::Empty);
+        }
+        if grants.len() > Self::MOST {
+            return Err(InvalidPlacement::TooMany);
+        }
+        let mut seen = BTreeSet::new();
+        for grant in &grants {
+            if !seen.insert(grant.gpu) {
+                return Err(InvalidPlacement::Twice(grant.gpu));
+            }
+            if grant.memory.is_zero() {
+                return Err(InvalidPlacement::NoMemory(grant.gpu));
+            }
+        }
+        Ok(Self { grants })
+    }
+
     pub(crate) fn new(grants: Vec<Grant>) -> Self {
         Self { grants }
     }

@@ -5,8 +5,9 @@ mod demo;
 mod kernels;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// The project's own tasks.
@@ -27,6 +28,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write the custom resources' definitions into the chart.
+    Crds,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
             let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
             kernels::build(&repository(), stale)
         }
+        Task::Crds => crds(&repository()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +48,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Another program writes them: this one would have to be built with a Kubernetes client.
+fn crds(repository: &Path) -> anyhow::Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(repository).args(["run", "--quiet", "--package", "gpuzone-crds", "--"]);
+    let status = cargo.arg("charts/gpu-zone/crds").status().context("cannot run cargo")?;
+    anyhow::ensure!(status.success(), "the definitions were not written: {status}");
+    Ok(())
 }
 
 /// The workspace: this crate is in `gpu-zone/xtask` of it.

@@ -1,0 +1,25 @@
+//! What gpu-zone reads and writes in Kubernetes' objects: names, and the grammar of their values.
+//!
+//! | where | key | value |
+//! | --- | --- | --- |
+//! | container, `resources.limits` | [`DEFAULT_GPU_RESOURCE`] | number of GPUs |
+//! | container, `resources.limits` | [`DEFAULT_MEMORY_RESOURCE`] | MiB on each GPU; left out: whole GPUs |
+//! | container, `resources.limits` | [`DEFAULT_SHARE_RESOURCE`] | per cent of each GPU's time |
+//! | pod, annotation | [`PLACEMENT_ANNOTATION`] | [`PodPlacement`], written with the Binding |
+//! | namespace, label | [`TENANT_LABEL`] | the tenant, where it is not the namespace's name |
+//!
+//! Every text is parsed once, here, into a type that cannot be wrong. All of them come from
+//! strangers: what is not right is an error with a sentence, and nothing panics.
+
+mod names;
+mod placement;
+mod request;
+mod slot;
+
+pub use names::{
+    ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE,
+    InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL, tenant_of,
+};
+pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
+pub use request::{ContainerRequest, RequestError, ResourceNames};
+pub use slot::{InvalidSlot, SlotId};

@@ -1,0 +1,238 @@
+use std::fmt;
+use std::str::FromStr;
+
+use gpuzone_core::{InvalidId, TenantId};
+use serde::{Deserialize, Serialize};
+
+/// Resource by which a container asks for GPUs, unless it is configured otherwise.
+pub const DEFAULT_GPU_RESOURCE: &str = "gpuzone.dev/gpu";
+/// Resource by which a container asks for memory on each GPU, in MiB.
+pub const DEFAULT_MEMORY_RESOURCE: &str = "gpuzone.dev/memory-mib";
+/// Resource by which a container asks for a part of each GPU's time, in per cent.
+pub const DEFAULT_SHARE_RESOURCE: &str = "gpuzone.dev/share";
+/// Annotation of a pod that says which GPUs it gets. Written with the Binding, never by a user.
+pub const PLACEMENT_ANNOTATION: &str = "gpuzone.dev/placement";
+/// Label of a *namespace* that names the tenant its pods belong to. On a pod it means nothing.
+pub const TENANT_LABEL: &str = "gpuzone.dev/tenant";
+
+/// A text that Kubernetes would not take as the name it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} '{}' is not valid: {rule}", shorten(.text))]
+pub struct InvalidName {
+    kind: &'static str,
+    text: String,
+    rule: &'static str,
+}
+
+/// An error never repeats more than 80 characters of what a stranger wrote, nor what would move
+/// a terminal's cursor.
+pub(super) fn shorten(text: &str) -> String {
+    let mut short: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
+    if text.chars().count() > 80 {
+        short.push('…');
+    }
+    short
+}
+
+fn alphanumeric_ends(text: &str) -> bool {
+    let ends = [text.bytes().next(), text.bytes().next_back()];
+    ends.into_iter().all(|end| end.is_some_and(|b| b.is_ascii_alphanumeric()))
+}
+
+/// RFC 1123: lower case letters, digits and '-', with a letter or digit at both ends.
+fn is_dns_label(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    text.len() <= 63 && text.bytes().all(allowed) && alphanumeric_ends(text)
+}
+
+/// Labels joined by dots, at most 253 bytes.
+fn is_dns_subdomain(text: &str) -> bool {
+    let label = |label: &str| {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        label.bytes().all(allowed) && alphanumeric_ends(label)
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(text) {
+                    return Ok(Self(text.to_owned()));
+                }
+                Err(InvalidName { kind: $kind, text: text.to_owned(), rule: $rule })
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// A node's name: a DNS subdomain.
+    NodeName,
+    "node name",
+    "write it as the node is called, in lower case letters, digits, '-' and '.'",
+    is_dns_subdomain
+);
+name!(
+    /// A container's name: a DNS label.
+    ContainerName,
+    "container name",
+    "a container's name has 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends",
+    is_dns_label
+);
+name!(
+    /// What the API server tells one pod from all others by. Not always a UUID: a static pod's is
+    /// a hash.
+    PodUid,
+    "pod UID",
+    "it has 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends",
+    is_dns_label
+);
+name!(
+    /// An extended resource, as a container's limits name it: `gpuzone.dev/gpu`.
+    ResourceName,
+    "resource name",
+    "write domain/name, with a domain of your own (none of kubernetes.io), and a name of at most 63 letters, digits, '-', '_' and '.'",
+    is_extended_resource
+);
+
+fn is_extended_resource(text: &str) -> bool {
+    let Some((domain, name)) = text.split_once('/') else { return false };
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let own = domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io");
+    // A ResourceQuota puts "requests." in front, and that has to be a domain, too.
+    let room = domain.len() <= 253 - "requests.".len();
+    let reserved = domain.starts_with("requests.");
+    is_dns_subdomain(domain)
+        && own
+        && room
+        && !reserved
+        && name.len() <= 63
+        && alphanumeric_ends(name)
+        && name.bytes().all(allowed)
+}
+
+/// The tenant of a namespace: its label [`TENANT_LABEL`], and without one its own name.
+///
+/// # Errors
+/// When the label is no tenant's name. The namespace's own name does not stand in for it then:
+/// somebody meant something else.
+pub fn tenant_of(namespace: &str, label: Option<&str>) -> Result<TenantId, InvalidId> {
+    label.unwrap_or(namespace).parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_defaults_are_names() {
+        for name in [DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE] {
+            assert_eq!(name.parse::<ResourceName>().map(String::from).as_deref(), Ok(name));
+        }
+        assert!("nvidia.com/gpu".parse::<ResourceName>().is_ok());
+        assert!("nvidia.com/mig-1g.10gb".parse::<ResourceName>().is_ok());
+    }
+
+    #[test]
+    fn what_kubernetes_refuses_is_refused() {
+        let long = "a".repeat(64);
+        let domain = format!("{}.dev/gpu", vec!["a".repeat(60); 4].join("."));
+        for text in [
+            "gpu",
+            "/gpu",
+            "a.dev/",
+            "A.dev/gpu",
+            "a..dev/gpu",
+            "-a.dev/gpu",
+            "kubernetes.io/gpu",
+            "x.kubernetes.io/gpu",
+            "requests.a.dev/gpu",
+            "a.dev/g/u",
+            "a.dev/-gpu",
+            "a.dev/ä",
+            &format!("a.dev/{long}"),
+            &domain,
+            "",
+        ] {
+            assert!(text.parse::<ResourceName>().is_err(), "{text}");
+        }
+        for text in ["", "Node", "a_b", ".a", "a.", "a b", "ä", &"a.".repeat(130)] {
+            assert!(text.parse::<NodeName>().is_err(), "{text}");
+        }
+        for text in ["", "a.b", "A", "-a", "a-", "a/../b", &long] {
+            assert!(text.parse::<ContainerName>().is_err(), "{text}");
+            assert!(text.parse::<PodUid>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_tenant_is_the_namespace_or_its_label_and_never_a_guess() {
+        assert_eq!(tenant_of("team-a", None).unwrap().as_str(), "team-a");
+        assert_eq!(tenant_of("team-a", Some("acme")).unwrap().as_str(), "acme");
+        assert!(tenant_of("team-a", Some("")).is_err());
+        assert!(tenant_of("team-a", Some("../acme")).is_err());
+    }
+
+    #[test]
+    fn an_error_repeats_little_of_a_strangers_text() {
+        let hostile = "\u{1b}[2J".repeat(1000);
+        let error = hostile.parse::<NodeName>().unwrap_err().to_string();
+        assert!(error.len() < 300 && !error.contains('\u{1b}'), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_reads_back(text in "[a-z0-9]([-a-z0-9.]{0,20}[a-z0-9])?/[A-Za-z0-9._-]{1,12}") {
+            if let Ok(name) = text.parse::<ResourceName>() {
+                prop_assert_eq!(name.to_string().parse(), Ok(name));
+            }
+        }
+
+        #[test]
+        fn any_text_is_answered(text in ".{0,80}") {
+            let _ = text.parse::<ResourceName>();
+            let _ = text.parse::<NodeName>();
+            let _ = text.parse::<ContainerName>();
+            let _ = text.parse::<PodUid>();
+            let _ = tenant_of(&text, Some(&text));
+        }
+    }
+}

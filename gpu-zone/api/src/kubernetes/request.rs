@@ -1,0 +1,208 @@
+//! What a container asks for, in the limits of its spec.
+
+use std::collections::BTreeMap;
+
+use gpuzone_core::{ComputeShare, GpuCount, MemoryBytes};
+
+use super::names::shorten;
+use super::{
+    DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName,
+    ResourceName,
+};
+
+/// The names by which containers ask. A cluster may keep the ones its manifests have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceNames {
+    /// For a number of GPUs.
+    pub gpu: ResourceName,
+    /// For MiB on each.
+    pub memory_mib: ResourceName,
+    /// For per cent of each one's time.
+    pub share: ResourceName,
+}
+
+/// What one container asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContainerRequest {
+    /// How many GPUs.
+    pub gpus: GpuCount,
+    /// Memory on each; `None` is whole GPUs.
+    pub memory: Option<MemoryBytes>,
+    /// Share of each one's time; `None` is in proportion to the memory.
+    pub share: Option<ComputeShare>,
+}
+
+/// Why limits ask for nothing that can be given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Not a whole number.
+    #[error("{resource}: '{}' is not a whole number; write one like 1 or 8192", shorten(.text))]
+    NotWhole {
+        /// Which limit.
+        resource: ResourceName,
+        /// What stands there.
+        text: String,
+    },
+    /// A number that makes no sense there.
+    #[error("{resource}: {reason}")]
+    Value {
+        /// Which limit.
+        resource: ResourceName,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Memory or share, and no GPU to have it of.
+    #[error("{asked} is asked for without {gpu}; add {gpu}: 1")]
+    NoGpu {
+        /// What is asked for.
+        asked: ResourceName,
+        /// What is missing.
+        gpu: ResourceName,
+    },
+}
+
+impl ResourceNames {
+    /// The names when nobody chose others.
+    ///
+    /// # Errors
+    /// Never; the names are checked like any others.
+    pub fn defaults() -> Result<Self, InvalidName> {
+        Ok(Self {
+            gpu: DEFAULT_GPU_RESOURCE.parse()?,
+            memory_mib: DEFAULT_MEMORY_RESOURCE.parse()?,
+            share: DEFAULT_SHARE_RESOURCE.parse()?,
+        })
+    }
+}
+
+impl ContainerRequest {
+    /// What `limits` ask for; `None` when they do not mention a GPU. A count of 0 is no mention.
+    ///
+    /// # Errors
+    /// When a number cannot be read or makes no sense.
+    pub fn from_limits(
+        names: &ResourceNames,
+        limits: &BTreeMap<String, String>,
+    ) -> Result<Option<Self>, RequestError> {
+        let limit = |name: &ResourceName| match limits.get(name.as_str()) {
+            None => Ok(None),
+            Some(text) => match whole(text) {
+                Some(0) => Ok(None),
+                Some(number) => Ok(Some(number)),
+                None => Err(RequestError::NotWhole { resource: name.clone(), text: text.clone() }),
+            },
+        };
+        let value = |resource: &ResourceName, reason: String| RequestError::Value {
+            resource: resource.clone(),
+            reason,
+        };
+        let (gpus, memory, share) =
+            (limit(&names.gpu)?, limit(&names.memory_mib)?, limit(&names.share)?);
+        let Some(gpus) = gpus else {
+            let asked = [(&names.memory_mib, memory), (&names.share, share)];
+            let lonely = asked.into_iter().find(|(_, number)| number.is_some());
+            return match lonely {
+                None => Ok(None),
+                Some((asked, _)) => {
+                    Err(RequestError::NoGpu { asked: asked.clone(), gpu: names.gpu.clone() })
+                }
+            };
+        };
+        // Above what a number holds, it is above what is allowed, which the sentence says.
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let gpus = GpuCount::new(narrow(gpus)).map_err(|e| value(&names.gpu, e.to_string()))?;
+        let mib = |number: u64| {
+            let bytes = number.checked_mul(1 << 20).and_then(MemoryBytes::new);
+            let reason = format!("{number} MiB is more than any GPU's memory can be");
+            bytes.ok_or_else(|| value(&names.memory_mib, reason))
+        };
+        let memory = memory.map(mib).transpose()?;
+        let percent = |number| {
+            ComputeShare::new(narrow(number)).map_err(|e| value(&names.share, e.to_string()))
+        };
+        let share = share.map(percent).transpose()?;
+        Ok(Some(Self { gpus, memory, share }))
+    }
+}
+
+/// A whole number in Kubernetes' notation of quantities: digits, with a suffix or an exponent.
+fn whole(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at_checked(digits)?;
+    let number: u64 = number.parse().ok()?;
+    let power = |base: u64, exponent: &str| base.checked_pow(exponent.parse().ok()?);
+    let factor = match suffix {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        other => match other.strip_prefix(['e', 'E']) {
+            Some(exponent) if exponent.bytes().all(|b| b.is_ascii_digit()) => power(10, exponent)?,
+            Some(_) | None => return None,
+        },
+    };
+    number.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(limits: &[(&str, &str)]) -> Result<Option<ContainerRequest>, RequestError> {
+        let limits = limits.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        ContainerRequest::from_limits(&ResourceNames::defaults().unwrap(), &limits)
+    }
+
+    #[test]
+    fn reads_what_manifests_say() {
+        assert_eq!(read(&[("cpu", "500m"), ("memory", "1Gi")]), Ok(None));
+        assert_eq!(read(&[("gpuzone.dev/gpu", "0")]), Ok(None));
+        let whole = read(&[("gpuzone.dev/gpu", "1")]).unwrap().unwrap();
+        assert_eq!((whole.gpus, whole.memory, whole.share), (GpuCount::ONE, None, None));
+        let part = read(&[
+            ("gpuzone.dev/gpu", "2"),
+            ("gpuzone.dev/memory-mib", "8Ki"),
+            ("gpuzone.dev/share", "50"),
+        ]);
+        let part = part.unwrap().unwrap();
+        assert_eq!(part.memory, Some(MemoryBytes::gib(8)));
+        assert_eq!(part.share.map(ComputeShare::percent), Some(50));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let (gpu, memory, share) =
+            (DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE);
+        let cases: [(&[(&str, &str)], &str); 7] = [
+            (&[(gpu, "half")], "not a whole number"),
+            (&[(gpu, "500m")], "not a whole number"),
+            (&[(gpu, "65")], "not a number of GPUs"),
+            (&[(gpu, "1"), (share, "101")], "share '101'"),
+            (&[(gpu, "1"), (memory, "9e15")], "more than any GPU"),
+            (&[(memory, "1024")], "add gpuzone.dev/gpu: 1"),
+            (&[(gpu, "99999999999999999999")], "not a whole number"),
+        ];
+        for (limits, part) in cases {
+            let error = read(limits).unwrap_err().to_string();
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in ".{0,40}") {
+            let _ = read(&[(DEFAULT_GPU_RESOURCE, &text), (DEFAULT_SHARE_RESOURCE, &text)]);
+        }
+
+        #[test]
+        fn a_plain_number_is_itself(number: u64) {
+            prop_assert_eq!(whole(&number.to_string()), Some(number));
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! gpu-zone's objects in Kubernetes.
+//!
+//! A crate of its own because of what it stands on: whoever only speaks to the agent need not
+//! build a Kubernetes client.
+#![forbid(unsafe_code)]
+
+mod gpu_node;
+mod yaml;
+
+pub use gpu_node::{GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, inventory_version};
+pub use yaml::{Manifest, YamlError, manifests};
