@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::Path;
 
-use gpuzone_api::{AgentError, ErrorKind};
+use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotId};
 use gpuzone_core::{
     ApplyError, Demand, GpuHealth, GpuUuid, Inventory, Lease, LeaseEvent, LeaseId, LeaseState,
     MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal, Request, ReserveError, UnknownLease,
@@ -21,6 +21,7 @@ use crate::config::Quotas;
 use crate::journal::{
     AppendError, HeldLease, Holder, Journal, Record, ReplayError, Replayed, replay,
 };
+use crate::placements::Wanted;
 
 /// How many ended leases are remembered for those who ask again.
 const REMEMBERED: usize = 1000;
@@ -50,6 +51,33 @@ pub enum Refusal {
     /// It cannot be written down.
     #[error(transparent)]
     Journal(#[from] AppendError),
+    /// Its holder has another lease.
+    #[error("{holder} holds {lease} already, of other GPUs or in another slot; end that one first")]
+    HoldsAnother {
+        /// Who.
+        holder: HolderName,
+        /// Which.
+        lease: LeaseId,
+    },
+    /// Another lease appears in its folder.
+    #[error("{lease} of {holder} appears in {slot} already; end that one first")]
+    SlotTaken {
+        /// Where.
+        slot: SlotId,
+        /// Which.
+        lease: LeaseId,
+        /// Whose.
+        holder: HolderName,
+    },
+}
+
+/// What a request for a placed lease came to.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// It is reserved now.
+    New(HeldLease),
+    /// It was there already.
+    There(HeldLease),
 }
 
 /// Why a lease does not move on.
@@ -109,6 +137,7 @@ impl Refusal {
             Self::Reserve(ReserveError::DuplicateLease(_)) | Self::Journal(_) => {
                 ErrorKind::Internal
             }
+            Self::HoldsAnother { .. } | Self::SlotTaken { .. } => ErrorKind::InvalidRequest,
         }
     }
 }
@@ -165,10 +194,51 @@ impl Book {
         holder: Holder,
     ) -> Result<HeldLease, Refusal> {
         let placement = self.node.place(request)?;
-        let tenant = request.tenant.clone();
-        let held = self.node.holdings(&tenant);
-        let demand = Demand { tenant, placement };
-        let admission = admit(self.quotas.of(&request.tenant), held, demand)?;
+        self.reserve_these(id, zone, Demand { tenant: request.tenant.clone(), placement }, holder)
+    }
+
+    /// Admits a placement that somebody else chose and sets its GPUs aside, unless the very lease
+    /// is there.
+    ///
+    /// # Errors
+    /// When it is refused, or the journal cannot be written. Nothing is held then.
+    pub fn reserve_placed(
+        &mut self,
+        id: LeaseId,
+        zone: ZoneId,
+        wanted: &Wanted,
+        holder: Holder,
+    ) -> Result<Found, Refusal> {
+        let placed = self.leases().into_iter().filter_map(|held| {
+            let by = held.holder.placed()?.clone();
+            Some((held, by))
+        });
+        for (held, by) in placed {
+            let lease = held.lease.id;
+            if wanted.is(&held, &by) {
+                return Ok(Found::There(held));
+            }
+            if by.name == wanted.holder {
+                return Err(Refusal::HoldsAnother { holder: by.name, lease });
+            }
+            if (by.slot, by.folder) == (wanted.slot, wanted.folder) {
+                return Err(Refusal::SlotTaken { slot: by.slot, lease, holder: by.name });
+            }
+        }
+        let (tenant, placement) = (wanted.tenant.clone(), wanted.placement.clone());
+        self.reserve_these(id, zone, Demand { tenant, placement }, holder).map(Found::New)
+    }
+
+    fn reserve_these(
+        &mut self,
+        id: LeaseId,
+        zone: ZoneId,
+        demand: Demand,
+        holder: Holder,
+    ) -> Result<HeldLease, Refusal> {
+        let held = self.node.holdings(&demand.tenant);
+        let quota = self.quotas.of(&demand.tenant).cloned();
+        let admission = admit(quota.as_ref(), held, demand)?;
         // Tried on a copy, for the journal comes before the change and may refuse.
         let mut node = self.node.clone();
         let lease = node.reserve(id, zone, admission)?.clone();

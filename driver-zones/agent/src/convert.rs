@@ -77,14 +77,16 @@ pub(crate) fn lease(
             share_percent: grant.share.percent(),
         }
     };
-    let troubles = [holder.trouble, status.as_ref().map_or(String::new(), |s| s.trouble.clone())];
+    let troubles =
+        [holder.trouble.clone(), status.as_ref().map_or(String::new(), |s| s.trouble.clone())];
     proto::Lease {
         id: lease.id.to_string(),
         tenant: lease.tenant.to_string(),
         zone: lease.zone.to_string(),
         state: lease.state.to_string(),
         grants: lease.placement.grants().iter().map(grant).collect(),
-        holder_pid: holder.process.pid,
+        // No process has number 0.
+        holder_pid: holder.process().map_or(0, |process| process.pid),
         program: holder.program,
         created_unix_ns: holder.created.nanoseconds(),
         sessions: status.as_ref().map_or(0, |status| status.sessions),

@@ -20,6 +20,7 @@ mod errors;
 pub mod gpus;
 pub mod journal;
 pub mod leases;
+pub mod placements;
 mod run;
 mod service;
 pub mod usage;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::AgentServer;
+use gpuzone_api::placements::v1::placements_server::PlacementsServer;
 use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, SocketPathTooLong};
 use gpuzone_ledger::{AuditKind, OpenError};
 use gpuzone_wire::control::{BrokerConfig, Driver};
@@ -27,6 +28,7 @@ use crate::config::{Config, DriverKind, SIM_CONFIG_VARIABLE};
 use crate::gpus::{DiscoveryError, Gpus};
 use crate::journal::ReplayError;
 use crate::leases::Leases;
+use crate::placements::PlacementService;
 use crate::service::Service;
 use crate::usage::{UsageBook, now};
 
@@ -203,6 +205,7 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
 /// Serves clients until something ends the agent.
 async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result<Ending, RunError> {
     let (end, ended) = watch::channel(false);
+    let placements = PlacementService { leases: Arc::clone(leases) };
     let service = Service { leases: Arc::clone(leases), about: about(config, &gpus), gpus, end };
     let socket = config.directories.agent_socket();
     let listener = files::bind(&socket)?;
@@ -211,6 +214,7 @@ async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result
     let mut server = tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(AgentServer::new(service))
+            .add_service(PlacementsServer::new(placements))
             .serve_with_incoming_shutdown(incoming(listener), until(stopped)),
     );
     let ending = tokio::select! {

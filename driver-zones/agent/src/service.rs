@@ -103,7 +103,8 @@ impl Agent for Service {
         let id = convert::lease_id(&request.into_inner().lease_id)?;
         let held = self.leases.book.with(move |book| book.lease(id)).await;
         let held = held.map_err(AgentError::from)?;
-        let by_holder = held.is_some_and(|held| Some(held.holder.process) == caller);
+        let by_holder = held.and_then(|held| held.holder.process());
+        let by_holder = by_holder.is_some() && by_holder == caller;
         let reason = if by_holder { PROGRAM_ENDED } else { "it was stopped" };
         let leases = Arc::clone(&self.leases);
         // On a task of its own, for a caller that goes away must not stop it half way.

@@ -200,7 +200,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::journal::Holder;
+    use crate::journal::{HeldBy, Holder};
 
     fn inventory() -> Inventory {
         let gpu = gpuzone_core::Gpu {
@@ -240,9 +240,8 @@ mod tests {
             placement: demand.placement.clone(),
             state: LeaseState::Active,
         };
-        let process = ProcessId::own().unwrap();
-        let holder =
-            Holder { process, program: "app".into(), created: now(), trouble: String::new() };
+        let by = HeldBy::Process(ProcessId::own().unwrap());
+        let holder = Holder { by, program: "app".into(), created: now(), trouble: String::new() };
         HeldLease { lease, holder }
     }
 

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_core::LeaseId;
@@ -13,8 +12,9 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::arbiter::Turns;
 use crate::lease::{Lease, ServeError};
 use crate::paths::ZonePaths;
+use crate::record;
 use crate::scrub::ScrubError;
-use crate::{record, slot};
+use crate::slot::{self, Slot};
 
 /// The leases of a driver zone.
 ///
@@ -84,7 +84,7 @@ impl Broker {
 
     async fn start_new(&self, order: WorkerOrder) -> Result<Lease, StartError> {
         let id = order.lease;
-        let (slot_dir, paths) = (order.slot_dir.clone(), self.paths.lease(id));
+        let (slot, paths) = (Slot::of(&order), self.paths.lease(id));
         let started = match self.lay_out(&order) {
             Ok(stats) => {
                 let config = Arc::clone(&self.config);
@@ -94,7 +94,7 @@ impl Broker {
             Err(error) => Err(error),
         };
         if started.is_err() {
-            self.take_away(id, &slot_dir);
+            self.take_away(id, &slot);
         }
         started
     }
@@ -123,9 +123,9 @@ impl Broker {
         let mut lease = entry.lock().await;
         let stopped = match lease.take() {
             Some(lease) => {
-                let slot_dir = lease.order().slot_dir.clone();
+                let slot = Slot::of(lease.order());
                 let last = lease.stop().await;
-                self.take_away(id, &slot_dir);
+                self.take_away(id, &slot);
                 tracing::info!(lease = %id, "ended");
                 Some(last)
             }
@@ -154,10 +154,10 @@ impl Broker {
 
     /// Removes a lease's files when no process uses them. The rename comes first: half a folder
     /// under the lease's own name would look like a lease to the next broker.
-    fn take_away(&self, id: LeaseId, slot_dir: &Path) {
+    fn take_away(&self, id: LeaseId, slot: &Slot) {
         let (dir, ended) = (self.paths.lease(id), self.paths.ended_lease(id));
         let removed = || -> io::Result<()> {
-            slot::close(slot_dir)?;
+            slot::close(slot)?;
             remove(self.paths.lease_in_the_making(id).dir())?;
             match std::fs::rename(dir.dir(), &ended) {
                 Ok(()) => remove(&ended),

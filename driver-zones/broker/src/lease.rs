@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::arbiter::{self, Turns};
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
-use crate::slot::{self, SlotError};
+use crate::slot::{self, Slot, SlotError};
 use crate::worker::{self, Starting, WorkerError};
 
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
@@ -84,7 +84,7 @@ impl Lease {
     ) -> Result<Self, ServeError> {
         let (overran, live) = (Mutex::default(), Mutex::default());
         let shared = Shared { config, turns, overran, order, paths, stats, live };
-        let listener = slot::serve(&shared.order.slot_dir)?;
+        let listener = slot::serve(&Slot::of(&shared.order))?;
         // A first start is not stopped: it succeeds or fails within the worker's time limit.
         let (_never, mut stop) = watch::channel(false);
         let process = shared.start_worker(&listener, &mut stop).await?;
@@ -273,7 +273,7 @@ impl Shared {
         loop {
             // Bound before the pause: programs that come meanwhile wait instead of failing.
             if listener.is_none() {
-                match slot::serve(&self.order.slot_dir) {
+                match slot::serve(&Slot::of(&self.order)) {
                     Ok(fresh) => listener = Some(fresh),
                     Err(error) => self.trouble(&error),
                 }

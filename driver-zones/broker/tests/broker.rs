@@ -13,7 +13,7 @@ mod tests {
     use gpuzone_broker::ZonePaths;
     use gpuzone_core::{ComputeShare, GpuUuid, Grant, LeaseId, MemoryBytes};
     use gpuzone_wire::control::{
-        BrokerConfig, Caps, Driver, LeaseStatus, Reply, Request, VERSION, WorkerOrder,
+        BrokerConfig, Caps, Driver, LeaseStatus, Reply, Request, SlotAccess, VERSION, WorkerOrder,
     };
     use gpuzone_wire::turn::{FairTime, Priority};
     use gpuzone_zone::ProcessId;
@@ -74,7 +74,8 @@ mod tests {
             let slot_dir = self.dir.path().join("slots").join(lease.to_string());
             let (memory, share) = (MemoryBytes::gib(1), ComputeShare::WHOLE);
             let grants = vec![Grant { gpu: GpuUuid::from_bytes([1; 16]), memory, share }];
-            WorkerOrder { lease, slot_dir, grants, priority: Priority::Batch, time_cap: None }
+            let (priority, access) = (Priority::Batch, SlotAccess::Private);
+            WorkerOrder { lease, slot_dir, grants, priority, time_cap: None, access }
         }
 
         fn kill_broker(&mut self) {

@@ -109,6 +109,25 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the folder at `path`, into which everybody who gets to it may look (0755), and those
+/// above it for this user alone.
+///
+/// # Errors
+/// When it cannot be made, is no folder, or is another user's.
+pub fn mounted_dir(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        private_dir(parent)?;
+    }
+    DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    let found = std::fs::metadata(path)?;
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        let message = format!("it belongs to user {}; choose another folder", found.uid());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    // Whatever the umask took away.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755))
+}
+
 /// Removes a file or an empty or full folder; one that is not there is no error.
 ///
 /// # Errors

@@ -55,6 +55,14 @@ pub enum ConnectError {
 /// # Errors
 /// When nobody serves the socket, or it cannot be opened.
 pub async fn connect(socket: &Path) -> Result<AgentClient, ConnectError> {
+    Ok(AgentClient::new(connect_channel(socket).await?))
+}
+
+/// Connects to the agent at `socket`, for any of its services.
+///
+/// # Errors
+/// When nobody serves the socket, or it cannot be opened.
+pub async fn connect_channel(socket: &Path) -> Result<Channel, ConnectError> {
     check_socket_path(socket)?;
     // Tried once by hand: the transport's own error hides why it failed.
     let probe = UnixStream::connect(socket).await;
@@ -77,8 +85,7 @@ pub async fn connect(socket: &Path) -> Result<AgentClient, ConnectError> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel = endpoint.connect_with_connector(connector).await.map_err(transport)?;
-    Ok(AgentClient::new(channel))
+    endpoint.connect_with_connector(connector).await.map_err(transport)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod client;
 mod directories;
 mod error;
 pub mod kubernetes;
+mod slot;
 
 /// What the agent serves, generated from `proto/agent.proto`.
 pub mod agent {
@@ -16,9 +17,41 @@ pub mod agent {
     }
 }
 
-pub use client::{AgentClient, ConnectError, connect};
+/// Leases that somebody else placed, generated from `proto/placements.proto`.
+pub mod placements {
+    /// Version 1.
+    #[allow(missing_docs, unreachable_pub, rust_2018_idioms, clippy::all, clippy::pedantic)]
+    pub mod v1 {
+        tonic::include_proto!("gpuzone.placements.v1");
+    }
+}
+
+/// The kubelet's interfaces, generated from `proto/kubelet-*.proto`.
+#[cfg(feature = "kubelet")]
+pub mod kubelet {
+    /// Device plugins.
+    #[allow(missing_docs, unreachable_pub, rust_2018_idioms, clippy::all, clippy::pedantic)]
+    pub mod v1beta1 {
+        tonic::include_proto!("v1beta1");
+    }
+
+    /// Which pod holds which device.
+    pub mod podresources {
+        /// Version 1.
+        #[allow(missing_docs, unreachable_pub, rust_2018_idioms, clippy::all, clippy::pedantic)]
+        pub mod v1 {
+            tonic::include_proto!("v1");
+        }
+    }
+}
+
+pub use client::{AgentClient, ConnectError, connect, connect_channel};
 pub use directories::{
     AGENT_SOCKET, DRIVER_ZONE_DIR, Directories, MAX_SOCKET_PATH, SHIM_DIR, SLOT_SOCKET,
     SLOT_VARIABLE, SLOTS_DIR, SocketPathTooLong, check_socket_path,
 };
 pub use error::{AgentError, ERROR_KEY, ErrorKind, UnknownErrorKind};
+pub use slot::{
+    HolderName, InvalidFolder, InvalidHolder, InvalidSlot, PLACED_SLOTS_DIR, SlotFolder, SlotId,
+    slot_folder,
+};

@@ -111,6 +111,21 @@ pub struct WorkerOrder {
     /// The part of each GPU's time that it gets at most, if there is such a limit.
     #[serde(default)]
     pub time_cap: Option<ComputeShare>,
+    /// Who can reach the slot.
+    #[serde(default)]
+    pub access: SlotAccess,
+}
+
+/// Who can reach a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotAccess {
+    /// The user who runs the node, and nobody else; the folder comes and goes with the lease.
+    #[default]
+    Private,
+    /// Whoever sees the folder: it is mounted into one container, whose user may be anybody, and
+    /// lies where nobody else gets to. It is there before the lease and stays after it.
+    Mounted,
 }
 
 /// From the agent.
@@ -213,6 +228,7 @@ mod tests {
             grants: Vec::new(),
             priority: Priority::LatencyCritical,
             time_cap: Some(ComputeShare::WHOLE),
+            access: SlotAccess::Mounted,
         };
         crosses(Request::Hello { version: VERSION });
         crosses(Request::Start(order));

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::journal::HeldBy;
 
 fn inventory() -> Inventory {
     let gpu = |index: u8| Gpu {
@@ -46,7 +47,7 @@ fn request(tenant: &str, gib: u64) -> Request {
 
 fn holder() -> Holder {
     Holder {
-        process: ProcessId::own().unwrap(),
+        by: HeldBy::Process(ProcessId::own().unwrap()),
         program: "./train".into(),
         created: Timestamp::from_nanoseconds(1),
         trouble: String::new(),

@@ -12,9 +12,10 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use gpuzone_api::{HolderName, SlotFolder, SlotId};
 use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp};
-use gpuzone_zone::ProcessId;
 use gpuzone_zone::files::write_atomically;
+use gpuzone_zone::{BootId, ProcessId};
 use serde::{Deserialize, Serialize};
 
 /// After so many lines a journal is rewritten if most of it is about leases that are over.
@@ -23,14 +24,64 @@ const COMPACT_AFTER: u64 = 10_000;
 /// What is known of a lease beyond what it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The process whose end is the lease's end.
-    pub process: ProcessId,
+    /// Whose end is the lease's end.
+    #[serde(flatten)]
+    pub by: HeldBy,
     /// What runs, for listings.
     pub program: String,
     /// When the lease was reserved.
     pub created: Timestamp,
     /// Why it failed, empty if it did not.
     pub trouble: String,
+}
+
+/// Who holds a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldBy {
+    /// A process.
+    Process(ProcessId),
+    /// Somebody whom whoever placed the lease knows: it lasts until that one ends it.
+    Placed(PlacedHolder),
+}
+
+/// Who holds a placed lease, and where it appears.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedHolder {
+    /// Whom whoever placed it knows.
+    pub name: HolderName,
+    /// The slot.
+    pub slot: SlotId,
+    /// The folder in the slot.
+    pub folder: SlotFolder,
+    /// In which boot it was placed: it ends with that.
+    pub boot: BootId,
+}
+
+impl Holder {
+    /// The process that holds the lease, if one does.
+    pub fn process(&self) -> Option<ProcessId> {
+        match &self.by {
+            HeldBy::Process(process) => Some(*process),
+            HeldBy::Placed(_) => None,
+        }
+    }
+
+    /// Who holds it, if that is no process.
+    pub fn placed(&self) -> Option<&PlacedHolder> {
+        match &self.by {
+            HeldBy::Process(_) => None,
+            HeldBy::Placed(placed) => Some(placed),
+        }
+    }
+
+    /// In which boot it came to be; it is over in the next one.
+    pub fn boot(&self) -> BootId {
+        match &self.by {
+            HeldBy::Process(process) => process.boot,
+            HeldBy::Placed(placed) => placed.boot,
+        }
+    }
 }
 
 /// A lease and its holder.

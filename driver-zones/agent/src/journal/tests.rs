@@ -42,7 +42,7 @@ fn lease(n: u128) -> HeldLease {
     let zone = gpuzone_core::ZoneId::from_uuid(Uuid::from_u128(n + 1));
     let lease = node.reserve(id, zone, admission).unwrap().clone();
     let holder = Holder {
-        process: ProcessId::own().unwrap(),
+        by: HeldBy::Process(ProcessId::own().unwrap()),
         program: format!("./train \"{n}\"\n"),
         created: Timestamp::from_nanoseconds(7),
         trouble: String::new(),
@@ -95,6 +95,30 @@ fn story() -> Vec<Record> {
         moved(2, LeaseState::Released),
         Record::Lease(lease(3)),
     ]
+}
+
+/// As versions before placed leases wrote it.
+#[test]
+fn an_old_line_is_read() {
+    let old = r#"{"lease":{"id":"lease-00000000000000000000000000000001","tenant":"acme","zone":"zone-00000000000000000000000000000002","placement":[{"gpu":"GPU-01010101-0101-0101-0101-010101010101","memory":1073741824,"share":6}],"state":"active"},"holder":{"process":{"pid":7,"start_time":9,"boot":"00000000-0000-0000-0000-000000000003"},"program":"app","created":5,"trouble":""}}"#;
+    let held: HeldLease = serde_json::from_str(old).unwrap();
+    assert_eq!(held.holder.process().map(|process| process.pid), Some(7));
+    assert_eq!(serde_json::to_string(&held).unwrap(), old);
+}
+
+#[test]
+fn a_placed_lease_is_read_back() {
+    let placed = PlacedHolder {
+        name: "pod/6f1/train".parse().unwrap(),
+        slot: "slot-3".parse().unwrap(),
+        folder: SlotFolder::new(u64::MAX),
+        boot: BootId::current().unwrap(),
+    };
+    let mut held = lease(1);
+    held.holder.by = HeldBy::Placed(placed.clone());
+    let Scratch { _dir, path } = scratch();
+    written(&path, &[Record::Lease(held.clone())]);
+    assert_eq!(replay(&path).unwrap().leases, [held]);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //!
 //! Every step can be repeated, so a lease that a crash left anywhere is brought on from there.
 
+mod placed;
 mod reconcile;
 mod scrub;
 mod turns;
@@ -18,12 +19,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use gpuzone_api::{AgentError, Directories, ErrorKind};
+use gpuzone_api::{AgentError, Directories, ErrorKind, SLOT_SOCKET, slot_folder};
 use gpuzone_core::{GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
 use gpuzone_ledger::AuditKind;
-use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
+use gpuzone_wire::control::{LeaseStatus, SlotAccess, WorkerOrder};
 use gpuzone_wire::turn::Priority;
-use gpuzone_zone::files::{private_dir, remove};
+use gpuzone_zone::files::{mounted_dir, private_dir, remove};
 use gpuzone_zone::{Process, ProcessId};
 use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
@@ -33,7 +34,7 @@ use crate::audit::{self, AGENT, Audit};
 use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
-use crate::journal::{HeldLease, Holder};
+use crate::journal::{HeldBy, HeldLease, Holder};
 use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
@@ -140,7 +141,7 @@ impl Leases {
         let zone = ZoneId::from_uuid(Uuid::now_v7());
         let _turn = self.turns.take(id).await;
         let trouble = String::new();
-        let holder = Holder { process: holder, program, created: now(), trouble };
+        let holder = Holder { by: HeldBy::Process(holder), program, created: now(), trouble };
         let asked = request.clone();
         let leases = Arc::clone(self);
         let reserve = move |book: &mut Book| {
@@ -177,12 +178,15 @@ impl Leases {
             "program": held.holder.program,
             "zone": held.lease.zone.to_string(),
         });
-        let granted =
-            audit::of_lease(AuditKind::Grant, asker(held.holder.process), &held.lease, detail);
+        let granted = audit::of_lease(AuditKind::Grant, asker_of(held), &held.lease, detail);
         let written = self.audit.write(vec![granted]).await;
         written.map_err(|error| untouched(internal(sentence(&error))))?;
         let order = self.order(held);
-        private_dir(&order.slot_dir).map_err(|error| {
+        let made = match order.access {
+            SlotAccess::Private => private_dir(&order.slot_dir),
+            SlotAccess::Mounted => mounted_dir(&order.slot_dir),
+        };
+        made.map_err(|error| {
             let slot = order.slot_dir.display();
             untouched(internal(format!("cannot make the slot {slot}: {error}")))
         })?;
@@ -218,13 +222,20 @@ impl Leases {
 
     fn order(&self, held: &HeldLease) -> WorkerOrder {
         let lease = held.lease.id;
-        let slot_dir = self.directories.slots_dir().join(lease.to_string());
+        let (slot_dir, access) = match held.holder.placed() {
+            None => (self.directories.slots_dir().join(lease.to_string()), SlotAccess::Private),
+            Some(by) => {
+                let folder = slot_folder(&self.directories.state, by.slot, by.folder);
+                (folder, SlotAccess::Mounted)
+            }
+        };
         WorkerOrder {
             lease,
             slot_dir,
             grants: held.lease.placement.grants().to_vec(),
             priority: Priority::default(),
             time_cap: None,
+            access,
         }
     }
 
@@ -240,7 +251,9 @@ impl Leases {
 
     /// Ends the lease when its holder ends.
     fn watch_holder(self: &Arc<Self>, held: &HeldLease) {
-        let (leases, id, holder) = (Arc::clone(self), held.lease.id, held.holder.process);
+        // Whoever placed a lease ends it.
+        let Some(holder) = held.holder.process() else { return };
+        let (leases, id) = (Arc::clone(self), held.lease.id);
         tokio::spawn(async move {
             let gone = async {
                 match Process::find(holder)? {
@@ -330,9 +343,13 @@ impl Leases {
         })?;
         self.saw_worker(id, None).await;
         self.usage.close(id, last.map(used_by), reason).await;
-        let slot = self.order(held).slot_dir;
-        remove(&slot)
-            .map_err(|error| internal(format!("cannot remove {}: {error}", slot.display())))
+        let order = self.order(held);
+        match order.access {
+            SlotAccess::Private => remove(&order.slot_dir),
+            // A container may have the folder mounted: only what answers in it goes.
+            SlotAccess::Mounted => remove(&order.slot_dir.join(SLOT_SOCKET)),
+        }
+        .map_err(|error| internal(format!("cannot remove {}: {error}", order.slot_dir.display())))
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says
@@ -396,6 +413,13 @@ impl Leases {
 /// Who asked, for the audit log.
 pub(crate) fn asker(process: ProcessId) -> String {
     format!("process {}", process.pid)
+}
+
+fn asker_of(held: &HeldLease) -> String {
+    match &held.holder.by {
+        HeldBy::Process(process) => asker(*process),
+        HeldBy::Placed(placed) => placed.name.to_string(),
+    }
 }
 
 fn used_by(status: LeaseStatus) -> Used {

@@ -10,7 +10,10 @@ use gpuzone_zone::BootId;
 use super::{Leases, Memory, PROGRAM_ENDED, log_failure, used_by};
 use crate::book::LostLease;
 use crate::errors::{internal, sentence};
-use crate::journal::HeldLease;
+use crate::journal::{HeldBy, HeldLease};
+
+/// The reason of an end that the machine's brought about.
+const NODE_RESTARTED: &str = "the node restarted";
 
 impl Leases {
     /// Takes over what an earlier agent left: closes bills, ends what cannot go on, watches the
@@ -29,7 +32,7 @@ impl Leases {
             let in_book = held.iter().find(|held| held.lease.id == id);
             // Billed as far as it is known to have gone on; the machine was off after that.
             let (at, reason) = match in_book {
-                Some(held) if held.holder.process.boot != boot => (recorded, "the node restarted"),
+                Some(held) if held.holder.boot() != boot => (recorded, NODE_RESTARTED),
                 Some(_) => continue,
                 None => (recorded, "it ended while the agent was away"),
             };
@@ -85,10 +88,17 @@ impl Leases {
         // It may have moved on since it was seen.
         let Ok(Some(held)) = self.book.with(move |book| book.lease(id)).await else { return };
         // Its end may have been missed, or what it was to bring about failed.
-        let abandoned = held.holder.process.is_alive().is_ok_and(|alive| !alive);
+        let (abandoned, reason) = match &held.holder.by {
+            HeldBy::Process(process) => {
+                (process.is_alive().is_ok_and(|alive| !alive), PROGRAM_ENDED)
+            }
+            HeldBy::Placed(placed) => {
+                (BootId::current().is_ok_and(|boot| boot != placed.boot), NODE_RESTARTED)
+            }
+        };
         match held.lease.state {
             LeaseState::Active if abandoned => {
-                log_failure(id, self.end_in_turn(id, PROGRAM_ENDED, Memory::Used).await);
+                log_failure(id, self.end_in_turn(id, reason, Memory::Used).await);
             }
             LeaseState::Active if served => {}
             LeaseState::Active => match self.link.start(self.order(&held)).await {

@@ -353,7 +353,8 @@ async fn a_lease_of_an_earlier_boot_is_billed_to_its_last_record() {
     // The journal of a machine that was switched off.
     let other: BootId = serde_json::from_str("\"00000000-0000-0000-0000-000000000000\"").unwrap();
     let mut old = held.clone();
-    old.holder.process.boot = other;
+    let process = held.holder.process().unwrap();
+    old.holder.by = HeldBy::Process(ProcessId { boot: other, ..process });
     let journal = directories(node.dir.path()).journal();
     crate::journal::Journal::rewrite(&journal, [old].iter(), std::iter::empty()).unwrap();
     node.broker.told().served.clear();

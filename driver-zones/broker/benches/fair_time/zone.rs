@@ -124,6 +124,7 @@ impl Zone {
             grants: vec![Grant { gpu, memory: MemoryBytes::mib(256), share }],
             priority,
             time_cap: None,
+            access: Default::default(),
         };
         self.ask(&Request::Start(order));
         Lease { id, slot: slot_dir }

@@ -26,7 +26,7 @@ pub struct InvalidName {
 
 /// An error never repeats more than 80 characters of what a stranger wrote, nor what would move
 /// a terminal's cursor.
-pub(super) fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     let mut short: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
     if text.chars().count() > 80 {
         short.push('…');

@@ -1,0 +1,127 @@
+//! Leases that somebody else chose the GPUs of.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use gpuzone_api::{AgentError, ErrorKind};
+use gpuzone_core::{LeaseEvent, LeaseId, LeaseState, ZoneId};
+use gpuzone_ledger::{AuditEvent, AuditKind};
+use gpuzone_zone::BootId;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Leases, log_failure};
+use crate::audit;
+use crate::book::{Book, Found};
+use crate::errors::{internal, sentence};
+use crate::journal::{HeldBy, HeldLease, Holder, PlacedHolder};
+use crate::placements::Wanted;
+use crate::usage::now;
+
+impl Leases {
+    /// Makes a lease as somebody else chose it, active when this returns; or answers the one that
+    /// is there already.
+    ///
+    /// # Errors
+    /// When it is refused, cannot be served, or its holder or folder has another lease. Nothing
+    /// of it is held or running then.
+    pub async fn place(self: &Arc<Self>, wanted: Wanted) -> Result<HeldLease, AgentError> {
+        let leases = Arc::clone(self);
+        // On a task of its own: a caller that goes away cancels this future, and half of what
+        // follows must not be all that is done. The lease stays: it is asked for again.
+        let placed = tokio::spawn(async move {
+            let placed = leases.place_for(&wanted).await;
+            if let Err(error) = &placed {
+                leases.usage.refused(&wanted.tenant, error.kind, &error.message).await;
+                leases.audit_refused_placement(&wanted, error).await;
+            }
+            placed
+        });
+        placed.await.map_err(|error| internal(error.to_string()))?
+    }
+
+    async fn place_for(self: &Arc<Self>, wanted: &Wanted) -> Result<HeldLease, AgentError> {
+        let id = LeaseId::from_uuid(Uuid::now_v7());
+        let turn = self.turns.take(id).await;
+        let found = self.reserve_placed(id, wanted).await?;
+        match found {
+            Found::New(held) => {
+                if let Err((error, memory)) = self.serve(&held).await {
+                    // Whatever fails here is tried again by the next reconciliation.
+                    let _ = self.advance(id, LeaseEvent::Fail, &error.message).await;
+                    let ended = self.end_in_turn(id, "it could not be served", memory).await;
+                    log_failure(id, ended);
+                    return Err(error);
+                }
+                tracing::info!(lease = %id, holder = %wanted.holder, "active");
+                let lease = gpuzone_core::Lease { state: LeaseState::Active, ..held.lease };
+                Ok(HeldLease { lease, holder: held.holder })
+            }
+            Found::There(there) => {
+                drop(turn);
+                self.placed_already(there.lease.id).await
+            }
+        }
+    }
+
+    async fn reserve_placed(
+        self: &Arc<Self>,
+        id: LeaseId,
+        wanted: &Wanted,
+    ) -> Result<Found, AgentError> {
+        let boot = BootId::current().map_err(|error| internal(format!("no boot id: {error}")))?;
+        let placed = PlacedHolder {
+            name: wanted.holder.clone(),
+            slot: wanted.slot,
+            folder: wanted.folder,
+            boot,
+        };
+        let holder = Holder {
+            by: HeldBy::Placed(placed),
+            program: wanted.program.clone(),
+            created: now(),
+            trouble: String::new(),
+        };
+        let zone = ZoneId::from_uuid(Uuid::now_v7());
+        let (leases, wanted) = (Arc::clone(self), wanted.clone());
+        let reserve = move |book: &mut Book| {
+            // Asked in the book's turn, as for every lease.
+            if leases.closing.load(Ordering::SeqCst) {
+                let message = "the agent is ending; start it again".to_owned();
+                return Err(AgentError { kind: ErrorKind::Unavailable, message });
+            }
+            book.reserve_placed(id, zone, &wanted, holder)
+                .map_err(|refusal| AgentError { kind: refusal.kind(), message: sentence(&refusal) })
+        };
+        self.book.with(reserve).await?
+    }
+
+    async fn audit_refused_placement(&self, wanted: &Wanted, error: &AgentError) {
+        let detail = json!({
+            "kind": error.kind.as_str(),
+            "reason": error.message,
+            "gpus": wanted.placement.grants().len(),
+            "memory_bytes": wanted.placement.memory().get(),
+            "share_percent": wanted.placement.share_percent(),
+        });
+        let refusal = audit::event(AuditKind::Refusal, wanted.holder.as_str(), "lease", detail);
+        let tenant = Some(wanted.tenant.clone());
+        self.audit.note(AuditEvent { tenant, ..refusal }).await;
+    }
+
+    /// A lease that is there, as soon as whoever works on it is done.
+    async fn placed_already(&self, id: LeaseId) -> Result<HeldLease, AgentError> {
+        let _turn = self.turns.take(id).await;
+        let held = self.book.with(move |book| book.lease(id)).await?;
+        let state = held.as_ref().map(|held| held.lease.state);
+        match (state, held) {
+            (Some(LeaseState::Active), Some(held)) => Ok(held),
+            (_, held) => {
+                let trouble = held.map(|held| held.holder.trouble).filter(|t| !t.is_empty());
+                let why = trouble.map_or_else(String::new, |trouble| format!(": {trouble}"));
+                let message = format!("{id} of the same holder is being ended{why}; try again");
+                Err(AgentError { kind: ErrorKind::Unavailable, message })
+            }
+        }
+    }
+}
