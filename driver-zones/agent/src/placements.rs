@@ -90,6 +90,7 @@ fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
         folder: by.folder.to_string(),
         state: held.lease.state.to_string(),
         trouble: held.holder.trouble,
+        program: held.holder.program,
     })
 }
 

@@ -26,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-workloads", &["gpuzone-core"]),
     ("gpuzone-testkit", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-ledger", "gpuzone-core"]),
+    ("gpuzone-device-plugin", &["gpuzone-api", "gpuzone-crds", "gpuzone-core"]),
     ("gpuzone-hw", &["gpuzone-core"]),
     ("gpuzone-zone", &["gpuzone-core"]),
     ("gpuzone-broker", &["gpuzone-zone", "gpuzone-wire", "gpuzone-core"]),

@@ -1,0 +1,89 @@
+//! What the plugin is told, all of it on the command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use gpuzone_api::kubernetes::{DEFAULT_GPU_RESOURCE, NodeName, ResourceName};
+use gpuzone_api::{Directories, SlotId};
+
+use crate::answer::Handover;
+
+/// The kubelet's device plugin of gpu-zone: slots for pods, and the leases that appear in them.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "gpu-zone-device-plugin", version)]
+pub struct Config {
+    /// The resource by which pods ask for GPUs.
+    #[arg(long, default_value = DEFAULT_GPU_RESOURCE)]
+    pub resource: ResourceName,
+    /// How many slots the node has: how many containers can hold a GPU, or a part of one, at a
+    /// time.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=i64::from(SlotId::MOST)))]
+    pub slots: u16,
+    /// This node's name.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: NodeName,
+    /// The kubelet's folder of plugins.
+    #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
+    pub kubelet_dir: PathBuf,
+    /// The kubelet's socket that says which pod holds what.
+    #[arg(long, default_value = "/var/lib/kubelet/pod-resources/kubelet.sock")]
+    pub pod_resources: PathBuf,
+    /// The agent's run directory, where its socket is.
+    #[arg(long, default_value_os_t = Directories::for_user().run)]
+    pub run_dir: PathBuf,
+    /// The agent's state directory, where the slots' folders are.
+    #[arg(long, default_value_os_t = Directories::for_user().state)]
+    pub state_dir: PathBuf,
+    /// The library that containers get as their libcuda.so.1, as the node sees it.
+    #[arg(long)]
+    pub library: PathBuf,
+    /// Folder for a CDI specification, like /var/run/cdi, if the container runtime reads one;
+    /// without it, containers get mounts.
+    #[arg(long)]
+    pub cdi_dir: Option<PathBuf>,
+    /// How to reach the API server; without it, as a pod does.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Log as JSON, one object a line.
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+impl Config {
+    /// How containers get the library.
+    pub fn handover(&self) -> Handover {
+        match self.cdi_dir {
+            Some(_) => Handover::Cdi,
+            None => Handover::Mounts,
+        }
+    }
+
+    /// The agent's and this plugin's directories.
+    pub fn directories(&self) -> Directories {
+        Directories { state: self.state_dir.clone(), run: self.run_dir.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Config, clap::Error> {
+        let always = ["plugin", "--node", "gpu-1", "--library", "/l.so"];
+        Config::try_parse_from(always.iter().chain(arguments))
+    }
+
+    #[test]
+    fn defaults_and_mistakes() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.resource.as_str(), "gpuzone.dev/gpu");
+        assert_eq!(config.handover(), Handover::Mounts);
+        let other = parse(&["--resource", "nvidia.com/gpu", "--cdi-dir", "/c"]).unwrap();
+        assert_eq!(other.handover(), Handover::Cdi);
+        for wrong in
+            [["--resource", "gpu"], ["--slots", "0"], ["--slots", "4097"], ["--slots", "many"]]
+        {
+            assert!(parse(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Which pod holds which slot, as the kubelet's pod resources say.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use gpuzone_api::kubelet::podresources::v1::ListPodResourcesResponse;
+use gpuzone_api::kubernetes::ResourceName;
+use gpuzone_api::{InvalidSlot, SlotId};
+
+/// The slots of one container: at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotSet {
+    lead: SlotId,
+    all: BTreeSet<SlotId>,
+}
+
+/// Why devices are no container's slots.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSlots {
+    /// No device.
+    #[error("the kubelet names no device")]
+    Empty,
+    /// A device that is no slot.
+    #[error("the kubelet names a device that this plugin never listed: {0}")]
+    Foreign(#[from] InvalidSlot),
+    /// A slot that this node does not have.
+    #[error("the kubelet names {0}, which this plugin does not list")]
+    NotListed(SlotId),
+}
+
+impl SlotSet {
+    /// The slots that these devices are, of the first `count`.
+    ///
+    /// # Errors
+    /// When there is none, or one is none of those.
+    pub fn parse(ids: &[String], count: u16) -> Result<Self, InvalidSlots> {
+        let all: BTreeSet<SlotId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+        let lead = *all.first().ok_or(InvalidSlots::Empty)?;
+        match all.iter().find(|slot| slot.number() >= count) {
+            Some(slot) => Err(InvalidSlots::NotListed(*slot)),
+            None => Ok(Self { lead, all }),
+        }
+    }
+
+    /// The slots of a holding.
+    pub fn of(all: &BTreeSet<SlotId>) -> Option<Self> {
+        Some(Self { lead: *all.first()?, all: all.clone() })
+    }
+
+    /// The one whose folder the container has mounted: the first.
+    pub fn lead(&self) -> SlotId {
+        self.lead
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &BTreeSet<SlotId> {
+        &self.all
+    }
+}
+
+/// A pod as the kubelet names it. It does not say which one of several that had this name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A container that holds slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Of which pod.
+    pub pod: PodName,
+    /// Its name.
+    pub container: String,
+    /// All its slots.
+    pub slots: BTreeSet<SlotId>,
+}
+
+/// Who holds the slots of one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    holdings: Vec<Holding>,
+}
+
+/// A pod that holds slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The pod.
+    pub pod: PodName,
+    /// The container that holds exactly these slots. `None` for a plain init container: the
+    /// kubelet does not list those, and theirs are parts of app containers' slots.
+    pub container: Option<String>,
+}
+
+/// Why nobody can be said to hold slots.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HolderError {
+    /// Nobody does, or not yet.
+    #[error("the kubelet lists no pod that holds {0}; it is tried again")]
+    Nobody(SlotId),
+    /// More than one does.
+    #[error(
+        "the kubelet says that {slot} is held by {one} and by {other}; neither gets a GPU until one of them is deleted"
+    )]
+    Two {
+        /// Which.
+        slot: SlotId,
+        /// By whom.
+        one: PodName,
+        /// And by whom.
+        other: PodName,
+    },
+}
+
+impl From<Vec<Holding>> for Holders {
+    fn from(holdings: Vec<Holding>) -> Self {
+        Self { holdings }
+    }
+}
+
+impl Holders {
+    /// What a list says of one resource. Devices that are no slots are nobody's of ours.
+    pub fn read(list: &ListPodResourcesResponse, resource: &ResourceName) -> Self {
+        let mut holdings = Vec::new();
+        for pod in &list.pod_resources {
+            let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+            for container in &pod.containers {
+                let devices = container.devices.iter();
+                let ours = devices.filter(|devices| devices.resource_name == resource.as_str());
+                // One entry for each NUMA node.
+                let slots: BTreeSet<SlotId> =
+                    ours.flat_map(|d| &d.device_ids).filter_map(|id| id.parse().ok()).collect();
+                if !slots.is_empty() {
+                    let (pod, container) = (name.clone(), container.name.clone());
+                    holdings.push(Holding { pod, container, slots });
+                }
+            }
+        }
+        Self { holdings }
+    }
+
+    /// All containers that hold slots.
+    pub fn holdings(&self) -> &[Holding] {
+        &self.holdings
+    }
+
+    /// The pods that hold one slot.
+    pub fn of(&self, slot: SlotId) -> BTreeSet<&PodName> {
+        let holding = self.holdings.iter().filter(|holding| holding.slots.contains(&slot));
+        holding.map(|holding| &holding.pod).collect()
+    }
+
+    /// The pod that holds `slots`, some of which may have no holder any more: an init container's
+    /// that no app container took over.
+    ///
+    /// # Errors
+    /// When no pod does, or more than one.
+    pub fn find(&self, slots: &SlotSet) -> Result<Found, HolderError> {
+        let mut found: Option<&PodName> = None;
+        for slot in slots.all() {
+            for pod in self.of(*slot) {
+                match found {
+                    Some(other) if other != pod => {
+                        let (one, other) = (other.clone(), pod.clone());
+                        return Err(HolderError::Two { slot: *slot, one, other });
+                    }
+                    Some(_) | None => found = Some(pod),
+                }
+            }
+        }
+        let pod = found.cloned().ok_or(HolderError::Nobody(slots.lead()))?;
+        let exact = self.holdings.iter().find(|held| held.pod == pod && held.slots == *slots.all());
+        Ok(Found { container: exact.map(|held| held.container.clone()), pod })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpuzone_api::kubelet::podresources::v1::{
+        ContainerDevices, ContainerResources, PodResources,
+    };
+
+    fn pod(name: &str, containers: &[(&str, &[&str])]) -> PodResources {
+        let devices = |ids: &[&str]| ContainerDevices {
+            resource_name: "gpuzone.dev/gpu".into(),
+            device_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        };
+        let other = ContainerDevices {
+            resource_name: "other.dev/x".into(),
+            device_ids: vec!["slot-9".into()],
+        };
+        let container = |(name, ids): &(&str, &[&str])| ContainerResources {
+            name: (*name).into(),
+            devices: vec![devices(ids), other.clone()],
+        };
+        PodResources {
+            name: name.into(),
+            namespace: "team".into(),
+            containers: containers.iter().map(container).collect(),
+        }
+    }
+
+    fn holders(pods: Vec<PodResources>) -> Holders {
+        let list = ListPodResourcesResponse { pod_resources: pods };
+        Holders::read(&list, &"gpuzone.dev/gpu".parse().unwrap())
+    }
+
+    fn slots(numbers: &[u16]) -> SlotSet {
+        let ids: Vec<String> = numbers.iter().map(|n| format!("slot-{n}")).collect();
+        SlotSet::parse(&ids, 64).unwrap()
+    }
+
+    #[test]
+    fn the_kubelet_says_who_holds_what() {
+        let both = holders(vec![
+            pod("a", &[("train", &["slot-1", "slot-2"]), ("side", &["slot-3"])]),
+            pod("b", &[("app", &["slot-4", "GPU-7", "slot-99999"])]),
+        ]);
+        let found = both.find(&slots(&[2, 1])).unwrap();
+        assert_eq!(
+            (found.pod.to_string().as_str(), found.container.as_deref()),
+            ("team/a", Some("train"))
+        );
+        // An init container: a part of an app container's, and one that is nobody's now.
+        assert_eq!(both.find(&slots(&[1, 7])).unwrap().container, None);
+        assert_eq!(both.find(&slots(&[2])).unwrap().container, None);
+        let nobody = both.find(&slots(&[9])).unwrap_err().to_string();
+        assert!(nobody.contains("no pod that holds slot-9"), "{nobody}");
+        assert_eq!(both.holdings()[2].slots, BTreeSet::from([SlotId::new(4).unwrap()]));
+    }
+
+    #[test]
+    fn a_slot_of_two_pods_is_neithers() {
+        let twice = holders(vec![pod("a", &[("x", &["slot-1"])]), pod("b", &[("y", &["slot-1"])])]);
+        let error = twice.find(&slots(&[1])).unwrap_err();
+        assert!(matches!(error, HolderError::Two { .. }));
+        let across = twice.find(&slots(&[1, 2])).unwrap_err().to_string();
+        assert!(across.contains("team/a and by team/b"), "{across}");
+    }
+
+    #[test]
+    fn what_is_no_slot_of_this_node_is_refused() {
+        let parse = |ids: &[&str]| {
+            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+            SlotSet::parse(&ids, 4)
+        };
+        assert_eq!(parse(&[]), Err(InvalidSlots::Empty));
+        assert!(matches!(parse(&["slot-1", "nvidia0"]), Err(InvalidSlots::Foreign(_))));
+        assert_eq!(parse(&["slot-4"]), Err(InvalidSlots::NotListed(SlotId::new(4).unwrap())));
+        assert_eq!(parse(&["slot-3", "slot-2", "slot-3"]).unwrap().lead().number(), 2);
+    }
+}

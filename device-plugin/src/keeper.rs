@@ -1,0 +1,185 @@
+//! Makes the leases of pods, and ends them.
+
+mod sweep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuzone_api::kubernetes::{NodeName, PodUid};
+use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId};
+use tokio::sync::{Mutex, Notify};
+
+use crate::claim::{Claim, ClaimError, PodHolder, claim};
+use crate::holders::{Found, HolderError, PodName, SlotSet};
+use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, PlacedLease};
+use crate::slots::{FolderError, Slots};
+
+/// The kubelet waits for 30 s; what is not done by then fails with an answer of ours.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Why a container gets no lease now. `kubectl describe` shows the sentence.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    /// Somebody did not answer, or the agent refused.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The kubelet does not say who holds the slots.
+    #[error(transparent)]
+    Holder(#[from] HolderError),
+    /// The pod has no right to a lease.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The slot has no folder for it.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The API server does not know the pod.
+    #[error("the API server has no pod {0}; if it was deleted, nothing is to be done")]
+    NoPod(PodName),
+    /// The slot went to another while this was done.
+    #[error("{0} went to another pod meanwhile; it is tried again")]
+    Moved(SlotId),
+    /// It takes too long.
+    #[error("the lease was not made within {PATIENCE:?}; it is tried again")]
+    Slow,
+    /// A fault of the plugin's own.
+    #[error("the device plugin failed: {0}; its log says more")]
+    Internal(String),
+}
+
+/// Makes and ends leases. One for the node.
+pub(crate) struct Keeper {
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) kubelet: KubeletLink,
+    pub(crate) api: ApiLink,
+    pub(crate) agent: AgentLink,
+    node: NodeName,
+    /// One container of a slot at a time.
+    turns: Vec<Mutex<()>>,
+    /// One sweep at a time.
+    sweeping: Mutex<()>,
+    /// Says that a sweep may find something.
+    pub(crate) stirred: Notify,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        slots: Arc<Slots>,
+        count: u16,
+        kubelet: KubeletLink,
+        api: ApiLink,
+        agent: AgentLink,
+        node: NodeName,
+    ) -> Self {
+        let turns = SlotId::first(count).map(|_| Mutex::new(())).collect();
+        let (sweeping, stirred) = (Mutex::new(()), Notify::new());
+        Self { slots, kubelet, api, agent, node, turns, sweeping, stirred }
+    }
+
+    /// Makes the lease of the container that holds `slots`, active when this returns; however
+    /// often it is asked, it is the same lease.
+    pub(crate) async fn prepare(&self, slots: &SlotSet) -> Result<(), PrepareError> {
+        let made = async {
+            let turn = self.turns.get(usize::from(slots.lead().number()));
+            let _turn = match turn {
+                Some(turn) => Some(turn.lock().await),
+                None => None,
+            };
+            self.prepare_in_turn(slots).await
+        };
+        tokio::time::timeout(PATIENCE, made).await.unwrap_or(Err(PrepareError::Slow))
+    }
+
+    async fn prepare_in_turn(&self, slots: &SlotSet) -> Result<(), PrepareError> {
+        let found = self.kubelet.holders().await?.find(slots)?;
+        let (pod, claim) = self.claim_of(&found, slots).await?;
+        let folder = self.folder_of(slots, &found, &claim.pod).await?;
+        self.make_way(&claim, slots.lead(), folder).await?;
+        match self.agent.place(&claim, &pod, slots.lead(), folder).await {
+            Ok(()) => Ok(()),
+            // What is in its way may be leases of pods that are gone.
+            Err(LinkError::Refused(error)) if may_clear(&error) => {
+                self.sweep().await;
+                Ok(self.agent.place(&claim, &pod, slots.lead(), folder).await?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn claim_of(
+        &self,
+        found: &Found,
+        slots: &SlotSet,
+    ) -> Result<(PodName, Claim), PrepareError> {
+        let pod = self.api.pod(&found.pod).await?;
+        let pod = pod.ok_or_else(|| PrepareError::NoPod(found.pod.clone()))?;
+        let label = self.api.tenant_label(&found.pod.namespace).await?;
+        let container = found.container.as_deref();
+        let claim = claim(&pod, label.as_deref(), &self.node, container, slots.all().len())?;
+        Ok((pod.name, claim))
+    }
+
+    /// The folder that the container has mounted, which is this pod's from now on.
+    async fn folder_of(
+        &self,
+        slots: &SlotSet,
+        found: &Found,
+        pod: &PodUid,
+    ) -> Result<SlotFolder, PrepareError> {
+        let (store, slot, uid) = (Arc::clone(&self.slots), slots.lead(), pod.clone());
+        // It waits for the disk.
+        let claimed = tokio::task::spawn_blocking(move || store.claim(slot, &uid)).await;
+        let claimed = claimed.map_err(|error| PrepareError::Internal(error.to_string()))?;
+        let (folder, fresh) = claimed?;
+        if !fresh {
+            return Ok(folder);
+        }
+        // Asked again after the claim: see `Slots::claim`.
+        let still = self.kubelet.holders().await.map_err(PrepareError::from);
+        let still = still.and_then(|holders| Ok(holders.find(slots)?));
+        match still {
+            Ok(still) if still.pod == found.pod => Ok(folder),
+            Ok(_) | Err(_) => {
+                if let Err(error) = self.slots.unclaim(slot, folder) {
+                    tracing::error!(%slot, %error, "a folder stays claimed for {pod}");
+                }
+                still.and(Err(PrepareError::Moved(slot)))
+            }
+        }
+    }
+
+    /// Ends what this very pod held in another slot, or in this folder for another container:
+    /// the kubelet says that it is over.
+    async fn make_way(
+        &self,
+        claim: &Claim,
+        slot: SlotId,
+        folder: SlotFolder,
+    ) -> Result<(), PrepareError> {
+        let holder = PodHolder { pod: claim.pod.clone(), container: claim.container.clone() };
+        for lease in self.agent.leases_of(&claim.pod).await? {
+            let here = (lease.slot, lease.folder) == (slot, folder);
+            let same = lease.holder == holder;
+            if here != same || !lease.active {
+                self.end(&lease, "its container has another slot").await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end(&self, lease: &PlacedLease, reason: &str) -> Result<(), LinkError> {
+        tracing::info!(lease = %lease.id, holder = %lease.holder, reason, "ended");
+        self.agent.end(lease, reason).await
+    }
+}
+
+/// Whether a refusal may go away with leases that are over.
+fn may_clear(error: &AgentError) -> bool {
+    match error.kind {
+        ErrorKind::NoRoom | ErrorKind::Quota => true,
+        ErrorKind::InvalidRequest
+        | ErrorKind::NotFound
+        | ErrorKind::Driver
+        | ErrorKind::Unavailable
+        | ErrorKind::Internal => false,
+    }
+}

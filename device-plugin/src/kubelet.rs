@@ -1,0 +1,239 @@
+//! Being registered with the kubelet, however often either of us restarts.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gpuzone_api::check_socket_path;
+use gpuzone_api::kubelet::v1beta1::RegisterRequest;
+use gpuzone_api::kubelet::v1beta1::device_plugin_server::DevicePluginServer;
+use gpuzone_api::kubelet::v1beta1::registration_client::RegistrationClient;
+use gpuzone_api::kubernetes::ResourceName;
+use rustix::fs::inotify;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::door::{Door, options};
+use crate::links;
+use crate::registrar::{Action, Event, Seen, SocketId, State, after};
+
+const KUBELET_SOCKET: &str = "kubelet.sock";
+const VERSION: &str = "v1beta1";
+/// The kubelet answers a registration at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the folder is looked at when nothing in it changes: a folder may be made anew, and a
+/// watch ends with its folder.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why the kubelet does not know us yet.
+#[derive(Debug, thiserror::Error)]
+enum RegisterError {
+    #[error("cannot serve {}; the plugin needs to write in that folder: {source}", .path.display())]
+    Serve { path: PathBuf, source: io::Error },
+    #[error("the kubelet does not take the plugin: {0}")]
+    Refused(String),
+    #[error("the kubelet does not answer within {PATIENCE:?}")]
+    Slow,
+}
+
+/// The registration of one resource.
+pub(crate) struct Registration {
+    folder: PathBuf,
+    endpoint: String,
+    resource: ResourceName,
+    door: Door,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Registration {
+    pub(crate) fn new(folder: &Path, resource: ResourceName, door: Door) -> Self {
+        let endpoint = format!("{}.sock", resource.as_str().replace('/', "_"));
+        Self { folder: folder.to_owned(), endpoint, resource, door, server: None }
+    }
+
+    fn own_socket(&self) -> PathBuf {
+        self.folder.join(&self.endpoint)
+    }
+
+    /// Registers for ever.
+    pub(crate) async fn keep(mut self) {
+        let mut state = State::Waiting;
+        let mut events = std::collections::VecDeque::new();
+        let mut rest: Option<tokio::time::Instant> = None;
+        let mut watch = Watch::of(&self.folder);
+        loop {
+            let event = events.pop_front().unwrap_or_else(|| Event::Looked(self.look()));
+            let (next, action) = after(state, event);
+            if next != state {
+                tracing::debug!(?state, ?event, ?next, "registration");
+            }
+            state = next;
+            match action {
+                Action::Register => events.push_back(self.register().await),
+                Action::Rest(pause) => rest = Some(tokio::time::Instant::now() + pause),
+                Action::Nothing => {}
+            }
+            if !events.is_empty() {
+                continue;
+            }
+            if watch.is_none() {
+                watch = Watch::of(&self.folder);
+            }
+            let rested = async {
+                match rest {
+                    Some(end) => tokio::time::sleep_until(end).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = rested => {
+                    rest = None;
+                    events.push_back(Event::Rested);
+                }
+                () = changed(&mut watch) => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    fn look(&self) -> Seen {
+        let kubelet = std::fs::metadata(self.folder.join(KUBELET_SOCKET)).ok();
+        let kubelet = kubelet.filter(|found| found.file_type().is_socket()).map(|found| SocketId {
+            inode: found.ino(),
+            made: found.ctime().saturating_mul(1_000_000_000).saturating_add(found.ctime_nsec()),
+        });
+        Seen { kubelet, own: self.own_socket().exists() }
+    }
+
+    async fn register(&mut self) -> Event {
+        let registered = match self.serve() {
+            Ok(()) => self.call().await,
+            Err(error) => Err(error),
+        };
+        match registered {
+            Ok(()) => {
+                tracing::info!(resource = %self.resource, "registered");
+                Event::Taken
+            }
+            Err(error) => {
+                tracing::error!(resource = %self.resource, %error, "not registered");
+                Event::Refused
+            }
+        }
+    }
+
+    /// Serves at a fresh socket: what an earlier plugin, or an earlier kubelet, left is replaced.
+    fn serve(&mut self) -> Result<(), RegisterError> {
+        if let Some(server) = self.server.take() {
+            server.abort();
+        }
+        let path = self.own_socket();
+        let bound = || -> io::Result<UnixListener> {
+            check_socket_path(&path).map_err(io::Error::other)?;
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            let listener = UnixListener::bind(&path)?;
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+            Ok(listener)
+        };
+        let listener =
+            bound().map_err(|source| RegisterError::Serve { path: path.clone(), source })?;
+        let server = tonic::transport::Server::builder()
+            .add_service(DevicePluginServer::new(self.door.clone()))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        self.server = Some(tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "the plugin's socket broke");
+            }
+        }));
+        Ok(())
+    }
+
+    async fn call(&self) -> Result<(), RegisterError> {
+        let mut kubelet =
+            RegistrationClient::new(links::channel(&self.folder.join(KUBELET_SOCKET)));
+        let request = RegisterRequest {
+            version: VERSION.to_owned(),
+            endpoint: self.endpoint.clone(),
+            resource_name: self.resource.to_string(),
+            options: Some(options()),
+        };
+        match tokio::time::timeout(PATIENCE, kubelet.register(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) => Err(RegisterError::Refused(status.message().to_owned())),
+            Err(_) => Err(RegisterError::Slow),
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
+        }
+        // The kubelet then knows at once that nobody serves it.
+        let _ = std::fs::remove_file(self.own_socket());
+    }
+}
+
+/// A watch of a folder's entries.
+struct Watch {
+    changes: mpsc::Receiver<()>,
+}
+
+impl Watch {
+    /// `None` where there is no such folder, or no watch to be had: then looking from time to
+    /// time has to do.
+    fn of(folder: &Path) -> Option<Self> {
+        use inotify::{CreateFlags, WatchFlags};
+        let fd = inotify::init(CreateFlags::CLOEXEC).ok()?;
+        let changes = WatchFlags::CREATE
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::ONLYDIR;
+        inotify::add_watch(&fd, folder, changes).ok()?;
+        let (changed, changes) = mpsc::channel(1);
+        // A thread that waits in the kernel; it ends with the watch, or with the process.
+        let waiting = std::thread::Builder::new().name("kubelet-folder".to_owned());
+        waiting.spawn(move || tell_changes(&fd, &changed)).ok()?;
+        Some(Self { changes })
+    }
+}
+
+/// Tells of changes until the folder is gone, or nobody listens.
+fn tell_changes(fd: &OwnedFd, changed: &mpsc::Sender<()>) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(fd, &mut buffer);
+    loop {
+        match reader.next() {
+            Ok(event) if event.events().contains(inotify::ReadFlags::IGNORED) => return,
+            // What is not taken yet stands for this change, too.
+            Ok(_) => match changed.try_send(()) {
+                Ok(()) | Err(TrySendError::Full(())) => {}
+                Err(TrySendError::Closed(())) => return,
+            },
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+async fn changed(watch: &mut Option<Watch>) {
+    let goes_on = match watch {
+        Some(watch) => watch.changes.recv().await.is_some(),
+        None => std::future::pending().await,
+    };
+    if !goes_on {
+        *watch = None;
+    }
+}

@@ -1,0 +1,96 @@
+//! Those who are asked: the kubelet's pod resources, the API server, the agent.
+
+mod agent;
+mod api;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gpuzone_api::kubelet::podresources::v1::ListPodResourcesRequest;
+use gpuzone_api::kubelet::podresources::v1::pod_resources_lister_client::PodResourcesListerClient;
+use gpuzone_api::kubernetes::ResourceName;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+pub(crate) use agent::{AgentLink, PlacedLease, numa_nodes};
+pub(crate) use api::ApiLink;
+
+use crate::holders::Holders;
+
+/// What the kubelet answers is at most this long; it has the same limit.
+const LARGEST_LIST: usize = 16 << 20;
+/// The kubelet answers within milliseconds; one that does not is about to restart.
+const KUBELET_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why somebody who was asked did not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The kubelet.
+    #[error("the kubelet does not say which pod holds what, at {}: {reason}; it is tried again", .socket.display())]
+    Kubelet {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The API server.
+    #[error("the API server does not answer: {0}; it is tried again")]
+    Api(String),
+    /// It refuses.
+    #[error(
+        "the API server does not let the device plugin {what}: {reason}; give its service account that right"
+    )]
+    Denied {
+        /// What was tried.
+        what: &'static str,
+        /// Its words.
+        reason: String,
+    },
+    /// The agent.
+    #[error("the node's agent does not answer: {0}; it is tried again")]
+    Agent(String),
+    /// It has refused.
+    #[error(transparent)]
+    Refused(gpuzone_api::AgentError),
+}
+
+/// A channel to a Unix socket that connects when it is used, again and again.
+pub(crate) fn channel(socket: &Path) -> Channel {
+    let path = socket.to_owned();
+    // The address is a placeholder that HTTP wants; the connector below never looks at it.
+    let endpoint = Endpoint::from_static("http://unix").connect_timeout(Duration::from_secs(5));
+    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    }))
+}
+
+/// The kubelet's pod resources.
+#[derive(Clone, Debug)]
+pub(crate) struct KubeletLink {
+    client: PodResourcesListerClient<Channel>,
+    socket: PathBuf,
+    resource: ResourceName,
+}
+
+impl KubeletLink {
+    pub(crate) fn new(socket: &Path, resource: ResourceName) -> Self {
+        let client = PodResourcesListerClient::new(channel(socket));
+        let client = client.max_decoding_message_size(LARGEST_LIST);
+        Self { client, socket: socket.to_owned(), resource }
+    }
+
+    /// Who holds what, now.
+    pub(crate) async fn holders(&self) -> Result<Holders, LinkError> {
+        let mut client = self.client.clone();
+        let failed = |reason: String| LinkError::Kubelet { socket: self.socket.clone(), reason };
+        let asked = client.list(ListPodResourcesRequest {});
+        match tokio::time::timeout(KUBELET_PATIENCE, asked).await {
+            Ok(Ok(list)) => Ok(Holders::read(&list.into_inner(), &self.resource)),
+            Ok(Err(status)) => Err(failed(status.message().to_owned())),
+            Err(_) => Err(failed(format!("no answer within {KUBELET_PATIENCE:?}"))),
+        }
+    }
+}

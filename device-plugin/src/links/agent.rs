@@ -1,0 +1,158 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gpuzone_api::agent::v1::agent_client::AgentClient;
+use gpuzone_api::agent::v1::{DescribeRequest, Gpu, ListGpusRequest};
+use gpuzone_api::kubernetes::PodUid;
+use gpuzone_api::placements::v1::placements_client::PlacementsClient;
+use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
+use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId, connect_channel};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::LinkError;
+use crate::claim::{Claim, PodHolder};
+use crate::holders::PodName;
+
+/// A lease takes a worker's start, and may wait for a scrub. The kubelet waits for 30 s.
+const PLACE_PATIENCE: Duration = Duration::from_secs(20);
+/// The end of one takes a scrub.
+const END_PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A pod's lease, as the agent has it.
+#[derive(Clone, Debug)]
+pub(crate) struct PlacedLease {
+    pub(crate) id: String,
+    pub(crate) holder: PodHolder,
+    /// The pod's name, as it was when the lease was made.
+    pub(crate) name: Option<PodName>,
+    pub(crate) slot: SlotId,
+    pub(crate) folder: SlotFolder,
+    pub(crate) active: bool,
+}
+
+/// The node's agent. Every question is a connection of its own: it says most plainly what is
+/// wrong with an agent that is not there.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentLink {
+    socket: PathBuf,
+}
+
+fn failed(status: Status) -> LinkError {
+    let error = AgentError::from(status);
+    match error.kind {
+        ErrorKind::Unavailable => LinkError::Agent(error.message),
+        ErrorKind::InvalidRequest
+        | ErrorKind::Quota
+        | ErrorKind::NoRoom
+        | ErrorKind::NotFound
+        | ErrorKind::Driver
+        | ErrorKind::Internal => LinkError::Refused(error),
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, LinkError> {
+    match tokio::time::timeout(limit, asked).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner).map_err(failed),
+        Err(_) => Err(LinkError::Agent(format!("nothing within {limit:?}"))),
+    }
+}
+
+/// The pod of a listing's text, `namespace/name/container`.
+fn pod_of(program: &str) -> Option<PodName> {
+    let mut parts = program.split('/');
+    let (namespace, name) = (parts.next()?.to_owned(), parts.next()?.to_owned());
+    parts.next()?;
+    Some(PodName { namespace, name })
+}
+
+fn read(lease: proto::PlacedLease) -> Option<PlacedLease> {
+    Some(PlacedLease {
+        holder: PodHolder::parse(&lease.holder.parse().ok()?)?,
+        name: pod_of(&lease.program),
+        slot: lease.slot.parse().ok()?,
+        folder: lease.folder.parse().ok()?,
+        active: lease.state == "active",
+        id: lease.id,
+    })
+}
+
+impl AgentLink {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    async fn channel(&self) -> Result<Channel, LinkError> {
+        match tokio::time::timeout(PATIENCE, connect_channel(&self.socket)).await {
+            Ok(connected) => connected.map_err(|error| LinkError::Agent(error.to_string())),
+            Err(_) => Err(LinkError::Agent(format!("nothing within {PATIENCE:?}"))),
+        }
+    }
+
+    /// The lease of a claim, active when this answers.
+    pub(crate) async fn place(
+        &self,
+        claim: &Claim,
+        pod: &PodName,
+        slot: SlotId,
+        folder: SlotFolder,
+    ) -> Result<(), LinkError> {
+        let holder = PodHolder { pod: claim.pod.clone(), container: claim.container.clone() };
+        let gpu = |grant: &gpuzone_core::Grant| PlacedGpu {
+            gpu_uuid: grant.gpu.to_string(),
+            memory_bytes: grant.memory.get(),
+            share_percent: grant.share.percent(),
+        };
+        let asked = proto::PlaceRequest {
+            holder: holder.to_string(),
+            tenant: claim.tenant.to_string(),
+            gpus: claim.placement.grants().iter().map(gpu).collect(),
+            slot: slot.to_string(),
+            folder: folder.to_string(),
+            program: format!("{pod}/{}", claim.container),
+        };
+        let mut client = PlacementsClient::new(self.channel().await?);
+        within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
+    }
+
+    /// All leases of pods.
+    pub(crate) async fn leases(&self) -> Result<Vec<PlacedLease>, LinkError> {
+        let mut client = PlacementsClient::new(self.channel().await?);
+        let listed = within(PATIENCE, client.list(proto::ListRequest {})).await?;
+        Ok(listed.leases.into_iter().filter_map(read).collect())
+    }
+
+    /// The leases of one pod.
+    pub(crate) async fn leases_of(&self, pod: &PodUid) -> Result<Vec<PlacedLease>, LinkError> {
+        let all = self.leases().await?;
+        Ok(all.into_iter().filter(|lease| lease.holder.pod == *pod).collect())
+    }
+
+    /// Ends a lease; one that is not there any more is no error.
+    pub(crate) async fn end(&self, lease: &PlacedLease, reason: &str) -> Result<(), LinkError> {
+        let mut client = PlacementsClient::new(self.channel().await?);
+        let end = proto::EndRequest { lease_id: lease.id.clone(), reason: reason.to_owned() };
+        match within(END_PATIENCE, client.end(end)).await {
+            Err(LinkError::Refused(error)) if error.kind == ErrorKind::NotFound => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// The node's GPUs, and which driver they have.
+    pub(crate) async fn gpus(&self) -> Result<(String, Vec<Gpu>), LinkError> {
+        let mut client = AgentClient::new(self.channel().await?);
+        let about = within(PATIENCE, client.describe(DescribeRequest {})).await?;
+        let listed = within(PATIENCE, client.list_gpus(ListGpusRequest {})).await?;
+        Ok((about.driver, listed.gpus))
+    }
+}
+
+/// The NUMA nodes that GPUs are near to.
+pub(crate) fn numa_nodes(gpus: &[Gpu]) -> BTreeSet<u32> {
+    gpus.iter().filter_map(|gpu| gpu.numa_node).collect()
+}

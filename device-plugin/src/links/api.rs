@@ -1,0 +1,181 @@
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use gpuzone_api::kubernetes::{NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Namespace, Pod};
+use kube::api::ListParams;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+
+use super::LinkError;
+use crate::claim::{ContainerKind, ContainerView, PodView};
+use crate::holders::PodName;
+use crate::keep::Pods;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The API server.
+#[derive(Clone)]
+pub(crate) struct ApiLink {
+    client: Client,
+    node: NodeName,
+    resource: ResourceName,
+}
+
+fn failed(what: &'static str, error: &kube::Error) -> LinkError {
+    match error {
+        kube::Error::Api(status) if status.code == 401 || status.code == 403 => {
+            LinkError::Denied { what, reason: status.message.clone() }
+        }
+        other => LinkError::Api(sentence(other)),
+    }
+}
+
+/// An error with its reasons, in one line.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+async fn within<T>(
+    what: &'static str,
+    asked: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, LinkError> {
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.map_err(|error| failed(what, &error)),
+        Err(_) => Err(LinkError::Api(format!("nothing within {PATIENCE:?}"))),
+    }
+}
+
+impl ApiLink {
+    pub(crate) fn new(client: Client, node: NodeName, resource: ResourceName) -> Self {
+        Self { client, node, resource }
+    }
+
+    /// One pod, as it is now.
+    pub(crate) async fn pod(&self, name: &PodName) -> Result<Option<PodView>, LinkError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
+        let pod = within("get pods", pods.get_opt(&name.name)).await?;
+        Ok(pod.and_then(|pod| view(&pod, &self.resource)))
+    }
+
+    /// The label of a namespace that names its tenant.
+    pub(crate) async fn tenant_label(&self, namespace: &str) -> Result<Option<String>, LinkError> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let found = within("get namespaces", namespaces.get(namespace)).await?;
+        Ok(found.metadata.labels.and_then(|mut labels| labels.remove(TENANT_LABEL)))
+    }
+
+    fn on_this_node(&self) -> String {
+        format!("spec.nodeName={}", self.node)
+    }
+
+    /// All pods of this node, as they are now: without a resource version, the API server answers
+    /// what is, not what it remembers.
+    pub(crate) async fn pods(&self) -> Result<Pods, LinkError> {
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let of_node = ListParams::default().fields(&self.on_this_node());
+        let listed = within("list pods", pods.list(&of_node)).await?;
+        let views = listed.items.iter().filter_map(|pod| view(pod, &self.resource));
+        Ok(views.map(|view| (view.uid.clone(), view)).collect())
+    }
+
+    /// Something each time that a pod of this node went, or came to its end. It goes on through
+    /// outages.
+    pub(crate) fn ends(&self) -> impl Stream<Item = ()> + Send + use<> {
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let of_node = watcher::Config::default().fields(&self.on_this_node());
+        let resource = self.resource.clone();
+        watcher(pods, of_node).default_backoff().filter_map(move |event| {
+            let ended = match event {
+                Ok(watcher::Event::Delete(_) | watcher::Event::InitDone) => true,
+                Ok(watcher::Event::Apply(pod)) => {
+                    view(&pod, &resource).is_some_and(|view| view.ended)
+                }
+                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => false,
+                Err(error) => {
+                    tracing::debug!(%error, "the watch of pods broke; it is begun again");
+                    false
+                }
+            };
+            async move { ended.then_some(()) }
+        })
+    }
+}
+
+/// What matters of a pod; `None` for one without a name, which the API server has none of.
+fn view(pod: &Pod, resource: &ResourceName) -> Option<PodView> {
+    let meta = &pod.metadata;
+    let name = PodName { namespace: meta.namespace.clone()?, name: meta.name.clone()? };
+    let uid: PodUid = meta.uid.as_deref()?.parse().ok()?;
+    let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+    let statuses = |of: Option<&Vec<ContainerStatus>>| of.cloned().unwrap_or_default();
+    let init = statuses(status.and_then(|status| status.init_container_statuses.as_ref()));
+    let app = statuses(status.and_then(|status| status.container_statuses.as_ref()));
+    let phase = status.and_then(|status| status.phase.as_deref());
+    // A controller may write a final phase while the node is out of reach; what a container's
+    // state says is the kubelet's.
+    let runs = |status: &&ContainerStatus| is_running(status);
+    let final_phase = matches!(phase, Some("Succeeded" | "Failed"));
+    let ended = final_phase && init.iter().chain(&app).find(runs).is_none();
+    let inits = spec.and_then(|spec| spec.init_containers.clone()).unwrap_or_default();
+    let apps = spec.map(|spec| spec.containers.clone()).unwrap_or_default();
+    let sidecar = |c: &Container| c.restart_policy.as_deref() == Some("Always");
+    let inits = inits.iter().map(|container| {
+        let status = init.iter().find(|status| status.name == container.name);
+        let kind = match sidecar(container) {
+            true => ContainerKind::Lasting,
+            false => ContainerKind::Init { done: status.is_some_and(has_succeeded) },
+        };
+        container_view(container, kind, status, resource)
+    });
+    let apps = apps.iter().map(|container| {
+        let status = app.iter().find(|status| status.name == container.name);
+        container_view(container, ContainerKind::Lasting, status, resource)
+    });
+    let annotations = meta.annotations.as_ref();
+    Some(PodView {
+        name,
+        uid,
+        node: spec.and_then(|spec| spec.node_name.clone()),
+        ended,
+        placement: annotations.and_then(|all| all.get(PLACEMENT_ANNOTATION)).cloned(),
+        containers: inits.chain(apps).collect(),
+    })
+}
+
+fn is_running(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.running.is_some())
+}
+
+fn has_succeeded(status: &ContainerStatus) -> bool {
+    let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+    terminated.is_some_and(|terminated| terminated.exit_code == 0)
+}
+
+fn container_view(
+    container: &Container,
+    kind: ContainerKind,
+    status: Option<&ContainerStatus>,
+    resource: &ResourceName,
+) -> ContainerView {
+    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    let slots = limits.and_then(|limits| limits.get(resource.as_str()));
+    ContainerView {
+        name: container.name.clone(),
+        kind,
+        slots: slots.and_then(|slots| slots.0.parse().ok()).unwrap_or_default(),
+        running: status.is_some_and(is_running),
+    }
+}
+
+#[cfg(test)]
+mod tests;
