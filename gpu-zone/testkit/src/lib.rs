@@ -1,11 +1,13 @@
 //! A harness that starts the real binaries on a simulated node, for tests and for the demo.
 //!
 //! Architecture invariant: it knows the product as its users do, by its commands and their
-//! JSON, and depends on no crate of it. Product crates use it as a dev-dependency only;
+//! JSON, and depends on no crate of it but for the kubelet's own interfaces. Product crates use it as a dev-dependency only;
 //! `xtask`, which is no product, runs the demo with it.
 #![forbid(unsafe_code)]
 
 mod artifacts;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod node;
 mod output;
 mod processes;

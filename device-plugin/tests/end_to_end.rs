@@ -1,0 +1,231 @@
+//! The real plugin and the real agent with simulated GPUs, under a kubelet and an API server that
+//! are stand-ins: pods really run kernels through their slots.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_api::kubelet::v1beta1::device_plugin_client::DevicePluginClient;
+    use gpuzone_api::kubelet::v1beta1::{
+        AllocateRequest, ContainerAllocateRequest, PreStartContainerRequest,
+    };
+    use gpuzone_api::kubernetes::TENANT_LABEL;
+    use gpuzone_testkit::kubernetes::{ContainerKind, Pod};
+
+    use super::support::{Cluster, NODE};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pod_runs_a_kernel_through_its_slot() {
+        let cluster = Cluster::start().await;
+        cluster.api.label("team", TENANT_LABEL, "acme");
+        // Two GPUs for one container, and a part of one of them for another.
+        let pod = Pod::new("team", "train-0", "uid-1", 2).with("side", ContainerKind::App, 1);
+        let both = [cluster.grant(0, 2), cluster.grant(1, 2)];
+        let pod = cluster.placed(pod, &[("app", &both), ("side", &[cluster.grant(0, 1)])]);
+        cluster.admit(&pod).await;
+        assert_eq!(cluster.kubelet().devices(&pod, "app").len(), 2);
+        assert!(cluster.node.leases().unwrap().is_empty(), "nothing is held before it starts");
+        let app = cluster.start_container(&pod, "app").await;
+        let side = cluster.start_container(&pod, "side").await;
+        cluster.works(&app);
+        cluster.works(&side);
+        let leases = cluster.node.leases().unwrap();
+        assert_eq!(leases.len(), 2);
+        assert!(leases.iter().all(|lease| lease.tenant() == "acme"));
+        assert_eq!(leases[0].0["grants"].as_array().unwrap().len(), 2);
+        assert_eq!(leases[0].0["program"], "team/train-0/app");
+        // It crashes and starts again, in its lease.
+        let again = cluster.start_container(&pod, "app").await;
+        cluster.works(&again);
+        assert_eq!(cluster.node.leases().unwrap()[0].id(), leases[0].id());
+
+        cluster.delete(&pod);
+        cluster.leases(0).await;
+        cluster.fails(&app);
+        // The next pod gets the same slot, and another folder.
+        let next = cluster.small_pod("next");
+        cluster.admit(&next).await;
+        let container = cluster.start_container(&next, "app").await;
+        let folder = |c: &gpuzone_testkit::kubernetes::Container| c.on_node("/run/gpu-zone/slot");
+        assert_ne!(folder(&container), folder(&app));
+        cluster.works(&container);
+        cluster.fails(&app);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_has_no_right_does_not_start_and_is_told_why() {
+        let cluster = Cluster::start().await;
+        let bare = Pod::new("team", "bare", "uid-bare", 1);
+        let copied = Pod { annotations: cluster.small_pod("a").annotations, ..bare.clone() };
+        let greedy = Pod::new("small", "greedy", "uid-greedy", 1);
+        let greedy = cluster.placed(greedy, &[("app", &[cluster.grant(0, 2)])]);
+        let other = Pod { name: "copied".into(), uid: "uid-copied".into(), ..copied };
+        let cases = [
+            (bare.clone(), "leave spec.nodeName out"),
+            (other, "made for another pod (uid-a)"),
+            (greedy, "small"),
+        ];
+        for (pod, part) in &cases {
+            cluster.admit(pod).await;
+            let said = cluster.refusal(pod).await;
+            assert!(said.contains(part), "{said} lacks {part}");
+        }
+        assert!(cluster.node.leases().unwrap().is_empty());
+        // The kubelet asks again, and it is right by then.
+        let placed = cluster.placed(bare, &[("app", &[cluster.grant(0, 1)])]);
+        cluster.api.put(&placed, NODE, "Pending", false);
+        let container = cluster.start_container(&placed, "app").await;
+        cluster.works(&container);
+        // Nobody knows the pod; the slot is held by two.
+        let ghost = cluster.small_pod("ghost");
+        cluster.kubelet().admit(&ghost).await.unwrap();
+        let said = cluster.refusal(&ghost).await;
+        assert!(said.contains("has no pod team/ghost"), "{said}");
+        let slot = cluster.kubelet().devices(&placed, "app").pop_first().unwrap();
+        cluster.kubelet().forge(&ghost, "app", &[&slot]);
+        let said = cluster.refusal(&ghost).await;
+        assert!(said.contains("neither gets a GPU"), "{said}");
+        cluster.works(&container);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn running_pods_go_on_whoever_restarts() {
+        let mut cluster = Cluster::start().await;
+        let pod = cluster.small_pod("a");
+        cluster.admit(&pod).await;
+        let container = cluster.start_container(&pod, "app").await;
+        let lease = cluster.node.leases().unwrap()[0].id().to_owned();
+
+        cluster.kill_plugin();
+        cluster.works(&container);
+        cluster.until("the plugin's end", async |c| c.kubelet().allocatable() == 0).await;
+        cluster.start_plugin();
+        cluster.registered().await;
+
+        cluster.restart_kubelet();
+        cluster.registered().await;
+        cluster.works(&container);
+
+        cluster.node.kill_agent().unwrap();
+        cluster.works(&container);
+        // A pod that comes while the agent is away is admitted, and starts when it is back.
+        let next = cluster.small_pod("b");
+        cluster.admit(&next).await;
+        let said = cluster.refusal(&next).await;
+        assert!(said.contains("the node's agent does not answer"), "{said}");
+        cluster.node.start_agent().unwrap();
+        let second = cluster.start_container(&next, "app").await;
+        cluster.works(&second);
+        cluster.works(&container);
+
+        // The pod goes while nobody looks.
+        cluster.kill_plugin();
+        cluster.node.kill_agent().unwrap();
+        cluster.delete(&next);
+        cluster.node.start_agent().unwrap();
+        cluster.start_plugin();
+        cluster.leases(1).await;
+        assert_eq!(cluster.node.leases().unwrap()[0].id(), lease);
+        cluster.works(&container);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn silence_ends_nothing_and_a_skipped_call_gives_nothing_away() {
+        let mut cluster = Cluster::start().await;
+        let old = cluster.small_pod("old");
+        cluster.admit(&old).await;
+        let running = cluster.start_container(&old, "app").await;
+        let next = cluster.small_pod("next");
+        cluster.admit(&next).await;
+
+        // The API server is away, the kubelet restarts, the plugin is away.
+        cluster.api.set_away(true);
+        let said = cluster.refusal(&next).await;
+        assert!(said.contains("the API server does not answer"), "{said}");
+        cluster.kill_plugin();
+        cluster.restart_kubelet();
+        // PreStartContainer is skipped, and the slot answers nobody.
+        let early = cluster.kubelet().start_container(&next, "app").await.unwrap();
+        cluster.fails(&early);
+        cluster.works(&running);
+        cluster.start_plugin();
+        cluster.registered().await;
+        cluster.fails(&early);
+        cluster.works(&running);
+
+        // All are back: the container that started without a lease gets it where it looks.
+        cluster.api.put(&next, NODE, "Running", true);
+        cluster.api.set_away(false);
+        cluster.leases(2).await;
+        cluster.works(&early);
+        cluster.works(&running);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn init_containers_and_sidecars_have_their_leases() {
+        let cluster = Cluster::start().await;
+        let pod = Pod::new("team", "p", "uid-p", 1).with("fetch", ContainerKind::Init, 1).with(
+            "proxy",
+            ContainerKind::Sidecar,
+            1,
+        );
+        let entries = [cluster.grant(0, 2)];
+        let side = [cluster.grant(1, 1)];
+        let pod = cluster.placed(pod, &[("app", &entries), ("proxy", &side)]);
+        cluster.admit(&pod).await;
+        let slots = |name: &str| cluster.kubelet().devices(&pod, name);
+        assert_eq!(slots("fetch"), slots("app"), "taken over");
+        assert!(slots("proxy").is_disjoint(&slots("app")));
+        let fetch = cluster.start_container(&pod, "fetch").await;
+        cluster.works(&fetch);
+        let proxy = cluster.start_container(&pod, "proxy").await;
+        let app = cluster.start_container(&pod, "app").await;
+        cluster.works(&proxy);
+        cluster.works(&app);
+        assert_eq!(cluster.node.leases().unwrap().len(), 2, "one lease serves both");
+        cluster.delete(&pod);
+        cluster.leases(0).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_wrong_around_it_is_said() {
+        let mut cluster = Cluster::start().await;
+        // Another plugin of this node.
+        let second = cluster.plugin_command().output().unwrap();
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert!(!second.status.success() && said.contains("another device plugin"), "{said}");
+
+        // Devices that were never listed.
+        let socket = cluster.kubelet().folder().join("gpuzone.dev_gpu.sock");
+        let channel = gpuzone_api::connect_channel(&socket).await.unwrap();
+        let mut direct = DevicePluginClient::new(channel);
+        for id in ["nvidia0", "slot-64", "slot-1/../../x", ""] {
+            let devices_ids = vec![id.to_owned()];
+            let asked = ContainerAllocateRequest { devices_ids: devices_ids.clone() };
+            let asked = AllocateRequest { container_requests: vec![asked] };
+            let error = direct.allocate(asked).await.unwrap_err();
+            assert_eq!(error.code(), tonic::Code::InvalidArgument, "{error}");
+            let asked = PreStartContainerRequest { devices_ids };
+            assert!(direct.pre_start_container(asked).await.is_err());
+        }
+        let empty = AllocateRequest { container_requests: vec![Default::default()] };
+        assert!(direct.allocate(empty).await.is_err());
+
+        // A kubelet of another API; then one that fits.
+        cluster.start_kubelet_of("v1alpha1", Vec::new());
+        cluster
+            .until("a refusal", async |c| c.log().contains("unsupported device plugin API version"))
+            .await;
+        cluster.restart_kubelet();
+        cluster.registered().await;
+
+        // A stale socket of its own, after a kill.
+        cluster.kill_plugin();
+        cluster.start_plugin();
+        cluster.registered().await;
+        let pod = cluster.small_pod("a");
+        cluster.admit(&pod).await;
+        let container = cluster.start_container(&pod, "app").await;
+        cluster.works(&container);
+    }
+}

@@ -1,0 +1,255 @@
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::BroadcastStream;
+
+use super::{ContainerKind, Pod};
+use crate::HarnessError;
+
+/// A small API server: pods and namespaces, by name, as a list, and as a watch. Dropping it ends
+/// it.
+#[derive(Debug)]
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+    port: u16,
+}
+
+#[derive(Debug)]
+struct Shared {
+    objects: Mutex<Objects>,
+    events: broadcast::Sender<Value>,
+}
+
+#[derive(Debug, Default)]
+struct Objects {
+    version: u64,
+    pods: BTreeMap<(String, String), Value>,
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    patched: BTreeMap<String, Value>,
+    away: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn status(code: StatusCode, reason: &str, message: &str) -> Response {
+    let body = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "reason": reason, "message": message, "code": code.as_u16(),
+    });
+    (code, Json(body)).into_response()
+}
+
+fn object(pod: &Pod, node: &str, phase: &str, running: bool) -> Value {
+    let state = if running { json!({ "running": {} }) } else { json!({}) };
+    let containers = |app: bool| {
+        let of_kind = pod.containers.iter().filter(|c| (c.kind == ContainerKind::App) == app);
+        let spec = of_kind.clone().map(|c| {
+            let restart = (c.kind == ContainerKind::Sidecar).then_some("Always");
+            let limits = json!({ "gpuzone.dev/gpu": c.devices.to_string() });
+            json!({ "name": c.name, "restartPolicy": restart, "resources": { "limits": limits } })
+        });
+        let status = of_kind.map(|c| {
+            json!({ "name": c.name, "state": state, "image": "", "imageID": "",
+                "ready": running, "restartCount": 0 })
+        });
+        (spec.collect::<Vec<Value>>(), status.collect::<Vec<Value>>())
+    };
+    let ((apps, app_statuses), (inits, _)) = (containers(true), containers(false));
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {
+            "namespace": pod.namespace, "name": pod.name, "uid": pod.uid,
+            "annotations": pod.annotations,
+        },
+        "spec": { "nodeName": node, "containers": apps, "initContainers": inits },
+        "status": { "phase": phase, "containerStatuses": app_statuses },
+    })
+}
+
+impl ApiServer {
+    /// Starts one without any object.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn start() -> Result<Self, HarnessError> {
+        let (events, _) = broadcast::channel(1024);
+        let shared = Arc::new(Shared { objects: Mutex::default(), events });
+        let router = Router::new()
+            .route("/api/v1/pods", get(list_pods))
+            .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
+            .route("/api/v1/namespaces/{namespace}", get(get_namespace))
+            .route("/apis/gpuzone.dev/v1alpha1/{*rest}", axum::routing::patch(patch))
+            .with_state(Arc::clone(&shared));
+        let failed = || HarnessError::io("cannot serve an API server's stand-in");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed())?;
+        let port = listener.local_addr().map_err(failed())?.port();
+        let server = tokio::spawn(async move { drop(axum::serve(listener, router).await) });
+        Ok(Self { shared, server, port })
+    }
+
+    /// Writes a kubeconfig for it into `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig(&self, folder: &Path) -> Result<PathBuf, HarnessError> {
+        let path = folder.join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test",
+                "cluster": { "server": format!("http://127.0.0.1:{}", self.port) } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+            "users": [{ "name": "test", "user": {} }],
+        });
+        std::fs::write(&path, config.to_string())
+            .map_err(HarnessError::io(format!("cannot write {}", path.display())))?;
+        Ok(path)
+    }
+
+    /// Creates a pod, or changes it.
+    pub fn put(&self, pod: &Pod, node: &str, phase: &str, running: bool) {
+        let mut objects = self.shared.lock();
+        objects.namespaces.entry(pod.namespace.clone()).or_default();
+        objects.version += 1;
+        let mut object = object(pod, node, phase, running);
+        object["metadata"]["resourceVersion"] = json!(objects.version.to_string());
+        let key = (pod.namespace.clone(), pod.name.clone());
+        let known = objects.pods.insert(key, object.clone()).is_some();
+        let kind = if known { "MODIFIED" } else { "ADDED" };
+        // Nobody may be watching.
+        let _ = self.shared.events.send(json!({ "type": kind, "object": object }));
+    }
+
+    /// Deletes a pod, if it is the one of that name.
+    pub fn delete(&self, pod: &Pod) {
+        let mut objects = self.shared.lock();
+        let key = (pod.namespace.clone(), pod.name.clone());
+        if objects.pods.get(&key).is_some_and(|found| found["metadata"]["uid"] == pod.uid) {
+            objects.version += 1;
+            if let Some(object) = objects.pods.remove(&key) {
+                let _ = self.shared.events.send(json!({ "type": "DELETED", "object": object }));
+            }
+        }
+    }
+
+    /// Labels a namespace.
+    pub fn label(&self, namespace: &str, key: &str, value: &str) {
+        let mut objects = self.shared.lock();
+        let labels = objects.namespaces.entry(namespace.into()).or_default();
+        labels.insert(key.into(), value.into());
+    }
+
+    /// Whether it answers nobody, from now on.
+    pub fn set_away(&self, away: bool) {
+        self.shared.lock().away = away;
+        if away {
+            // Watches end with it.
+            let _ = self.shared.events.send(Value::Null);
+        }
+    }
+
+    /// What was last written to a path by server-side apply.
+    pub fn patched(&self, path: &str) -> Option<Value> {
+        self.shared.lock().patched.get(path).cloned()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+type Asked = State<Arc<Shared>>;
+
+fn away(shared: &Shared) -> Option<Response> {
+    let away = shared.lock().away;
+    away.then(|| status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "etcd is away"))
+}
+
+async fn get_pod(
+    State(shared): Asked,
+    UrlPath((namespace, name)): UrlPath<(String, String)>,
+) -> Response {
+    if let Some(away) = away(&shared) {
+        return away;
+    }
+    let pod = shared.lock().pods.get(&(namespace, name.clone())).cloned();
+    match pod {
+        Some(pod) => Json(pod).into_response(),
+        None => status(StatusCode::NOT_FOUND, "NotFound", &format!("pods {name:?} not found")),
+    }
+}
+
+async fn get_namespace(State(shared): Asked, UrlPath(name): UrlPath<String>) -> Response {
+    if let Some(away) = away(&shared) {
+        return away;
+    }
+    let labels = shared.lock().namespaces.get(&name).cloned();
+    match labels {
+        Some(labels) => Json(json!({ "kind": "Namespace", "apiVersion": "v1",
+            "metadata": { "name": name, "labels": labels } }))
+        .into_response(),
+        None => status(StatusCode::NOT_FOUND, "NotFound", "no such namespace"),
+    }
+}
+
+async fn list_pods(
+    State(shared): Asked,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
+    if let Some(away) = away(&shared) {
+        return away;
+    }
+    let selector = query.get("fieldSelector").cloned().unwrap_or_default();
+    let Some(node) = selector.strip_prefix("spec.nodeName=").map(str::to_owned) else {
+        return status(StatusCode::FORBIDDEN, "Forbidden", "only pods of one node may be listed");
+    };
+    let on_node = move |pod: &Value| pod["spec"]["nodeName"] == node;
+    if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
+        let events = BroadcastStream::new(shared.events.subscribe());
+        let events = events.take_while(|event| {
+            let goes_on = event.as_ref().is_ok_and(|event| !event.is_null());
+            async move { goes_on }
+        });
+        let lines = events.filter_map(move |event| {
+            let event = event.ok().filter(|event| on_node(&event["object"]));
+            async move { event.map(|event| Ok::<_, Infallible>(format!("{event}\n"))) }
+        });
+        return Body::from_stream(lines).into_response();
+    }
+    let objects = shared.lock();
+    let items: Vec<Value> = objects.pods.values().filter(|pod| on_node(pod)).cloned().collect();
+    let version = objects.version.to_string();
+    Json(json!({ "kind": "PodList", "apiVersion": "v1",
+        "metadata": { "resourceVersion": version }, "items": items }))
+    .into_response()
+}
+
+async fn patch(
+    State(shared): Asked,
+    UrlPath(path): UrlPath<String>,
+    Json(object): Json<Value>,
+) -> Response {
+    if let Some(away) = away(&shared) {
+        return away;
+    }
+    shared.lock().patched.insert(path, object.clone());
+    Json(object).into_response()
+}

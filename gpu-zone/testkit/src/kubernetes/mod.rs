@@ -1,0 +1,90 @@
+//! Stand-ins of a node's kubelet and of an API server, for a device plugin's tests.
+//!
+//! The kubelet does what the real one does where a plugin can tell the difference: it allocates
+//! at admission, one container after the other, lets app containers take over what init
+//! containers held, keeps a checkpoint, forgets its plugins when it restarts and empties its
+//! folder, and calls PreStartContainer only for a plugin that is registered.
+
+mod api_server;
+mod container;
+mod devices;
+mod kubelet;
+mod services;
+
+pub use api_server::ApiServer;
+pub use container::Container;
+pub use kubelet::{AdmitError, Kubelet, StartError};
+
+/// A container of a test's pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Its name.
+    pub name: String,
+    /// How many devices it asks for.
+    pub devices: usize,
+    /// What kind it is.
+    pub kind: ContainerKind,
+}
+
+/// What kind of container it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerKind {
+    /// An app container.
+    App,
+    /// An init container that ends before the others begin.
+    Init,
+    /// An init container that runs on.
+    Sidecar,
+}
+
+/// A test's pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its containers, init containers first.
+    pub containers: Vec<ContainerSpec>,
+    /// Its annotations.
+    pub annotations: std::collections::BTreeMap<String, String>,
+}
+
+impl Pod {
+    /// A pod with one app container, `app`, that asks for `devices`.
+    pub fn new(namespace: &str, name: &str, uid: &str, devices: usize) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: uid.into(),
+            containers: Vec::new(),
+            annotations: Default::default(),
+        }
+        .with("app", ContainerKind::App, devices)
+    }
+
+    /// The same with one container more.
+    #[must_use]
+    pub fn with(mut self, name: &str, kind: ContainerKind, devices: usize) -> Self {
+        let spec = ContainerSpec { name: name.into(), devices, kind };
+        match kind {
+            ContainerKind::App => self.containers.push(spec),
+            // In front of the app containers, behind the other init containers.
+            ContainerKind::Init | ContainerKind::Sidecar => {
+                let app = |c: &ContainerSpec| c.kind == ContainerKind::App;
+                let at = self.containers.iter().position(app).unwrap_or(self.containers.len());
+                self.containers.insert(at, spec);
+            }
+        }
+        self
+    }
+
+    /// The same with an annotation.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: impl ToString) -> Self {
+        self.annotations.insert(key.into(), value.to_string());
+        self
+    }
+}
