@@ -158,6 +158,7 @@ impl Registration {
     }
 
     async fn call(&self) -> Result<(), RegisterError> {
+        self.door.keeper.slots.registering();
         let mut kubelet =
             RegistrationClient::new(links::channel(&self.folder.join(KUBELET_SOCKET)));
         let request = RegisterRequest {

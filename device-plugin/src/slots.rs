@@ -6,16 +6,21 @@
 //! ```text
 //!   hand_out (Allocate)            claim (the pod that holds the slot is known)
 //!   ──────────────────▶ nobody's ────────────────────▶ of pod P ──▶ removed (P is gone)
-//!        ▲                 │ hand_out again: the same                 │
-//!        └─ a fresh folder │ (an app container takes over             │ hand_out: a fresh one
-//!                          ▼ an init container's slot)                ▼
+//!        ▲                 │ hand_out in the same                     │
+//!        └─ a fresh folder │ registration: the same (an app container │ hand_out: a fresh one
+//!                          ▼ takes over an init container's slot)     ▼
 //! ```
+//!
+//! As long as we are registered, no container starts without PreStartContainer, so a folder that
+//! is nobody's has never been seen from inside. After a registration anew that is not known any
+//! more, and a slot that is handed out gets a fresh folder.
 //!
 //! So a lease can only appear where its own pod looks, even when the kubelet skips
 //! PreStartContainer, and whatever of plugin, agent and kubelet was away: another pod that gets
 //! the slot gets another folder. The folder's owner stands in a file beside it, on disk before
 //! anything appears in the folder.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -33,7 +38,8 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct Slots {
     state: PathBuf,
-    turn: Mutex<()>,
+    /// The folders that were handed out since the last registration.
+    turn: Mutex<BTreeSet<(SlotId, SlotFolder)>>,
     _lock: File,
 }
 
@@ -110,13 +116,13 @@ impl Slots {
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(root.join(LOCK)).map_err(io)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { state: state.to_owned(), turn: Mutex::new(()), _lock: lock }),
+            Ok(()) => Ok(Self { state: state.to_owned(), turn: Mutex::default(), _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(root)),
             Err(error) => Err(io(error.into())),
         }
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    fn turn(&self) -> MutexGuard<'_, BTreeSet<(SlotId, SlotFolder)>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -161,19 +167,29 @@ impl Slots {
         }
     }
 
-    /// The folder for a container that gets `slot`: a fresh one, unless the newest is nobody's.
+    /// To be called before every registration.
+    pub fn registering(&self) {
+        self.turn().clear();
+    }
+
+    /// The folder for a container that gets `slot`: a fresh one, unless the newest is nobody's
+    /// and was handed out since the last registration.
     /// `now` is any clock that goes on, in nanoseconds: numbers are not given twice even when all
     /// folders of a slot are gone.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn hand_out(&self, slot: SlotId, now: u64) -> io::Result<SlotFolder> {
-        let _turn = self.turn();
+        let mut handed_out = self.turn();
         let newest = self.folders(slot)?.pop();
         if let Some(newest) = newest
             && self.owner(slot, newest)? == Owner::Nobody
         {
-            return Ok(newest);
+            if handed_out.contains(&(slot, newest)) {
+                return Ok(newest);
+            }
+            // The kubelet gives the slot to another: whoever had this one is gone.
+            std::fs::remove_dir_all(self.path(slot, newest))?;
         }
         let next = newest.map_or(Some(SlotFolder::new(now)), |newest| newest.next(now));
         let next = next.ok_or_else(|| io::Error::other("the slot's folders are numbered out"))?;
@@ -182,6 +198,7 @@ impl Slots {
         std::fs::create_dir(&path)?;
         // Whoever has it mounted looks into it; on the way to it, nobody gets in.
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        handed_out.insert((slot, next));
         Ok(next)
     }
 

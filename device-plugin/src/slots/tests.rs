@@ -55,6 +55,20 @@ fn what_is_on_disk_is_known_after_a_restart() {
     assert!(slots.hand_out(slot(1), 0).unwrap() > folder);
 }
 
+/// A container may have started without PreStartContainer while we were not registered.
+#[test]
+fn what_may_have_been_seen_is_not_handed_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let slots = Slots::open(dir.path()).unwrap();
+    let first = slots.hand_out(slot(1), 1).unwrap();
+    slots.registering();
+    // Its pod may still hold the slot.
+    assert_eq!(slots.claim(slot(1), &pod(1)).unwrap(), (first, true));
+    slots.unclaim(slot(1), first).unwrap();
+    let second = slots.hand_out(slot(1), 1).unwrap();
+    assert!(second > first && !slots.path(slot(1), first).exists());
+}
+
 #[test]
 fn damage_lets_nothing_appear() {
     let dir = tempfile::tempdir().unwrap();
@@ -71,6 +85,8 @@ fn damage_lets_nothing_appear() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Whatever the kubelet does: no folder that one pod was given is ever another's.
     #[test]
     fn no_folder_has_two_pods(steps in prop::collection::vec((0u8..3, 0u16..3, 0u8..6), 1..60)) {

@@ -1,0 +1,140 @@
+//! What the plugin sees of an agent: placed leases, which a restart does not lose.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gpuzone_api::placements::v1 as proto;
+use gpuzone_api::placements::v1::placements_server::{Placements, PlacementsServer};
+use gpuzone_api::{AgentError, ErrorKind};
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+#[derive(Default)]
+struct Book {
+    leases: Vec<proto::PlacedLease>,
+    made: u32,
+}
+
+struct Shared {
+    state: PathBuf,
+    book: Mutex<Book>,
+}
+
+pub(crate) struct AgentModel {
+    socket: PathBuf,
+    shared: Arc<Shared>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn folder(&self, lease: &proto::PlacedLease) -> PathBuf {
+        self.state.join("slots").join(&lease.slot).join(&lease.folder)
+    }
+}
+
+impl AgentModel {
+    pub(crate) fn new(folder: &Path) -> Self {
+        let shared = Shared { state: folder.join("state"), book: Mutex::default() };
+        let mut agent =
+            Self { socket: folder.join("run/agent.sock"), shared: Arc::new(shared), server: None };
+        agent.start();
+        agent
+    }
+
+    fn start(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        let listener = UnixListener::bind(&self.socket).unwrap();
+        let service = PlacementsServer::new(Service(Arc::clone(&self.shared)));
+        let server = tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        self.server = Some(tokio::spawn(async move { drop(server.await) }));
+    }
+
+    pub(crate) async fn set_away(&mut self, away: bool) {
+        match (away, self.server.take()) {
+            (true, Some(server)) => {
+                server.abort();
+                let _ = server.await;
+            }
+            (false, None) => self.start(),
+            (_, server) => self.server = server,
+        }
+    }
+
+    /// Whose lease appears in a folder.
+    pub(crate) fn serves(&self, folder: &Path) -> Option<String> {
+        let book = self.shared.lock();
+        let lease = book.leases.iter().find(|lease| self.shared.folder(lease) == folder)?;
+        Some(lease.holder.split('/').nth(1).unwrap().to_owned())
+    }
+
+    pub(crate) fn holders(&self) -> Vec<String> {
+        self.shared.lock().leases.iter().map(|lease| lease.holder.clone()).collect()
+    }
+
+    /// No holder has two leases, and no folder.
+    pub(crate) fn check(&self, seed: u64) {
+        let book = self.shared.lock();
+        let holders: BTreeSet<&String> = book.leases.iter().map(|lease| &lease.holder).collect();
+        let folders: BTreeSet<PathBuf> =
+            book.leases.iter().map(|lease| self.shared.folder(lease)).collect();
+        assert_eq!(holders.len(), book.leases.len(), "seed {seed}: two leases of one holder");
+        assert_eq!(folders.len(), book.leases.len(), "seed {seed}: two leases in one folder");
+    }
+}
+
+struct Service(Arc<Shared>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Placements for Service {
+    async fn place(&self, request: Request<proto::PlaceRequest>) -> Answer<proto::PlaceReply> {
+        let asked = request.into_inner();
+        let mut book = self.0.lock();
+        let here = |lease: &&proto::PlacedLease| {
+            (&lease.slot, &lease.folder) == (&asked.slot, &asked.folder)
+        };
+        let of_holder = book.leases.iter().find(|lease| lease.holder == asked.holder);
+        if let Some(lease) = of_holder.filter(here) {
+            return Ok(Response::new(proto::PlaceReply { lease: Some(lease.clone()) }));
+        }
+        if of_holder.is_some() || book.leases.iter().any(|lease| here(&lease)) {
+            let message = "end that one first".to_owned();
+            return Err(AgentError { kind: ErrorKind::InvalidRequest, message }.into());
+        }
+        book.made += 1;
+        let lease = proto::PlacedLease {
+            id: format!("lease-{}", book.made),
+            holder: asked.holder,
+            tenant: asked.tenant,
+            gpus: asked.gpus,
+            slot: asked.slot,
+            folder: asked.folder,
+            state: "active".to_owned(),
+            trouble: String::new(),
+            program: asked.program,
+        };
+        assert!(self.0.folder(&lease).is_dir(), "a lease appears where a container can look");
+        book.leases.push(lease.clone());
+        Ok(Response::new(proto::PlaceReply { lease: Some(lease) }))
+    }
+
+    async fn list(&self, _: Request<proto::ListRequest>) -> Answer<proto::ListReply> {
+        Ok(Response::new(proto::ListReply { leases: self.0.lock().leases.clone() }))
+    }
+
+    async fn end(&self, request: Request<proto::EndRequest>) -> Answer<proto::EndReply> {
+        let asked = request.into_inner();
+        self.0.lock().leases.retain(|lease| lease.id != asked.lease_id);
+        Ok(Response::new(proto::EndReply {}))
+    }
+}
