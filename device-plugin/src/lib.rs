@@ -26,6 +26,7 @@ pub mod keep;
 mod keeper;
 mod kubelet;
 mod links;
+mod publish;
 pub mod registrar;
 mod run;
 pub mod slots;

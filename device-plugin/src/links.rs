@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 pub(crate) use agent::{AgentLink, PlacedLease, numa_nodes};
-pub(crate) use api::ApiLink;
+pub(crate) use api::{ApiLink, within};
 
 use crate::holders::Holders;
 
@@ -67,24 +67,23 @@ pub(crate) fn channel(socket: &Path) -> Channel {
     }))
 }
 
-/// The kubelet's pod resources.
+/// The kubelet's pod resources. Every question is a connection of its own: what answers is the
+/// kubelet that is there now.
 #[derive(Clone, Debug)]
 pub(crate) struct KubeletLink {
-    client: PodResourcesListerClient<Channel>,
     socket: PathBuf,
     resource: ResourceName,
 }
 
 impl KubeletLink {
     pub(crate) fn new(socket: &Path, resource: ResourceName) -> Self {
-        let client = PodResourcesListerClient::new(channel(socket));
-        let client = client.max_decoding_message_size(LARGEST_LIST);
-        Self { client, socket: socket.to_owned(), resource }
+        Self { socket: socket.to_owned(), resource }
     }
 
     /// Who holds what, now.
     pub(crate) async fn holders(&self) -> Result<Holders, LinkError> {
-        let mut client = self.client.clone();
+        let client = PodResourcesListerClient::new(channel(&self.socket));
+        let mut client = client.max_decoding_message_size(LARGEST_LIST);
         let failed = |reason: String| LinkError::Kubelet { socket: self.socket.clone(), reason };
         let asked = client.list(ListPodResourcesRequest {});
         match tokio::time::timeout(KUBELET_PATIENCE, asked).await {

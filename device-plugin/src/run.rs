@@ -19,6 +19,7 @@ use crate::door::{Door, Listing};
 use crate::keeper::Keeper;
 use crate::kubelet::Registration;
 use crate::links::{AgentLink, ApiLink, KubeletLink, numa_nodes};
+use crate::publish::Publisher;
 use crate::slots::{OpenError, Slots};
 
 /// How often the agent is asked how its GPUs are.
@@ -63,7 +64,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     if let Some(folder) = &config.cdi_dir {
         write_cdi(folder, &library)?;
     }
-    let keeper = Arc::new(keeper(&config, slots).await?);
+    let client = client(&config).await?;
+    let publisher = Publisher::new(client.clone(), config.node.clone());
+    let keeper = Arc::new(keeper(&config, client, slots));
     let (listings, listing) = watch::channel(list(config.slots, true, &BTreeSet::new()));
     let door = Door {
         keeper: Arc::clone(&keeper),
@@ -79,7 +82,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         () = registration.keep() => {}
         () = keeper.sweep_regularly() => {}
         () = stir(&keeper) => {}
-        () = watch_gpus(&keeper.agent, config.slots, &listings) => {}
+        () = watch_gpus(&keeper.agent, config.slots, &listings, publisher) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
@@ -87,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     Ok(())
 }
 
-async fn keeper(config: &Config, slots: Arc<Slots>) -> Result<Keeper, RunError> {
+async fn client(config: &Config) -> Result<kube::Client, RunError> {
     let unknown = |error: &dyn std::fmt::Display| RunError::Api(error.to_string());
     let client = match &config.kubeconfig {
         Some(path) => {
@@ -99,12 +102,15 @@ async fn keeper(config: &Config, slots: Arc<Slots>) -> Result<Keeper, RunError> 
         }
         None => kube::Config::incluster().map_err(|error| unknown(&error))?,
     };
-    let client = kube::Client::try_from(client).map_err(|error| unknown(&error))?;
+    kube::Client::try_from(client).map_err(|error| unknown(&error))
+}
+
+fn keeper(config: &Config, client: kube::Client, slots: Arc<Slots>) -> Keeper {
     let (node, resource) = (config.node.clone(), config.resource.clone());
     let kubelet = KubeletLink::new(&config.pod_resources, resource.clone());
     let api = ApiLink::new(client, node.clone(), resource);
     let agent = AgentLink::new(config.directories().agent_socket());
-    Ok(Keeper::new(slots, config.slots, kubelet, api, agent, node))
+    Keeper::new(slots, config.slots, kubelet, api, agent, node)
 }
 
 /// The CDI specification, replaced as a whole: a runtime may read it at any time.
@@ -135,10 +141,27 @@ async fn stir(keeper: &Keeper) {
 /// Lists slots as the node's GPUs are: any slot may get any GPU, so each is near to all of their
 /// NUMA nodes, and none is to be had when no GPU takes new leases. An agent that does not answer
 /// changes nothing: its pods' containers say so when they start, and start when it is back.
-async fn watch_gpus(agent: &AgentLink, count: u16, listings: &watch::Sender<Listing>) {
+async fn watch_gpus(
+    agent: &AgentLink,
+    count: u16,
+    listings: &watch::Sender<Listing>,
+    mut publisher: Publisher,
+) {
+    let mut unpublished = String::new();
     loop {
         match agent.gpus().await {
-            Ok((_, gpus)) => {
+            Ok((driver, gpus)) => {
+                match publisher.publish(&driver, &gpus).await {
+                    Ok(_) => unpublished.clear(),
+                    Err(error) => {
+                        let error = error.to_string();
+                        // Once: it goes on as long as the API server is away.
+                        if error != unpublished {
+                            tracing::warn!(error, "the node's GPUs are not published");
+                        }
+                        unpublished = error;
+                    }
+                }
                 let healthy = gpus.iter().any(|gpu| gpu.quarantine.is_none());
                 let listing = list(count, healthy, &numa_nodes(&gpus));
                 listings.send_if_modified(|now| {

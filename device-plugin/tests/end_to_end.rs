@@ -188,6 +188,32 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_nodes_gpus_are_published_when_they_change() {
+        let mut cluster = Cluster::start().await;
+        let path = format!("gpunodes/{NODE}/status");
+        cluster.until("the object", async |c| c.api.patched(&path).is_some()).await;
+        let written = cluster.api.patched(&path).unwrap();
+        assert_eq!(written["spec"]["node"], NODE);
+        assert_eq!(
+            (&written["status"]["total"], &written["status"]["healthy"]),
+            (&2.into(), &2.into())
+        );
+        assert_eq!(written["status"]["gpus"][0]["uuid"], cluster.gpus[0].to_string());
+        assert_eq!(written["status"]["gpus"][0]["simulated"], true);
+        // Neither a lease nor a plugin that starts anew changes it.
+        let patches = cluster.api.patches();
+        let pod = cluster.small_pod("a");
+        cluster.admit(&pod).await;
+        cluster.start_container(&pod, "app").await;
+        cluster.kill_plugin();
+        cluster.start_plugin();
+        cluster.registered().await;
+        cluster.until("a comparison", async |c| c.log().contains("are published already")).await;
+        cluster.kill_plugin();
+        assert_eq!(cluster.api.patches(), patches);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_is_wrong_around_it_is_said() {
         let mut cluster = Cluster::start().await;
         // Another plugin of this node.

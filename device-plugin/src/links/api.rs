@@ -45,7 +45,8 @@ fn sentence(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn within<T>(
+/// An answer of the API server, if it comes in time.
+pub(crate) async fn within<T>(
     what: &'static str,
     asked: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, LinkError> {

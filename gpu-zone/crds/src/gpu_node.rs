@@ -105,16 +105,24 @@ fn bounded(text: &str, most: usize) -> String {
 }
 
 impl GpuEntry {
+    /// The same with texts no longer than the schema lets them be.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let (model, reason) = (bounded(&self.model, 128), self.reason);
+        let reason = reason.map(|reason| bounded(&reason, 512));
+        Self { model, reason, ..self }
+    }
+
     /// A GPU as discovery saw it.
     pub fn new(gpu: &Gpu, health: &GpuHealth) -> Self {
         let reason = match health {
             GpuHealth::Healthy => None,
-            GpuHealth::Quarantined { reason } => Some(bounded(reason, 512)),
+            GpuHealth::Quarantined { reason } => Some(reason.clone()),
         };
         Self {
             uuid: gpu.uuid.to_string(),
             index: gpu.index,
-            model: bounded(&gpu.name, 128),
+            model: gpu.name.clone(),
             memory_bytes: gpu.memory.get(),
             compute_capability: gpu.compute_capability.to_string(),
             numa_node: gpu.numa_node,
@@ -124,6 +132,7 @@ impl GpuEntry {
             healthy: reason.is_none(),
             reason,
         }
+        .bounded()
     }
 }
 

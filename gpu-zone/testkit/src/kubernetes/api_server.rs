@@ -39,6 +39,7 @@ struct Objects {
     pods: BTreeMap<(String, String), Value>,
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     patched: BTreeMap<String, Value>,
+    patches: u64,
     away: bool,
 }
 
@@ -95,7 +96,7 @@ impl ApiServer {
             .route("/api/v1/pods", get(list_pods))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
             .route("/api/v1/namespaces/{namespace}", get(get_namespace))
-            .route("/apis/gpuzone.dev/v1alpha1/{*rest}", axum::routing::patch(patch))
+            .route("/apis/gpuzone.dev/v1alpha1/{*rest}", get(get_custom).patch(patch))
             .with_state(Arc::clone(&shared));
         let failed = || HarnessError::io("cannot serve an API server's stand-in");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed())?;
@@ -162,6 +163,11 @@ impl ApiServer {
             // Watches end with it.
             let _ = self.shared.events.send(Value::Null);
         }
+    }
+
+    /// How often anything was written by server-side apply.
+    pub fn patches(&self) -> u64 {
+        self.shared.lock().patches
     }
 
     /// What was last written to a path by server-side apply.
@@ -242,14 +248,33 @@ async fn list_pods(
     .into_response()
 }
 
+async fn get_custom(State(shared): Asked, UrlPath(path): UrlPath<String>) -> Response {
+    if let Some(away) = away(&shared) {
+        return away;
+    }
+    let objects = shared.lock();
+    // With its status, if that was written.
+    let written = objects.patched.get(&format!("{path}/status")).or(objects.patched.get(&path));
+    match written {
+        Some(object) => Json(object).into_response(),
+        None => status(StatusCode::NOT_FOUND, "NotFound", "no such object"),
+    }
+}
+
 async fn patch(
     State(shared): Asked,
     UrlPath(path): UrlPath<String>,
-    Json(object): Json<Value>,
+    body: axum::body::Bytes,
 ) -> Response {
     if let Some(away) = away(&shared) {
         return away;
     }
-    shared.lock().patched.insert(path, object.clone());
+    // Server-side apply's type is YAML's, of which JSON is a part.
+    let Ok(object) = serde_json::from_slice::<Value>(&body) else {
+        return status(StatusCode::BAD_REQUEST, "BadRequest", "only JSON is read here");
+    };
+    let mut objects = shared.lock();
+    objects.patches += 1;
+    objects.patched.insert(path, object.clone());
     Json(object).into_response()
 }
