@@ -91,7 +91,13 @@ fn spec(own_pids: bool) -> Spec {
         network: false,
         own_pids,
         filter: if own_pids { Filter::Workload } else { Filter::Worker },
-        limits: Limits::default(),
+        limits: Limits {
+            memory: Some(4 << 30),
+            pids: Some(1024),
+            cpu: Some(400),
+            scratch: Some(1 << 30),
+            ..Limits::default()
+        },
         policy: Policy::default(),
     }
 }

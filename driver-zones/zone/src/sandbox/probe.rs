@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use super::spec::{Filter, Limits, Missing, Policy, Root, Spec};
+use super::cgroup;
+use super::spec::{Feature, Filter, Limits, Missing, Policy, Root, Spec};
 use super::{Launch, SandboxError, Sandboxed};
 
 /// Features that the host lacks, learnt by making a sandbox with all of them that does nothing.
@@ -34,6 +35,8 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
             pids: Some(64),
             cpu: Some(100),
             open_files: Some(64),
+            scratch: Some(1 << 20),
+            device_memory: cgroup::device_memory().into_iter().collect(),
         },
         policy: Policy::default(),
     };
@@ -47,7 +50,13 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
         stderr: null()?,
         inherit: Vec::new(),
     };
-    let (process, missing) = Sandboxed { launcher: program, spec: everything, launch }.start()?;
+    let regions = everything.limits.device_memory.len();
+    let (process, mut missing) =
+        Sandboxed { launcher: program, spec: everything, launch }.start()?;
     process.reap();
+    if regions == 0 {
+        let reason = "no GPU's driver books its memory with control groups here".to_owned();
+        missing.push(Missing { feature: Feature::Dmem, reason });
+    }
     Ok(missing)
 }

@@ -38,11 +38,13 @@ pub enum Feature {
     Pids,
     /// A limit on processor time by control group.
     Cpu,
+    /// Limits on device memory by control group, where the GPU's driver books it there.
+    Dmem,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::User,
         Self::Mount,
         Self::Pid,
@@ -57,6 +59,7 @@ impl Feature {
         Self::Memory,
         Self::Pids,
         Self::Cpu,
+        Self::Dmem,
     ];
 
     /// Its name in configurations and reports.
@@ -76,6 +79,7 @@ impl Feature {
             Self::Memory => "memory",
             Self::Pids => "pids",
             Self::Cpu => "cpu",
+            Self::Dmem => "dmem",
         }
     }
 }
@@ -186,17 +190,23 @@ pub enum Filter {
 }
 
 /// Limits; those that are left out do not apply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of host memory.
+    /// Bytes of host memory, swapped out or not.
     pub memory: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
     /// Per cent of one processor's time.
     pub cpu: Option<u64>,
+    /// Bytes of each region of device memory that the kernel can limit (`dmem.capacity` at the
+    /// root of control groups lists them).
+    pub device_memory: BTreeMap<String, u64>,
     /// Open files of each process.
     pub open_files: Option<u64>,
+    /// Bytes in all private folders together, which are memory. Left out: a quarter of the
+    /// host's.
+    pub scratch: Option<u64>,
 }
 
 /// A sandbox.

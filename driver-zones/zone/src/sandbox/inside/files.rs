@@ -25,6 +25,12 @@ pub(super) fn copy(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
+/// The folder `name` of an attached file system as a mount of its own, attached nowhere.
+pub(super) fn part(whole: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(whole, name, flags)?)
+}
+
 /// Sets attributes on a mount and on all below it.
 pub(super) fn set(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
     let wanted =

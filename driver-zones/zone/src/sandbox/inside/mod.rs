@@ -6,6 +6,7 @@
 
 mod files;
 mod init;
+mod janitor;
 mod namespaces;
 mod restrict;
 mod root;
@@ -18,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::sandbox::cgroup;
+use crate::sandbox::cgroup::{self, Groups};
 use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
 
 /// Exit code where the zone could not be made; the reason is in the report.
@@ -46,6 +47,7 @@ pub(crate) fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E
 /// A zone in the making.
 pub(crate) struct Setup {
     spec: Spec,
+    groups: Groups,
     missing: Vec<Missing>,
 }
 
@@ -102,7 +104,7 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
         let message = "a zone's name has 1 to 64 letters, digits, '-' and '_'";
         return Err(SetupError::Spec(format!("{message}; {:?} has not", spec.zone)));
     }
-    Ok(Setup { spec, missing: Vec::new() })
+    Ok(Setup { spec, groups: Groups::default(), missing: Vec::new() })
 }
 
 fn begin(
@@ -135,6 +137,10 @@ fn unrunnable(error: &io::Error, program: &OsStr) -> Report {
 
 /// The last steps, in the process that becomes the program or its init.
 fn finish(setup: &mut Setup) -> Result<(), SetupError> {
+    for (feature, reason) in setup.groups.join() {
+        setup.lacks(feature, reason)?;
+    }
+    namespaces::enter_inner(setup)?;
     if setup.has(Feature::Mount) {
         root::enter(setup)?;
     }
@@ -146,8 +152,14 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
     restrict::seccomp(setup)
 }
 
+/// Makes the zone's control groups; this process joins them when the zone is otherwise made, if
+/// it is the program, or the zone's first process does.
 fn limit(setup: &mut Setup) -> Result<(), SetupError> {
-    for (feature, reason) in cgroup::enter(&setup.spec.zone, &setup.spec.limits) {
+    let (groups, unset) = Groups::make(&setup.spec.zone, &setup.spec.limits);
+    // Before anything can fail: whatever was made is removed.
+    janitor::start(&groups).map_err(step("cannot start the zone's janitor"))?;
+    setup.groups = groups;
+    for (feature, reason) in unset {
         setup.lacks(feature, reason)?;
     }
     Ok(())

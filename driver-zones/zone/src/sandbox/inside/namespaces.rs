@@ -19,7 +19,6 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
         (Feature::Mount, UnshareFlags::NEWNS),
         (Feature::Ipc, UnshareFlags::NEWIPC),
         (Feature::Uts, UnshareFlags::NEWUTS),
-        (Feature::CgroupNamespace, UnshareFlags::NEWCGROUP),
         (Feature::Time, UnshareFlags::NEWTIME),
     ];
     if !setup.spec.network {
@@ -42,6 +41,14 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
         rustix::system::sethostname(name).map_err(step("cannot name the zone's host"))?;
     }
     Ok(())
+}
+
+/// What begins where the process is: its control groups are the root of all that the zone sees.
+pub(super) fn enter_inner(setup: &mut Setup) -> Result<(), SetupError> {
+    match unshare(UnshareFlags::NEWCGROUP) {
+        Ok(()) => Ok(()),
+        Err(error) => setup.lacks(Feature::CgroupNamespace, error),
+    }
 }
 
 fn unshare(flags: UnshareFlags) -> io::Result<()> {

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, symlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, symlinkat};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
-use super::files::{NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, place, set};
+use super::files::{NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, part, place, set};
 use super::{Setup, SetupError, step};
 use crate::sandbox::spec::{Feature, Root, Spec};
 
@@ -23,8 +23,10 @@ const LINKS: [(&str, &str); 4] = [
 ];
 /// What a small file system of folders and empty files may hold at most.
 const SMALL: &[(&str, &str)] = &[("size", "256k"), ("nr_inodes", "4096"), ("mode", "0755")];
-/// What a writable private folder may hold: bytes in it are memory.
-const PRIVATE: &[(&str, &str)] = &[("size", "25%"), ("nr_inodes", "65536"), ("mode", "01777")];
+/// Files in all private folders together; each is kernel memory.
+const MOST_FILES: &str = "65536";
+/// Where a zone has its private folders' bytes, besides where it says.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// A copy of something of the host's, and where in the zone it goes.
 struct Piece {
@@ -47,10 +49,8 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     if setup.spec.root == Root::Empty {
         links(root).map_err(step("cannot copy the host's links like /lib"))?;
     }
-    for folder in &setup.spec.private {
-        cover(root, folder, PRIVATE, 0)?;
-    }
     let dev = dev(root, &devices)?;
+    scratch(root, &setup.spec)?;
     proc(setup, root)?;
     // What is hidden stays hidden in a folder above it that is handed over, and what is handed
     // over is there even in a folder above it that is hidden.
@@ -154,8 +154,7 @@ fn cover(
     let what = || format!("cannot make {} the zone's own", folder.display());
     let at = match place(root, folder, FileType::Directory) {
         Ok(at) => at,
-        // Not there in a root that cannot be written to: there is nothing to cover.
-        Err(error) if error.raw_os_error() == Some(libc::EROFS) => return Ok(None),
+        Err(error) if is_read_only(&error) => return Ok(None),
         Err(error) => return Err(step(what())(error)),
     };
     let empty = fresh("tmpfs", options).map_err(step(what()))?;
@@ -164,10 +163,47 @@ fn cover(
     Ok(Some(empty))
 }
 
+/// Whether a folder is not there in a root that cannot be written to: nothing is to be covered.
+fn is_read_only(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EROFS)
+}
+
 fn put(root: BorrowedFd<'_>, piece: &Piece) -> Result<(), SetupError> {
     let what = || format!("cannot put {} into the zone", piece.target.display());
     let at = place(root, &piece.target, piece.like).map_err(step(what()))?;
     attach(piece.mount.as_fd(), at.as_fd()).map_err(step(what()))
+}
+
+/// The private folders are parts of one file system: what one of them holds, the others cannot.
+fn scratch(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), SetupError> {
+    let failed = "cannot make the zone's private folders";
+    let size = spec.limits.scratch.map_or_else(|| "25%".to_owned(), |bytes| bytes.to_string());
+    let options = [("size", size.as_str()), ("nr_inodes", MOST_FILES), ("mode", "0755")];
+    let whole = fresh("tmpfs", &options).map_err(step(failed))?;
+    let folders: Vec<&Path> = std::iter::once(Path::new(SHARED_MEMORY))
+        .chain(spec.private.iter().map(PathBuf::as_path))
+        .collect();
+    let at = |folder: &Path| place(root, folder, FileType::Directory);
+    let make = || -> io::Result<()> {
+        // Only of what is attached can a part be mounted. The part goes on top of the whole.
+        attach(whole.as_fd(), at(Path::new(SHARED_MEMORY))?.as_fd())?;
+        let mut parts = Vec::new();
+        for number in 0..folders.len() {
+            let name = number.to_string();
+            rustix::fs::mkdirat(&whole, &name, Mode::RWXU)?;
+            let everybody = Mode::from_raw_mode(0o1777);
+            rustix::fs::chmodat(&whole, &name, everybody, AtFlags::empty())?;
+            parts.push(part(whole.as_fd(), Path::new(&name))?);
+        }
+        for (folder, part) in folders.iter().zip(&parts) {
+            match at(folder) {
+                Err(error) if is_read_only(&error) => {}
+                other => attach(part.as_fd(), other?.as_fd())?,
+            }
+        }
+        Ok(())
+    };
+    make().map_err(step(failed))
 }
 
 fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, SetupError> {
@@ -182,7 +218,8 @@ fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, Setup
             at.and_then(|at| Ok(symlinkat(target, at, link.file_name().unwrap_or_default())?));
         made.map_err(step("cannot make the zone's /dev"))?;
     }
-    cover(root, Path::new("/dev/shm"), PRIVATE, 0)?;
+    let shared_memory = place(root, Path::new(SHARED_MEMORY), FileType::Directory);
+    shared_memory.map_err(step("cannot make the zone's /dev"))?;
     Ok(dev)
 }
 
