@@ -6,11 +6,11 @@
 //! In its place, a worker has no `/proc` to see others in, seccomp lets it signal nobody, and
 //! Landlock would not either. So the launcher becomes the worker and leaves no process between.
 
-use gpuzone_wire::control::{BrokerConfig, Sandbox};
+use gpuzone_wire::control::{self as wire, BrokerConfig, Sandbox};
 use gpuzone_zone::Process;
 use gpuzone_zone::sandbox::{
     Demand, Feature, Filter, Launch, LaunchError, Limits, Mount, Policy, Root, SandboxError,
-    Sandboxed, Spec,
+    Sandboxed, Spec, UserRanges,
 };
 
 /// Where the libraries are that the driver's libraries need; the others they name by path.
@@ -91,6 +91,11 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
         directory: "/".into(),
         network: false,
         own_pids: false,
+        users: sandbox.users.map(|wire::UserRanges { first, each, zones }| UserRanges {
+            first,
+            each,
+            zones,
+        }),
         filter: Filter::Worker,
         limits: Limits {
             pids: Some(MOST_THREADS),
@@ -125,6 +130,7 @@ mod tests {
             read: Vec::new(),
             write: Vec::new(),
             devices: Vec::new(),
+            users: None,
             require: require.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),
         }
     }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gpuzone_zone::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Sandboxed, Spec};
+use gpuzone_zone::sandbox::{
+    Filter, Launch, Limits, Mount, Policy, Root, Sandboxed, Spec, UserRanges,
+};
 
 const RUNS: usize = 100;
 
@@ -90,6 +92,7 @@ fn spec(own_pids: bool) -> Spec {
         directory: "/".into(),
         network: false,
         own_pids,
+        users: Some(UserRanges::default()),
         filter: if own_pids { Filter::Workload } else { Filter::Worker },
         limits: Limits {
             memory: Some(4 << 30),

@@ -146,7 +146,9 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MemoryBytes>, D::Error> {
+pub(super) fn memory<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<MemoryBytes>, D::Error> {
     struct Memory;
 
     impl Visitor<'_> for Memory {

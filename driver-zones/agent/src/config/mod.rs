@@ -3,6 +3,7 @@
 mod file;
 mod libraries;
 mod sandbox;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 pub use libraries::MissingFile;
 pub use sandbox::ZonePolicy;
+pub use zone::{ZoneLimits, ZoneUsers};
 
 use crate::leases::ScrubSettings;
 

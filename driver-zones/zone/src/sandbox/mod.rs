@@ -11,10 +11,13 @@ mod launch;
 mod probe;
 mod spec;
 mod start;
+mod users;
 
 pub use filter::{FilterError, programs};
 pub use inside::{EXIT_FAILED, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
-pub use spec::{Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec};
+pub use spec::{
+    Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
+};
 pub use start::{SandboxError, Sandboxed};

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::cgroup;
-use super::spec::{Feature, Filter, Limits, Missing, Policy, Root, Spec};
+use super::spec::{Feature, Filter, Limits, Missing, Mount, Policy, Root, Spec, UserRanges};
 use super::{Launch, SandboxError, Sandboxed};
 
 /// Features that the host lacks, learnt by making a sandbox with all of them that does nothing.
@@ -22,13 +22,18 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
     let everything = Spec {
         zone: format!("probe-{}", std::process::id()),
         root: Root::Host,
-        mounts: Vec::new(),
+        // A file system in memory and one that is likely to hold what programs work on: both are
+        // to be shared with other users.
+        mounts: ["/dev/shm", "/var/tmp"]
+            .map(|folder| Mount { optional: true, ..Mount::write(folder) })
+            .into(),
         devices: Vec::new(),
         private: Vec::new(),
         hidden: Vec::new(),
         directory: "/".into(),
         network: false,
         own_pids: true,
+        users: Some(UserRanges::default()),
         filter: Filter::Workload,
         limits: Limits {
             memory: Some(256 << 20),

@@ -40,11 +40,13 @@ pub enum Feature {
     Cpu,
     /// Limits on device memory by control group, where the GPU's driver books it there.
     Dmem,
+    /// Users of the zone's own, who are nobody on the host.
+    Users,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::User,
         Self::Mount,
         Self::Pid,
@@ -60,6 +62,7 @@ impl Feature {
         Self::Pids,
         Self::Cpu,
         Self::Dmem,
+        Self::Users,
     ];
 
     /// Its name in configurations and reports.
@@ -80,6 +83,7 @@ impl Feature {
             Self::Pids => "pids",
             Self::Cpu => "cpu",
             Self::Dmem => "dmem",
+            Self::Users => "users",
         }
     }
 }
@@ -209,6 +213,26 @@ pub struct Limits {
     pub scratch: Option<u64>,
 }
 
+/// Numbers of users and groups from which zones get a range each, that no other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserRanges {
+    /// The first number of the first range.
+    pub first: u32,
+    /// Numbers in each range: the zone's users 0 and up.
+    pub each: u32,
+    /// How many ranges there are.
+    pub zones: u32,
+}
+
+impl Default for UserRanges {
+    /// 2048 times 65,536, between what systemd gives to containers and where numbers begin
+    /// that some programs take for negative ones.
+    fn default() -> Self {
+        Self { first: 0x7000_0000, each: 0x1_0000, zones: 2048 }
+    }
+}
+
 /// A sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -238,6 +262,10 @@ pub struct Spec {
     /// process that is waited for and signalled.
     #[serde(default)]
     pub own_pids: bool,
+    /// Whom its processes are on the host: users of a range of its own. Left out: the one who
+    /// starts it.
+    #[serde(default)]
+    pub users: Option<UserRanges>,
     /// System calls.
     pub filter: Filter,
     /// Limits.

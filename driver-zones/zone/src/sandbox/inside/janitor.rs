@@ -1,16 +1,17 @@
 //! Who cleans up behind a zone: a process outside that waits for the launcher's end.
 //!
-//! It holds the zone's control groups, ends what is left in them and removes them, however the
-//! launcher ended. Should it be killed itself, the next zone's launcher sweeps.
+//! It holds the zone's numbers of users and its control groups, ends what is left in them and removes
+//! them, however the launcher ended. Should it be killed itself, the next zone's launcher sweeps.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::sandbox::cgroup::{Group, Groups, KILL};
+use crate::sandbox::users::Claim;
 
 /// The first pause between two attempts; each is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
@@ -19,8 +20,8 @@ const ATTEMPTS: u32 = 16;
 
 /// Starts the janitor of the zone that this process is about to make. To be called while this
 /// process still has its starter's rights and namespaces.
-pub(super) fn start(groups: &Groups) -> io::Result<()> {
-    if groups.is_empty() {
+pub(super) fn start(groups: &Groups, claim: Option<&Claim>) -> io::Result<()> {
+    if groups.is_empty() && claim.is_none() {
         return Ok(());
     }
     let launcher = pidfd_open(getpid(), PidfdFlags::empty())?;
@@ -28,7 +29,7 @@ pub(super) fn start(groups: &Groups) -> io::Result<()> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            attend(&launcher, groups);
+            attend(&launcher, groups, claim);
             // SAFETY: ends this process and runs nothing that the launcher is still to run.
             unsafe { libc::_exit(0) }
         }
@@ -36,18 +37,23 @@ pub(super) fn start(groups: &Groups) -> io::Result<()> {
     }
 }
 
-fn attend(launcher: &OwnedFd, groups: &Groups) {
+fn attend(launcher: &OwnedFd, groups: &Groups, claim: Option<&Claim>) {
     // A terminal's signals are for the program, and no folder is kept busy.
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let _ = rustix::thread::set_name(c"zone-janitor");
     // What the launcher was handed is not to stay open because of this process.
     let held = groups.iter().map(|group| group.held.as_raw_fd());
+    let held = held.chain(claim.map(|claim| claim.held().as_raw_fd()));
     close_all_but(held.chain([launcher.as_raw_fd()]).collect());
     let mut ends = [PollFd::new(launcher, PollFlags::IN)];
     while let Err(rustix::io::Errno::INTR) = poll(&mut ends, None) {}
     for group in groups.iter() {
         remove(group);
+    }
+    // Last: until its processes are gone, the numbers are theirs.
+    if let Some(claim) = claim {
+        claim.give_back();
     }
 }
 
@@ -77,4 +83,10 @@ fn close_all_but(mut kept: Vec<RawFd>) {
         }
         next = number.saturating_add(1);
     }
+}
+
+/// Whether the process behind a pidfd has ended.
+pub(super) fn has_ended(process: BorrowedFd<'_>) -> bool {
+    let mut ends = [PollFd::new(&process, PollFlags::IN)];
+    poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

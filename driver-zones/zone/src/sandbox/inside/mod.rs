@@ -11,6 +11,7 @@ mod namespaces;
 mod restrict;
 mod root;
 mod system_calls;
+mod users;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -48,6 +49,10 @@ pub(crate) fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E
 pub(crate) struct Setup {
     spec: Spec,
     groups: Groups,
+    /// Where the zone has users of its own.
+    users: Option<users::Users>,
+    /// What it is handed, where that had to be taken beforehand.
+    handed: Option<root::Parts>,
     missing: Vec<Missing>,
 }
 
@@ -104,7 +109,7 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
         let message = "a zone's name has 1 to 64 letters, digits, '-' and '_'";
         return Err(SetupError::Spec(format!("{message}; {:?} has not", spec.zone)));
     }
-    Ok(Setup { spec, groups: Groups::default(), missing: Vec::new() })
+    Ok(Setup { spec, groups: Groups::default(), users: None, handed: None, missing: Vec::new() })
 }
 
 fn begin(
@@ -118,7 +123,8 @@ fn begin(
     let arguments = command.split_off(2);
     let mut program = Command::new(&command[0]);
     program.arg0(&command[1]).args(arguments);
-    limit(&mut setup)?;
+    hold(&mut setup)?;
+    users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     if setup.spec.own_pids {
         return init::supervise(setup, report, program);
@@ -140,6 +146,7 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
     for (feature, reason) in setup.groups.join() {
         setup.lacks(feature, reason)?;
     }
+    users::become_own(setup)?;
     namespaces::enter_inner(setup)?;
     if setup.has(Feature::Mount) {
         root::enter(setup)?;
@@ -152,12 +159,14 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
     restrict::seccomp(setup)
 }
 
-/// Makes the zone's control groups; this process joins them when the zone is otherwise made, if
-/// it is the program, or the zone's first process does.
-fn limit(setup: &mut Setup) -> Result<(), SetupError> {
+/// Takes what a zone has of the host's for as long as it lives: numbers of users, and control
+/// groups, which its first process joins later. The janitor gives both back.
+fn hold(setup: &mut Setup) -> Result<(), SetupError> {
+    users::claim(setup)?;
     let (groups, unset) = Groups::make(&setup.spec.zone, &setup.spec.limits);
     // Before anything can fail: whatever was made is removed.
-    janitor::start(&groups).map_err(step("cannot start the zone's janitor"))?;
+    let claim = setup.users.as_ref().map(users::Users::claim);
+    janitor::start(&groups, claim).map_err(step("cannot start the zone's janitor"))?;
     setup.groups = groups;
     for (feature, reason) in unset {
         setup.lacks(feature, reason)?;

@@ -5,15 +5,19 @@ use std::io;
 use rustix::process::{getgid, getuid};
 use rustix::thread::UnshareFlags;
 
-use super::{Setup, SetupError, step};
+use super::{Setup, SetupError, step, users};
 use crate::sandbox::spec::Feature;
 
 /// Leaves the starter's namespaces for new ones. A pid namespace begins with the next child.
 pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-    match unshare(UnshareFlags::NEWUSER) {
-        Ok(()) => map(uid, gid).map_err(step("cannot map the user into the zone"))?,
-        Err(error) => setup.lacks(Feature::User, error)?,
+    if let Some(users) = &setup.users {
+        users::enter(users).map_err(step("cannot enter the zone's user namespace"))?;
+    } else {
+        match unshare(UnshareFlags::NEWUSER) {
+            Ok(()) => map(uid, gid).map_err(step("cannot map the user into the zone"))?,
+            Err(error) => setup.lacks(Feature::User, error)?,
+        }
     }
     let mut wanted = vec![
         (Feature::Mount, UnshareFlags::NEWNS),

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, symlinkat};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
-use super::files::{NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, part, place, set};
-use super::{Setup, SetupError, step};
+use super::files::{
+    NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, map_users, part, place, set,
+};
+use super::{Setup, SetupError, step, users};
 use crate::sandbox::spec::{Feature, Root, Spec};
 
 /// Every zone has these device nodes.
@@ -29,10 +31,23 @@ const MOST_FILES: &str = "65536";
 const SHARED_MEMORY: &str = "/dev/shm";
 
 /// A copy of something of the host's, and where in the zone it goes.
-struct Piece {
+#[derive(Debug)]
+pub(crate) struct Handed {
     mount: OwnedFd,
-    target: PathBuf,
+    pub(super) target: PathBuf,
     like: FileType,
+    write: bool,
+}
+
+/// What a zone's root is put together from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    handed: Vec<Handed>,
+    devices: Vec<Handed>,
+    /// Of [`Root::Folder`].
+    folder: Option<OwnedFd>,
+    /// Folders of [`Root::Host`] that are empty but for what is handed over.
+    closed: Vec<PathBuf>,
 }
 
 /// Builds the root and makes it this process's; nothing else is reachable then.
@@ -41,9 +56,15 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(step("cannot separate the zone's mounts"))?;
     // All copies are made before anything is covered.
-    let pieces = pieces(&setup.spec)?;
-    let devices = devices(&setup.spec)?;
-    let base = base(&setup.spec.root)?;
+    let taken = setup.handed.take();
+    let Parts { handed, devices, folder, closed } = match taken {
+        Some(parts) => parts,
+        None => parts(&setup.spec)?,
+    };
+    let base = match folder {
+        Some(folder) => folder,
+        None => base(&setup.spec.root)?,
+    };
     let root = stage(base.as_fd()).map_err(step("cannot attach the zone's root"))?;
     let root = root.as_fd();
     if setup.spec.root == Root::Empty {
@@ -55,12 +76,15 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     // What is hidden stays hidden in a folder above it that is handed over, and what is handed
     // over is there even in a folder above it that is hidden.
     let hidden = &setup.spec.hidden;
-    let is_above = |piece: &&Piece| hidden.iter().any(|folder| folder.starts_with(&piece.target));
-    let (above, rest): (Vec<&Piece>, Vec<&Piece>) = pieces.iter().partition(is_above);
+    let is_above = |piece: &&Handed| hidden.iter().any(|folder| folder.starts_with(&piece.target));
+    let (above, rest): (Vec<&Handed>, Vec<&Handed>) = handed.iter().partition(is_above);
+    let mut covers = Vec::new();
+    for folder in &closed {
+        covers.extend(cover(root, folder, SMALL, 0)?);
+    }
     for piece in above {
         put(root, piece)?;
     }
-    let mut covers = Vec::new();
     for folder in hidden {
         covers.extend(cover(root, folder, SMALL, 0)?);
     }
@@ -77,7 +101,51 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     pivot(root).map_err(step("cannot make the zone's root this process's"))
 }
 
-fn pieces(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
+fn parts(spec: &Spec) -> Result<Parts, SetupError> {
+    Ok(Parts { handed: handed(spec)?, devices: devices(spec)?, folder: None, closed: Vec::new() })
+}
+
+/// The same for the users of `namespace`; in words why that cannot be.
+pub(super) fn hand(
+    spec: &Spec,
+    namespace: BorrowedFd<'_>,
+) -> Result<Result<Parts, String>, SetupError> {
+    let mut parts = parts(spec)?;
+    if let Root::Folder(folder) = &spec.root {
+        let base = base(&spec.root)?;
+        if let Err(error) = map_users(base.as_fd(), namespace) {
+            return Ok(Err(format!("{} cannot be mapped: {error}", folder.display())));
+        }
+        parts.folder = Some(base);
+    }
+    for piece in &parts.handed {
+        match map_users(piece.mount.as_fd(), namespace) {
+            // Theirs who may read it anyway.
+            Err(_) if !piece.write && is_open(piece, 0o004)? => {}
+            Err(error) => {
+                return Ok(Err(format!("{} cannot be mapped: {error}", piece.target.display())));
+            }
+            Ok(()) => {}
+        }
+    }
+    for device in &parts.devices {
+        if !is_open(device, 0o006)? {
+            return Ok(Err(format!("{} is not open to others", device.target.display())));
+        }
+    }
+    if spec.root == Root::Host {
+        parts.closed = users::closed(&parts.handed);
+    }
+    Ok(Ok(parts))
+}
+
+fn is_open(piece: &Handed, to_others: u32) -> Result<bool, SetupError> {
+    let found = rustix::fs::statat(&piece.mount, "", AtFlags::EMPTY_PATH);
+    let found = found.map_err(step(format!("cannot look at {}", piece.target.display())))?;
+    Ok(found.st_mode & to_others == to_others)
+}
+
+fn handed(spec: &Spec) -> Result<Vec<Handed>, SetupError> {
     let mut pieces = Vec::new();
     for mount in &spec.mounts {
         let what = || format!("cannot hand {} to the zone", mount.source.display());
@@ -90,19 +158,19 @@ fn pieces(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
         set(copied.as_fd(), NO_SETUID | NO_DEVICES | read_only).map_err(step(what()))?;
         let target = mount.target.clone().unwrap_or_else(|| mount.source.clone());
         let like = kind(copied.as_fd()).map_err(step(what()))?;
-        pieces.push(Piece { mount: copied, target, like });
+        pieces.push(Handed { mount: copied, target, like, write: mount.write });
     }
     Ok(pieces)
 }
 
-fn devices(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
+fn devices(spec: &Spec) -> Result<Vec<Handed>, SetupError> {
     let mut devices = Vec::new();
     for path in DEVICES.iter().map(PathBuf::from).chain(spec.devices.iter().cloned()) {
         let what = || format!("cannot hand {} to the zone", path.display());
         let mount = copy(&path).map_err(step(what()))?;
         set(mount.as_fd(), NO_SETUID | libc::MOUNT_ATTR_NOEXEC).map_err(step(what()))?;
         let like = kind(mount.as_fd()).map_err(step(what()))?;
-        devices.push(Piece { mount, target: path, like });
+        devices.push(Handed { mount, target: path, like, write: true });
     }
     Ok(devices)
 }
@@ -168,7 +236,7 @@ fn is_read_only(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EROFS)
 }
 
-fn put(root: BorrowedFd<'_>, piece: &Piece) -> Result<(), SetupError> {
+fn put(root: BorrowedFd<'_>, piece: &Handed) -> Result<(), SetupError> {
     let what = || format!("cannot put {} into the zone", piece.target.display());
     let at = place(root, &piece.target, piece.like).map_err(step(what()))?;
     attach(piece.mount.as_fd(), at.as_fd()).map_err(step(what()))
@@ -206,7 +274,7 @@ fn scratch(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), SetupError> {
     make().map_err(step(failed))
 }
 
-fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, SetupError> {
+fn dev(root: BorrowedFd<'_>, devices: &[Handed]) -> Result<Option<OwnedFd>, SetupError> {
     let dev = cover(root, Path::new("/dev"), SMALL, 0)?;
     for device in devices {
         put(root, device)?;
