@@ -1,0 +1,90 @@
+//! Sandboxes as a kind of zone.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::start::{Held, SandboxError, Sandboxed};
+use super::{Launch, Missing, Spec, stats};
+use crate::backend::{Backend, ZoneStats};
+use crate::{Exit, Process, ProcessId};
+
+/// The backend of sandboxes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sandboxes;
+
+/// What a sandbox's zone is to be.
+#[derive(Debug)]
+pub struct Order {
+    /// The launcher and the sandbox. `None` where the policy allows none at all: the program is
+    /// started at once then, and has to wait for a word of its own before it does anything.
+    pub sandbox: Option<(PathBuf, Spec)>,
+    /// The program, as the sandbox shows it.
+    pub launch: Launch,
+    /// The owner's end of a socket to whatever listens in the zone.
+    pub channel: Option<OwnedFd>,
+}
+
+/// A sandbox that there is.
+#[derive(Debug)]
+pub struct SandboxZone {
+    process: Process,
+    held: Mutex<Option<Held>>,
+    channel: Option<OwnedFd>,
+}
+
+impl Backend for Sandboxes {
+    const KIND: &'static str = "sandbox";
+    type Order = Order;
+    type Zone = SandboxZone;
+    type Error = SandboxError;
+
+    fn create(&self, name: &str, order: Order) -> Result<SandboxZone, SandboxError> {
+        let Order { sandbox, launch, channel } = order;
+        let (process, held) = match sandbox {
+            Some((launcher, spec)) => {
+                let spec = Spec { zone: name.to_owned(), ..spec };
+                let (process, held) = Sandboxed { launcher, spec, launch }.hold()?;
+                (process, Some(held))
+            }
+            None => (launch.start()?, None),
+        };
+        Ok(SandboxZone { process, held: Mutex::new(held), channel })
+    }
+
+    fn process(&self, zone: &SandboxZone) -> ProcessId {
+        zone.process.id()
+    }
+
+    async fn start(&self, zone: &SandboxZone) -> Result<Vec<Missing>, SandboxError> {
+        let held = zone.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match held {
+            Some(held) => held.go().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn gone(&self, zone: &SandboxZone) -> io::Result<Exit> {
+        zone.process.exited().await
+    }
+
+    async fn stop(&self, zone: &SandboxZone, grace: Option<Duration>) -> io::Result<Exit> {
+        zone.process.end(grace).await
+    }
+
+    fn channel(&self, zone: &SandboxZone) -> io::Result<Option<OwnedFd>> {
+        zone.channel.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    fn stats(&self, zone: &SandboxZone) -> io::Result<ZoneStats> {
+        stats::of(zone.process.pid())
+    }
+
+    fn adopt(&self, _name: &str, process: ProcessId) -> io::Result<Option<SandboxZone>> {
+        let found = Process::find(process)?;
+        let zone = |process| SandboxZone { process, held: Mutex::new(None), channel: None };
+        Ok(found.map(zone))
+    }
+}
