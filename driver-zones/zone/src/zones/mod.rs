@@ -25,8 +25,8 @@ use crate::backend::{Backend, ZoneStats};
 use crate::sandbox::Missing;
 use crate::{Exit, ProcessId, WrongEvent, ZoneEvent, ZoneState};
 use owner::{Command, Owner, Status};
-pub use record::RecordError;
 use record::Record;
+pub use record::RecordError;
 
 /// How long a zone may take from its start until its program begins.
 pub const START_LIMIT: Duration = Duration::from_secs(10);

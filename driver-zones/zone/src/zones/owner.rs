@@ -85,7 +85,8 @@ impl<B: Backend> Owner<B> {
         let grace = self.grace;
         let gone = async {
             loop {
-                let exit = if ends { backend.stop(zone, grace).await } else { backend.gone(zone).await };
+                let exit =
+                    if ends { backend.stop(zone, grace).await } else { backend.gone(zone).await };
                 match exit {
                     Ok(exit) => return exit,
                     Err(_) => sleep(AGAIN).await,
