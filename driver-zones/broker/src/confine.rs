@@ -72,11 +72,14 @@ pub(crate) fn make(
     name: &str,
     launch: Launch,
 ) -> Result<Zone<Sandboxes>, ConfineError> {
-    let sandbox = match &config.sandbox {
-        Some(sandbox) => Some((sandbox.launcher.clone(), spec(config, sandbox, name)?)),
-        None => None,
+    let order = match &config.sandbox {
+        Some(sandbox) => {
+            let (launcher, spec) = (sandbox.launcher.clone(), spec(config, sandbox, name)?);
+            Order::Program { launcher, spec, launch }
+        }
+        None => Order::Bare(launch),
     };
-    Ok(zones.create(name, Order { sandbox, launch, channel: None })?)
+    Ok(zones.create(name, order)?)
 }
 
 /// Lets a zone run, and answers when its program begins. On an error it is being ended.

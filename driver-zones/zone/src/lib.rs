@@ -11,6 +11,8 @@ mod backend;
 mod environment;
 pub mod files;
 mod identity;
+pub mod keeper;
+mod packets;
 mod process;
 pub mod sandbox;
 mod state;

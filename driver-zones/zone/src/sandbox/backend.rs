@@ -6,25 +6,38 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::start::{Held, SandboxError, Sandboxed};
+use super::start::{Held, SandboxError, Sandboxed, hold_for_requests};
 use super::{Launch, Missing, Spec, stats};
 use crate::backend::{Backend, ZoneStats};
-use crate::{Exit, Process, ProcessId};
+use crate::{Exit, Process, ProcessId, packets};
 
 /// The backend of sandboxes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sandboxes;
 
-/// What a sandbox's zone is to be.
+/// What a sandbox's zone is to be. `launcher` is `gpu-zone-sandbox`, and the zone's name is put
+/// into `spec`.
 #[derive(Debug)]
-pub struct Order {
-    /// The launcher and the sandbox. `None` where the policy allows none at all: the program is
-    /// started at once then, and has to wait for a word of its own before it does anything.
-    pub sandbox: Option<(PathBuf, Spec)>,
-    /// The program, as the sandbox shows it.
-    pub launch: Launch,
-    /// The owner's end of a socket to whatever listens in the zone.
-    pub channel: Option<OwnedFd>,
+pub enum Order {
+    /// A program in a sandbox.
+    Program {
+        /// The launcher.
+        launcher: PathBuf,
+        /// The sandbox.
+        spec: Spec,
+        /// The program, as the sandbox shows it.
+        launch: Launch,
+    },
+    /// Programs in a sandbox, which are asked for over the zone's channel.
+    Programs {
+        /// The launcher.
+        launcher: PathBuf,
+        /// The sandbox.
+        spec: Spec,
+    },
+    /// A program in none, where the policy allows that. It is started at once, so it has to wait
+    /// for a word of its own before it does anything.
+    Bare(Launch),
 }
 
 /// A sandbox that there is.
@@ -42,14 +55,18 @@ impl Backend for Sandboxes {
     type Error = SandboxError;
 
     fn create(&self, name: &str, order: Order) -> Result<SandboxZone, SandboxError> {
-        let Order { sandbox, launch, channel } = order;
-        let (process, held) = match sandbox {
-            Some((launcher, spec)) => {
-                let spec = Spec { zone: name.to_owned(), ..spec };
-                let (process, held) = Sandboxed { launcher, spec, launch }.hold()?;
-                (process, Some(held))
+        let named = |spec| Spec { zone: name.to_owned(), ..spec };
+        let (process, held, channel) = match order {
+            Order::Program { launcher, spec, launch } => {
+                let (process, held) = Sandboxed { launcher, spec: named(spec), launch }.hold()?;
+                (process, Some(held), None)
             }
-            None => (launch.start()?, None),
+            Order::Programs { launcher, spec } => {
+                let (channel, theirs) = packets::pair().map_err(SandboxError::Speak)?;
+                let (process, held) = hold_for_requests(launcher, &named(spec), theirs)?;
+                (process, Some(held), Some(channel))
+            }
+            Order::Bare(launch) => (launch.start()?, None, None),
         };
         Ok(SandboxZone { process, held: Mutex::new(held), channel })
     }

@@ -17,7 +17,7 @@ mod stats;
 pub use backend::{Order, SandboxZone, Sandboxes};
 pub(crate) use cgroup::is_name;
 pub use filter::{FilterError, programs};
-pub use inside::{EXIT_FAILED, run};
+pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
 pub use spec::{Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec};

@@ -1,7 +1,9 @@
 //! The start of a process in a sandbox, seen from outside.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -75,21 +77,53 @@ impl Sandboxed {
     /// When it cannot be started.
     pub fn hold(self) -> Result<(Process, Held), SandboxError> {
         let Self { launcher, spec, mut launch } = self;
-        let speak = SandboxError::Speak;
-        let text = serde_json::to_vec(&spec).map_err(|error| speak(error.into()))?;
-        let (ordered, orders) = io::pipe().map_err(speak)?;
-        let (heard, report) = io::pipe().map_err(speak)?;
-        let number = launch.inherit.len();
-        launch.inherit.extend([ordered.into(), report.into()]);
-        let number = FIRST_INHERITED.saturating_add(i32::try_from(number).unwrap_or(i32::MAX));
         let program: OsString = std::mem::replace(&mut launch.program, launcher).into();
-        let mut words: Vec<OsString> = vec!["--orders".into(), number.to_string().into()];
-        words.extend(["--report".into(), number.saturating_add(1).to_string().into()]);
-        words.extend(["--".into(), program.clone(), program]);
+        let mut words: Vec<OsString> = vec!["--".into(), program.clone(), program];
         words.append(&mut launch.arguments);
-        launch.arguments = words;
-        Ok((launch.start()?, Held { orders, heard, text }))
+        hold(&spec, launch, words)
     }
+}
+
+/// Starts a launcher, held back, whose zone runs what is asked for over `requests`.
+pub(super) fn hold_for_requests(
+    launcher: PathBuf,
+    spec: &Spec,
+    requests: OwnedFd,
+) -> Result<(Process, Held), SandboxError> {
+    let null = || -> io::Result<OwnedFd> {
+        Ok(std::fs::File::options().read(true).write(true).open("/dev/null")?.into())
+    };
+    let nulls = || -> io::Result<[OwnedFd; 3]> { Ok([null()?, null()?, null()?]) };
+    let [stdin, stdout, stderr] = nulls().map_err(SandboxError::Speak)?;
+    let launch = Launch {
+        program: launcher,
+        arguments: Vec::new(),
+        environment: BTreeMap::new(),
+        stdin,
+        stdout,
+        stderr,
+        inherit: vec![requests],
+    };
+    hold(spec, launch, vec!["--requests".into(), FIRST_INHERITED.to_string().into()])
+}
+
+/// `what` is the rest of the launcher's command line.
+fn hold(
+    spec: &Spec,
+    mut launch: Launch,
+    what: Vec<OsString>,
+) -> Result<(Process, Held), SandboxError> {
+    let speak = SandboxError::Speak;
+    let text = serde_json::to_vec(spec).map_err(|error| speak(error.into()))?;
+    let (ordered, orders) = io::pipe().map_err(speak)?;
+    let (heard, report) = io::pipe().map_err(speak)?;
+    let number = launch.inherit.len();
+    launch.inherit.extend([ordered.into(), report.into()]);
+    let number = FIRST_INHERITED.saturating_add(i32::try_from(number).unwrap_or(i32::MAX));
+    launch.arguments = vec!["--orders".into(), number.to_string().into()];
+    launch.arguments.extend(["--report".into(), number.saturating_add(1).to_string().into()]);
+    launch.arguments.extend(what);
+    Ok((launch.start()?, Held { orders, heard, text }))
 }
 
 impl Held {
