@@ -17,7 +17,8 @@ use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
 use gpuzone_wire::handover::{EXIT_REPLACE, WorkerSpec};
 use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::sandbox::Sandboxes;
+use gpuzone_zone::{Exit, Zone, Zones};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -39,10 +40,17 @@ pub(crate) struct Lease {
     task: JoinHandle<()>,
 }
 
+/// What all leases of a driver zone have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) config: Arc<BrokerConfig>,
+    pub(crate) turns: Turns,
+    pub(crate) zones: Arc<Zones<Sandboxes>>,
+}
+
 /// What the worker's task and those who ask about the lease have in common.
 struct Shared {
-    config: Arc<BrokerConfig>,
-    turns: Turns,
+    common: Common,
     /// Notified when the worker kept a GPU too long.
     overran: Mutex<Arc<Notify>>,
     order: WorkerOrder,
@@ -76,55 +84,52 @@ pub(crate) enum ServeError {
 impl Lease {
     /// Puts a first worker into service; on an error no process is left.
     pub(crate) async fn start(
-        config: Arc<BrokerConfig>,
-        turns: Turns,
+        common: Common,
         order: WorkerOrder,
         paths: LeasePaths,
         stats: StatsFile,
     ) -> Result<Self, ServeError> {
         let (overran, live) = (Mutex::default(), Mutex::default());
-        let shared = Shared { config, turns, overran, order, paths, stats, live };
+        let shared = Shared { common, overran, order, paths, stats, live };
         let listener = slot::serve(&shared.order.slot_dir)?;
         // A first start is not stopped: it succeeds or fails within the worker's time limit.
         let (_never, mut stop) = watch::channel(false);
-        let process = shared.start_worker(&listener, &mut stop).await?;
-        Ok(Self::supervise(shared, Some(process)))
+        let worker = shared.start_worker(&listener, &mut stop).await?;
+        Ok(Self::supervise(shared, Some(worker)))
     }
 
     /// Serves a lease that an earlier broker served: by its worker, if one is alive and ready,
     /// else by a fresh one as soon as possible.
     pub(crate) fn resume(
-        config: Arc<BrokerConfig>,
-        turns: Turns,
+        common: Common,
         order: WorkerOrder,
         paths: LeasePaths,
         stats: StatsFile,
-        worker: Option<(WorkerRecord, Option<Process>)>,
+        record: Option<WorkerRecord>,
+        worker: Option<Zone<Sandboxes>>,
     ) -> Self {
-        let (record, process) = worker.unzip();
         let live = record.map_or_else(Live::default, |record| Live {
             worker_pid: None,
             restarts: record.restarts,
             trouble: record.trouble,
         });
         let (overran, live) = (Mutex::default(), Mutex::new(live));
-        let shared = Shared { config, turns, overran, order, paths, stats, live };
-        let process = process.flatten();
-        if process.is_some()
+        let shared = Shared { common, overran, order, paths, stats, live };
+        if worker.is_some()
             && let Err(error) = shared.give_turns()
         {
             // It would go on without asking anybody.
             tracing::error!(lease = %shared.lease(), %error, "its worker takes no turns");
             shared.overran().notify_one();
         }
-        Self::supervise(shared, process)
+        Self::supervise(shared, worker)
     }
 
-    fn supervise(shared: Shared, process: Option<Process>) -> Self {
+    fn supervise(shared: Shared, worker: Option<Zone<Sandboxes>>) -> Self {
         let shared = Arc::new(shared);
         let (stop, stopped) = watch::channel(false);
-        shared.live().worker_pid = process.as_ref().map(Process::pid);
-        let task = tokio::spawn(Arc::clone(&shared).run(process, stopped));
+        shared.live().worker_pid = worker.as_ref().map(pid);
+        let task = tokio::spawn(Arc::clone(&shared).run(worker, stopped));
         Self { shared, stop, task }
     }
 
@@ -181,28 +186,28 @@ impl Shared {
     }
 
     /// Keeps a worker alive until `stop`.
-    async fn run(self: Arc<Self>, first: Option<Process>, mut stop: watch::Receiver<bool>) {
+    async fn run(self: Arc<Self>, first: Option<Zone<Sandboxes>>, mut stop: watch::Receiver<bool>) {
         let mut worker = first;
         let mut backoff = SHORTEST_BACKOFF;
         loop {
             let mut pause = Duration::ZERO;
-            if let Some(process) = worker.take() {
+            if let Some(worker) = worker.take() {
                 let since = Instant::now();
                 let overran = self.overran();
                 tokio::select! {
                     () = overran.notified() => {
-                        self.end(&process).await;
-                        pause = self.overrun(&process, &mut backoff);
+                        self.end(&worker).await;
+                        pause = self.overrun(&worker, &mut backoff);
                     }
-                    exit = process.exited() => pause = self.ended(&process, exit, since, &mut backoff),
-                    () = stopped(&mut stop) => return self.end(&process).await,
+                    exit = worker.ended() => pause = self.ended(&worker, exit, since, &mut backoff),
+                    () = stopped(&mut stop) => return self.end(&worker).await,
                 }
             }
             let Some(fresh) = self.replace(pause, &mut backoff, &mut stop).await else {
                 return;
             };
-            self.live().worker_pid = Some(fresh.pid());
-            tracing::info!(lease = %self.lease(), worker = fresh.pid(), "a fresh worker serves");
+            self.live().worker_pid = Some(pid(&fresh));
+            tracing::info!(lease = %self.lease(), worker = pid(&fresh), "a fresh worker serves");
             worker = Some(fresh);
         }
     }
@@ -210,7 +215,7 @@ impl Shared {
     /// Notes a worker's unexpected end; returns how long to wait before the next.
     fn ended(
         &self,
-        process: &Process,
+        worker: &Zone<Sandboxes>,
         exit: std::io::Result<Exit>,
         since: Instant,
         backoff: &mut Duration,
@@ -226,12 +231,12 @@ impl Shared {
             }
             Ok(exit @ (Exit::Code(_) | Exit::Signal(_) | Exit::Unknown)) => {
                 let said = worker::last_line(&self.paths.log());
-                let pid = process.pid();
+                let pid = pid(worker);
                 (format!("worker {pid} ended with {exit}: {said}"), longer(backoff))
             }
             Err(error) => (format!("the worker cannot be watched: {error}"), longer(backoff)),
         };
-        tracing::warn!(lease = %self.lease(), worker = process.pid(), %trouble, "worker ended");
+        tracing::warn!(lease = %self.lease(), worker = pid(worker), %trouble, "worker ended");
         let mut live = self.live();
         live.worker_pid = None;
         live.restarts = live.restarts.saturating_add(1);
@@ -240,11 +245,11 @@ impl Shared {
     }
 
     /// Notes that a worker was ended because it kept a GPU; how long to wait before the next.
-    fn overrun(&self, process: &Process, backoff: &mut Duration) -> Duration {
-        let limit = self.config.fair_time.watchdog();
+    fn overrun(&self, worker: &Zone<Sandboxes>, backoff: &mut Duration) -> Duration {
+        let limit = self.common.config.fair_time.watchdog();
         let trouble = format!(
             "worker {} was ended: it kept a GPU for more than {} ms when its turn was over, most likely with a kernel that runs on (split it into shorter ones, or raise watchdog_milliseconds), or it broke its line to the arbiter",
-            process.pid(),
+            pid(worker),
             limit.as_millis()
         );
         tracing::warn!(lease = %self.lease(), %trouble, "worker ended");
@@ -258,7 +263,7 @@ impl Shared {
         // A new one for each worker: what an earlier one did is not this one's fault.
         let overran = Arc::new(Notify::new());
         *self.overran.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&overran);
-        let joined = self.turns.join(&self.order, &self.paths.turns(), overran);
+        let joined = self.common.turns.join(&self.order, &self.paths.turns(), overran);
         joined.map_err(ServeError::Turns)
     }
 
@@ -268,7 +273,7 @@ impl Shared {
         mut pause: Duration,
         backoff: &mut Duration,
         stop: &mut watch::Receiver<bool>,
-    ) -> Option<Process> {
+    ) -> Option<Zone<Sandboxes>> {
         let mut listener = None;
         loop {
             // Bound before the pause: programs that come meanwhile wait instead of failing.
@@ -284,7 +289,7 @@ impl Shared {
             }
             if let Some(listener) = &listener {
                 match self.start_worker(listener, stop).await {
-                    Ok(process) => return Some(process),
+                    Ok(worker) => return Some(worker),
                     Err(ServeError::Stopped) => return None,
                     Err(error) => self.trouble(&error),
                 }
@@ -304,48 +309,54 @@ impl Shared {
         &self,
         listener: &OwnedFd,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Process, ServeError> {
+    ) -> Result<Zone<Sandboxes>, ServeError> {
         let log = self.paths.log();
         // Kept until the arbiter is connected: a worker that ends at once is not what fails then.
         let turns = arbiter::serve(&self.paths.turns()).map_err(ServeError::Turns)?;
         let inherited = turns.try_clone().map_err(ServeError::Turns)?;
         let lease = self.lease();
-        let mut starting =
-            worker::start(&self.config, lease, listener, &self.stats, inherited, &log)?;
+        let mut starting = worker::make(
+            &self.common.config,
+            &self.common.zones,
+            lease,
+            listener,
+            &self.stats,
+            inherited,
+            &log,
+        )?;
         let served = tokio::select! {
             served = self.put_into_service(&mut starting) => served,
             () = stopped(stop) => Err(ServeError::Stopped),
         };
         if served.is_err() {
-            self.end(&starting.process).await;
+            self.end(&starting.zone).await;
         }
-        served.map(|()| starting.process)
+        served.map(|()| starting.zone)
     }
 
     async fn put_into_service(&self, starting: &mut Starting) -> Result<(), ServeError> {
-        // Written before the worker has its orders: one that nobody knows does nothing.
-        self.write_down(&starting.process, false)?;
+        self.write_down(false)?;
         // Connected before the worker has its orders: it does nothing without asking.
         self.give_turns()?;
-        let BrokerConfig { driver, caps, .. } = &*self.config;
+        let BrokerConfig { driver, caps, .. } = &*self.common.config;
         let grants = self.order.grants.clone();
         let (driver, caps) = (driver.clone(), *caps);
         let spec = WorkerSpec { lease: self.lease(), grants, driver, caps, arbitrated: true };
         starting.finish(&spec).await?;
-        self.write_down(&starting.process, true)
+        self.write_down(true)
     }
 
-    fn write_down(&self, process: &Process, ready: bool) -> Result<(), ServeError> {
+    fn write_down(&self, ready: bool) -> Result<(), ServeError> {
         let Live { restarts, trouble, worker_pid: _ } = self.live().clone();
-        let record = WorkerRecord { process: process.id(), ready, restarts, trouble };
+        let record = WorkerRecord { ready, restarts, trouble };
         record::write(&self.paths.worker(), &record).map_err(ServeError::Record)
     }
 
-    async fn end(&self, process: &Process) {
-        if let Err(error) = process.end(None).await {
-            tracing::error!(lease = %self.lease(), worker = process.pid(), %error, "cannot end it");
+    async fn end(&self, worker: &Zone<Sandboxes>) {
+        if let Err(error) = worker.end(None).await {
+            tracing::error!(lease = %self.lease(), worker = pid(worker), %error, "cannot end it");
         }
-        self.turns.leave(self.lease());
+        self.common.turns.leave(self.lease());
         self.live().worker_pid = None;
         self.settle();
     }
@@ -356,6 +367,10 @@ impl Shared {
             tracing::error!(lease = %self.lease(), %error, "the lease's counters are lost");
         }
     }
+}
+
+fn pid(worker: &Zone<Sandboxes>) -> u32 {
+    worker.process().pid
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {

@@ -3,16 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use gpuzone_zone::ProcessId;
 use gpuzone_zone::files::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The lease's worker, in `worker.json`.
+/// The lease's worker, in `worker.json`. Its process is in its zone's own record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkerRecord {
-    #[serde(flatten)]
-    pub(crate) process: ProcessId,
     /// Whether it said that it accepts connections.
     pub(crate) ready: bool,
     /// How many workers were replaced before it.

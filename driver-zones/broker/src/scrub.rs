@@ -7,8 +7,8 @@ use std::time::Duration;
 use gpuzone_wire::control::{BrokerConfig, MAX_LINE};
 use gpuzone_wire::scrub::{SCRUB_ARGUMENT, ScrubOrder, ScrubReport, ScrubSpec};
 use gpuzone_zone::files::remove;
-use gpuzone_zone::sandbox::Launch;
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::sandbox::{Launch, Sandboxes};
+use gpuzone_zone::{Exit, Zone, Zones};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
@@ -36,10 +36,11 @@ pub(crate) enum ScrubError {
 /// Has memory cleared. No process is left when it returns.
 pub(crate) async fn scrub(
     config: &BrokerConfig,
+    zones: &Zones<Sandboxes>,
     order: ScrubOrder,
     log: &Path,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
-    let scrubbed = in_a_worker(config, order, log).await;
+    let scrubbed = in_a_worker(config, zones, order, log).await;
     // What it said is in the error.
     remove(log)?;
     scrubbed
@@ -47,6 +48,7 @@ pub(crate) async fn scrub(
 
 async fn in_a_worker(
     config: &BrokerConfig,
+    zones: &Zones<Sandboxes>,
     order: ScrubOrder,
     log: &Path,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
@@ -66,12 +68,12 @@ async fn in_a_worker(
     // Kept open until it is done: the worker ends when it is closed, however this broker ends.
     let mut orders = pipe::Sender::from_owned_fd(orders.into())?;
     let mut answer = pipe::Receiver::from_owned_fd(answer.into())?;
-    let process = confine::start(config, &format!("scrub-{}", order.lease), launch)?;
+    let zone = confine::make(config, zones, &format!("scrub-{}", order.lease), launch)?;
     let spec = ScrubSpec::new(order, &config.driver);
-    let spoken = tokio::time::timeout(limit, speak(&mut orders, &mut answer, &process, &spec));
+    let spoken = tokio::time::timeout(limit, speak(&mut orders, &mut answer, &zone, &spec));
     let spoken = spoken.await;
     // Whatever it was, the next one must find the memory free.
-    process.end(None).await?;
+    zone.end(None).await?;
     let said = || last_line(log);
     let (text, exit) = match spoken {
         Ok(spoken) => spoken?,
@@ -91,10 +93,11 @@ async fn in_a_worker(
 async fn speak(
     orders: &mut pipe::Sender,
     answer: &mut pipe::Receiver,
-    process: &Process,
+    zone: &Zone<Sandboxes>,
     spec: &ScrubSpec,
-) -> io::Result<(Vec<u8>, Exit)> {
-    let mut line = serde_json::to_vec(spec)?;
+) -> Result<(Vec<u8>, Exit), ScrubError> {
+    confine::begin(zone).await?;
+    let mut line = serde_json::to_vec(spec).map_err(io::Error::from)?;
     line.push(b'\n');
     match orders.write_all(&line).await {
         // It is gone; its exit and its log say why.
@@ -103,5 +106,5 @@ async fn speak(
     }
     let mut text = Vec::new();
     answer.take(MAX_LINE as u64).read_to_end(&mut text).await?;
-    Ok((text, process.exited().await?))
+    Ok((text, zone.ended().await?))
 }
