@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use crate::arbiter::{self, Turns};
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
+use crate::respite::Respite;
 use crate::slot::{self, SlotError};
 use crate::worker::{self, Starting, WorkerError};
 
@@ -184,6 +185,7 @@ impl Shared {
     async fn run(self: Arc<Self>, first: Option<Process>, mut stop: watch::Receiver<bool>) {
         let mut worker = first;
         let mut backoff = SHORTEST_BACKOFF;
+        let (began, mut respite) = (Instant::now(), Respite::new());
         loop {
             let mut pause = Duration::ZERO;
             if let Some(process) = worker.take() {
@@ -194,7 +196,12 @@ impl Shared {
                         self.end(&process).await;
                         pause = self.overrun(&process, &mut backoff);
                     }
-                    exit = process.exited() => pause = self.ended(&process, exit, since, &mut backoff),
+                    exit = process.exited() => {
+                        pause = self.ended(&process, exit, since, &mut backoff);
+                        if pause.is_zero() {
+                            pause = respite.ask(began.elapsed());
+                        }
+                    }
                     () = stopped(&mut stop) => return self.end(&process).await,
                 }
             }
