@@ -23,8 +23,11 @@ const LINKS: [(&str, &str); 4] = [
 ];
 /// What a small file system of folders and empty files may hold at most.
 const SMALL: &[(&str, &str)] = &[("size", "256k"), ("nr_inodes", "4096"), ("mode", "0755")];
-/// What a writable private folder may hold: bytes in it are memory.
-const PRIVATE: &[(&str, &str)] = &[("size", "25%"), ("nr_inodes", "65536"), ("mode", "01777")];
+/// What a writable private folder may hold: bytes in it are the host's memory, and a zone that
+/// fills all of its folders has a quarter of it.
+const PRIVATE: &[(&str, &str)] = &[("size", "5%"), ("nr_inodes", "65536"), ("mode", "01777")];
+/// The same of `/dev/shm`, where programs share what they compute.
+const SHARED: &[(&str, &str)] = &[("size", "10%"), ("nr_inodes", "65536"), ("mode", "01777")];
 
 /// A copy of something of the host's, and where in the zone it goes.
 struct Piece {
@@ -182,7 +185,7 @@ fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, Setup
             at.and_then(|at| Ok(symlinkat(target, at, link.file_name().unwrap_or_default())?));
         made.map_err(step("cannot make the zone's /dev"))?;
     }
-    cover(root, Path::new("/dev/shm"), PRIVATE, 0)?;
+    cover(root, Path::new("/dev/shm"), SHARED, 0)?;
     Ok(dev)
 }
 
