@@ -10,6 +10,20 @@ use gpuzone_wire::spec::{
 use crate::arena::{Arena, Dice};
 use crate::spec::{CONTEXT, SPIN, STREAM, Shop, cuda, spin};
 
+/// What honest programs do.
+pub(crate) fn work(arena: &Arena) -> anyhow::Result<String> {
+    let mut shop = Shop::open(&arena.slot)?;
+    let mut launched = 0_u64;
+    while arena.goes_on() {
+        for _ in 0..16 {
+            shop.launch([4, 1, 1], 200).map_err(cuda)?;
+            launched += 1;
+        }
+        shop.synchronize().map_err(cuda)?;
+    }
+    Ok(format!("launched={launched}"))
+}
+
 pub(crate) fn flood(arena: &Arena) -> anyhow::Result<String> {
     let mut shop = Shop::open(&arena.slot)?;
     let mut posted = 0_u64;
@@ -57,9 +71,8 @@ pub(crate) fn caps(arena: &Arena) -> anyhow::Result<String> {
         }
         allocations += 1;
     }
-    let modules = (2..most).take_while(|number| {
-        arena.goes_on() && shop.load(ModuleId(*number), SPIN.as_bytes()).is_ok()
-    });
+    let modules = (2..most.min(5_000))
+        .take_while(|number| shop.load(ModuleId(*number), SPIN.as_bytes()).is_ok());
     let modules = modules.count();
     ensure!(contexts < 10_000, "there is no cap on contexts");
     arena.wait();
@@ -164,4 +177,18 @@ pub(crate) fn endless(arena: &Arena) -> anyhow::Result<String> {
     let waited = shop.synchronize();
     ensure!(waited.is_err(), "a kernel without an end came to an end");
     Ok(format!("answer={}", waited.err().map_or(0, |error| error.0)))
+}
+
+pub(crate) fn poison(arena: &Arena) -> anyhow::Result<String> {
+    let mut workers = 0;
+    while workers < 3 || arena.goes_on() {
+        // Waits for the next worker, if need be.
+        let mut shop = Shop::open(&arena.slot)?;
+        ensure!(shop.hurt().is_err(), "nothing was allocated there");
+        workers += 1;
+        drop(shop);
+        // So that its worker sees that nobody is left, and goes.
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(format!("workers={workers}"))
 }

@@ -42,6 +42,13 @@ $L__BB0_1:
     @%p1 bra $L__BB0_1;
     ret;
 }
+.visible .entry hurt(.param .u64 hurt_param_0)
+{
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [hurt_param_0];
+    st.global.u64 [%rd1], %rd1;
+    ret;
+}
 ";
 
 /// A session that has made something.
@@ -74,6 +81,16 @@ impl Shop {
             ModuleFunction { module: MODULE, function: FUNCTION, name: "spin".to_owned() };
         shop.client.call(CONTEXT, &function, Payload::NONE).map_err(cuda)?;
         Ok(shop)
+    }
+
+    /// Writes where nothing is allocated.
+    pub(crate) fn hurt(&mut self) -> Result<(), CuResult> {
+        let name = "hurt".to_owned();
+        let function = ModuleFunction { module: MODULE, function: FunctionId(9), name };
+        self.client.call(CONTEXT, &function, Payload::NONE)?;
+        let hurt = Launch { function: FunctionId(9), ..spin([1, 1, 1], 8) };
+        self.client.post(CONTEXT, &hurt, Payload::NONE)?;
+        self.synchronize()
     }
 
     /// Loads a module.

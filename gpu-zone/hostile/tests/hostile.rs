@@ -5,12 +5,10 @@
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use gpuzone_testkit::{
-        Artifacts, Finished, Holdings, Lease, Node, Options, Role, Running, Traces, processes_of,
-    };
+    use gpuzone_testkit::hostile::{self, Attack, Made, Manner};
+    use gpuzone_testkit::{Holdings, Lease, Node, Options, Role, Running, Traces, processes_of};
 
     const LIMIT: Duration = Duration::from_secs(60);
     const CONFIGURATION: &str = "[usage]\nflush_seconds = 0.2\n[tenants.default]\n\
@@ -18,6 +16,14 @@ mod tests {
     /// Own memory that the agent and the broker, and the neighbour's worker, may have more at
     /// the end than at the beginning, in KiB: buffers grow to what was needed once.
     const GROWTH: u64 = 12 << 10;
+    /// What an attacker's own worker may have at most: a socket for each of 64 sessions and one
+    /// for who is refused, a thread for each of them, and what belongs to the worker itself.
+    const DESCRIPTORS: u64 = 256;
+    const THREADS: u64 = 80;
+    const MEMORY: u64 = 256 << 10;
+    /// By how much the node's files may grow in one attack, in KiB: the journal, the ledger and
+    /// the audit log do for each lease, and what workers say must not for each thing sent.
+    const FILES: u64 = 480;
 
     struct Field {
         node: Node,
@@ -28,32 +34,11 @@ mod tests {
         problems: Vec<String>,
     }
 
-    fn attacks() -> Vec<serde_json::Value> {
-        let program = Artifacts::build().unwrap().file("gpuzone-hostile").unwrap();
-        let listed = Command::new(program).arg("list").output().unwrap();
-        let text = String::from_utf8(listed.stdout).unwrap();
-        let all = text.lines().map(|line| serde_json::from_str(line).unwrap());
-        all.collect::<Vec<serde_json::Value>>()
-    }
-
-    /// Whether this host can give a zone what keeps its program in.
-    fn has_zones() -> bool {
-        let launcher = Artifacts::build().unwrap().file("gpu-zone-sandbox").unwrap();
-        let probed = Command::new(launcher).arg("--probe").stdin(Stdio::null()).output().unwrap();
-        let missing = String::from_utf8_lossy(&probed.stdout).into_owned();
-        ["mount", "pid", "seccomp"].iter().all(|need| !missing.contains(&format!("\"{need}\"")))
-    }
-
     impl Field {
         fn new() -> Self {
             let options = Options { gpus: vec!["2Gi".into()], configuration: CONFIGURATION.into() };
             let node = Node::start(&options).unwrap();
-            let program = node.artifacts().file("gpuzone-workload").unwrap().to_owned();
-            let lease = ["run", "--tenant", "globex", "--memory", "256Mi", "--share", "40", "--"];
-            let mut command = node.cli(lease).unwrap();
-            command.arg(program).arg("meter");
-            let mut neighbour = Running::start_fed(command).unwrap();
-            neighbour.wait_for("meter: window=1", LIMIT).unwrap();
+            let neighbour = hostile::neighbour(&node, LIMIT).unwrap();
             let lease = node.leases().unwrap().remove(0);
             let mut field = Self {
                 node,
@@ -64,8 +49,9 @@ mod tests {
                 problems: Vec::new(),
             };
             // What is made once and kept is there then.
-            let first = field.attack("calm", 0.1);
-            assert_eq!(first.code(), Some(0), "{}", first.text());
+            let calm = Attack::all().unwrap().remove(0);
+            let first = calm.make(&field.node, &field.manner(0.1)).unwrap();
+            first.finished.ok().unwrap();
             field.is_over();
             field.traces = Traces::of(&field.node).unwrap();
             field.daemons = field.holdings();
@@ -84,16 +70,9 @@ mod tests {
             daemons.map(|(name, pid)| (name, pid, Holdings::of(pid))).into()
         }
 
-        fn attack(&self, name: &str, seconds: f64) -> Finished {
-            let artifacts = self.node.artifacts();
-            let program = artifacts.file("gpuzone-hostile").unwrap();
-            let lease = ["run", "--tenant", "mallory", "--memory", "512Mi", "--share", "40", "--"];
-            let mut command = self.node.cli(lease).unwrap();
-            let folder = self.node.folder().join("work");
-            std::fs::create_dir_all(&folder).unwrap();
-            command.current_dir(folder).arg(program).args(["attack", name, "--seconds"]);
-            command.arg(seconds.to_string());
-            Running::start(command).unwrap().finish(LIMIT).unwrap()
+        fn manner(&self, seconds: f64) -> Manner {
+            let neighbour = self.lease.worker();
+            Manner { seconds, long: false, limit: LIMIT, neighbour, processor: None }
         }
 
         fn is_over(&self) {
@@ -104,6 +83,32 @@ mod tests {
         fn says(&mut self, attack: &str, what: String) {
             println!("{attack}: {what}");
             self.problems.push(format!("{attack}: {what}"));
+        }
+
+        /// The attack found nothing open, and its own worker kept to its limits.
+        fn was_bounded(&mut self, attack: &str, made: &Made) {
+            let said = made.finished.stdout.lines().last().unwrap_or_default();
+            let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
+            let held = made.worker.descriptors.as_ref().map_or(0, Vec::len);
+            let (threads, own) = (made.worker.threads, made.worker.own_kib);
+            let folders = made.growth >> 10;
+            println!("{said}");
+            println!(
+                "  worker: {held} descriptors, {threads} threads, {own} KiB; files: +{folders} KiB"
+            );
+            if made.finished.code() != Some(0) {
+                let (status, said) = (made.finished.status, &made.finished.stderr);
+                self.says(attack, format!("{status}: {}", said.trim()));
+            }
+            let bounds = [
+                ("descriptors", held as u64, DESCRIPTORS),
+                ("threads", threads as u64, THREADS),
+                ("KiB of memory", own, MEMORY),
+                ("KiB of files", folders, FILES),
+            ];
+            for (what, most, bound) in bounds.into_iter().filter(|(_, most, bound)| most > bound) {
+                self.says(attack, format!("it had {most} {what} where {bound} are enough"));
+            }
         }
 
         fn nothing_is_left(&mut self, attack: &str) {
@@ -182,22 +187,16 @@ mod tests {
 
     #[test]
     fn a_hostile_tenant_leaves_nothing_and_its_neighbour_does_not_notice() {
-        let zones = has_zones();
+        let zones = hostile::host_has_zones().unwrap();
         let mut field = Field::new();
-        for attack in attacks() {
-            let name = attack["name"].as_str().unwrap();
-            if attack["zone"] == true && !zones {
+        for attack in Attack::all().unwrap() {
+            let name = attack.name.as_str();
+            if attack.zone && !zones {
                 println!("{name}: skipped, for this host makes no zones");
                 continue;
             }
-            let begin = Instant::now();
-            let finished = field.attack(name, attack["seconds"].as_f64().unwrap());
-            let said = finished.stdout.lines().last().unwrap_or_default();
-            let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
-            println!("{said} ({:.1?})", begin.elapsed());
-            if finished.code() != Some(0) {
-                field.says(name, format!("{}: {}", finished.status, finished.stderr));
-            }
+            let made = attack.make(&field.node, &field.manner(attack.seconds)).unwrap();
+            field.was_bounded(name, &made);
             field.nothing_is_left(name);
             field.the_neighbour_is_untouched(name);
         }

@@ -81,6 +81,15 @@ fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
+/// Bytes of all files in a folder, as far as they are on a disk.
+pub(crate) fn bytes(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut files = BTreeSet::new();
+    walk(folder, &mut files);
+    let sizes = files.iter().filter_map(|file| std::fs::symlink_metadata(file).ok());
+    sizes.map(|data| data.blocks() * 512).sum()
+}
+
 /// Processes that run a program, wherever their environment says they belong.
 pub fn processes_of(program: &Path) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

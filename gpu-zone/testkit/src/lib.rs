@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod census;
+pub mod hostile;
 mod node;
 mod output;
 mod processes;
