@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::arbiter::{self, Turns};
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
+use crate::respite::Respite;
 use crate::slot::{self, SlotError};
 use crate::worker::{self, Starting, WorkerError};
 
@@ -189,6 +190,7 @@ impl Shared {
     async fn run(self: Arc<Self>, first: Option<Zone<Sandboxes>>, mut stop: watch::Receiver<bool>) {
         let mut worker = first;
         let mut backoff = SHORTEST_BACKOFF;
+        let (began, mut respite) = (Instant::now(), Respite::new());
         loop {
             let mut pause = Duration::ZERO;
             if let Some(worker) = worker.take() {
@@ -199,7 +201,12 @@ impl Shared {
                         self.end(&worker).await;
                         pause = self.overrun(&worker, &mut backoff);
                     }
-                    exit = worker.ended() => pause = self.ended(&worker, exit, since, &mut backoff),
+                    exit = worker.ended() => {
+                        pause = self.ended(&worker, exit, since, &mut backoff);
+                        if pause.is_zero() {
+                            pause = respite.ask(began.elapsed());
+                        }
+                    }
                     () = stopped(&mut stop) => return self.end(&worker).await,
                 }
             }

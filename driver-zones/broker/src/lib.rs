@@ -22,6 +22,7 @@ mod confine;
 mod lease;
 mod paths;
 mod record;
+mod respite;
 mod resume;
 mod scrub;
 mod serve;
