@@ -5,6 +5,8 @@ use gpuzone_wire::stats::Monotonic;
 
 /// How many quanta it holds at most.
 const QUANTA: i64 = 2;
+/// Less than this is not worth a turn: it would be over before the worker hears of it.
+const WORTH: i64 = 500_000;
 
 /// Earned time, in nanoseconds, up to a bound; below zero when more was used.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +44,18 @@ impl Bucket {
         self.level = self.level.saturating_add(signed(unused)).min(self.most);
     }
 
-    /// When there is something to use again; `None` when there is now.
+    fn worth(&self) -> i64 {
+        WORTH.min(self.most / 2).max(1)
+    }
+
+    /// Whether there is enough for a turn.
+    pub(super) fn is_open(&self, now: Monotonic) -> bool {
+        self.left(now) >= self.worth()
+    }
+
+    /// When there is enough for a turn again; `None` when there is now.
     pub(super) fn open_at(&self, now: Monotonic) -> Option<Monotonic> {
-        let missing = 1 - self.left(now);
+        let missing = self.worth() - self.left(now);
         let wait = missing.saturating_mul(100) / self.percent + 1;
         let wait = u64::try_from(wait).unwrap_or(0);
         (missing > 0).then(|| Monotonic::from_nanoseconds(now.nanoseconds().saturating_add(wait)))

@@ -36,7 +36,8 @@ struct Tenant {
 
 impl Tenant {
     fn new(weight: u32, kernels: Vec<u64>, pause: u64) -> Self {
-        let terms = Terms { weight: share(weight), cap: None, priority: Priority::Batch };
+        let terms =
+            Terms { weight: share(weight), cap: None, priority: Priority::Batch, patient: false };
         let (busy, next, ready, waits) = (0, 0, 0, Vec::new());
         Self { terms, kernels, pause, active: 0..u64::MAX, busy, next, ready, waits, wanted: false }
     }
@@ -68,7 +69,7 @@ fn simulate(tenants: &mut [Tenant], end: u64) -> Schedule {
             let works = holder.is_some_and(|(who, ..)| who == n) && running.is_some();
             if ready && !holds && !works && !tenant.wanted {
                 tenant.wanted = true;
-                schedule.want(lease(n));
+                schedule.want(lease(n), at(now));
             }
         }
         for action in schedule.poll(at(now)) {
@@ -87,7 +88,7 @@ fn simulate(tenants: &mut [Tenant], end: u64) -> Schedule {
                     assert_eq!(lease(*who), recalled);
                     *flag = true;
                 }
-                Action::Contended { .. } => {}
+                Action::Contended { .. } | Action::Brief { .. } => {}
                 Action::Overrun { .. } => panic!("kernels are shorter than the watchdog's limit"),
             }
         }
@@ -199,7 +200,7 @@ proptest! {
                     schedule.leave(id);
                     holder = holder.filter(|h| *h != id);
                 }
-                2 => schedule.want(id),
+                2 => schedule.want(id, at),
                 _ => {
                     schedule.yielded(id, used, what == 4, at);
                     holder = holder.filter(|h| *h != id);
@@ -216,7 +217,9 @@ proptest! {
                         prop_assert_eq!((holder, recalled), (Some(lease), false));
                         recalled = true;
                     }
-                    Action::Contended { lease } | Action::Overrun { lease } => {
+                    Action::Contended { lease }
+                    | Action::Brief { lease }
+                    | Action::Overrun { lease } => {
                         prop_assert_eq!(holder, Some(lease));
                     }
                 }
@@ -272,6 +275,10 @@ fn a_capped_lease_gets_no_more_even_alone() {
     assert!((part - 0.25).abs() < 0.02, "{part}");
 }
 
+fn grant(n: usize) -> Action {
+    Action::Grant { lease: lease(n), contended: false, brief: false }
+}
+
 #[test]
 fn one_that_does_not_yield_is_named_once() {
     let at = |ms: u64| Monotonic::from_nanoseconds(ms * MILLISECOND);
@@ -280,11 +287,11 @@ fn one_that_does_not_yield_is_named_once() {
     for n in 0..2 {
         schedule.join(lease(n), Tenant::new(50, vec![], 0).terms, at(0));
     }
-    schedule.want(lease(0));
-    assert_eq!(schedule.poll(at(0)), [Action::Grant { lease: lease(0), contended: false }]);
+    schedule.want(lease(0), at(0));
+    assert_eq!(schedule.poll(at(0)), [grant(0)]);
     // Alone, it may keep the GPU for ever.
     assert_eq!(schedule.poll(at(100_000)), []);
-    schedule.want(lease(1));
+    schedule.want(lease(1), at(100_001));
     assert_eq!(schedule.poll(at(100_001)), [Action::Contended { lease: lease(0) }]);
     assert_eq!(schedule.poll(at(100_020)), [Action::Recall { lease: lease(0) }]);
     assert_eq!(schedule.wake_at(at(100_020)), Some(at(101_020)));
@@ -292,7 +299,7 @@ fn one_that_does_not_yield_is_named_once() {
     assert_eq!(schedule.poll(at(101_020)), [Action::Overrun { lease: lease(0) }]);
     assert_eq!(schedule.poll(at(102_000)), []);
     schedule.leave(lease(0));
-    assert_eq!(schedule.poll(at(102_000)), [Action::Grant { lease: lease(1), contended: false }]);
+    assert_eq!(schedule.poll(at(102_000)), [grant(1)]);
 }
 
 #[test]
@@ -301,7 +308,7 @@ fn a_liar_is_charged_for_half_of_what_it_held() {
     let mut schedule = Schedule::new(FairTime::default());
     for n in 0..2 {
         schedule.join(lease(n), Tenant::new(50, vec![], 0).terms, at(0));
-        schedule.want(lease(n));
+        schedule.want(lease(n), at(0));
     }
     let granted = schedule.poll(at(0));
     assert_eq!(granted.len(), 1);

@@ -36,8 +36,8 @@ impl Session {
         if context.meter.is_busy() {
             let pressure = lease.turns.pressure(device);
             if pressure != Pressure::Recalled {
-                let sharing = lease.turns.working(device);
-                context.pace.before(&lease.driver, pressure, sharing);
+                let ahead = lease.turns.ahead(device);
+                context.pace.before(&lease.driver, pressure, ahead);
                 return Ok(());
             }
             context.meter.wait(&lease.driver);
