@@ -29,14 +29,23 @@ impl Bucket {
 
     /// What may be used now.
     pub(super) fn left(&self, now: Monotonic) -> i64 {
-        let earned = signed(now.nanoseconds_since(self.at)).saturating_mul(self.percent) / 100;
-        self.level.saturating_add(earned).min(self.most)
+        self.level.saturating_add(self.earned(now)).min(self.most)
     }
 
     /// Takes out what was used.
     pub(super) fn pay(&mut self, used: u64, now: Monotonic) {
-        self.level = self.left(now).saturating_sub(signed(used));
-        self.at = now;
+        // What was earned meanwhile counts, however long that was: it is bounded after.
+        let level = self.level.saturating_add(self.earned(now)).saturating_sub(signed(used));
+        (self.level, self.at) = (level.min(self.most), now);
+    }
+
+    /// A turn begins: what was earned before it is bounded now.
+    pub(super) fn begin(&mut self, now: Monotonic) {
+        self.pay(0, now);
+    }
+
+    fn earned(&self, now: Monotonic) -> i64 {
+        signed(now.nanoseconds_since(self.at)).saturating_mul(self.percent) / 100
     }
 
     /// Puts back what was taken out and not used.

@@ -64,7 +64,11 @@ impl Member {
         self.wants = true;
     }
 
-    pub(super) fn begin(&mut self) {
+    /// Its turn begins.
+    pub(super) fn begin(&mut self, now: Monotonic) {
+        for bucket in [&mut self.urgent, &mut self.cap].into_iter().flatten() {
+            bucket.begin(now);
+        }
         self.resumed |= self.resumes;
         (self.wants, self.resumes) = (false, false);
     }

@@ -202,7 +202,7 @@ impl Schedule {
         let contended = self.others_want(lease);
         let brief = self.must_be_brief(lease);
         if let Some(member) = self.members.get_mut(&lease) {
-            member.begin();
+            member.begin(now);
         }
         self.turn = Some(Turn {
             lease,
@@ -366,5 +366,13 @@ impl Schedule {
 }
 
 #[cfg(test)]
+#[path = "simulation.rs"]
+mod simulation;
+
+#[cfg(test)]
 #[path = "schedule_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "schedule_promises.rs"]
+mod promises;

@@ -38,7 +38,10 @@ impl Session {
             if pressure != Pressure::Recalled {
                 let ahead = lease.turns.ahead(device);
                 context.pace.before(&lease.driver, pressure, ahead);
-                return Ok(());
+                // That may have taken a whole kernel's time.
+                if lease.turns.pressure(device) != Pressure::Recalled {
+                    return Ok(());
+                }
             }
             context.meter.wait(&lease.driver);
             self.settle_current();
