@@ -139,8 +139,9 @@ impl Broker {
     /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
-        let log = self.paths.scrub_log(order.lease);
-        crate::scrub::scrub(&self.common.config, &self.common.zones, order, &log).await
+        let lease = order.lease;
+        let (log, socket) = (self.paths.scrub_log(lease), self.paths.scrub_turns(lease));
+        crate::scrub::scrub(&self.common, order, &log, &socket).await
     }
 
     /// Drops the entry of a lease that is not served, unless somebody waits for it.

@@ -129,12 +129,13 @@ struct Quota {
     share: Option<u32>,
     gpus: Option<u32>,
     leases: Option<u32>,
+    latency_critical: bool,
 }
 
 impl From<Quota> for TenantQuota {
     fn from(quota: Quota) -> Self {
-        let Quota { memory, share, gpus, leases } = quota;
-        Self { memory, share, gpus, leases }
+        let Quota { memory, share, gpus, leases, latency_critical } = quota;
+        Self { memory, share, gpus, leases, latency_critical }
     }
 }
 

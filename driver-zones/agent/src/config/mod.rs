@@ -210,7 +210,7 @@ impl Config {
         let search = libraries::Search::of_this_program().map_err(ConfigError::Executable)?;
         let mut quotas = Quotas { default: file.default, tenants: file.tenants };
         if overrides.open && quotas.default.is_none() {
-            quotas.default = Some(TenantQuota::default());
+            quotas.default = Some(TenantQuota { latency_critical: true, ..TenantQuota::default() });
         }
         let simulated_config = match driver {
             DriverKind::Simulated => match beside_file(file.driver.simulated_config)? {
