@@ -31,6 +31,9 @@ impl Leases {
     /// Notes the broker that serves now, or that none does.
     pub async fn saw_broker(&self, pid: Option<u32>) {
         let before = std::mem::replace(&mut self.workers.lock().broker, pid);
+        if pid.is_some() && before.is_some() && before != pid {
+            self.audit.counts.broker_replaced();
+        }
         self.note_change("broker", None, before, pid).await;
     }
 
