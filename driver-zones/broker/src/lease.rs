@@ -17,11 +17,12 @@ use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
 use gpuzone_wire::handover::{EXIT_REPLACE, WorkerSpec};
 use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::{Exit, Process, ProcessId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::arbiter::{self, Turns};
+use crate::ends::Ends;
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
 use crate::slot::{self, SlotError};
@@ -56,6 +57,17 @@ struct Live {
     worker_pid: Option<u32>,
     restarts: u32,
     trouble: String,
+    ends: Ends,
+    /// As it is on disk.
+    written: Option<Written>,
+}
+
+/// The worker that the next broker would look for.
+#[derive(Clone, Copy)]
+struct Written {
+    process: ProcessId,
+    ready: bool,
+    ended: bool,
 }
 
 /// Why a worker could not be put into service.
@@ -102,14 +114,17 @@ impl Lease {
         worker: Option<(WorkerRecord, Option<Process>)>,
     ) -> Self {
         let (record, process) = worker.unzip();
-        let live = record.map_or_else(Live::default, |record| Live {
-            worker_pid: None,
-            restarts: record.restarts,
-            trouble: record.trouble,
+        let live = record.map_or_else(Live::default, |record| {
+            let WorkerRecord { process, ready, restarts, trouble, ended, ends } = record;
+            let written = Some(Written { process, ready, ended });
+            Live { worker_pid: None, restarts, trouble, ends, written }
         });
         let (overran, live) = (Mutex::default(), Mutex::new(live));
         let shared = Shared { config, turns, overran, order, paths, stats, live };
         let process = process.flatten();
+        if process.is_none() {
+            shared.ended_unwatched();
+        }
         if process.is_some()
             && let Err(error) = shared.give_turns()
         {
@@ -134,6 +149,12 @@ impl Lease {
 
     pub(crate) fn status(&self) -> LeaseStatus {
         self.shared.status()
+    }
+
+    /// Forgets ends that are written down elsewhere.
+    pub(crate) fn acknowledge(&self, through: u32) {
+        self.shared.live().ends.acknowledge(through);
+        self.shared.keep();
     }
 
     /// Ends the worker and says how the lease did; no process of it is left then.
@@ -161,7 +182,7 @@ impl Shared {
     }
 
     fn status(&self) -> LeaseStatus {
-        let Live { worker_pid, restarts, mut trouble } = self.live().clone();
+        let Live { worker_pid, restarts, mut trouble, ends, written: _ } = self.live().clone();
         let read = self.stats.snapshot(Monotonic::now());
         let Snapshot { counters, used, sessions, refused_by_name } = read.unwrap_or_else(|error| {
             trouble = error.to_string();
@@ -177,6 +198,7 @@ impl Shared {
             counters,
             refused_by_name,
             trouble,
+            ends: ends.to_vec(),
         }
     }
 
@@ -195,7 +217,14 @@ impl Shared {
                         pause = self.overrun(&process, &mut backoff);
                     }
                     exit = process.exited() => pause = self.ended(&process, exit, since, &mut backoff),
-                    () = stopped(&mut stop) => return self.end(&process).await,
+                    () = stopped(&mut stop) => {
+                        // It may have ended by itself a moment ago: that is told, too.
+                        if process.is_gone().is_ok_and(|gone| gone) {
+                            let exit = process.exited().await;
+                            self.ended(&process, exit, since, &mut backoff);
+                        }
+                        return self.end(&process).await;
+                    }
                 }
             }
             let Some(fresh) = self.replace(pause, &mut backoff, &mut stop).await else {
@@ -232,11 +261,32 @@ impl Shared {
             Err(error) => (format!("the worker cannot be watched: {error}"), longer(backoff)),
         };
         tracing::warn!(lease = %self.lease(), worker = process.pid(), %trouble, "worker ended");
+        self.note_end(process.pid(), trouble);
+        pause
+    }
+
+    /// Notes the end of a worker that served, until the agent has written it down.
+    fn note_end(&self, pid: u32, trouble: String) {
         let mut live = self.live();
         live.worker_pid = None;
         live.restarts = live.restarts.saturating_add(1);
+        let number = live.restarts;
+        live.ends.push(number, pid, &trouble);
         live.trouble = trouble;
-        pause
+        if let Some(written) = &mut live.written {
+            written.ended = true;
+        }
+        drop(live);
+        self.keep();
+    }
+
+    /// Notes a worker that served and is gone, while no broker was there to see it.
+    fn ended_unwatched(&self) {
+        let written = self.live().written;
+        if let Some(Written { process, ready: true, ended: false }) = written {
+            let trouble = format!("worker {} ended while its broker was away", process.pid);
+            self.note_end(process.pid, trouble);
+        }
     }
 
     /// Notes that a worker was ended because it kept a GPU; how long to wait before the next.
@@ -248,9 +298,7 @@ impl Shared {
             limit.as_millis()
         );
         tracing::warn!(lease = %self.lease(), %trouble, "worker ended");
-        let mut live = self.live();
-        live.restarts = live.restarts.saturating_add(1);
-        live.trouble = trouble;
+        self.note_end(process.pid(), trouble);
         longer(backoff)
     }
 
@@ -336,9 +384,25 @@ impl Shared {
     }
 
     fn write_down(&self, process: &Process, ready: bool) -> Result<(), ServeError> {
-        let Live { restarts, trouble, worker_pid: _ } = self.live().clone();
-        let record = WorkerRecord { process: process.id(), ready, restarts, trouble };
-        record::write(&self.paths.worker(), &record).map_err(ServeError::Record)
+        self.live().written = Some(Written { process: process.id(), ready, ended: false });
+        self.write().map_err(ServeError::Record)
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        // Held over the write: two at once would leave the older one.
+        let live = self.live();
+        let Live { restarts, trouble, ends, written, worker_pid: _ } = &*live;
+        let Some(Written { process, ready, ended }) = *written else { return Ok(()) };
+        let (restarts, trouble, ends) = (*restarts, trouble.clone(), ends.clone());
+        let record = WorkerRecord { process, ready, restarts, trouble, ended, ends };
+        record::write(&self.paths.worker(), &record)
+    }
+
+    /// Writes down what the next broker has to tell, if there is to be one.
+    fn keep(&self) {
+        if let Err(error) = self.write() {
+            tracing::error!(lease = %self.lease(), %error, "a worker's end is not on disk");
+        }
     }
 
     async fn end(&self, process: &Process) {

@@ -8,6 +8,8 @@ use gpuzone_zone::files::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::ends::Ends;
+
 /// The lease's worker, in `worker.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkerRecord {
@@ -19,6 +21,12 @@ pub(crate) struct WorkerRecord {
     pub(crate) restarts: u32,
     /// What last went wrong.
     pub(crate) trouble: String,
+    /// Whether its end is among those that are told.
+    #[serde(default)]
+    pub(crate) ended: bool,
+    /// Ends that the agent has not acknowledged.
+    #[serde(default)]
+    pub(crate) ends: Ends,
 }
 
 /// Why a record cannot be read.

@@ -330,7 +330,7 @@ impl Leases {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
-        self.saw_worker(id, None).await;
+        self.saw_last(id, last.as_ref()).await;
         self.count_last(held, last.as_ref());
         self.usage.close(id, last.map(used_by), reason).await;
         let slot = self.order(held).slot_dir;
