@@ -178,6 +178,17 @@ impl Broker {
         settled.filter_map(|lease| lease.as_ref().map(Lease::status)).collect()
     }
 
+    /// Forgets ends of workers that the agent has written down. One whose lease is just being
+    /// stopped stays: it is told again, and known.
+    pub(crate) fn acknowledge(&self, id: LeaseId, through: u32) {
+        let entry = self.leases().get(&id).map(Arc::clone);
+        if let Some(Ok(lease)) = entry.as_ref().map(|entry| entry.try_lock())
+            && let Some(lease) = &*lease
+        {
+            lease.acknowledge(through);
+        }
+    }
+
     /// Ends all leases.
     pub(crate) async fn stop_all(self: &Arc<Self>) {
         let all: Vec<LeaseId> = self.leases().keys().copied().collect();

@@ -19,6 +19,7 @@
 mod arbiter;
 mod broker;
 mod confine;
+mod ends;
 mod lease;
 mod paths;
 mod record;
