@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, TenantId};
+use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId};
 use gpuzone_ledger::Head;
 
 /// Share GPUs between tenants that never touch the driver.
@@ -107,6 +107,13 @@ pub(crate) struct Run {
     /// Guaranteed share of each GPU's time in per cent. Left out: in proportion to the memory.
     #[arg(long, allow_hyphen_values = true, value_name = "PERCENT")]
     pub(crate) share: Option<ComputeShare>,
+    /// Most of each GPU's time in per cent, even when nobody else wants it. Left out: no limit.
+    #[arg(long, visible_alias = "time-cap", allow_hyphen_values = true, value_name = "PERCENT")]
+    pub(crate) cap: Option<ComputeShare>,
+    /// How urgent its work is: batch, or latency-critical, which goes before batch work for as
+    /// long as it uses no more than its share.
+    #[arg(long, allow_hyphen_values = true, default_value = "batch", value_name = "PRIORITY")]
+    pub(crate) priority: Priority,
     /// Number of GPUs.
     #[arg(long, allow_hyphen_values = true, default_value = "1", value_name = "N")]
     pub(crate) gpus: GpuCount,
@@ -266,12 +273,17 @@ mod tests {
             Arguments::try_parse_from(line).map(drop).map_err(|error| error.to_string())
         };
         assert_eq!(parse(&["--tenant", "acme", "--memory", "8Gi", "--share", "50"]), Ok(()));
+        let timed = ["--tenant", "acme", "--priority", "latency-critical", "--cap", "40"];
+        assert_eq!(parse(&timed), Ok(()));
         for (words, said) in [
             (&["--tenant", "acme", "--memory", "-1Gi"][..], "negative"),
             (&["--tenant", "acme", "--memory", "99999999Ti"], "larger than any GPU"),
             (&["--tenant", "acme", "--memory", "8GB"], "unknown unit"),
             (&["--tenant", "acme", "--share", "0"], "1 to 100"),
             (&["--tenant", "acme", "--share", "-5"], "1 to 100"),
+            (&["--tenant", "acme", "--cap", "0"], "1 to 100"),
+            (&["--tenant", "acme", "--time-cap", "101"], "1 to 100"),
+            (&["--tenant", "acme", "--priority", "urgent"], "'latency-critical'"),
             (&["--tenant", "acme", "--gpus", "0"], "1 to 64"),
             (&["--tenant", "a/../b"], "a-z, 0-9"),
             (&["--tenant", &"x".repeat(300)], "1 to 63"),

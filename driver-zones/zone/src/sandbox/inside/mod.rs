@@ -8,6 +8,7 @@ mod files;
 mod init;
 mod janitor;
 mod namespaces;
+mod programs;
 mod restrict;
 mod root;
 mod system_calls;
@@ -78,12 +79,26 @@ impl Setup {
     }
 }
 
-/// Reads the orders, makes the zone and runs the program in it; the exit code where this
-/// process is not the program itself. `command` is the file to run, its first argument (its
-/// name), and the rest.
-pub fn run(orders: File, report: OwnedFd, command: Vec<OsString>) -> u8 {
+/// What runs in a zone.
+#[derive(Debug)]
+pub enum Runs {
+    /// A program: the file to run, its first argument (its name), and the rest.
+    Program(Vec<OsString>),
+    /// Programs that are asked for over this socket, which the zone's keeper holds.
+    Requests(OwnedFd),
+}
+
+/// As [`Runs`], ready to run.
+enum Inner {
+    Program(Command),
+    Requests(OwnedFd),
+}
+
+/// Reads the orders, makes the zone and runs what is to run in it; the exit code where this
+/// process is not the program itself.
+pub fn run(orders: File, report: OwnedFd, runs: Runs) -> u8 {
     let mut report = File::from(report);
-    match prepare(orders).and_then(|setup| begin(setup, &mut report, command)) {
+    match prepare(orders).and_then(|setup| begin(setup, &mut report, runs)) {
         Ok(code) => code,
         Err(error) => {
             say(&mut report, &Report::Failed(error.to_string()));
@@ -112,27 +127,36 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
     Ok(Setup { spec, groups: Groups::default(), users: None, handed: None, missing: Vec::new() })
 }
 
-fn begin(
-    mut setup: Setup,
-    report: &mut File,
-    mut command: Vec<OsString>,
-) -> Result<u8, SetupError> {
+fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupError> {
+    let runs = match runs {
+        Runs::Program(command) => Inner::Program(program(command)?),
+        Runs::Requests(_) if !setup.spec.own_pids => {
+            let message = "a zone for several programs numbers its processes on its own";
+            return Err(SetupError::Spec(message.to_owned()));
+        }
+        Runs::Requests(requests) => Inner::Requests(requests),
+    };
+    hold(&mut setup)?;
+    users::prepare(&mut setup)?;
+    namespaces::enter(&mut setup)?;
+    let mut program = match (setup.spec.own_pids, runs) {
+        (false, Inner::Program(program)) => program,
+        (_, runs) => return init::supervise(setup, report, runs),
+    };
+    finish(&mut setup)?;
+    say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
+    say(report, &unrunnable(&program.exec(), program.get_program()));
+    Ok(EXIT_FAILED)
+}
+
+fn program(mut command: Vec<OsString>) -> Result<Command, SetupError> {
     if command.len() < 2 {
         return Err(SetupError::Spec("there is no program to run".to_owned()));
     }
     let arguments = command.split_off(2);
     let mut program = Command::new(&command[0]);
     program.arg0(&command[1]).args(arguments);
-    hold(&mut setup)?;
-    users::prepare(&mut setup)?;
-    namespaces::enter(&mut setup)?;
-    if setup.spec.own_pids {
-        return init::supervise(setup, report, program);
-    }
-    finish(&mut setup)?;
-    say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
-    say(report, &unrunnable(&program.exec(), program.get_program()));
-    Ok(EXIT_FAILED)
+    Ok(program)
 }
 
 /// Why the program did not begin in a zone that was made.
