@@ -98,6 +98,28 @@ mod tests {
         ends_well(globex);
     }
 
+    #[test]
+    fn a_scrub_beside_a_kernel_without_end_costs_neither_the_gpu_nor_the_kernel() {
+        let node = Node::start(&options("[scrub]\nlimit_seconds = 4\n")).unwrap();
+        let hold = ["hold", "--memory", "8Mi", "--seconds", "600"];
+        let mut acme = node.spawn("acme", "1Gi", "20", &hold).unwrap();
+        acme.wait_for("hold: holding", LIMIT).unwrap();
+        let mut globex = node.spawn("globex", "1Gi", "20", &["spin"]).unwrap();
+        globex.wait_for("spin: launched", LIMIT).unwrap();
+        let worker = lease(&node, "globex").worker();
+        drop(acme);
+        node.until("the lease's end", LIMIT, |node| Ok(node.leases()?.len() == 1)).unwrap();
+        let gpu = &node.json(&["gpus"]).unwrap()["gpus"][0];
+        assert!(gpu["quarantine"].is_null(), "{gpu}");
+        let Lease(neighbour) = lease(&node, "globex");
+        assert_eq!(neighbour["worker_pid"].as_u64(), worker.map(u64::from), "{neighbour}");
+        assert_eq!(neighbour["trouble"], "");
+        assert!(globex.runs().unwrap());
+        let audit = node.command(["audit", "export", "--format", "json"]).unwrap();
+        let audit = audit.ok().unwrap().stdout;
+        assert!(audit.contains("in part without turns"), "{audit}");
+    }
+
     fn refused(node: &Node, options: &[&str], code: i32, says: &str) {
         let words = ["run", "--memory", "1Gi"].iter().chain(options).chain(&["--", "true"]);
         let refused = node.command(words).unwrap();
