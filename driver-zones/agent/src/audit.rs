@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::config::Quotas;
 use crate::errors::sentence;
+use crate::metrics::Counts;
 use crate::usage::{UsageBook, now};
 
 /// Where events are written down.
@@ -22,6 +23,8 @@ use crate::usage::{UsageBook, now};
 pub struct Audit {
     log: Arc<Mutex<AuditLog>>,
     usage: UsageBook,
+    /// What is counted of it, and of all else.
+    pub counts: Counts,
 }
 
 /// Why an event was not written down.
@@ -115,7 +118,9 @@ impl Audit {
             tracing::error!(log = %path.display(), %damage,
                 "the audit log is not as it was written; `gpu-zone audit verify` looks at it");
         }
-        let audit = Self { log: Arc::new(Mutex::new(log)), usage };
+        let counts = usage.counts.clone();
+        counts.name_tenants(quotas.tenants.keys());
+        let audit = Self { log: Arc::new(Mutex::new(log)), usage, counts };
         let about = json!({ "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id() });
         audit.note(event(AuditKind::AgentStart, AGENT, AGENT, about)).await;
         let limits = limits(quotas);
@@ -172,7 +177,7 @@ impl Audit {
         let log = Arc::clone(&self.log);
         let work = move || work(&mut log.lock().unwrap_or_else(PoisonError::into_inner));
         match tokio::task::spawn_blocking(work).await {
-            Ok(done) => done,
+            Ok(done) => done.inspect_err(|_| self.counts.audit_failed()),
             // Not cancelled by anybody, so it panicked; the panic goes on here.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }

@@ -8,6 +8,7 @@ use gpuzone_core::{
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
+use gpuzone_zone::sandbox::{Limits, UserRanges};
 
 use crate::book::GpuRoom;
 use crate::journal::HeldLease;
@@ -154,6 +155,22 @@ pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu
             GpuHealth::Quarantined { reason } => Some(reason),
         },
     }
+}
+
+/// Limits of a program's zone.
+pub(crate) fn zone_limits(limits: &Limits) -> proto::ZoneLimits {
+    proto::ZoneLimits {
+        memory_bytes: limits.memory,
+        pids: limits.pids,
+        cpu_percent: limits.cpu,
+        scratch_bytes: limits.scratch,
+    }
+}
+
+/// From where a program's zone gets its users.
+pub(crate) fn zone_users(ranges: UserRanges) -> proto::UserRanges {
+    let UserRanges { first, each, zones } = ranges;
+    proto::UserRanges { first, each, zones }
 }
 
 #[cfg(test)]

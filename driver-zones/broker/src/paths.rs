@@ -35,6 +35,11 @@ impl ZonePaths {
         self.dir.join("leases")
     }
 
+    /// The records of zones: workers' and scrub workers'.
+    pub fn zones(&self) -> PathBuf {
+        self.dir.join("zones")
+    }
+
     pub(crate) fn scrub_log(&self, lease: LeaseId) -> PathBuf {
         self.dir.join(format!("scrub-{lease}.log"))
     }

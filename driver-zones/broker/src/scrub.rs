@@ -5,17 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpuzone_wire::control::{BrokerConfig, MAX_LINE};
+use gpuzone_wire::control::MAX_LINE;
 use gpuzone_wire::scrub::{SCRUB_ARGUMENT, ScrubOrder, ScrubReport, ScrubSpec};
 use gpuzone_zone::files::remove;
-use gpuzone_zone::sandbox::Launch;
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::sandbox::{Launch, Sandboxes};
+use gpuzone_zone::{Exit, Zone};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-use crate::arbiter::{self, Turns};
+use crate::arbiter;
 use crate::confine::{self, ConfineError};
+use crate::lease::Common;
 use crate::worker::{fresh_log, last_line};
 
 /// How much longer than its own limit a scrub worker may take: it opens the driver first.
@@ -42,15 +43,14 @@ pub(crate) enum ScrubError {
 
 /// Has memory cleared. No process is left when it returns.
 pub(crate) async fn scrub(
-    config: &BrokerConfig,
-    turns: &Turns,
+    common: &Common,
     order: ScrubOrder,
     log: &Path,
     socket: &Path,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
     let lease = order.lease;
-    let scrubbed = in_a_worker(config, turns, order, log, socket).await;
-    turns.leave(lease);
+    let scrubbed = in_a_worker(common, order, log, socket).await;
+    common.turns.leave(lease);
     // What it said is in the error.
     remove(log)?;
     remove(socket)?;
@@ -58,12 +58,12 @@ pub(crate) async fn scrub(
 }
 
 async fn in_a_worker(
-    config: &BrokerConfig,
-    turns: &Turns,
+    common: &Common,
     order: ScrubOrder,
     log: &Path,
     socket: &Path,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
+    let Common { config, turns, zones } = common;
     let listener = arbiter::serve(socket)?;
     let (orders_end, orders) = io::pipe()?;
     let (answer, answer_end) = io::pipe()?;
@@ -81,14 +81,14 @@ async fn in_a_worker(
     // Kept open until it is done: the worker ends when it is closed, however this broker ends.
     let mut orders = pipe::Sender::from_owned_fd(orders.into())?;
     let mut answer = pipe::Receiver::from_owned_fd(answer.into())?;
-    let process = confine::start(config, &format!("scrub-{}", order.lease), launch)?;
+    let zone = confine::make(config, zones, &format!("scrub-{}", order.lease), launch)?;
     let overran = Arc::new(Notify::new());
     // Connected before it has its orders: it does nothing without asking.
     let joined = turns.join_scrub(&order, socket, Arc::clone(&overran));
     let spec = ScrubSpec::new(order, &config.driver);
     let spoken = async {
         joined?;
-        let spoken = tokio::time::timeout(limit, speak(&mut orders, &mut answer, &process, &spec));
+        let spoken = tokio::time::timeout(limit, speak(&mut orders, &mut answer, &zone, &spec));
         tokio::select! {
             spoken = spoken => Ok(spoken),
             () = overran.notified() => Err(ScrubError::Kept { limit: config.fair_time.watchdog() }),
@@ -96,7 +96,7 @@ async fn in_a_worker(
     };
     let spoken = spoken.await;
     // Whatever it was, the next one must find the memory free.
-    process.end(None).await?;
+    zone.end(None).await?;
     let said = || last_line(log);
     let (text, exit) = match spoken? {
         Ok(spoken) => spoken?,
@@ -116,10 +116,11 @@ async fn in_a_worker(
 async fn speak(
     orders: &mut pipe::Sender,
     answer: &mut pipe::Receiver,
-    process: &Process,
+    zone: &Zone<Sandboxes>,
     spec: &ScrubSpec,
-) -> io::Result<(Vec<u8>, Exit)> {
-    let mut line = serde_json::to_vec(spec)?;
+) -> Result<(Vec<u8>, Exit), ScrubError> {
+    confine::begin(zone).await?;
+    let mut line = serde_json::to_vec(spec).map_err(io::Error::from)?;
     line.push(b'\n');
     match orders.write_all(&line).await {
         // It is gone; its exit and its log say why.
@@ -128,5 +129,5 @@ async fn speak(
     }
     let mut text = Vec::new();
     answer.take(MAX_LINE as u64).read_to_end(&mut text).await?;
-    Ok((text, process.exited().await?))
+    Ok((text, zone.ended().await?))
 }

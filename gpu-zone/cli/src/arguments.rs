@@ -134,6 +134,8 @@ pub(crate) struct Run {
     /// Leave the sandbox without the host's network.
     #[arg(long)]
     pub(crate) no_network: bool,
+    #[command(flatten)]
+    pub(crate) limits: ZoneLimits,
     /// The program and its arguments.
     #[arg(
         required = true,
@@ -142,6 +144,34 @@ pub(crate) struct Run {
         value_name = "CMD"
     )]
     pub(crate) command: Vec<OsString>,
+}
+
+/// Limits of the sandbox. What is left out is as the agent's configuration says.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ZoneLimits {
+    /// Host memory of the sandbox, like 16Gi; what is in its private folders counts.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) host_memory: Option<MemoryBytes>,
+    /// Processes and threads in the sandbox.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) pids: Option<u64>,
+    /// Processors' time of the sandbox, like 1.5.
+    #[arg(long, value_name = "N", value_parser = cpu_percent)]
+    pub(crate) cpus: Option<u64>,
+    /// Size of the sandbox's private folders (/tmp and the like) together, which are memory.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) scratch: Option<MemoryBytes>,
+}
+
+/// Per cent of one processor.
+fn cpu_percent(text: &str) -> Result<u64, String> {
+    const MOST: f64 = 1e6;
+    let cpus: f64 = text.parse().map_err(|_| "a number of processors like 1.5".to_owned())?;
+    if !(0.01..=MOST).contains(&cpus) {
+        return Err("a number of processors from 0.01 up, like 1.5".to_owned());
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in the range")]
+    Ok((cpus * 100.0).round() as u64)
 }
 
 #[derive(Debug, Args)]

@@ -21,7 +21,7 @@ mod time_terms;
 mod units;
 mod usage;
 
-pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId};
+pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
 pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};

@@ -33,6 +33,7 @@ use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
 use crate::journal::{HeldLease, Holder};
+use crate::metrics;
 use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
@@ -117,6 +118,7 @@ impl Leases {
         tokio::spawn(async move {
             let created = leases.create_for(&request, holder, program).await;
             if let Err(error) = &created {
+                leases.audit.counts.refused(error.kind);
                 leases.usage.refused(&request.tenant, error.kind, &error.message).await;
                 leases.audit_refusal(&request, holder, error).await;
             }
@@ -329,11 +331,21 @@ impl Leases {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
-        self.saw_worker(id, None).await;
+        self.saw_last(id, last.as_ref()).await;
+        self.count_last(held, last.as_ref());
         self.usage.close(id, last.map(used_by), reason).await;
         let slot = self.order(held).slot_dir;
         remove(&slot)
             .map_err(|error| internal(format!("cannot remove {}: {error}", slot.display())))
+    }
+
+    /// Counts what a lease used at last.
+    fn count_last(&self, held: &HeldLease, last: Option<&LeaseStatus>) {
+        let (lease, tenant, created) = (held.lease.id, &held.lease.tenant, held.holder.created);
+        let used =
+            last.map(|last| metrics::Used { lease, tenant, created, counters: last.counters });
+        self.audit.counts.used(used.into_iter());
+        self.audit.counts.ended(lease);
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says
