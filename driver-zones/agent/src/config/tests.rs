@@ -42,6 +42,17 @@ fn reads_what_the_manual_shows() {
 }
 
 #[test]
+fn metrics_are_served_where_the_file_says_and_nowhere_else() {
+    let listen = |text: &str| read(text).map(|file| file.metrics.listen);
+    assert_eq!(listen(""), Ok(None));
+    assert_eq!(listen("[metrics]"), Ok(None));
+    let tcp = Some("127.0.0.1:9400".parse().unwrap());
+    assert_eq!(listen("[metrics]\nlisten = \"127.0.0.1:9400\""), Ok(tcp));
+    let wrong = listen("[metrics]\nlisten = \"9400\"").unwrap_err();
+    assert!(wrong.contains("line 2") && wrong.contains("nowhere to listen"), "{wrong}");
+}
+
+#[test]
 fn the_example_is_a_configuration() {
     let file = read(include_str!("../../agent.example.toml")).unwrap();
     assert_eq!(file.driver.kind, Some(DriverKind::Nvidia));
