@@ -3,6 +3,7 @@
 
 mod demo;
 mod kernels;
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +22,12 @@ struct Arguments {
 enum Task {
     /// Two tenants share one simulated GPU: the main job, checked from end to end.
     Demo,
+    /// Build the static probe, `target/probe/gpu-zone-probe`.
+    Probe {
+        /// Also show that it is static and starts in an empty root.
+        #[arg(long)]
+        check: bool,
+    },
     /// Build the kernels' PTX again from their CUDA C++ sources, with the nvcc that pip installs.
     Kernels {
         /// Change nothing; fail when the PTX that is checked in is not what nvcc makes.
@@ -32,6 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo => demo::demo(),
+        Task::Probe { check } => probe::build(&repository(), check),
         Task::Kernels { check } => {
             let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
             kernels::build(&repository(), stale)
