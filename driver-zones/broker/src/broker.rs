@@ -13,7 +13,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::arbiter::Turns;
 use crate::lease::{Lease, ServeError};
 use crate::paths::ZonePaths;
-use crate::scrub::ScrubError;
+use crate::scrub::{ScrubError, Scrubs};
 use crate::{record, slot};
 
 /// The leases of a driver zone.
@@ -25,6 +25,7 @@ pub(crate) struct Broker {
     turns: Turns,
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
+    scrubs: Scrubs,
 }
 
 /// `None` while the lease is started for the first time, and when that failed.
@@ -55,7 +56,7 @@ impl Broker {
         let found = crate::resume::leases(&config, &turns, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        Ok(Self { config, turns, paths, leases })
+        Ok(Self { config, turns, paths, leases, scrubs: Scrubs::default() })
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -139,8 +140,9 @@ impl Broker {
     /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
+        let turn = self.scrubs.take(&order.gpus).await;
         let log = self.paths.scrub_log(order.lease);
-        crate::scrub::scrub(&self.config, order, &log).await
+        crate::scrub::scrub(&self.config, order, &log, turn).await
     }
 
     /// Drops the entry of a lease that is not served, unless somebody waits for it.
