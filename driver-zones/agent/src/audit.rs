@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gpuzone_core::{GpuUuid, Lease, TenantId, TenantQuota};
+use gpuzone_core::{ComputeShare, GpuUuid, Lease, TenantId, TenantQuota, TimeTerms};
 use gpuzone_ledger::{
     AuditAppendError, AuditEvent, AuditKind, AuditLog, AuditOpenError, Opened, WriteError,
 };
@@ -76,6 +76,14 @@ pub(crate) fn granted(lease: &Lease) -> Value {
     Value::Array(grants.collect())
 }
 
+/// How its time is given beyond the shares, for the log.
+pub(crate) fn timed(time: TimeTerms) -> Value {
+    json!({
+        "priority": time.priority.as_str(),
+        "cap_percent": time.cap.map(ComputeShare::percent),
+    })
+}
+
 /// A GPU put into quarantine.
 pub(crate) fn quarantined(gpu: GpuUuid, reason: &str) -> AuditEvent {
     event(AuditKind::Quarantine, AGENT, gpu, json!({ "reason": reason }))
@@ -88,6 +96,7 @@ fn limits(quotas: &Quotas) -> Value {
             "share_percent": quota.share,
             "gpus": quota.gpus,
             "leases": quota.leases,
+            "latency_critical": quota.latency_critical,
         })
     };
     let named = |(tenant, limits): (&TenantId, &TenantQuota)| (tenant.to_string(), quota(limits));

@@ -220,7 +220,8 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
 /// Serves clients until something ends the agent.
 async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result<Ending, RunError> {
     let (end, ended) = watch::channel(false);
-    let service = Service { leases: Arc::clone(leases), about: about(config, &gpus), gpus, end };
+    let (about, zone) = (about(config, &gpus), config.zone.clone());
+    let service = Service { leases: Arc::clone(leases), about, zone, gpus, end };
     let socket = config.directories.agent_socket();
     let listener = files::bind(&socket)?;
     tracing::info!(socket = %socket.display(), driver = config.driver.as_str(), "serving");

@@ -228,11 +228,12 @@ mod tests {
             memory: None,
             share: None,
             exposure: gpuzone_core::Exposure::Mediated,
+            time: Default::default(),
             model: None,
         };
         let placement = NodeState::new(inventory()).place(&request).unwrap();
         let tenant = request.tenant.clone();
-        let demand = gpuzone_core::Demand { tenant, placement };
+        let demand = gpuzone_core::Demand { tenant, placement, time: request.time };
         let quota = TenantQuota::default();
         let admitted = gpuzone_core::admit(Some(&quota), Default::default(), demand).unwrap();
         let demand = admitted.demand();
@@ -241,6 +242,7 @@ mod tests {
             tenant: demand.tenant.clone(),
             zone: gpuzone_core::ZoneId::from_uuid(Uuid::from_u128(1)),
             placement: demand.placement.clone(),
+            time: demand.time,
             state: LeaseState::Active,
         };
         let process = ProcessId::own().unwrap();

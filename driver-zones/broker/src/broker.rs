@@ -11,9 +11,10 @@ use gpuzone_zone::files::remove;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::arbiter::Turns;
-use crate::lease::{Lease, ServeError};
+use crate::lease::{Common, Lease, ServeError};
 use crate::paths::ZonePaths;
-use crate::scrub::{ScrubError, Scrubs};
+use crate::scrub::ScrubError;
+use crate::scrubs::Scrubs;
 use crate::{record, slot};
 
 /// The leases of a driver zone.
@@ -21,8 +22,7 @@ use crate::{record, slot};
 /// Starting and stopping one lease is one after the other; different leases do not wait for
 /// each other.
 pub(crate) struct Broker {
-    config: Arc<BrokerConfig>,
-    turns: Turns,
+    common: Common,
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
     scrubs: Scrubs,
@@ -53,10 +53,12 @@ impl Broker {
         let paths = ZonePaths::new(config.zone_dir.clone());
         let config = Arc::new(config);
         let turns = Turns::start(config.fair_time)?;
-        let found = crate::resume::leases(&config, &turns, &paths).await?;
+        let zones = crate::resume::zones(&paths).await?;
+        let common = Common { config, turns, zones };
+        let found = crate::resume::leases(&common, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        Ok(Self { config, turns, paths, leases, scrubs: Scrubs::default() })
+        Ok(Self { common, paths, leases, scrubs: Scrubs::default() })
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -88,9 +90,8 @@ impl Broker {
         let (slot_dir, paths) = (order.slot_dir.clone(), self.paths.lease(id));
         let started = match self.lay_out(&order) {
             Ok(stats) => {
-                let config = Arc::clone(&self.config);
-                let turns = self.turns.clone();
-                Lease::start(config, turns, order, paths, stats).await.map_err(StartError::from)
+                let common = self.common.clone();
+                Lease::start(common, order, paths, stats).await.map_err(StartError::from)
             }
             Err(error) => Err(error),
         };
@@ -141,8 +142,9 @@ impl Broker {
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
         let turn = self.scrubs.take(&order.gpus).await;
-        let log = self.paths.scrub_log(order.lease);
-        crate::scrub::scrub(&self.config, order, &log, turn).await
+        let lease = order.lease;
+        let (log, socket) = (self.paths.scrub_log(lease), self.paths.scrub_turns(lease));
+        crate::scrub::scrub(&self.common, order, &log, &socket, turn).await
     }
 
     /// Drops the entry of a lease that is not served, unless somebody waits for it.

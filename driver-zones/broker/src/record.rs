@@ -3,18 +3,17 @@
 use std::io;
 use std::path::Path;
 
-use gpuzone_zone::ProcessId;
 use gpuzone_zone::files::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ends::Ends;
 
-/// The lease's worker, in `worker.json`.
+/// The lease's worker, in `worker.json`. What is believed of its process is its zone's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkerRecord {
-    #[serde(flatten)]
-    pub(crate) process: ProcessId,
+    /// Its number, for whoever reads of its end.
+    pub(crate) pid: u32,
     /// Whether it said that it accepts connections.
     pub(crate) ready: bool,
     /// How many workers were replaced before it.

@@ -6,7 +6,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ mod tests {
     use gpuzone_wire::control::{
         BrokerConfig, Caps, Driver, LeaseStatus, Reply, Request, VERSION, WorkerOrder,
     };
+    use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder};
     use gpuzone_wire::turn::{FairTime, Priority};
     use gpuzone_zone::ProcessId;
     use uuid::Uuid;
@@ -56,10 +57,6 @@ mod tests {
             ZonePaths::new(self.dir.path().join("zone"))
         }
 
-        fn lease_dir(&self, lease: LeaseId) -> PathBuf {
-            self.paths().leases().join(lease.to_string())
-        }
-
         fn connect(&self) -> Connection {
             let socket = self.paths().control_socket();
             let stream = eventually(|| UnixStream::connect(&socket).ok());
@@ -83,8 +80,15 @@ mod tests {
         }
 
         fn worker_of(&self, lease: LeaseId) -> ProcessId {
-            let json = std::fs::read(self.lease_dir(lease).join("worker.json")).unwrap();
-            serde_json::from_slice(&json).unwrap()
+            self.running(&lease.to_string()).unwrap()
+        }
+
+        /// The process of a zone that is written down as running.
+        fn running(&self, zone: &str) -> Option<ProcessId> {
+            let json = std::fs::read(self.paths().zones().join(format!("{zone}.zone"))).ok()?;
+            let record: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            let running = record["state"] == "running";
+            running.then(|| serde_json::from_value(record["process"].clone()).unwrap())
         }
     }
 
@@ -349,6 +353,26 @@ mod tests {
         agent = zone.connect();
         let last = agent.stop(&order).unwrap();
         assert_eq!(last.ends.iter().map(|end| end.number).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_scrub_workers_zone_does_not_outlive_the_next_broker() {
+        let mut zone = Zone::new("exec sleep 100");
+        let order = zone.order(1);
+        let (gpu, gib) = (order.grants[0].gpu, MemoryBytes::gib(1));
+        let gpus = vec![ScrubGpu { gpu, memory: gib, at_least: gib, at_most: gib }];
+        let scrub = ScrubOrder { lease: order.lease, gpus, sample: gib, limit_ms: 60_000 };
+        let mut agent = zone.connect();
+        let request = serde_json::to_string(&Request::Scrub(scrub)).unwrap();
+        writeln!(agent.stream.get_mut(), "{request}").unwrap();
+        let name = format!("scrub-{}", order.lease);
+        let worker = eventually(|| zone.running(&name));
+        zone.kill_broker();
+        assert!(worker.is_alive().unwrap());
+        zone.broker = broker(zone.dir.path());
+        zone.connect();
+        assert!(!worker.is_alive().unwrap());
+        assert_eq!(listing(&zone.paths().zones()), Vec::<String>::new());
     }
 
     #[test]

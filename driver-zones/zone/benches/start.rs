@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gpuzone_zone::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Sandboxed, Spec};
+use gpuzone_zone::sandbox::{
+    Filter, Launch, Limits, Mount, Policy, Root, Sandboxed, Spec, UserRanges,
+};
 
 const RUNS: usize = 100;
 
@@ -90,8 +92,15 @@ fn spec(own_pids: bool) -> Spec {
         directory: "/".into(),
         network: false,
         own_pids,
+        users: Some(UserRanges::default()),
         filter: if own_pids { Filter::Workload } else { Filter::Worker },
-        limits: Limits::default(),
+        limits: Limits {
+            memory: Some(4 << 30),
+            pids: Some(1024),
+            cpu: Some(400),
+            scratch: Some(1 << 30),
+            ..Limits::default()
+        },
         policy: Policy::default(),
     }
 }

@@ -9,7 +9,7 @@ mod tests {
 
     use gpuzone_zone::sandbox::{
         Demand, Feature, Filter, Launch, Limits, Missing, Mount, Policy, Root, SandboxError,
-        Sandboxed, Spec, probe,
+        Sandboxed, Spec, UserRanges, probe,
     };
     use gpuzone_zone::{Exit, Process};
 
@@ -49,6 +49,7 @@ mod tests {
             directory: "/".into(),
             network: false,
             own_pids: true,
+            users: Some(UserRanges::default()),
             filter: Filter::Workload,
             limits: Limits::default(),
             policy: Policy::default(),

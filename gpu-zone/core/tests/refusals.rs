@@ -39,13 +39,14 @@ fn ask(gpus: u32, memory: Option<&str>, share: Option<u32>) -> Request {
         memory: memory.map(|text| text.parse().unwrap()),
         share: share.map(|percent| ComputeShare::new(percent).unwrap()),
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }
 
 fn lease(node: &mut NodeState, number: u128, request: &Request) -> LeaseId {
     let placement = node.place(request).unwrap();
-    let demand = Demand { tenant: request.tenant.clone(), placement };
+    let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
     let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
     let id = LeaseId::from_uuid(uuid::Uuid::from_u128(number));
     let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(number));
@@ -98,7 +99,11 @@ fn a_whole_gpu_is_whole() {
 fn quota_refusals_name_limit_held_and_asked() {
     let node = node();
     let placement = node.place(&ask(1, Some("8Gi"), Some(50))).unwrap();
-    let demand = || Demand { tenant: "acme".parse().unwrap(), placement: placement.clone() };
+    let demand = || Demand {
+        tenant: "acme".parse().unwrap(),
+        placement: placement.clone(),
+        time: Default::default(),
+    };
     let say =
         |quota: TenantQuota, held| admit(Some(&quota), held, demand()).unwrap_err().to_string();
     let held = Holdings { memory: MemoryBytes::gib(4), share: 60, gpus: 1, leases: 1 };
@@ -120,6 +125,7 @@ fn quota_refusals_name_limit_held_and_asked() {
         share: Some(110),
         gpus: Some(2),
         leases: Some(2),
+        latency_critical: false,
     };
     assert!(admit(Some(&exact), held, demand()).is_ok());
     let overflow =
@@ -175,7 +181,8 @@ fn a_gpu_in_quarantine_serves_nobody_new() {
     assert_eq!(node.health(small), Some(GpuHealth::Healthy));
     // What was placed before is not reserved after; a lease that is there goes on.
     let gpu = late.grants()[0].gpu;
-    let demand = Demand { tenant: "acme".parse().unwrap(), placement: late };
+    let demand =
+        Demand { tenant: "acme".parse().unwrap(), placement: late, time: Default::default() };
     let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
     let id = LeaseId::from_uuid(uuid::Uuid::from_u128(2));
     let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(2));

@@ -60,6 +60,20 @@ pub struct Sandbox {
     /// Names of the features without which no worker starts; a worker that lacks another starts,
     /// and the log says so.
     pub require: BTreeSet<String>,
+    /// From where each worker gets users of its own; `None`: it runs as the broker's.
+    #[serde(default)]
+    pub users: Option<UserRanges>,
+}
+
+/// Numbers of users from which each zone gets a range that no other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRanges {
+    /// The first number of the first range.
+    pub first: u32,
+    /// Numbers in each range.
+    pub each: u32,
+    /// How many ranges there are.
+    pub zones: u32,
 }
 
 /// Caps on what one tenant process may make a worker hold.

@@ -7,6 +7,7 @@
 mod compute;
 mod device;
 mod memory;
+mod meter;
 mod numbers;
 
 use std::path::PathBuf;
@@ -104,6 +105,13 @@ enum Program {
         #[arg(short, long, default_value_t = 64)]
         n: u32,
     },
+    /// Launch a small kernel again and again, check each result, and say how often that was,
+    /// until the standard input ends.
+    Meter {
+        /// How often to say it, in milliseconds.
+        #[arg(long, default_value_t = 100)]
+        every: u32,
+    },
     /// Fill memory with a pattern and keep it for a time.
     Hold {
         /// How much.
@@ -148,6 +156,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         }
         Program::Crash { memory } => return memory::crash(&device, memory),
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
+        Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
         Program::LeakCheck { memory } => memory::leak_check(&device, memory)?,
     };

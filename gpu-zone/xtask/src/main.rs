@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod hostile;
 mod kernels;
 mod probe;
 
@@ -28,6 +29,18 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// What an honest tenant gets done beside each attack of a hostile one, as a table.
+    Hostile {
+        /// The long set: as much of each attack as a machine bears, for ten seconds.
+        #[arg(long)]
+        long: bool,
+        /// Only attacks whose names begin so.
+        #[arg(long)]
+        only: Option<String>,
+        /// Let the two tenants' programs and workers share all processors.
+        #[arg(long)]
+        together: bool,
+    },
     /// Build the kernels' PTX again from their CUDA C++ sources, with the nvcc that pip installs.
     Kernels {
         /// Change nothing; fail when the PTX that is checked in is not what nvcc makes.
@@ -40,6 +53,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo => demo::demo(),
         Task::Probe { check } => probe::build(&repository(), check),
+        Task::Hostile { long, only, together } => {
+            hostile::hostile(&hostile::Wanted { long, only, together })
+        }
         Task::Kernels { check } => {
             let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
             kernels::build(&repository(), stale)

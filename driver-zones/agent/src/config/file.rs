@@ -142,12 +142,13 @@ struct Quota {
     share: Option<u32>,
     gpus: Option<u32>,
     leases: Option<u32>,
+    latency_critical: bool,
 }
 
 impl From<Quota> for TenantQuota {
     fn from(quota: Quota) -> Self {
-        let Quota { memory, share, gpus, leases } = quota;
-        Self { memory, share, gpus, leases }
+        let Quota { memory, share, gpus, leases, latency_critical } = quota;
+        Self { memory, share, gpus, leases, latency_critical }
     }
 }
 
@@ -164,7 +165,9 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Listen>, 
     text.parse().map(Some).map_err(D::Error::custom)
 }
 
-fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MemoryBytes>, D::Error> {
+pub(super) fn memory<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<MemoryBytes>, D::Error> {
     struct Memory;
 
     impl Visitor<'_> for Memory {

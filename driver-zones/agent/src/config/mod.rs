@@ -3,6 +3,7 @@
 mod file;
 mod libraries;
 mod sandbox;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 pub use libraries::MissingFile;
 pub use sandbox::ZonePolicy;
+pub use zone::{ZoneLimits, ZoneUsers};
 
 use crate::leases::ScrubSettings;
 use crate::metrics::Listen;
@@ -211,7 +213,7 @@ impl Config {
         let search = libraries::Search::of_this_program().map_err(ConfigError::Executable)?;
         let mut quotas = Quotas { default: file.default, tenants: file.tenants };
         if overrides.open && quotas.default.is_none() {
-            quotas.default = Some(TenantQuota::default());
+            quotas.default = Some(TenantQuota { latency_critical: true, ..TenantQuota::default() });
         }
         let simulated_config = match driver {
             DriverKind::Simulated => match beside_file(file.driver.simulated_config)? {

@@ -32,10 +32,11 @@ fn lease(n: u128) -> HeldLease {
         memory: Some(MemoryBytes::gib(1)),
         share: None,
         exposure: Default::default(),
+        time: Default::default(),
         model: None,
     };
     let placement = node.place(&request).unwrap();
-    let demand = gpuzone_core::Demand { tenant: request.tenant, placement };
+    let demand = gpuzone_core::Demand { tenant: request.tenant, placement, time: request.time };
     let quota = TenantQuota::default();
     let admission = gpuzone_core::admit(Some(&quota), Default::default(), demand).unwrap();
     let id = LeaseId::from_uuid(Uuid::from_u128(n));

@@ -22,7 +22,6 @@ use gpuzone_api::{AgentError, Directories, ErrorKind};
 use gpuzone_core::{GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
 use gpuzone_ledger::AuditKind;
 use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
-use gpuzone_wire::turn::Priority;
 use gpuzone_zone::files::{private_dir, remove};
 use gpuzone_zone::{Process, ProcessId};
 use serde_json::json;
@@ -176,6 +175,7 @@ impl Leases {
         let untouched = |error| (error, Memory::Untouched);
         let detail = json!({
             "grants": audit::granted(&held.lease),
+            "time": audit::timed(held.lease.time),
             "program": held.holder.program,
             "zone": held.lease.zone.to_string(),
         });
@@ -212,6 +212,7 @@ impl Leases {
             "gpus": request.gpus.get(),
             "memory_bytes": request.memory.map(|memory| memory.get()),
             "share_percent": request.share.map(|share| share.percent()),
+            "time": audit::timed(request.time),
         });
         let refusal = audit::event(AuditKind::Refusal, asker(holder), "lease", detail);
         let tenant = Some(request.tenant.clone());
@@ -225,8 +226,8 @@ impl Leases {
             lease,
             slot_dir,
             grants: held.lease.placement.grants().to_vec(),
-            priority: Priority::default(),
-            time_cap: None,
+            priority: held.lease.time.priority,
+            time_cap: held.lease.time.cap,
         }
     }
 

@@ -192,6 +192,7 @@ fn request(gib: u64) -> Request {
         memory: Some(MemoryBytes::gib(gib)),
         share: None,
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }

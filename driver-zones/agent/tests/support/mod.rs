@@ -191,6 +191,8 @@ pub(crate) fn request(tenant: &str, gib: u64) -> CreateLeaseRequest {
         share_percent: Some(10),
         model: None,
         program: "a test".into(),
+        priority: String::new(),
+        cap_percent: None,
     }
 }
 

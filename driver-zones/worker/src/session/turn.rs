@@ -36,9 +36,12 @@ impl Session {
         if context.meter.is_busy() {
             let pressure = lease.turns.pressure(device);
             if pressure != Pressure::Recalled {
-                let sharing = lease.turns.working(device);
-                context.pace.before(&lease.driver, pressure, sharing);
-                return Ok(());
+                let ahead = lease.turns.ahead(device);
+                context.pace.before(&lease.driver, pressure, ahead);
+                // That may have taken a whole kernel's time.
+                if lease.turns.pressure(device) != Pressure::Recalled {
+                    return Ok(());
+                }
             }
             context.meter.wait(&lease.driver);
             self.settle_current();

@@ -49,7 +49,7 @@ impl Arbiter {
     }
 }
 
-const GRANT: FromArbiter = FromArbiter::Grant { device: 0, contended: false };
+const GRANT: FromArbiter = FromArbiter::Grant { device: 0, contended: false, brief: false };
 const RECALL: FromArbiter = FromArbiter::Recall { device: 0 };
 
 #[test]
@@ -126,7 +126,7 @@ fn without_an_arbiter_work_goes_on_and_the_next_one_is_asked() {
 #[test]
 fn nonsense_from_an_arbiter_is_none() {
     let (turns, arbiter) = turns();
-    arbiter.say(FromArbiter::Grant { device: 9, contended: true });
+    arbiter.say(FromArbiter::Grant { device: 9, contended: true, brief: false });
     // It is not listened to any more.
     assert!(turns.begin(0, PATIENCE));
 }

@@ -1,0 +1,61 @@
+//! A program that measures what it gets done.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use cudarc::driver::{LaunchConfig, PushKernelArg};
+
+use crate::device::{Device, named};
+use crate::numbers::Numbers;
+
+/// Elements of each vector: a kernel of well under a millisecond, even a simulated one.
+const N: u32 = 2048;
+
+/// Launches, checks, counts; a line for each piece of time.
+#[expect(clippy::print_stdout, reason = "a program's output")]
+pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
+    let every = Duration::from_millis(every.into());
+    let kernel = device.kernel("vector_add.ptx", "vector_add")?;
+    let mut numbers = Numbers::new(7);
+    let (a, b) = (numbers.floats(N as usize), numbers.floats(N as usize));
+    let wanted: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+    let (a, b) = (device.upload(&a)?, device.upload(&b)?);
+    let nothing = vec![-9.0_f32; N as usize];
+    let mut out = device.upload(&nothing)?;
+    let over = input_ends();
+    let (mut all, mut done, mut window) = (0_u64, 0_u64, 0_u64);
+    let begin = Instant::now();
+    let mut end = begin + every;
+    while !over.load(Ordering::Relaxed) {
+        // So that each result is a fresh one.
+        device.stream.memcpy_htod(&nothing, &mut out).map_err(named)?;
+        let mut launch = device.stream.launch_builder(&kernel);
+        launch.arg(&mut out).arg(&a).arg(&b).arg(&N);
+        let config = LaunchConfig::for_num_elems(N);
+        // SAFETY: the arguments are vector_add's, and each vector has N elements.
+        unsafe { launch.launch(config) }.map_err(named)?;
+        ensure!(device.download(&out)? == wanted, "meter: WRONG in launch {all}");
+        (all, done) = (all + 1, done + 1);
+        if Instant::now() >= end {
+            let late = Instant::now() - (end - every);
+            println!("meter: window={window} launches={done} microseconds={}", late.as_micros());
+            (done, window, end) = (0, window + 1, Instant::now() + every);
+        }
+    }
+    Ok(format!("meter: ok iterations={all} seconds={:.2}", begin.elapsed().as_secs_f64()))
+}
+
+/// Set when the standard input ends.
+fn input_ends() -> Arc<AtomicBool> {
+    let over = Arc::new(AtomicBool::new(false));
+    let told = over.clone();
+    std::thread::spawn(move || {
+        let mut byte = [0; 64];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
+        told.store(true, Ordering::Relaxed);
+    });
+    over
+}
