@@ -7,8 +7,9 @@ use gpuzone_core::MemoryBytes;
 use super::Failure;
 use super::memory::Held;
 
-/// What is looked at in one place. Small, for many places find more than large ones.
-const PLACE: u64 = 4 << 10;
+/// What is looked at in one place. Many small ones find more than few large ones, and each costs
+/// calls of the driver.
+const PLACE: u64 = 64 << 10;
 /// At least so many places, however small the sample: smaller ones then.
 const FEWEST: u64 = 64;
 const SMALLEST: u64 = 512;
