@@ -48,8 +48,15 @@ fn attend(launcher: &OwnedFd, groups: &Groups, claim: Option<&Claim>) {
     close_all_but(held.chain([launcher.as_raw_fd()]).collect());
     let mut ends = [PollFd::new(launcher, PollFlags::IN)];
     while let Err(rustix::io::Errno::INTR) = poll(&mut ends, None) {}
-    for group in groups.iter() {
-        remove(group);
+    let mut pause = FIRST_PAUSE;
+    for _ in 0..ATTEMPTS {
+        groups.iter().for_each(end);
+        // All of them are tried, whatever comes of one.
+        if groups.iter().map(is_removed).fold(true, |all, one| all && one) {
+            break;
+        }
+        std::thread::sleep(pause);
+        pause = pause.saturating_mul(2);
     }
     // Last: until its processes are gone, the numbers are theirs.
     if let Some(claim) = claim {
@@ -57,18 +64,17 @@ fn attend(launcher: &OwnedFd, groups: &Groups, claim: Option<&Claim>) {
     }
 }
 
-fn remove(group: &Group) {
-    let mut pause = FIRST_PAUSE;
-    for _ in 0..ATTEMPTS {
-        let killed = std::fs::File::options().write(true).open(group.path.join(KILL));
-        let _ = killed.and_then(|mut file| file.write_all(b"1"));
-        match std::fs::remove_dir(&group.path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Ok(()) | Err(_) => return,
-        }
-        std::thread::sleep(pause);
-        pause = pause.saturating_mul(2);
-    }
+/// Ends what is left in a group. Only version 2 can do that at once, and where it is, each zone
+/// has a group of it.
+fn end(group: &Group) {
+    let kill = std::fs::File::options().write(true).open(group.path.join(KILL));
+    // An older kernel has no such file, and a group that is gone has none either.
+    let _ = kill.and_then(|mut file| file.write_all(b"1"));
+}
+
+fn is_removed(group: &Group) -> bool {
+    let removed = std::fs::remove_dir(&group.path);
+    !removed.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 fn close_all_but(mut kept: Vec<RawFd>) {

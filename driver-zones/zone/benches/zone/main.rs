@@ -1,13 +1,16 @@
-//! From the start of a sandbox to the end of `/bin/true` in it, beside the same without a
-//! sandbox and beside `runc run`, on this machine: `cargo bench -p gpuzone-zone`.
+//! What a zone costs, beside the same without one and beside `runc run`, on this machine: from its
+//! start to the end of `/usr/bin/true` in it, and the memory of one that is idle.
+//! `cargo bench -p gpuzone-zone`.
 #![allow(clippy::print_stdout, reason = "a program")]
+
+mod memory;
+mod runc;
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gpuzone_zone::sandbox::{
@@ -40,10 +43,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         show(&format!("{name}, start to first instruction"), begun[begun.len() / 2]);
         show(&format!("{name}, start to exit"), whole);
     }
-    match runc() {
-        Ok(Some(whole)) => show("runc run, start to exit", whole),
-        Ok(None) => println!("skipped: runc run: runc is not installed, or this user is not root"),
-        Err(error) => println!("skipped: runc run: {error}"),
+    match runc::Bundle::make()? {
+        Some(bundle) => {
+            let whole = median(|| bundle.run("/usr/bin/true").map(drop));
+            whole.map_or_else(
+                |error| println!("skipped: runc run: {error}"),
+                |whole| show("runc run, start to exit", whole),
+            );
+            memory::show_runc(&bundle)?;
+        }
+        None => println!("skipped: runc run: runc is not installed, or this user is not root"),
+    }
+    for own_pids in [true, false] {
+        memory::show_zone(&runtime, own_pids)?;
     }
     Ok(())
 }
@@ -68,9 +80,13 @@ fn null() -> std::io::Result<OwnedFd> {
 }
 
 fn launch() -> std::io::Result<Launch> {
+    launch_of(&["/usr/bin/true"])
+}
+
+fn launch_of(command: &[&str]) -> std::io::Result<Launch> {
     Ok(Launch {
-        program: "/usr/bin/true".into(),
-        arguments: Vec::new(),
+        program: command.iter().take(1).collect(),
+        arguments: command.iter().skip(1).map(Into::into).collect(),
         environment: BTreeMap::new(),
         stdin: null()?,
         stdout: null()?,
@@ -103,53 +119,4 @@ fn spec(own_pids: bool) -> Spec {
         },
         policy: Policy::default(),
     }
-}
-
-/// The same program with the same files in a container with runc's own default configuration.
-fn runc() -> Result<Option<Duration>, Box<dyn Error>> {
-    let version = Command::new("runc").arg("--version").stdout(Stdio::null()).status();
-    if !version.is_ok_and(|status| status.success()) || !rustix::process::getuid().is_root() {
-        return Ok(None);
-    }
-    let bundle = tempfile::tempdir()?;
-    let spec = Command::new("runc").arg("spec").current_dir(bundle.path()).status()?;
-    if !spec.success() {
-        return Err("`runc spec` failed".into());
-    }
-    let path = bundle.path().join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    config["process"]["args"] = serde_json::json!(["/usr/bin/true"]);
-    config["process"]["terminal"] = false.into();
-    let rootfs = bundle.path().join("rootfs");
-    for folder in ["proc", "dev", "sys", "usr"] {
-        std::fs::create_dir_all(rootfs.join(folder))?;
-    }
-    for link in ["lib", "lib64"] {
-        let host = Path::new("/").join(link);
-        if !host.is_symlink() {
-            return Err("this host's /lib is no link into /usr, as the comparison needs".into());
-        }
-        std::os::unix::fs::symlink(std::fs::read_link(host)?, rootfs.join(link))?;
-    }
-    // Our zones have no such mount either, and not every host can give one.
-    if let Some(mounts) = config["mounts"].as_array_mut() {
-        mounts.retain(|mount| mount["type"] != "cgroup");
-        mounts.push(serde_json::json!({
-            "destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]
-        }));
-    }
-    std::fs::write(&path, serde_json::to_vec(&config)?)?;
-    let mut number = 0;
-    let whole = median(|| {
-        number += 1;
-        let mut command = Command::new("runc");
-        let name = format!("gpu-zone-bench-{}-{number}", std::process::id());
-        command.arg("run").arg("--bundle").arg(bundle.path()).arg(name);
-        let output = command.stdin(Stdio::null()).output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into())
-    })?;
-    Ok(Some(whole))
 }
