@@ -127,7 +127,8 @@ pub(crate) struct Run {
     /// with a warning for the rest, or in none.
     #[arg(long, value_enum, env = "GPUZONE_SANDBOX", default_value_t = Sandboxing::Warn)]
     pub(crate) sandbox: Sandboxing,
-    /// What the sandbox has for its root, read-only. Left out: the host's files, read-only, with
+    /// What the sandbox has for its root, read-only: a folder, or an OCI image layout, where
+    /// DIR:tag or DIR@sha256:... chooses an image. Left out: the host's files, read-only, with
     /// the working directory writable.
     #[arg(long, value_name = "DIR")]
     pub(crate) rootfs: Option<PathBuf>,
@@ -138,7 +139,7 @@ pub(crate) struct Run {
     pub(crate) limits: ZoneLimits,
     /// The program and its arguments.
     #[arg(
-        required = true,
+        required_unless_present = "rootfs",
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_name = "CMD"

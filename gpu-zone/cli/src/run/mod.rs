@@ -6,6 +6,7 @@
 
 #[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
 mod child;
+mod image;
 mod program;
 mod sandbox;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
@@ -30,8 +31,15 @@ const NAME: usize = 80;
 
 pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     // Looked for first: a typing error must not cost anybody a lease.
-    let program = Program::find(&run.command)?;
-    let options = Options::of(&run);
+    let image = image::of(&run)?;
+    let (program, words) = match &image {
+        Some(image) => {
+            let words = image::command(image, &run.command);
+            (image::program(image, &words)?, words)
+        }
+        None => (Program::find(&run.command)?, run.command.clone()),
+    };
+    let options = Options::of(&run, image);
     let mut agent = context.connect().await?;
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
@@ -44,7 +52,7 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
         model: run.model,
         priority: run.priority.to_string(),
         cap_percent: run.cap.map(gpuzone_core::ComputeShare::percent),
-        program: run.name.unwrap_or_else(|| display_name(&run.command)),
+        program: run.name.unwrap_or_else(|| display_name(&words)),
     };
     let granted = tokio::select! {
         granted = agent.create_lease(request) => answer(granted)?,
@@ -57,7 +65,7 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     context.say(|| format!("{lease} is active"));
     let zone = Zone::prepare(&options, &context.directories, &granted, &program.file);
     let code = match zone {
-        Ok(zone) => start(&program, &granted, zone, signals, mask).await,
+        Ok(zone) => start(&program, &options, &granted, zone, signals, mask).await,
         Err(error) => Err(error),
     };
     end(context, &mut agent, lease).await;
@@ -66,14 +74,20 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
 
 async fn start(
     program: &Program,
+    options: &Options,
     granted: &CreateLeaseReply,
     zone: Option<Zone>,
     signals: UnboundedReceiver<Received>,
     mask: Mask,
 ) -> Result<u8, CliError> {
-    let mut environment: Vec<(OsString, OsString)> =
-        granted.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    let search = library_path(Path::new(&granted.library_dir), std::env::var_os(LIBRARY_PATH));
+    let mut environment = options.image.as_ref().map(image::environment).unwrap_or_default();
+    let named = granted.environment.iter();
+    environment.extend(named.map(|(name, value)| (name.into(), value.into())));
+    let before = match &options.image {
+        Some(image) => image.variable(LIBRARY_PATH).map(OsString::from),
+        None => std::env::var_os(LIBRARY_PATH),
+    };
+    let search = library_path(Path::new(&granted.library_dir), before);
     environment.push((LIBRARY_PATH.into(), search));
     let mut child = child::spawn(program, &environment, zone.as_ref(), mask)?;
     if let Some(Err(error)) = zone.map(Zone::begun) {

@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use gpuzone_api::Directories;
 use gpuzone_api::agent::v1::{self as proto, CreateLeaseReply};
 use gpuzone_core::MemoryBytes;
+use gpuzone_image::Image;
 use serde_json::{Value, json};
 
 use crate::arguments::{Run, Sandboxing, ZoneLimits};
 use crate::error::{CliError, Kind};
 use crate::locate;
+use crate::run::image;
 
 /// Folders that are empty in every zone: other programs' files and sockets are in the host's.
 const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
@@ -45,7 +47,8 @@ impl Zone {
         }
         let Some(launcher) = locate::own("gpu-zone-sandbox") else {
             let message = "gpu-zone-sandbox is not there, so the program has no sandbox";
-            if run.demand == Sandboxing::Require {
+            // Its program is not the host's, and must not be taken for it.
+            if run.demand == Sandboxing::Require || run.image.is_some() {
                 let hint = "install it beside gpu-zone (`gpu-zone doctor` says where)";
                 return Err(CliError::new(Kind::Configuration, message).hint(hint));
             }
@@ -112,12 +115,15 @@ pub(crate) struct Options {
     pub(crate) rootfs: Option<PathBuf>,
     pub(crate) network: bool,
     pub(crate) limits: ZoneLimits,
+    /// What `rootfs` is the root of, if that is an image.
+    pub(crate) image: Option<Image>,
 }
 
 impl Options {
-    pub(crate) fn of(run: &Run) -> Self {
+    pub(crate) fn of(run: &Run, image: Option<Image>) -> Self {
         let (demand, limits) = (run.sandbox, run.limits.clone());
-        Self { demand, rootfs: run.rootfs.clone(), network: !run.no_network, limits }
+        let rootfs = image.as_ref().map(|image| image.root.clone()).or(run.rootfs.clone());
+        Self { demand, rootfs, network: !run.no_network, limits, image }
     }
 }
 
@@ -134,7 +140,10 @@ fn orders(
     let read = |path: &Path| json!({ "source": path, "optional": true });
     let mut mounts = Vec::new();
     let (root, directory) = match &run.rootfs {
-        Some(folder) => (json!({ "folder": folder }), Path::new("/")),
+        Some(folder) => {
+            let directory = run.image.as_ref().map(|image| image.directory.as_path());
+            (json!({ "folder": folder }), directory.unwrap_or(Path::new("/")))
+        }
         None => {
             // Without a root of its own, the program works where it was started.
             if directory != Path::new("/") {
@@ -146,14 +155,24 @@ fn orders(
         }
     };
     let shim = Path::new(&granted.library_dir);
-    mounts.push(read(shim));
-    // Links to where the library is installed, which may be hidden.
-    let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
-    mounts.extend(library.iter().map(|path| read(path)));
+    if run.rootfs.is_some() {
+        let libraries = image::libraries(shim).into_iter();
+        mounts.extend(libraries.map(|(from, to)| json!({ "source": from, "target": to })));
+    } else {
+        mounts.push(read(shim));
+        // Links to where the library is installed, which may be hidden.
+        let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
+        mounts.extend(library.iter().map(|path| read(path)));
+    }
     mounts.extend(granted.environment.get("GPUZONE_SLOT").map(|slot| read(Path::new(slot))));
     let demand = match run.demand {
         Sandboxing::Require => "require",
         Sandboxing::Warn | Sandboxing::Off => "warn",
+    };
+    // With the host's root in its place, the program would be another.
+    let features = match run.rootfs {
+        Some(_) => json!({ "mount": "require" }),
+        None => json!({}),
     };
     json!({
         "zone": zone,
@@ -169,7 +188,7 @@ fn orders(
         }),
         "limits": limits(&run.limits, &granted.zone_limits.unwrap_or_default()),
         "filter": "workload",
-        "policy": { "default": demand },
+        "policy": { "default": demand, "features": features },
     })
 }
 
@@ -205,7 +224,7 @@ mod tests {
 
     fn order(demand: Sandboxing, rootfs: Option<PathBuf>) -> Value {
         let limits = ZoneLimits { pids: Some(7), ..ZoneLimits::default() };
-        let run = Options { demand, rootfs, network: true, limits };
+        let run = Options { demand, rootfs, network: true, limits, image: None };
         let directories = Directories { run: "/run/gz".into(), state: "/var/lib/gz".into() };
         let mut granted =
             CreateLeaseReply { library_dir: "/run/gz/shim".into(), ..Default::default() };
