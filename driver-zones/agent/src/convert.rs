@@ -4,7 +4,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Request,
+    Request, ZoneName,
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
@@ -22,8 +22,15 @@ fn invalid(error: impl std::fmt::Display) -> AgentError {
 
 /// The request in a message, and the program's name for listings.
 pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, String), AgentError> {
-    let proto::CreateLeaseRequest { tenant, gpus, memory_bytes, share_percent, model, program } =
-        message;
+    let proto::CreateLeaseRequest {
+        tenant,
+        gpus,
+        memory_bytes,
+        share_percent,
+        model,
+        program,
+        zone_name: _,
+    } = message;
     let memory = |bytes: u64| {
         let error = || invalid(format!("memory size '{bytes}' is larger than any GPU's memory"));
         MemoryBytes::new(bytes).ok_or_else(error)
@@ -40,6 +47,13 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
     // It is the caller's own text and goes to terminals.
     let program = program.chars().filter(|c| !c.is_control()).take(PROGRAM_LENGTH).collect();
     Ok((request, program))
+}
+
+/// The zone that a request names.
+pub(crate) fn zone_name(
+    message: &proto::CreateLeaseRequest,
+) -> Result<Option<ZoneName>, AgentError> {
+    message.zone_name.as_deref().map(str::parse).transpose().map_err(invalid)
 }
 
 pub(crate) fn lease_id(text: &str) -> Result<LeaseId, AgentError> {
@@ -91,6 +105,7 @@ pub(crate) fn lease(
         used_memory_bytes: status.as_ref().map_or(0, |status| status.used.get()),
         worker_pid: status.as_ref().and_then(|status| status.worker_pid),
         counters: Some(status.map(counters).unwrap_or_default()),
+        zone_name: holder.zone.map(|zone| zone.to_string()),
         trouble: troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default(),
     }
 }
@@ -146,6 +161,7 @@ mod tests {
             share_percent: Some(50),
             model: None,
             program: "./train\x1b[2J\n".into(),
+            zone_name: None,
         }
     }
 

@@ -8,6 +8,7 @@ use gpuzone_zone::sandbox::{Demand, Feature};
 use serde::Deserialize;
 
 use super::{Config, DriverKind};
+use crate::leases::WorkloadZones;
 
 /// Where the simulated node keeps its state when its configuration does not say.
 const SIMULATED_STATE: &str = "/dev/shm/gpu-zone-sim-";
@@ -20,6 +21,8 @@ pub struct ZonePolicy {
     pub policy: Demand,
     /// Of those that are.
     pub features: BTreeMap<Feature, Demand>,
+    /// Which programs share a workload zone.
+    pub workload: WorkloadZones,
 }
 
 impl ZonePolicy {
@@ -112,5 +115,8 @@ mod tests {
         assert!(policy.requires(Feature::Seccomp));
         assert!(!policy.requires(Feature::Pids));
         assert!(!ZonePolicy::default().requires_any());
+        assert_eq!(ZonePolicy::default().workload, WorkloadZones::Named);
+        let policy: ZonePolicy = toml::from_str("workload = \"tenant\"").unwrap();
+        assert_eq!(policy.workload, WorkloadZones::Tenant);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use gpuzone_core::LeaseId;
+use gpuzone_core::{LeaseId, TenantId};
 use gpuzone_ledger::AuditKind;
 use gpuzone_wire::control::LeaseStatus;
 use serde_json::json;
@@ -57,6 +57,11 @@ impl Leases {
         }
     }
 
+    async fn tenant_of(&self, id: LeaseId) -> Option<TenantId> {
+        let held = self.book.with(move |book| book.lease(id).or_else(|| book.ended(id))).await;
+        held.ok().flatten().map(|held| held.lease.tenant)
+    }
+
     async fn note_change(
         &self,
         what: &str,
@@ -67,11 +72,18 @@ impl Leases {
         if before == now {
             return;
         }
+        let tenant = match lease {
+            Some(lease) => self.tenant_of(lease).await,
+            None => None,
+        };
         let changes = [(AuditKind::ZoneEnd, before), (AuditKind::ZoneStart, now)];
         for (kind, pid) in changes {
             let Some(pid) = pid else { continue };
-            let detail = json!({ "lease": lease.map(|lease| lease.to_string()) });
-            self.audit.note(audit::event(kind, AGENT, format!("{what} {pid}"), detail)).await;
+            let id = lease.map(|lease| lease.to_string());
+            // A worker's zone is called as its lease is.
+            let detail = json!({ "kind": what, "name": id, "lease": id });
+            let event = audit::event(kind, AGENT, format!("{what} {pid}"), detail);
+            self.audit.note(gpuzone_ledger::AuditEvent { tenant: tenant.clone(), ..event }).await;
         }
     }
 }

@@ -42,6 +42,7 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
         memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
         share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
         model: run.model,
+        zone_name: None,
         program: run.name.unwrap_or_else(|| display_name(&run.command)),
     };
     let granted = tokio::select! {
