@@ -150,6 +150,7 @@ impl Leases {
         name: Option<ZoneName>,
     ) -> Result<HeldLease, AgentError> {
         self.workload_zones.check(&request.tenant, name.as_ref())?;
+        self.wait_for_name(name.as_ref()).await;
         let id = LeaseId::from_uuid(Uuid::now_v7());
         let zone = ZoneId::from_uuid(Uuid::now_v7());
         let _turn = self.turns.take(id).await;

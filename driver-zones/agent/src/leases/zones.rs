@@ -1,6 +1,8 @@
 //! Workload zones, as far as the agent knows of them: which programs may share one, which names
 //! are taken, and when each began and ended.
 
+use std::time::{Duration, Instant};
+
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{LeaseState, TenantId, ZoneName};
 use gpuzone_ledger::AuditKind;
@@ -58,6 +60,9 @@ impl WorkloadZones {
     }
 }
 
+/// How long a keeper that has closed its zone may take to be gone.
+const EXIT_LIMIT: Duration = Duration::from_millis(500);
+
 /// Refuses a name that a zone has whose keeper lives.
 pub(super) fn check_free(leases: &[HeldLease], zone: Option<&ZoneName>) -> Result<(), AgentError> {
     let Some(zone) = zone else { return Ok(()) };
@@ -80,6 +85,21 @@ pub(super) fn check_free(leases: &[HeldLease], zone: Option<&ZoneName>) -> Resul
 }
 
 impl Leases {
+    /// Gives the keeper that has the name a moment: whoever asks has seen it let go of its zone.
+    pub(super) async fn wait_for_name(&self, zone: Option<&ZoneName>) {
+        let Some(zone) = zone else { return };
+        let end = Instant::now() + EXIT_LIMIT;
+        loop {
+            let name = zone.clone();
+            let free = self.book.with(move |book| check_free(&book.leases(), Some(&name)).is_ok());
+            // A book that fails says so to the next who asks it.
+            if free.await.unwrap_or(true) || Instant::now() > end {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Notes that a workload zone begins or ends: it does with its lease, for its holder does.
     pub(super) async fn note_workload_zone(&self, kind: AuditKind, held: &HeldLease, reason: &str) {
         let HeldLease { lease, holder } = held;

@@ -1,6 +1,6 @@
-//! `gpu-zone run`: a program in a lease of its own.
+//! `gpu-zone run`: a program in a lease of its own, or in a zone that it shares ([`shared`]).
 //!
-//! The holder of the lease is this process; the program is its child, with its terminal and
+//! Of a lease of its own, the holder of the lease is this process; the program is its child, with its terminal and
 //! its rights. Whichever way this process ends, the program ends with it, and the agent ends
 //! the lease.
 
@@ -8,14 +8,19 @@
 mod child;
 mod program;
 mod sandbox;
+pub(crate) mod shared;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
 mod signals;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use gpuzone_api::AgentClient;
-use gpuzone_api::agent::v1::{CreateLeaseReply, CreateLeaseRequest, EndLeaseRequest};
+use gpuzone_api::agent::v1::{
+    CreateLeaseReply, CreateLeaseRequest, DescribeRequest, EndLeaseRequest,
+};
+use gpuzone_core::ZoneName;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::arguments::Run;
@@ -31,20 +36,16 @@ const NAME: usize = 80;
 pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     // Looked for first: a typing error must not cost anybody a lease.
     let program = Program::find(&run.command)?;
-    let options = Options::of(&run);
     let mut agent = context.connect().await?;
+    let zone = zone(&mut agent, &run).await?;
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
         signals::receive().map_err(|error| CliError::caused(Kind::Internal, &error))?;
-    let request = CreateLeaseRequest {
-        tenant: run.tenant.to_string(),
-        gpus: run.gpus.get(),
-        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
-        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
-        model: run.model,
-        zone_name: None,
-        program: run.name.unwrap_or_else(|| display_name(&run.command)),
-    };
+    if let Some(zone) = zone {
+        return shared::run(context, &run, &zone, &program, signals, mask).await;
+    }
+    let options = Options::of(&run);
+    let request = request(&run);
     let granted = tokio::select! {
         granted = agent.create_lease(request) => answer(granted)?,
         // The agent sees its holder end, and ends what it may have made.
@@ -63,6 +64,42 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     code
 }
 
+/// As the keeper of the zone that `run` names, or that its tenant's programs share.
+pub(crate) fn keep(context: &Context, run: Run, numbers: [RawFd; 2]) -> Result<u8, CliError> {
+    let inherited =
+        child::Inherited::take(numbers).map_err(|error| CliError::caused(Kind::Usage, &error))?;
+    context.block_on(async {
+        let mut agent = context.connect().await?;
+        let Some(name) = zone(&mut agent, &run).await? else {
+            return Err(CliError::new(Kind::Usage, "there is no zone to keep"));
+        };
+        shared::keeper::keep(context, run, &name, inherited).await
+    })
+}
+
+/// The zone that the program shares with others, if it does.
+async fn zone(agent: &mut AgentClient, run: &Run) -> Result<Option<ZoneName>, CliError> {
+    if let Some(zone) = &run.zone {
+        return Ok(Some(zone.clone()));
+    }
+    let about = answer(agent.describe(DescribeRequest {}).await)?;
+    let of_tenant = || run.tenant.as_str().parse();
+    let shared = (about.workload_zones == "tenant").then(of_tenant).transpose();
+    shared.map_err(|error| CliError::caused(Kind::Internal, &error))
+}
+
+fn request(run: &Run) -> CreateLeaseRequest {
+    CreateLeaseRequest {
+        tenant: run.tenant.to_string(),
+        gpus: run.gpus.get(),
+        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
+        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
+        model: run.model.clone(),
+        zone_name: None,
+        program: run.name.clone().unwrap_or_else(|| display_name(&run.command)),
+    }
+}
+
 async fn start(
     program: &Program,
     granted: &CreateLeaseReply,
@@ -70,10 +107,7 @@ async fn start(
     signals: UnboundedReceiver<Received>,
     mask: Mask,
 ) -> Result<u8, CliError> {
-    let mut environment: Vec<(OsString, OsString)> =
-        granted.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    let search = library_path(Path::new(&granted.library_dir), std::env::var_os(LIBRARY_PATH));
-    environment.push((LIBRARY_PATH.into(), search));
+    let environment = environment(&granted.environment, Path::new(&granted.library_dir));
     let mut child = child::spawn(program, &environment, zone.as_ref(), mask)?;
     if let Some(Err(error)) = zone.map(Zone::begun) {
         let _ = child.kill().await;
@@ -102,6 +136,16 @@ async fn ending(signals: &mut UnboundedReceiver<Received>) -> i32 {
             None => std::future::pending().await,
         }
     }
+}
+
+/// What a program's environment gets of its lease.
+fn environment<'a>(
+    granted: impl IntoIterator<Item = (&'a String, &'a String)>,
+    library_dir: &Path,
+) -> Vec<(OsString, OsString)> {
+    let granted = granted.into_iter().map(|(name, value)| (name.into(), value.into()));
+    let search = library_path(library_dir, std::env::var_os(LIBRARY_PATH));
+    granted.chain([(LIBRARY_PATH.into(), search)]).collect()
 }
 
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
