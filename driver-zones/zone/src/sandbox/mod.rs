@@ -13,6 +13,7 @@ mod probe;
 mod spec;
 mod start;
 mod stats;
+mod supervisor;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
 pub(crate) use cgroup::is_name;
@@ -22,3 +23,4 @@ pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
 pub use spec::{Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec};
 pub use start::{Held, SandboxError, Sandboxed};
+pub use supervisor::{SuperviseError, confine_supervisor};
