@@ -13,13 +13,15 @@ use rustix::thread::{
 use super::filter;
 use super::spec::{Feature, Missing};
 
-/// What root needs to make zones: users and groups of theirs, mounts where there is no user
-/// namespace, files and processes of theirs.
+/// What root needs to make zones: users and groups of theirs (`SETFCAP` to have root itself mapped
+/// into one, user_namespaces(7)), mounts where there is no user namespace, files and processes of
+/// theirs.
 fn needed() -> CapabilitySet {
     CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::FOWNER
         | CapabilitySet::KILL
+        | CapabilitySet::SETFCAP
         | CapabilitySet::SETGID
         | CapabilitySet::SETUID
         | CapabilitySet::SETPCAP
