@@ -103,9 +103,11 @@ impl Refusal {
                 | ReserveError::UnknownGpu(_)
                 | ReserveError::Quarantined(_),
             ) => ErrorKind::NoRoom,
-            Self::Quota(QuotaRefusal::NoQuota(_) | QuotaRefusal::Exceeded { .. }) => {
-                ErrorKind::Quota
-            }
+            Self::Quota(
+                QuotaRefusal::NoQuota(_)
+                | QuotaRefusal::NotUrgent(_)
+                | QuotaRefusal::Exceeded { .. },
+            ) => ErrorKind::Quota,
             Self::Reserve(ReserveError::DuplicateLease(_)) | Self::Journal(_) => {
                 ErrorKind::Internal
             }
@@ -167,7 +169,7 @@ impl Book {
         let placement = self.node.place(request)?;
         let tenant = request.tenant.clone();
         let held = self.node.holdings(&tenant);
-        let demand = Demand { tenant, placement };
+        let demand = Demand { tenant, placement, time: request.time };
         let admission = admit(self.quotas.of(&request.tenant), held, demand)?;
         // Tried on a copy, for the journal comes before the change and may refuse.
         let mut node = self.node.clone();

@@ -4,10 +4,11 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Request, ZoneName,
+    Priority, Request, TimeTerms, ZoneName,
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
+use gpuzone_zone::sandbox::{Limits, UserRanges};
 
 use crate::book::GpuRoom;
 use crate::journal::HeldLease;
@@ -30,17 +31,31 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
         model,
         program,
         zone_name: _,
+        priority,
+        cap_percent,
     } = message;
     let memory = |bytes: u64| {
         let error = || invalid(format!("memory size '{bytes}' is larger than any GPU's memory"));
         MemoryBytes::new(bytes).ok_or_else(error)
     };
     let share = |percent| ComputeShare::new(percent).map_err(invalid);
+    let priority = match priority.as_str() {
+        "" => Priority::default(),
+        named => named.parse().map_err(invalid)?,
+    };
+    let cap = |percent| {
+        let error = |_| invalid(format!("cap '{percent}' is no per cent from 1 to 100"));
+        ComputeShare::new(percent).map_err(error)
+    };
+    let time = TimeTerms { priority, cap: cap_percent.map(cap).transpose()? };
+    let share = share_percent.map(share).transpose()?;
+    share.map_or(Ok(()), |share| time.allow(share)).map_err(invalid)?;
     let request = Request {
         tenant: tenant.parse().map_err(invalid)?,
         gpus: GpuCount::new(gpus).map_err(invalid)?,
         memory: memory_bytes.map(memory).transpose()?,
-        share: share_percent.map(share).transpose()?,
+        share,
+        time,
         exposure: Exposure::Mediated,
         model,
     };
@@ -106,6 +121,8 @@ pub(crate) fn lease(
         worker_pid: status.as_ref().and_then(|status| status.worker_pid),
         counters: Some(status.map(counters).unwrap_or_default()),
         zone_name: holder.zone.map(|zone| zone.to_string()),
+        priority: lease.time.priority.to_string(),
+        cap_percent: lease.time.cap.map(ComputeShare::percent),
         trouble: troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default(),
     }
 }
@@ -149,6 +166,22 @@ pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu
     }
 }
 
+/// Limits of a program's zone.
+pub(crate) fn zone_limits(limits: &Limits) -> proto::ZoneLimits {
+    proto::ZoneLimits {
+        memory_bytes: limits.memory,
+        pids: limits.pids,
+        cpu_percent: limits.cpu,
+        scratch_bytes: limits.scratch,
+    }
+}
+
+/// From where a program's zone gets its users.
+pub(crate) fn zone_users(ranges: UserRanges) -> proto::UserRanges {
+    let UserRanges { first, each, zones } = ranges;
+    proto::UserRanges { first, each, zones }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +195,8 @@ mod tests {
             model: None,
             program: "./train\x1b[2J\n".into(),
             zone_name: None,
+            priority: String::new(),
+            cap_percent: Some(60),
         }
     }
 
@@ -170,13 +205,15 @@ mod tests {
         let (request, program) = request(asked()).unwrap();
         assert_eq!(request.memory, Some(MemoryBytes::gib(1)));
         assert_eq!(request.share.map(ComputeShare::percent), Some(50));
+        let cap = ComputeShare::new(60).ok();
+        assert_eq!(request.time, TimeTerms { priority: Priority::Batch, cap });
         assert_eq!(program, "./train[2J");
     }
 
     #[test]
     fn an_error_names_the_field() {
         type Change = fn(&mut proto::CreateLeaseRequest);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 11] = [
             (|r| r.tenant = "a/b".into(), "tenant 'a/b'"),
             (|r| r.tenant = "x".repeat(300), "tenant 'xxx"),
             (|r| r.gpus = 0, "'0' is not a number of GPUs"),
@@ -184,6 +221,10 @@ mod tests {
             (|r| r.memory_bytes = Some(u64::MAX), "memory size '18446744073709551615'"),
             (|r| r.share_percent = Some(0), "share '0'"),
             (|r| r.share_percent = Some(101), "share '101'"),
+            (|r| r.priority = "urgent".into(), "priority 'urgent'"),
+            (|r| r.cap_percent = Some(0), "cap '0'"),
+            (|r| r.cap_percent = Some(101), "cap '101'"),
+            (|r| r.cap_percent = Some(49), "a cap of 49% is below the share of 50%"),
         ];
         for (change, beginning) in cases {
             let mut message = asked();

@@ -6,10 +6,10 @@
 //! In its place, a worker has no `/proc` to see others in, seccomp lets it signal nobody, and
 //! Landlock would not either. So the launcher becomes the worker and leaves no process between.
 
-use gpuzone_wire::control::{BrokerConfig, Sandbox};
+use gpuzone_wire::control::{self as wire, BrokerConfig, Sandbox};
 use gpuzone_zone::sandbox::{
     Demand, Feature, Filter, Launch, LaunchError, Limits, Missing, Mount, Order, Policy, Root,
-    SandboxError, Sandboxes, Spec,
+    SandboxError, Sandboxes, Spec, UserRanges,
 };
 use gpuzone_zone::{Zone, ZoneError, Zones};
 
@@ -115,6 +115,11 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
         directory: "/".into(),
         network: false,
         own_pids: false,
+        users: sandbox.users.map(|wire::UserRanges { first, each, zones }| UserRanges {
+            first,
+            each,
+            zones,
+        }),
         filter: Filter::Worker,
         limits: Limits {
             pids: Some(MOST_THREADS),
@@ -149,6 +154,7 @@ mod tests {
             read: Vec::new(),
             write: Vec::new(),
             devices: Vec::new(),
+            users: None,
             require: require.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),
         }
     }

@@ -23,8 +23,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::arbiter::{self, Turns};
+use crate::ends::Ends;
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
+use crate::respite::Respite;
 use crate::slot::{self, SlotError};
 use crate::worker::{self, Starting, WorkerError};
 
@@ -64,6 +66,17 @@ struct Live {
     worker_pid: Option<u32>,
     restarts: u32,
     trouble: String,
+    ends: Ends,
+    /// As it is on disk.
+    written: Option<Written>,
+}
+
+/// The worker that the next broker would look for.
+#[derive(Clone, Copy)]
+struct Written {
+    pid: u32,
+    ready: bool,
+    ended: bool,
 }
 
 /// Why a worker could not be put into service.
@@ -108,13 +121,16 @@ impl Lease {
         record: Option<WorkerRecord>,
         worker: Option<Zone<Sandboxes>>,
     ) -> Self {
-        let live = record.map_or_else(Live::default, |record| Live {
-            worker_pid: None,
-            restarts: record.restarts,
-            trouble: record.trouble,
+        let live = record.map_or_else(Live::default, |record| {
+            let WorkerRecord { pid, ready, restarts, trouble, ended, ends } = record;
+            let written = Some(Written { pid, ready, ended });
+            Live { worker_pid: None, restarts, trouble, ends, written }
         });
         let (overran, live) = (Mutex::default(), Mutex::new(live));
         let shared = Shared { common, overran, order, paths, stats, live };
+        if worker.is_none() {
+            shared.ended_unwatched();
+        }
         if worker.is_some()
             && let Err(error) = shared.give_turns()
         {
@@ -139,6 +155,12 @@ impl Lease {
 
     pub(crate) fn status(&self) -> LeaseStatus {
         self.shared.status()
+    }
+
+    /// Forgets ends that are written down elsewhere.
+    pub(crate) fn acknowledge(&self, through: u32) {
+        self.shared.live().ends.acknowledge(through);
+        self.shared.keep();
     }
 
     /// Ends the worker and says how the lease did; no process of it is left then.
@@ -166,7 +188,7 @@ impl Shared {
     }
 
     fn status(&self) -> LeaseStatus {
-        let Live { worker_pid, restarts, mut trouble } = self.live().clone();
+        let Live { worker_pid, restarts, mut trouble, ends, written: _ } = self.live().clone();
         let read = self.stats.snapshot(Monotonic::now());
         let Snapshot { counters, used, sessions, refused_by_name } = read.unwrap_or_else(|error| {
             trouble = error.to_string();
@@ -182,6 +204,7 @@ impl Shared {
             counters,
             refused_by_name,
             trouble,
+            ends: ends.to_vec(),
         }
     }
 
@@ -189,6 +212,7 @@ impl Shared {
     async fn run(self: Arc<Self>, first: Option<Zone<Sandboxes>>, mut stop: watch::Receiver<bool>) {
         let mut worker = first;
         let mut backoff = SHORTEST_BACKOFF;
+        let (began, mut respite) = (Instant::now(), Respite::new());
         loop {
             let mut pause = Duration::ZERO;
             if let Some(worker) = worker.take() {
@@ -199,8 +223,20 @@ impl Shared {
                         self.end(&worker).await;
                         pause = self.overrun(&worker, &mut backoff);
                     }
-                    exit = worker.ended() => pause = self.ended(&worker, exit, since, &mut backoff),
-                    () = stopped(&mut stop) => return self.end(&worker).await,
+                    exit = worker.ended() => {
+                        pause = self.ended(&worker, exit, since, &mut backoff);
+                        if pause.is_zero() {
+                            pause = respite.ask(began.elapsed());
+                        }
+                    }
+                    () = stopped(&mut stop) => {
+                        // It may have ended by itself a moment ago: that is told, too.
+                        if worker.process().is_alive().is_ok_and(|alive| !alive) {
+                            let exit = worker.ended().await;
+                            self.ended(&worker, exit, since, &mut backoff);
+                        }
+                        return self.end(&worker).await;
+                    }
                 }
             }
             let Some(fresh) = self.replace(pause, &mut backoff, &mut stop).await else {
@@ -237,11 +273,32 @@ impl Shared {
             Err(error) => (format!("the worker cannot be watched: {error}"), longer(backoff)),
         };
         tracing::warn!(lease = %self.lease(), worker = pid(worker), %trouble, "worker ended");
+        self.note_end(pid(worker), trouble);
+        pause
+    }
+
+    /// Notes the end of a worker that served, until the agent has written it down.
+    fn note_end(&self, pid: u32, trouble: String) {
         let mut live = self.live();
         live.worker_pid = None;
         live.restarts = live.restarts.saturating_add(1);
+        let number = live.restarts;
+        live.ends.push(number, pid, &trouble);
         live.trouble = trouble;
-        pause
+        if let Some(written) = &mut live.written {
+            written.ended = true;
+        }
+        drop(live);
+        self.keep();
+    }
+
+    /// Notes a worker that served and is gone, while no broker was there to see it.
+    fn ended_unwatched(&self) {
+        let written = self.live().written;
+        if let Some(Written { pid, ready: true, ended: false }) = written {
+            let trouble = format!("worker {pid} ended while its broker was away");
+            self.note_end(pid, trouble);
+        }
     }
 
     /// Notes that a worker was ended because it kept a GPU; how long to wait before the next.
@@ -253,9 +310,7 @@ impl Shared {
             limit.as_millis()
         );
         tracing::warn!(lease = %self.lease(), %trouble, "worker ended");
-        let mut live = self.live();
-        live.restarts = live.restarts.saturating_add(1);
-        live.trouble = trouble;
+        self.note_end(pid(worker), trouble);
         longer(backoff)
     }
 
@@ -335,7 +390,7 @@ impl Shared {
     }
 
     async fn put_into_service(&self, starting: &mut Starting) -> Result<(), ServeError> {
-        self.write_down(false)?;
+        self.write_down(&starting.zone, false)?;
         // Connected before the worker has its orders: it does nothing without asking.
         self.give_turns()?;
         let BrokerConfig { driver, caps, .. } = &*self.common.config;
@@ -343,13 +398,29 @@ impl Shared {
         let (driver, caps) = (driver.clone(), *caps);
         let spec = WorkerSpec { lease: self.lease(), grants, driver, caps, arbitrated: true };
         starting.finish(&spec).await?;
-        self.write_down(true)
+        self.write_down(&starting.zone, true)
     }
 
-    fn write_down(&self, ready: bool) -> Result<(), ServeError> {
-        let Live { restarts, trouble, worker_pid: _ } = self.live().clone();
-        let record = WorkerRecord { ready, restarts, trouble };
-        record::write(&self.paths.worker(), &record).map_err(ServeError::Record)
+    fn write_down(&self, worker: &Zone<Sandboxes>, ready: bool) -> Result<(), ServeError> {
+        self.live().written = Some(Written { pid: pid(worker), ready, ended: false });
+        self.write().map_err(ServeError::Record)
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        // Held over the write: two at once would leave the older one.
+        let live = self.live();
+        let Live { restarts, trouble, ends, written, worker_pid: _ } = &*live;
+        let Some(Written { pid, ready, ended }) = *written else { return Ok(()) };
+        let (restarts, trouble, ends) = (*restarts, trouble.clone(), ends.clone());
+        let record = WorkerRecord { pid, ready, restarts, trouble, ended, ends };
+        record::write(&self.paths.worker(), &record)
+    }
+
+    /// Writes down what the next broker has to tell, if there is to be one.
+    fn keep(&self) {
+        if let Err(error) = self.write() {
+            tracing::error!(lease = %self.lease(), %error, "a worker's end is not on disk");
+        }
     }
 
     async fn end(&self, worker: &Zone<Sandboxes>) {

@@ -19,11 +19,14 @@
 mod arbiter;
 mod broker;
 mod confine;
+mod ends;
 mod lease;
 mod paths;
 mod record;
+mod respite;
 mod resume;
 mod scrub;
+mod scrubs;
 mod serve;
 mod slot;
 mod worker;

@@ -44,6 +44,11 @@ impl ZonePaths {
         self.dir.join(format!("scrub-{lease}.log"))
     }
 
+    /// Where a scrub worker listens for its turns.
+    pub(crate) fn scrub_turns(&self, lease: LeaseId) -> PathBuf {
+        self.dir.join(format!("scrub-{lease}.sock"))
+    }
+
     pub(crate) fn lease(&self, lease: LeaseId) -> LeasePaths {
         LeasePaths { dir: self.leases().join(lease.to_string()) }
     }

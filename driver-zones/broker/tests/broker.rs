@@ -286,6 +286,75 @@ mod tests {
         assert!(!zone.paths().control_socket().exists());
     }
 
+    fn kill(pid: u32) {
+        let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    /// The worker is a zombie at most, so that its end is its own and not the stop's.
+    fn is_dead(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| !rest.starts_with(" S") && !rest.starts_with(" R"))
+    }
+
+    #[test]
+    fn a_worker_that_died_just_before_its_lease_ended_is_told_with_its_reason() {
+        let zone = Zone::new(READY);
+        let mut agent = zone.connect();
+        for n in 1..=10 {
+            let order = zone.order(n);
+            let worker = agent.start(&order).worker_pid.unwrap();
+            kill(worker);
+            eventually(|| is_dead(worker).then_some(()));
+            let last = agent.stop(&order).unwrap();
+            assert_eq!((last.ends[0].number, last.ends[0].pid), (1, worker), "{last:?}");
+            assert!(last.ends[0].reason.contains("signal 9"), "{last:?}");
+        }
+        let order = zone.order(11);
+        agent.start(&order);
+        assert_eq!(agent.stop(&order).unwrap().ends, vec![], "this one was ended");
+    }
+
+    #[test]
+    fn ends_outlive_the_broker_until_they_are_acknowledged() {
+        let mut zone = Zone::new(READY);
+        let mut agent = zone.connect();
+        let order = zone.order(1);
+        let first = agent.start(&order).worker_pid.unwrap();
+        kill(first);
+        let fresh = |agent: &mut Connection, after: u32| {
+            eventually(|| {
+                agent.status().pop().filter(|s| s.worker_pid.is_some_and(|pid| pid != after))
+            })
+        };
+        let second = fresh(&mut agent, first).worker_pid.unwrap();
+        // Nobody sees this one's end.
+        zone.kill_broker();
+        kill(second);
+        eventually(|| is_dead(second).then_some(()));
+        for _ in 0..2 {
+            zone.broker = broker(zone.dir.path());
+            agent = zone.connect();
+            let status = fresh(&mut agent, second);
+            let told: Vec<_> = status.ends.iter().map(|end| (end.number, end.pid)).collect();
+            assert_eq!(told, [(1, first), (2, second)], "{status:?}");
+            assert_eq!(status.restarts, 2);
+            zone.kill_broker();
+        }
+        zone.broker = broker(zone.dir.path());
+        agent = zone.connect();
+        let acknowledge = Request::Acknowledge { lease: order.lease, through: 1 };
+        assert_eq!(agent.leases(&acknowledge), vec![]);
+        assert_eq!(agent.status()[0].ends.len(), 1);
+        zone.kill_broker();
+        zone.broker = broker(zone.dir.path());
+        agent = zone.connect();
+        let last = agent.stop(&order).unwrap();
+        assert_eq!(last.ends.iter().map(|end| end.number).collect::<Vec<_>>(), [2]);
+    }
+
     #[test]
     fn a_scrub_workers_zone_does_not_outlive_the_next_broker() {
         let mut zone = Zone::new("exec sleep 100");

@@ -42,6 +42,7 @@ mod tests {
             directory: "/".into(),
             network: false,
             own_pids,
+            users: None,
             filter: Filter::Workload,
             limits: Limits::default(),
             policy: Policy::default(),

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, TenantId, ZoneName};
+use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName};
 use gpuzone_ledger::Head;
 
 /// Share GPUs between tenants that never touch the driver.
@@ -112,6 +112,13 @@ pub(crate) struct Run {
     /// Guaranteed share of each GPU's time in per cent. Left out: in proportion to the memory.
     #[arg(long, allow_hyphen_values = true, value_name = "PERCENT")]
     pub(crate) share: Option<ComputeShare>,
+    /// Most of each GPU's time in per cent, even when nobody else wants it. Left out: no limit.
+    #[arg(long, visible_alias = "time-cap", allow_hyphen_values = true, value_name = "PERCENT")]
+    pub(crate) cap: Option<ComputeShare>,
+    /// How urgent its work is: batch, or latency-critical, which goes before batch work for as
+    /// long as it uses no more than its share.
+    #[arg(long, allow_hyphen_values = true, default_value = "batch", value_name = "PRIORITY")]
+    pub(crate) priority: Priority,
     /// Number of GPUs.
     #[arg(long, allow_hyphen_values = true, default_value = "1", value_name = "N")]
     pub(crate) gpus: GpuCount,
@@ -136,6 +143,8 @@ pub(crate) struct Run {
     /// Leave the sandbox without the host's network.
     #[arg(long)]
     pub(crate) no_network: bool,
+    #[command(flatten)]
+    pub(crate) limits: ZoneLimits,
     /// The program and its arguments.
     #[arg(
         required = true,
@@ -144,6 +153,34 @@ pub(crate) struct Run {
         value_name = "CMD"
     )]
     pub(crate) command: Vec<OsString>,
+}
+
+/// Limits of the sandbox. What is left out is as the agent's configuration says.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ZoneLimits {
+    /// Host memory of the sandbox, like 16Gi; what is in its private folders counts.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) host_memory: Option<MemoryBytes>,
+    /// Processes and threads in the sandbox.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) pids: Option<u64>,
+    /// Processors' time of the sandbox, like 1.5.
+    #[arg(long, value_name = "N", value_parser = cpu_percent)]
+    pub(crate) cpus: Option<u64>,
+    /// Size of the sandbox's private folders (/tmp and the like) together, which are memory.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) scratch: Option<MemoryBytes>,
+}
+
+/// Per cent of one processor.
+fn cpu_percent(text: &str) -> Result<u64, String> {
+    const MOST: f64 = 1e6;
+    let cpus: f64 = text.parse().map_err(|_| "a number of processors like 1.5".to_owned())?;
+    if !(0.01..=MOST).contains(&cpus) {
+        return Err("a number of processors from 0.01 up, like 1.5".to_owned());
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in the range")]
+    Ok((cpus * 100.0).round() as u64)
 }
 
 #[derive(Debug, Args)]
@@ -263,12 +300,17 @@ mod tests {
             Arguments::try_parse_from(line).map(drop).map_err(|error| error.to_string())
         };
         assert_eq!(parse(&["--tenant", "acme", "--memory", "8Gi", "--share", "50"]), Ok(()));
+        let timed = ["--tenant", "acme", "--priority", "latency-critical", "--cap", "40"];
+        assert_eq!(parse(&timed), Ok(()));
         for (words, said) in [
             (&["--tenant", "acme", "--memory", "-1Gi"][..], "negative"),
             (&["--tenant", "acme", "--memory", "99999999Ti"], "larger than any GPU"),
             (&["--tenant", "acme", "--memory", "8GB"], "unknown unit"),
             (&["--tenant", "acme", "--share", "0"], "1 to 100"),
             (&["--tenant", "acme", "--share", "-5"], "1 to 100"),
+            (&["--tenant", "acme", "--cap", "0"], "1 to 100"),
+            (&["--tenant", "acme", "--time-cap", "101"], "1 to 100"),
+            (&["--tenant", "acme", "--priority", "urgent"], "'latency-critical'"),
             (&["--tenant", "acme", "--gpus", "0"], "1 to 64"),
             (&["--tenant", "a/../b"], "a-z, 0-9"),
             (&["--tenant", &"x".repeat(300)], "1 to 63"),

@@ -17,6 +17,7 @@ mod node;
 mod placement;
 mod quota;
 mod request;
+mod time_terms;
 mod units;
 mod usage;
 
@@ -27,5 +28,6 @@ pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLea
 pub use placement::{Grant, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
 pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};
+pub use time_terms::{CapBelowShare, InvalidPriority, Priority, TimeTerms};
 pub use units::{ComputeShare, InvalidMemory, InvalidShare, MemoryBytes, Timestamp};
 pub use usage::{Interval, UsageCounters};

@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-cli", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-probe", &["gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-workloads", &["gpuzone-core"]),
+    ("gpuzone-hostile", &["gpuzone-wire", "gpuzone-cuda-abi"]),
     ("gpuzone-testkit", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-hw", &["gpuzone-core"]),
@@ -65,6 +66,8 @@ const UNSAFE: &[&str] = &[
     "gpuzone-probe",
     // Kernel launches of a CUDA client.
     "gpuzone-workloads",
+    // A hostile tenant's view of its rings: all of it mapped, writable.
+    "gpuzone-hostile",
 ];
 
 /// What `core` may use from outside: nothing that does I/O, tells the time or runs tasks.

@@ -40,6 +40,7 @@ fn request(tenant: &str, gib: u64) -> Request {
         memory: Some(MemoryBytes::gib(gib)),
         share: Some(ComputeShare::new(10).unwrap()),
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }

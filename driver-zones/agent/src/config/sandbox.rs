@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gpuzone_wire::control::Sandbox;
-use gpuzone_zone::sandbox::{Demand, Feature};
+use gpuzone_zone::sandbox::{Demand, Feature, UserRanges};
 use serde::Deserialize;
 
+use super::zone::{ZoneLimits, ZoneUsers};
 use super::{Config, DriverKind};
 use crate::leases::WorkloadZones;
 
@@ -23,6 +24,10 @@ pub struct ZonePolicy {
     pub features: BTreeMap<Feature, Demand>,
     /// Which programs share a workload zone.
     pub workload: WorkloadZones,
+    /// Whom zones are on the host.
+    pub users: ZoneUsers,
+    /// What each program's zone may have at most, unless `gpu-zone run` says less.
+    pub limits: ZoneLimits,
 }
 
 impl ZonePolicy {
@@ -54,7 +59,11 @@ impl Config {
                 (vec!["/proc".into(), "/sys".into()], Vec::new(), nvidia_nodes(Path::new("/dev")))
             }
         };
-        Some(Sandbox { launcher, read, write, devices, require })
+        let users = self.zone.users.ranges();
+        let users = users.map(|UserRanges { first, each, zones }| {
+            gpuzone_wire::control::UserRanges { first, each, zones }
+        });
+        Some(Sandbox { launcher, read, write, devices, require, users })
     }
 }
 

@@ -25,7 +25,6 @@ use gpuzone_core::{
 };
 use gpuzone_ledger::AuditKind;
 use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
-use gpuzone_wire::turn::Priority;
 use gpuzone_zone::files::{private_dir, remove};
 use gpuzone_zone::{Process, ProcessId};
 use serde_json::json;
@@ -37,6 +36,7 @@ use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
 use crate::journal::{HeldLease, Holder};
+use crate::metrics;
 use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
@@ -130,6 +130,7 @@ impl Leases {
         tokio::spawn(async move {
             let created = leases.create_for(&request, holder, program, zone).await;
             if let Err(error) = &created {
+                leases.audit.counts.refused(error.kind);
                 leases.usage.refused(&request.tenant, error.kind, &error.message).await;
                 leases.audit_refusal(&request, holder, error).await;
             }
@@ -191,6 +192,7 @@ impl Leases {
         let untouched = |error| (error, Memory::Untouched);
         let detail = json!({
             "grants": audit::granted(&held.lease),
+            "time": audit::timed(held.lease.time),
             "program": held.holder.program,
             "zone": held.lease.zone.to_string(),
         });
@@ -227,6 +229,7 @@ impl Leases {
             "gpus": request.gpus.get(),
             "memory_bytes": request.memory.map(|memory| memory.get()),
             "share_percent": request.share.map(|share| share.percent()),
+            "time": audit::timed(request.time),
         });
         let refusal = audit::event(AuditKind::Refusal, asker(holder), "lease", detail);
         let tenant = Some(request.tenant.clone());
@@ -240,8 +243,8 @@ impl Leases {
             lease,
             slot_dir,
             grants: held.lease.placement.grants().to_vec(),
-            priority: Priority::default(),
-            time_cap: None,
+            priority: held.lease.time.priority,
+            time_cap: held.lease.time.cap,
         }
     }
 
@@ -348,11 +351,21 @@ impl Leases {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
-        self.saw_worker(id, None).await;
+        self.saw_last(id, last.as_ref()).await;
+        self.count_last(held, last.as_ref());
         self.usage.close(id, last.map(used_by), reason).await;
         let slot = self.order(held).slot_dir;
         remove(&slot)
             .map_err(|error| internal(format!("cannot remove {}: {error}", slot.display())))
+    }
+
+    /// Counts what a lease used at last.
+    fn count_last(&self, held: &HeldLease, last: Option<&LeaseStatus>) {
+        let (lease, tenant, created) = (held.lease.id, &held.lease.tenant, held.holder.created);
+        let used =
+            last.map(|last| metrics::Used { lease, tenant, created, counters: last.counters });
+        self.audit.counts.used(used.into_iter());
+        self.audit.counts.ended(lease);
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says

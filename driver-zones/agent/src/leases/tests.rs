@@ -11,7 +11,7 @@ use gpuzone_core::{
     UsageCounters,
 };
 use gpuzone_ledger::{AuditEntry, Expected, Filter, LeaseRow, Ledger, verify};
-use gpuzone_wire::control::{Reply, Request as Ask, VERSION};
+use gpuzone_wire::control::{Reply, Request as Ask, VERSION, WorkerEnd};
 use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder, ScrubReport};
 use gpuzone_zone::BootId;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -31,6 +31,9 @@ struct Told {
     dead: bool,
     start_takes: Duration,
     launches: u64,
+    /// What every lease's workers have gone through.
+    ends: Vec<WorkerEnd>,
+    worker: u32,
     scrubs: Vec<ScrubOrder>,
     scrub_takes: Duration,
     /// What every scrub finds wrong.
@@ -82,16 +85,18 @@ impl FakeBroker {
 
     fn reply(&self, ask: Ask) -> Reply {
         let mut told = self.told();
-        let launches = told.launches;
+        let (launches, worker) = (told.launches, 1 + told.worker);
+        let ends = told.ends.clone();
         let status = |lease| LeaseStatus {
             lease,
-            worker_pid: Some(1),
+            worker_pid: Some(worker),
             restarts: 0,
             sessions: 0,
             used: MemoryBytes::ZERO,
             counters: UsageCounters { launches, ..Default::default() },
             refused_by_name: BTreeMap::new(),
             trouble: String::new(),
+            ends: ends.clone(),
         };
         let leases = match ask {
             Ask::Hello { .. } => return Reply::Hello { version: VERSION, pid: 1 },
@@ -123,6 +128,10 @@ impl FakeBroker {
                 let reports = order.gpus.iter().map(report).collect();
                 told.scrubs.push(order);
                 return Reply::Scrubbed { reports };
+            }
+            Ask::Acknowledge { through, .. } => {
+                told.ends.retain(|end| end.number > through);
+                Vec::new()
             }
             Ask::Status => told.served.keys().copied().map(status).collect(),
             Ask::Shutdown => return Reply::Bye,
@@ -183,6 +192,7 @@ fn request(gib: u64) -> Request {
         memory: Some(MemoryBytes::gib(gib)),
         share: None,
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }
@@ -386,4 +396,5 @@ async fn a_listing_says_when_the_broker_is_silent() {
     assert!(listed[0].1.is_none());
 }
 
+mod ends;
 mod scrub;

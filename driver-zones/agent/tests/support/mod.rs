@@ -192,6 +192,8 @@ pub(crate) fn request(tenant: &str, gib: u64) -> CreateLeaseRequest {
         model: None,
         program: "a test".into(),
         zone_name: None,
+        priority: String::new(),
+        cap_percent: None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! all of them and takes the strictest answer. A rule whose comment begins with `x86_64:` is
 //! about a call that other processors do not have.
 
-use seccompiler::{BpfProgram, TargetArch};
+use seccompiler::{BpfProgram, TargetArch, sock_filter};
 use serde_json::Value;
 
 use crate::sandbox::spec::Filter;
@@ -24,8 +24,13 @@ pub enum FilterError {
 }
 
 const ONLY: &str = "x86_64:";
+/// Set in the numbers of x86_64's second table of system calls, "x32" (asm/unistd.h). The kernel
+/// reports both tables as one architecture, so a list of numbers to deny would miss these.
+#[cfg(target_arch = "x86_64")]
+const X32: u32 = 0x4000_0000;
 
-/// The filters of a policy, in the order of their names.
+/// One filter that policies cannot express, which denies calls by x32's numbers, and those of
+/// the policy in the order of their names. To be applied in this order.
 ///
 /// # Errors
 /// When the file is wrong.
@@ -53,7 +58,34 @@ pub(super) fn compile(text: &str) -> Result<Vec<BpfProgram>, FilterError> {
         .map_err(|error| FilterError::Compile(error.to_string()))?;
     let mut named: Vec<(String, BpfProgram)> = compiled.into_iter().collect();
     named.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(named.into_iter().map(|(_, program)| program).collect())
+    // A policy that denies by default denies further filters, too, and so comes last.
+    Ok(other_numbers().into_iter().chain(named.into_iter().map(|(_, program)| program)).collect())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn other_numbers() -> Option<BpfProgram> {
+    let (load, jump_from, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let step =
+        |code: u32, jt, jf, k| Some(sock_filter { code: u16::try_from(code).ok()?, jt, jf, k });
+    let denied = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).ok()?;
+    // `seccomp_data` begins with the call's number (seccomp(2)).
+    [
+        step(load, 0, 0, 0),
+        step(jump_from, 0, 1, X32),
+        step(answer, 0, 0, denied),
+        step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+    .into_iter()
+    .collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn other_numbers() -> Option<BpfProgram> {
+    None
 }
 
 fn comment(rule: &Value) -> &str {
@@ -68,10 +100,50 @@ mod tests {
     fn every_policy_compiles_to_what_the_kernel_takes() {
         for filter in [Filter::Worker, Filter::Workload] {
             let programs = programs(filter).unwrap();
-            assert_eq!(programs.len(), 2);
+            assert_eq!(programs.len(), if cfg!(target_arch = "x86_64") { 3 } else { 2 });
             // BPF_MAXINSNS, seccomp(2).
             assert!(programs.iter().all(|program| program.len() <= 4096));
         }
+    }
+
+    /// What `attempt` answers in a thread of its own under a policy: 0, or an error's number.
+    fn under(filter: Filter, attempt: impl FnOnce() -> libc::c_long + Send + 'static) -> i32 {
+        let programs = programs(filter).unwrap();
+        let confined = std::thread::spawn(move || {
+            for program in &programs {
+                seccompiler::apply_filter(program).unwrap();
+            }
+            let failed = attempt() < 0;
+            if failed { std::io::Error::last_os_error().raw_os_error().unwrap() } else { 0 }
+        });
+        confined.join().unwrap()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_call_by_its_other_number_is_denied() {
+        // SAFETY: asks for nothing new, by a number that only some kernels know.
+        let attempt = || unsafe { libc::syscall(libc::SYS_unshare | i64::from(X32), 0) };
+        for filter in [Filter::Worker, Filter::Workload] {
+            assert_eq!(under(filter, attempt), libc::EPERM);
+        }
+    }
+
+    #[test]
+    fn a_worker_limits_and_places_nobody_but_itself() {
+        use std::ptr::null_mut;
+        // SAFETY: a null pointer sets nothing, and says that the old limit is not wanted.
+        let limit = |pid: libc::pid_t| unsafe {
+            libc::syscall(libc::SYS_prlimit64, pid, 0, null_mut::<u8>(), null_mut::<u8>())
+        };
+        assert_eq!(under(Filter::Worker, move || limit(0)), 0);
+        assert_eq!(under(Filter::Worker, move || limit(1)), libc::EPERM);
+        // SAFETY: a set without processors is refused by the kernel, whoever asks.
+        let place = |pid: libc::pid_t| unsafe {
+            libc::syscall(libc::SYS_sched_setaffinity, pid, 0, null_mut::<u8>())
+        };
+        assert_eq!(under(Filter::Worker, move || place(0)), libc::EINVAL);
+        assert_eq!(under(Filter::Worker, move || place(1)), libc::EPERM);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod spec;
 mod start;
 mod stats;
 mod supervisor;
+mod users;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
 pub(crate) use cgroup::is_name;
@@ -21,6 +22,8 @@ pub use filter::{FilterError, programs};
 pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
-pub use spec::{Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec};
+pub use spec::{
+    Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
+};
 pub use start::{Held, SandboxError, Sandboxed};
 pub use supervisor::{SuperviseError, confine_supervisor};

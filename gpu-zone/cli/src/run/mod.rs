@@ -1,7 +1,7 @@
 //! `gpu-zone run`: a program in a lease of its own, or in a zone that it shares ([`shared`]).
 //!
-//! Of a lease of its own, the holder of the lease is this process; the program is its child, with its terminal and
-//! its rights. Whichever way this process ends, the program ends with it, and the agent ends
+//! Of a lease of its own, the holder is this process; the program is its child, with its terminal
+//! and its rights. Whichever way this process ends, the program ends with it, and the agent ends
 //! the lease.
 
 #[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
@@ -96,6 +96,8 @@ fn request(run: &Run) -> CreateLeaseRequest {
         share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
         model: run.model.clone(),
         zone_name: None,
+        priority: run.priority.to_string(),
+        cap_percent: run.cap.map(gpuzone_core::ComputeShare::percent),
         program: run.name.clone().unwrap_or_else(|| display_name(&run.command)),
     }
 }

@@ -7,13 +7,15 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::Directories;
-use gpuzone_api::agent::v1::CreateLeaseReply;
+use gpuzone_api::agent::v1::{self as proto, CreateLeaseReply};
+use gpuzone_core::MemoryBytes;
 use serde_json::{Value, json};
 
-use crate::arguments::{Run, Sandboxing};
+use crate::arguments::{Run, Sandboxing, ZoneLimits};
 use crate::error::{CliError, Kind};
 use crate::locate;
 
@@ -113,11 +115,13 @@ pub(crate) struct Options {
     pub(crate) demand: Sandboxing,
     pub(crate) rootfs: Option<PathBuf>,
     pub(crate) network: bool,
+    pub(crate) limits: ZoneLimits,
 }
 
 impl Options {
     pub(crate) fn of(run: &Run) -> Self {
-        Self { demand: run.sandbox, rootfs: run.rootfs.clone(), network: !run.no_network }
+        let (demand, limits) = (run.sandbox, run.limits.clone());
+        Self { demand, rootfs: run.rootfs.clone(), network: !run.no_network, limits }
     }
 }
 
@@ -164,16 +168,39 @@ pub(crate) fn orders(
         "directory": directory,
         "network": run.network,
         "own_pids": true,
+        "users": granted.zone_users.map(|users| {
+            json!({ "first": users.first, "each": users.each, "zones": users.zones })
+        }),
+        "limits": limits(&run.limits, &granted.zone_limits.unwrap_or_default()),
         "filter": "workload",
         "policy": { "default": demand },
     })
 }
 
-/// The program itself and gpu-zone's own, where they lie in a folder that is empty in the zone.
+/// What the command line says, or else what the agent does.
+fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
+    let bytes = |asked: Option<MemoryBytes>| asked.map(MemoryBytes::get);
+    json!({
+        "memory": bytes(asked.host_memory).or(usual.memory_bytes),
+        "pids": asked.pids.or(usual.pids),
+        "cpu": asked.cpus.or(usual.cpu_percent),
+        "scratch": bytes(asked.scratch).or(usual.scratch_bytes),
+    })
+}
+
+/// The program itself and gpu-zone's own, where they lie in a folder that is empty in the zone,
+/// or that only its owner may enter.
 fn visible_again(program: &Path) -> Vec<PathBuf> {
     let whole = std::path::absolute(program).into_iter().chain(std::fs::canonicalize(program));
     let whole = locate::own_folders().into_iter().chain(whole);
-    whole.filter(|path| PRIVATE.iter().any(|folder| path.starts_with(folder))).collect()
+    let is_covered = |path: &Path| PRIVATE.iter().any(|folder| path.starts_with(folder));
+    whole.filter(|path| is_covered(path) || is_closed(path)).collect()
+}
+
+/// Whether the zone's own users would not reach it.
+fn is_closed(path: &Path) -> bool {
+    let found = path.ancestors().skip(1).filter_map(|above| std::fs::metadata(above).ok());
+    found.into_iter().any(|folder| folder.permissions().mode() & 0o001 == 0)
 }
 
 #[cfg(test)]
@@ -181,10 +208,17 @@ mod tests {
     use super::*;
 
     fn order(demand: Sandboxing, rootfs: Option<PathBuf>) -> Value {
-        let run = Options { demand, rootfs, network: true };
+        let limits = ZoneLimits { pids: Some(7), ..ZoneLimits::default() };
+        let run = Options { demand, rootfs, network: true, limits };
         let directories = Directories { run: "/run/gz".into(), state: "/var/lib/gz".into() };
         let mut granted =
             CreateLeaseReply { library_dir: "/run/gz/shim".into(), ..Default::default() };
+        granted.zone_limits = Some(proto::ZoneLimits {
+            pids: Some(4096),
+            scratch_bytes: Some(1 << 20),
+            ..Default::default()
+        });
+        granted.zone_users = Some(proto::UserRanges { first: 70_000, each: 10, zones: 2 });
         granted.environment.insert("GPUZONE_SLOT".into(), "/run/gz/slots/a".into());
         orders(&run, &directories, &granted, Path::new("/bin/sh"), Path::new("/home/me"))
     }
@@ -205,6 +239,14 @@ mod tests {
         let writable: Vec<_> = writable.map(|mount| mount["source"].clone()).collect();
         assert_eq!(writable, ["/home/me"]);
         assert_eq!(order["policy"]["default"], "warn");
+    }
+
+    #[test]
+    fn what_the_command_line_leaves_out_is_as_the_agent_says() {
+        let order = order(Sandboxing::Warn, None);
+        let limits = json!({ "memory": null, "pids": 7, "cpu": null, "scratch": 1 << 20 });
+        assert_eq!(order["limits"], limits);
+        assert_eq!(order["users"], json!({ "first": 70_000, "each": 10, "zones": 2 }));
     }
 
     #[test]

@@ -21,9 +21,9 @@ use std::str::FromStr;
 use gpuzone_core::{TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-pub use export::{ExportError, ExportFilter, export_csv, export_json};
+pub use export::{ExportError, ExportFilter, Exporter};
 pub use log::{AuditAppendError, AuditLog, AuditOpenError, Opened};
-pub use verify::{Damage, DamageKind, Expected, Verified, verify};
+pub use verify::{Damage, DamageKind, Expected, Verified, verify, verify_while};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

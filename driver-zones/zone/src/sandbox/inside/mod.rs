@@ -6,11 +6,13 @@
 
 mod files;
 mod init;
+mod janitor;
 mod namespaces;
 mod programs;
 mod restrict;
 mod root;
 mod system_calls;
+mod users;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -19,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::sandbox::cgroup;
+use crate::sandbox::cgroup::{self, Groups};
 use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
 
 /// Exit code where the zone could not be made; the reason is in the report.
@@ -47,6 +49,11 @@ pub(crate) fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E
 /// A zone in the making.
 pub(crate) struct Setup {
     spec: Spec,
+    groups: Groups,
+    /// Where the zone has users of its own.
+    users: Option<users::Users>,
+    /// What it is handed, where that had to be taken beforehand.
+    handed: Option<root::Parts>,
     missing: Vec<Missing>,
 }
 
@@ -117,7 +124,7 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
         let message = "a zone's name has 1 to 64 letters, digits, '-' and '_'";
         return Err(SetupError::Spec(format!("{message}; {:?} has not", spec.zone)));
     }
-    Ok(Setup { spec, missing: Vec::new() })
+    Ok(Setup { spec, groups: Groups::default(), users: None, handed: None, missing: Vec::new() })
 }
 
 fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupError> {
@@ -129,7 +136,8 @@ fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupErr
         }
         Runs::Requests(requests) => Inner::Requests(requests),
     };
-    limit(&mut setup)?;
+    hold(&mut setup)?;
+    users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     let mut program = match (setup.spec.own_pids, runs) {
         (false, Inner::Program(program)) => program,
@@ -159,6 +167,11 @@ fn unrunnable(error: &io::Error, program: &OsStr) -> Report {
 
 /// The last steps, in the process that becomes the program or its init.
 fn finish(setup: &mut Setup) -> Result<(), SetupError> {
+    for (feature, reason) in setup.groups.join() {
+        setup.lacks(feature, reason)?;
+    }
+    users::become_own(setup)?;
+    namespaces::enter_inner(setup)?;
     if setup.has(Feature::Mount) {
         root::enter(setup)?;
     }
@@ -170,8 +183,16 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
     restrict::seccomp(setup)
 }
 
-fn limit(setup: &mut Setup) -> Result<(), SetupError> {
-    for (feature, reason) in cgroup::enter(&setup.spec.zone, &setup.spec.limits) {
+/// Takes what a zone has of the host's for as long as it lives: numbers of users, and control
+/// groups, which its first process joins later. The janitor gives both back.
+fn hold(setup: &mut Setup) -> Result<(), SetupError> {
+    users::claim(setup)?;
+    let (groups, unset) = Groups::make(&setup.spec.zone, &setup.spec.limits);
+    // Before anything can fail: whatever was made is removed.
+    let claim = setup.users.as_ref().map(users::Users::claim);
+    janitor::start(&groups, claim).map_err(step("cannot start the zone's janitor"))?;
+    setup.groups = groups;
+    for (feature, reason) in unset {
         setup.lacks(feature, reason)?;
     }
     Ok(())

@@ -263,7 +263,20 @@ fn terms(run: &Run) -> BTreeMap<&'static str, String> {
     if let Some(model) = &run.model {
         terms.insert("model", model.clone());
     }
-    let Options { demand, rootfs, network } = Options::of(run);
+    terms.insert("priority", run.priority.to_string());
+    if let Some(cap) = run.cap {
+        terms.insert("cap", cap.to_string());
+    }
+    let Options { demand, rootfs, network, limits } = Options::of(run);
+    let bytes = |bytes: gpuzone_core::MemoryBytes| bytes.to_string();
+    for (name, limit) in [
+        ("host memory", limits.host_memory.map(bytes)),
+        ("processes", limits.pids.map(|pids| pids.to_string())),
+        ("per cent of a processor", limits.cpus.map(|percent| percent.to_string())),
+        ("scratch", limits.scratch.map(bytes)),
+    ] {
+        terms.extend(limit.map(|limit| (name, limit)));
+    }
     let network = if network { "the host's" } else { "none" };
     terms.insert("network", network.to_owned());
     terms.insert("sandbox", format!("{demand:?}").to_lowercase());
