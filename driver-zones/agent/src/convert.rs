@@ -4,7 +4,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Priority, Request, TimeTerms,
+    Priority, Request, TimeTerms, ZoneName,
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
@@ -30,6 +30,7 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
         share_percent,
         model,
         program,
+        zone_name: _,
         priority,
         cap_percent,
     } = message;
@@ -62,6 +63,13 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
     let plain = program.chars().filter(|c| !gpuzone_ledger::steers(*c));
     let program = plain.take(PROGRAM_LENGTH).collect();
     Ok((request, program))
+}
+
+/// The zone that a request names.
+pub(crate) fn zone_name(
+    message: &proto::CreateLeaseRequest,
+) -> Result<Option<ZoneName>, AgentError> {
+    message.zone_name.as_deref().map(str::parse).transpose().map_err(invalid)
 }
 
 pub(crate) fn lease_id(text: &str) -> Result<LeaseId, AgentError> {
@@ -113,6 +121,7 @@ pub(crate) fn lease(
         used_memory_bytes: status.as_ref().map_or(0, |status| status.used.get()),
         worker_pid: status.as_ref().and_then(|status| status.worker_pid),
         counters: Some(status.map(counters).unwrap_or_default()),
+        zone_name: holder.zone.map(|zone| zone.to_string()),
         priority: lease.time.priority.to_string(),
         cap_percent: lease.time.cap.map(ComputeShare::percent),
         trouble: troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default(),
@@ -186,6 +195,7 @@ mod tests {
             share_percent: Some(50),
             model: None,
             program: "./train\x1b[2J\u{202e}\n".into(),
+            zone_name: None,
             priority: String::new(),
             cap_percent: Some(60),
         }

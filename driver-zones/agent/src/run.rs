@@ -148,7 +148,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let broker = keeper.ensure().await?;
     let (to_audit, folders) = (audit.clone(), directories.clone());
     let leases = Leases::new(book, link.clone(), usage, to_audit, folders, inventory, config.scrub);
-    let leases = Arc::new(leases);
+    let leases = Arc::new(leases.with_workload_zones(config.zone.workload));
     leases.saw_broker(Some(broker.pid())).await;
     leases.recover(lost).await.map_err(RunError::Recover)?;
 
@@ -333,5 +333,6 @@ fn about(config: &Config, gpus: &Gpus) -> proto::DescribeReply {
         driver_version: gpus.driver_version().to_owned(),
         started_unix_ns: now().nanoseconds(),
         ledger_path: text(&config.directories.ledger()),
+        workload_zones: config.zone.workload.as_str().to_owned(),
     }
 }

@@ -74,8 +74,9 @@ impl Agent for Service {
         request: Request<proto::CreateLeaseRequest>,
     ) -> Answer<proto::CreateLeaseReply> {
         let holder = caller(&request)?;
+        let zone = convert::zone_name(request.get_ref())?;
         let (request, program) = convert::request(request.into_inner())?;
-        let held = self.leases.create(request, holder, program).await?;
+        let held = self.leases.create(request, holder, program, zone).await?;
         let directories = &self.leases.directories;
         let slot = directories.slots_dir().join(held.lease.id.to_string());
         let environment = HashMap::from([(SLOT_VARIABLE.to_owned(), slot.display().to_string())]);

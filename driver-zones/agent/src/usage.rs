@@ -246,8 +246,13 @@ mod tests {
             state: LeaseState::Active,
         };
         let process = ProcessId::own().unwrap();
-        let holder =
-            Holder { process, program: "app".into(), created: now(), trouble: String::new() };
+        let holder = Holder {
+            process,
+            program: "app".into(),
+            created: now(),
+            trouble: String::new(),
+            zone: None,
+        };
         HeldLease { lease, holder }
     }
 

@@ -376,6 +376,27 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_has_given_up_what_it_does_not_need() {
+        let zone = Zone::new(READY);
+        zone.connect();
+        let pid = zone.broker.id();
+        // Closed to this user's other processes, its own files in /proc belong to root.
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+        };
+        assert_eq!(value("NoNewPrivs:"), "1");
+        assert_eq!(value("Seccomp:"), "2");
+        let effective = u64::from_str_radix(&value("CapEff:"), 16).unwrap();
+        // CAP_NET_RAW, CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_PTRACE, CAP_SYS_BOOT, CAP_MKNOD,
+        // CAP_BPF (capability.h).
+        for capability in [13, 16, 17, 19, 22, 27, 39] {
+            assert_eq!(effective >> capability & 1, 0, "{capability}: {status}");
+        }
+    }
+
+    #[test]
     fn a_second_broker_is_refused() {
         let zone = Zone::new(READY);
         zone.connect();

@@ -18,6 +18,6 @@ pub mod agent {
 pub use client::{AgentClient, ConnectError, connect};
 pub use directories::{
     AGENT_SOCKET, DRIVER_ZONE_DIR, Directories, MAX_SOCKET_PATH, SHIM_DIR, SLOT_SOCKET,
-    SLOT_VARIABLE, SLOTS_DIR, SocketPathTooLong, check_socket_path,
+    SLOT_VARIABLE, SLOTS_DIR, SocketPathTooLong, ZONES_DIR, check_socket_path,
 };
 pub use error::{AgentError, ERROR_KEY, ErrorKind, UnknownErrorKind};

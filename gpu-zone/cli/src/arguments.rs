@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId};
+use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName};
 use gpuzone_ledger::Head;
 
 /// Share GPUs between tenants that never touch the driver.
@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// Say more on standard error.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+    /// This process is the keeper of a zone, started by `run` with two descriptors.
+    #[arg(long, hide = true, value_delimiter = ',', num_args = 1, value_name = "FDS")]
+    pub(crate) keeper: Vec<std::os::fd::RawFd>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -38,8 +41,10 @@ pub(crate) enum Command {
     Up(Up),
     /// List the GPUs and what is free of them, or let one serve again.
     Gpus(Gpus),
-    /// Run a program in a lease of its own.
+    /// Run a program in a lease of its own, or in a zone that it shares with others.
     Run(Run),
+    /// Run a program in a zone that is there.
+    Exec(Exec),
     /// List the leases.
     Ps,
     /// End leases, or the agent with all of them.
@@ -123,6 +128,10 @@ pub(crate) struct Run {
     /// What listings and reports call the program. Left out: its name and first word.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// The zone that the program shares with others, and its lease; made if it is not there. Who
+    /// joins asks for the same.
+    #[arg(long, allow_hyphen_values = true, value_name = "NAME")]
+    pub(crate) zone: Option<ZoneName>,
     /// Whether the program runs in a sandbox: only in a whole one, in what the machine can do
     /// with a warning for the rest, or in none.
     #[arg(long, value_enum, env = "GPUZONE_SANDBOX", default_value_t = Sandboxing::Warn)]
@@ -176,11 +185,29 @@ fn cpu_percent(text: &str) -> Result<u64, String> {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The zone, as `ps` shows it.
+    #[arg(value_name = "NAME")]
+    pub(crate) zone: ZoneName,
+    /// The program and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
 #[group(id = "what", required = true, multiple = false)]
 pub(crate) struct Stop {
     /// Leases, as `ps` shows them.
     #[arg(value_name = "LEASE", group = "what")]
     pub(crate) leases: Vec<LeaseId>,
+    /// The zone of this name, with all its programs and its lease.
+    #[arg(long, group = "what", value_name = "NAME")]
+    pub(crate) zone: Option<ZoneName>,
     /// All leases.
     #[arg(long, group = "what")]
     pub(crate) all: bool,

@@ -51,6 +51,7 @@ fn holder() -> Holder {
         program: "./train".into(),
         created: Timestamp::from_nanoseconds(1),
         trouble: String::new(),
+        zone: None,
     }
 }
 

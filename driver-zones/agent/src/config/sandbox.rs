@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::zone::{ZoneLimits, ZoneUsers};
 use super::{Config, DriverKind};
+use crate::leases::WorkloadZones;
 
 /// Where the simulated node keeps its state when its configuration does not say.
 const SIMULATED_STATE: &str = "/dev/shm/gpu-zone-sim-";
@@ -21,6 +22,8 @@ pub struct ZonePolicy {
     pub policy: Demand,
     /// Of those that are.
     pub features: BTreeMap<Feature, Demand>,
+    /// Which programs share a workload zone.
+    pub workload: WorkloadZones,
     /// Whom zones are on the host.
     pub users: ZoneUsers,
     /// What each program's zone may have at most, unless `gpu-zone run` says less.
@@ -121,5 +124,8 @@ mod tests {
         assert!(policy.requires(Feature::Seccomp));
         assert!(!policy.requires(Feature::Pids));
         assert!(!ZonePolicy::default().requires_any());
+        assert_eq!(ZonePolicy::default().workload, WorkloadZones::Named);
+        let policy: ZonePolicy = toml::from_str("workload = \"tenant\"").unwrap();
+        assert_eq!(policy.workload, WorkloadZones::Tenant);
     }
 }

@@ -12,7 +12,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp};
+use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
 use gpuzone_zone::ProcessId;
 use gpuzone_zone::files::write_atomically;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ pub struct Holder {
     pub created: Timestamp,
     /// Why it failed, empty if it did not.
     pub trouble: String,
+    /// The zone that several programs share, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<ZoneName>,
 }
 
 /// A lease and its holder.

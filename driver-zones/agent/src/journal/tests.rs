@@ -47,6 +47,7 @@ fn lease(n: u128) -> HeldLease {
         program: format!("./train \"{n}\"\n"),
         created: Timestamp::from_nanoseconds(7),
         trouble: String::new(),
+        zone: None,
     };
     HeldLease { lease, holder }
 }

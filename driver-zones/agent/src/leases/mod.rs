@@ -13,13 +13,16 @@ mod reconcile;
 mod scrub;
 mod turns;
 mod workers;
+mod zones;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use gpuzone_api::{AgentError, Directories, ErrorKind};
-use gpuzone_core::{GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
+use gpuzone_core::{
+    GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId, ZoneName,
+};
 use gpuzone_ledger::AuditKind;
 use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
 use gpuzone_zone::files::{private_dir, remove};
@@ -38,6 +41,7 @@ use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
 use workers::Workers;
+pub use zones::WorkloadZones;
 
 /// The reason of an end that the lease's holder brought about.
 pub const PROGRAM_ENDED: &str = "its program ended";
@@ -60,6 +64,7 @@ pub struct Leases {
     gpu_turns: BTreeMap<GpuUuid, Arc<AsyncMutex<()>>>,
     scrubs: ScrubSettings,
     workers: Workers,
+    workload_zones: WorkloadZones,
     closing: AtomicBool,
 }
 
@@ -97,8 +102,14 @@ impl Leases {
             gpu_turns,
             scrubs,
             workers,
+            workload_zones: WorkloadZones::default(),
             closing,
         }
+    }
+
+    /// The same, with a policy on which programs share a zone.
+    pub fn with_workload_zones(self, workload_zones: WorkloadZones) -> Self {
+        Self { workload_zones, ..self }
     }
 
     /// Makes a lease for the process `holder`, active when this returns.
@@ -110,13 +121,14 @@ impl Leases {
         request: Request,
         holder: ProcessId,
         program: String,
+        zone: Option<ZoneName>,
     ) -> Result<HeldLease, AgentError> {
         let (answer, answered) = oneshot::channel();
         let leases = Arc::clone(self);
         // On a task of its own: a caller that goes away cancels this future, and half of what
         // follows must not be all that is done.
         tokio::spawn(async move {
-            let created = leases.create_for(&request, holder, program).await;
+            let created = leases.create_for(&request, holder, program, zone).await;
             if let Err(error) = &created {
                 leases.audit.counts.refused(error.kind);
                 leases.usage.refused(&request.tenant, error.kind, &error.message).await;
@@ -136,12 +148,15 @@ impl Leases {
         request: &Request,
         holder: ProcessId,
         program: String,
+        name: Option<ZoneName>,
     ) -> Result<HeldLease, AgentError> {
+        self.workload_zones.check(&request.tenant, name.as_ref())?;
+        self.wait_for_name(name.as_ref()).await;
         let id = LeaseId::from_uuid(Uuid::now_v7());
         let zone = ZoneId::from_uuid(Uuid::now_v7());
         let _turn = self.turns.take(id).await;
         let trouble = String::new();
-        let holder = Holder { process: holder, program, created: now(), trouble };
+        let holder = Holder { process: holder, program, created: now(), trouble, zone: name };
         let asked = request.clone();
         let leases = Arc::clone(self);
         let reserve = move |book: &mut Book| {
@@ -151,6 +166,7 @@ impl Leases {
                 let message = "the agent is ending; start it again with `gpu-zone up`".to_owned();
                 return Err(AgentError { kind: ErrorKind::Unavailable, message });
             }
+            zones::check_free(&book.leases(), holder.zone.as_ref())?;
             book.reserve(id, zone, &asked, holder)
                 .map_err(|refusal| AgentError { kind: refusal.kind(), message: sentence(&refusal) })
         };
@@ -164,6 +180,7 @@ impl Leases {
                 return Err(error);
             }
         }
+        self.note_workload_zone(AuditKind::ZoneStart, &held, "its lease is active").await;
         self.watch_holder(&held);
         tracing::info!(lease = %id, tenant = %held.lease.tenant, "active");
         let lease = gpuzone_core::Lease { state: LeaseState::Active, ..held.lease };
@@ -289,6 +306,9 @@ impl Leases {
             | LeaseState::Active
             | LeaseState::Draining
             | LeaseState::Failed => {
+                if held.lease.state == LeaseState::Active {
+                    self.note_workload_zone(AuditKind::ZoneEnd, &held, reason).await;
+                }
                 self.advance(id, LeaseEvent::Drain, "").await?;
                 if let Err(error) = self.drain(&held, reason).await {
                     return Err(self.failed(&held, error).await);

@@ -199,7 +199,7 @@ fn request(gib: u64) -> Request {
 
 impl Node {
     async fn create(&self, gib: u64) -> Result<HeldLease, AgentError> {
-        self.leases.create(request(gib), ProcessId::own().unwrap(), "./train".into()).await
+        self.leases.create(request(gib), ProcessId::own().unwrap(), "./train".into(), None).await
     }
 
     async fn states(&self) -> Vec<LeaseState> {
@@ -298,7 +298,7 @@ async fn a_slow_lease_keeps_no_other_waiting() {
     node.broker.told().start_takes = Duration::from_secs(5);
     let slow = tokio::spawn({
         let leases = Arc::clone(&node.leases);
-        async move { leases.create(request(1), ProcessId::own().unwrap(), String::new()).await }
+        async move { leases.create(request(1), ProcessId::own().unwrap(), String::new(), None).await }
     });
     node.eventually("the slow one waits", async |node| node.states().await.len() == 1).await;
     node.broker.told().start_takes = Duration::ZERO;
@@ -313,13 +313,13 @@ async fn a_lease_ends_with_its_holder() {
     let node = node().await;
     let mut holder = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let process = ProcessId::of(holder.id()).unwrap().unwrap();
-    node.leases.create(request(1), process, String::new()).await.unwrap();
+    node.leases.create(request(1), process, String::new(), None).await.unwrap();
     assert_eq!(node.states().await, [LeaseState::Active]);
     holder.kill().unwrap();
     holder.wait().unwrap();
     node.eventually("its end", async |node| node.states().await.is_empty()).await;
     // A holder that is gone before its lease is there.
-    node.leases.create(request(1), process, String::new()).await.unwrap();
+    node.leases.create(request(1), process, String::new(), None).await.unwrap();
     node.eventually("its end", async |node| node.states().await.is_empty()).await;
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use gpuzone_core::LeaseId;
+use gpuzone_core::{LeaseId, TenantId};
 use gpuzone_ledger::{AuditEvent, AuditKind};
 use gpuzone_wire::control::{LeaseStatus, WorkerEnd};
 use serde_json::{Value, json};
@@ -72,7 +72,11 @@ impl Worker {
 }
 
 fn zone(kind: AuditKind, what: &str, pid: u32, detail: &Value) -> AuditEvent {
-    audit::event(kind, AGENT, format!("{what} {pid}"), detail.clone())
+    let mut detail = detail.clone();
+    detail["kind"] = what.into();
+    // A worker's zone is called as its lease is.
+    detail["name"] = detail["lease"].clone();
+    audit::event(kind, AGENT, format!("{what} {pid}"), detail)
 }
 
 fn changes(what: &str, before: Option<u32>, now: Option<u32>, detail: &Value) -> Vec<AuditEvent> {
@@ -82,10 +86,19 @@ fn changes(what: &str, before: Option<u32>, now: Option<u32>, detail: &Value) ->
 }
 
 impl Leases {
-    async fn note_all(&self, events: Vec<AuditEvent>) {
+    async fn note_all(&self, lease: Option<LeaseId>, events: Vec<AuditEvent>) {
+        let tenant = match lease {
+            Some(lease) if !events.is_empty() => self.tenant_of(lease).await,
+            Some(_) | None => None,
+        };
         for event in events {
-            self.audit.note(event).await;
+            self.audit.note(AuditEvent { tenant: tenant.clone(), ..event }).await;
         }
+    }
+
+    async fn tenant_of(&self, id: LeaseId) -> Option<TenantId> {
+        let held = self.book.with(move |book| book.lease(id).or_else(|| book.ended(id))).await;
+        held.ok().flatten().map(|held| held.lease.tenant)
     }
 
     /// Notes the broker that serves now, or that none does.
@@ -97,13 +110,13 @@ impl Leases {
         if pid.is_some() && before.is_some() {
             self.audit.counts.broker_replaced();
         }
-        self.note_all(changes("broker", before, pid, &json!({ "lease": null }))).await;
+        self.note_all(None, changes("broker", before, pid, &json!({ "lease": null }))).await;
     }
 
     /// Notes the worker that serves a lease from now on.
     pub(super) async fn saw_worker(&self, lease: LeaseId, pid: Option<u32>) {
         let events = self.workers.lock().workers.entry(lease).or_default().now(lease, pid);
-        self.note_all(events).await;
+        self.note_all(Some(lease), events).await;
     }
 
     /// Notes the workers of a lease that another agent began.
@@ -140,7 +153,7 @@ impl Leases {
             (events, count)
         };
         self.audit.counts.workers_ended(count);
-        self.note_all(events).await;
+        self.note_all(Some(lease), events).await;
         let Some(last) = status.ends.last() else { return };
         if let Err(error) = self.link.acknowledge(lease, last.number).await {
             // It tells them again, and they are known.
@@ -158,6 +171,6 @@ impl Leases {
             (events, count)
         };
         self.audit.counts.workers_ended(count);
-        self.note_all(events).await;
+        self.note_all(Some(lease), events).await;
     }
 }

@@ -13,6 +13,7 @@ mod probe;
 mod spec;
 mod start;
 mod stats;
+mod supervisor;
 mod users;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
@@ -25,3 +26,4 @@ pub use spec::{
     Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
 };
 pub use start::{Held, SandboxError, Sandboxed};
+pub use supervisor::{SuperviseError, confine_supervisor};

@@ -1,7 +1,7 @@
-//! `gpu-zone run`: a program in a lease of its own.
+//! `gpu-zone run`: a program in a lease of its own, or in a zone that it shares ([`shared`]).
 //!
-//! The holder of the lease is this process; the program is its child, with its terminal and
-//! its rights. Whichever way this process ends, the program ends with it, and the agent ends
+//! Of a lease of its own, the holder is this process; the program is its child, with its terminal
+//! and its rights. Whichever way this process ends, the program ends with it, and the agent ends
 //! the lease.
 
 #[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
@@ -9,14 +9,19 @@ mod child;
 mod image;
 mod program;
 mod sandbox;
+pub(crate) mod shared;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
 mod signals;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use gpuzone_api::AgentClient;
-use gpuzone_api::agent::v1::{CreateLeaseReply, CreateLeaseRequest, EndLeaseRequest};
+use gpuzone_api::agent::v1::{
+    CreateLeaseReply, CreateLeaseRequest, DescribeRequest, EndLeaseRequest,
+};
+use gpuzone_core::ZoneName;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::arguments::Run;
@@ -39,21 +44,21 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
         }
         None => (Program::find(&run.command)?, run.command.clone()),
     };
-    let options = Options::of(&run, image);
     let mut agent = context.connect().await?;
+    let zone = zone(&mut agent, &run).await?;
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
         signals::receive().map_err(|error| CliError::caused(Kind::Internal, &error))?;
-    let request = CreateLeaseRequest {
-        tenant: run.tenant.to_string(),
-        gpus: run.gpus.get(),
-        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
-        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
-        model: run.model,
-        priority: run.priority.to_string(),
-        cap_percent: run.cap.map(gpuzone_core::ComputeShare::percent),
-        program: run.name.unwrap_or_else(|| display_name(&words)),
-    };
+    if let Some(zone) = zone {
+        if image.is_some() {
+            let message = "a zone that programs share cannot have an image for its root";
+            let hint = "run it in a zone of its own, or give a folder with --rootfs";
+            return Err(CliError::new(Kind::Usage, message).hint(hint));
+        }
+        return shared::run(context, &run, &zone, &program, signals, mask).await;
+    }
+    let options = Options::of(&run, image);
+    let request = request(&run, &words);
     let granted = tokio::select! {
         granted = agent.create_lease(request) => answer(granted)?,
         // The agent sees its holder end, and ends what it may have made.
@@ -72,6 +77,44 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     code
 }
 
+/// As the keeper of the zone that `run` names, or that its tenant's programs share.
+pub(crate) fn keep(context: &Context, run: Run, numbers: [RawFd; 2]) -> Result<u8, CliError> {
+    let inherited =
+        child::Inherited::take(numbers).map_err(|error| CliError::caused(Kind::Usage, &error))?;
+    context.block_on(async {
+        let mut agent = context.connect().await?;
+        let Some(name) = zone(&mut agent, &run).await? else {
+            return Err(CliError::new(Kind::Usage, "there is no zone to keep"));
+        };
+        shared::keeper::keep(context, run, &name, inherited).await
+    })
+}
+
+/// The zone that the program shares with others, if it does.
+async fn zone(agent: &mut AgentClient, run: &Run) -> Result<Option<ZoneName>, CliError> {
+    if let Some(zone) = &run.zone {
+        return Ok(Some(zone.clone()));
+    }
+    let about = answer(agent.describe(DescribeRequest {}).await)?;
+    let of_tenant = || run.tenant.as_str().parse();
+    let shared = (about.workload_zones == "tenant").then(of_tenant).transpose();
+    shared.map_err(|error| CliError::caused(Kind::Internal, &error))
+}
+
+fn request(run: &Run, words: &[OsString]) -> CreateLeaseRequest {
+    CreateLeaseRequest {
+        tenant: run.tenant.to_string(),
+        gpus: run.gpus.get(),
+        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
+        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
+        model: run.model.clone(),
+        zone_name: None,
+        priority: run.priority.to_string(),
+        cap_percent: run.cap.map(gpuzone_core::ComputeShare::percent),
+        program: run.name.clone().unwrap_or_else(|| display_name(words)),
+    }
+}
+
 async fn start(
     program: &Program,
     options: &Options,
@@ -81,14 +124,11 @@ async fn start(
     mask: Mask,
 ) -> Result<u8, CliError> {
     let mut environment = options.image.as_ref().map(image::environment).unwrap_or_default();
-    let named = granted.environment.iter();
-    environment.extend(named.map(|(name, value)| (name.into(), value.into())));
     let before = match &options.image {
         Some(image) => image.variable(LIBRARY_PATH).map(OsString::from),
         None => std::env::var_os(LIBRARY_PATH),
     };
-    let search = library_path(Path::new(&granted.library_dir), before);
-    environment.push((LIBRARY_PATH.into(), search));
+    environment.extend(of_lease(&granted.environment, Path::new(&granted.library_dir), before));
     let mut child = child::spawn(program, &environment, zone.as_ref(), mask)?;
     if let Some(Err(error)) = zone.map(Zone::begun) {
         let _ = child.kill().await;
@@ -117,6 +157,17 @@ async fn ending(signals: &mut UnboundedReceiver<Received>) -> i32 {
             None => std::future::pending().await,
         }
     }
+}
+
+/// What a program's environment gets of its lease.
+fn of_lease<'a>(
+    granted: impl IntoIterator<Item = (&'a String, &'a String)>,
+    library_dir: &Path,
+    before: Option<OsString>,
+) -> Vec<(OsString, OsString)> {
+    let granted = granted.into_iter().map(|(name, value)| (name.into(), value.into()));
+    let search = library_path(library_dir, before);
+    granted.chain([(LIBRARY_PATH.into(), search)]).collect()
 }
 
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";

@@ -98,13 +98,17 @@ impl Zone {
                             empty in the sandbox, unless it is the working directory";
                 return Err(CliError::new(kind, reason).hint(hint));
             }
-            for missing in report["ready"].as_array().into_iter().flatten() {
-                let text =
-                    |key: &str| gpuzone_ledger::printable(missing[key].as_str().unwrap_or("?"));
-                eprintln!("gpu-zone: no sandbox by '{}': {}", text("feature"), text("reason"));
-            }
+            say_missing(report["ready"].as_array().map_or(&[], Vec::as_slice));
         }
         Ok(())
+    }
+}
+
+/// Says what of the sandbox this machine lacks.
+pub(crate) fn say_missing(missing: &[Value]) {
+    for missing in missing {
+        let text = |key: &str| gpuzone_ledger::printable(missing[key].as_str().unwrap_or("?"));
+        eprintln!("gpu-zone: no sandbox by '{}': {}", text("feature"), text("reason"));
     }
 }
 
@@ -127,7 +131,7 @@ impl Options {
     }
 }
 
-fn orders(
+pub(crate) fn orders(
     run: &Options,
     directories: &Directories,
     granted: &CreateLeaseReply,

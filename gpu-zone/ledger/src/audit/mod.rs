@@ -43,9 +43,9 @@ pub enum AuditKind {
     Failure,
     /// What tenants may hold is not what was last written here.
     Limits,
-    /// A broker or a worker runs.
+    /// A broker, a worker or a workload zone runs.
     ZoneStart,
-    /// A broker or a worker is gone.
+    /// A broker or a worker is gone, or a workload zone with its holder or its lease.
     ZoneEnd,
     /// A GPU's memory was overwritten and looked at.
     Scrub,

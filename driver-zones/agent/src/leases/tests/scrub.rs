@@ -40,8 +40,8 @@ async fn what_a_lease_had_is_cleared_before_it_is_released() {
     assert_eq!(heard, told);
     let starts = [AuditKind::AgentStart, AuditKind::Limits];
     assert_eq!(kinds(&node)[..2], starts);
-    let workers = kinds(&node).iter().filter(|kind| zone(kind)).count();
-    assert_eq!(workers, 3, "two began and one ended");
+    let zones = kinds(&node).iter().filter(|kind| zone(kind)).count();
+    assert_eq!(zones, 6, "two workers and two workload zones began, and one of each ended");
 }
 
 #[tokio::test]
