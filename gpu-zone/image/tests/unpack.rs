@@ -121,6 +121,14 @@ mod tests {
         (tar, stored, "+gzip")
     }
 
+    /// As some programs write it: the content of the last entry is the end of the file.
+    fn cut(entries: &[(EntryType, &str, &str)]) -> (Vec<u8>, Vec<u8>, &'static str) {
+        let mut tar = tar(entries);
+        let end = tar.iter().rposition(|byte| *byte != 0).unwrap();
+        tar.truncate(end + 1);
+        (tar.clone(), tar, "")
+    }
+
     /// Two frames with one that is to be skipped between them.
     fn zstd(entries: &[(EntryType, &str, &str)]) -> (Vec<u8>, Vec<u8>, &'static str) {
         use ruzstd::encoding::{CompressionLevel, compress_to_vec};
@@ -162,6 +170,7 @@ mod tests {
                     (Directory, "became-folder", ""),
                     (Char, "dev/null", ""),
                 ]),
+                cut(&[(Regular, "last", "four")]),
             ],
             "v1",
         );
@@ -170,6 +179,7 @@ mod tests {
         let read = |path: &str| fs::read_to_string(image.root.join(path)).unwrap();
         assert_eq!((read("bin/start"), read("bin/again")), ("two".to_owned(), "two".to_owned()));
         assert_eq!((read("full/new"), read("bin/tool")), ("kept".to_owned(), "three".to_owned()));
+        assert_eq!(read("last"), "four");
         for gone in ["gone", "full/old", "folder/deep", "full/.wh..wh..opq", "dev/null"] {
             assert!(!image.root.join(gone).exists(), "{gone}");
         }
