@@ -75,7 +75,6 @@ impl Unpacking<'_> {
             let done = self.count(&entry).and_then(|()| each(self, &mut entry));
             done.map_err(|reason| ImageError::Entry { number, entry: path, reason })?;
         }
-        drop(archive);
         // In this order: what is behind the end of the archive is part of both sums.
         drop(content.finish(&layer.content).map_err(unreadable)??);
         let blob = Rc::into_inner(blob).map(RefCell::into_inner);

@@ -174,7 +174,7 @@ mod tests {
             ],
             "v1",
         );
-        maker.index(&[image.clone()]);
+        maker.index(std::slice::from_ref(&image));
         let image = maker.unpack("").unwrap();
         let read = |path: &str| fs::read_to_string(image.root.join(path)).unwrap();
         assert_eq!((read("bin/start"), read("bin/again")), ("two".to_owned(), "two".to_owned()));
@@ -232,7 +232,7 @@ mod tests {
     fn a_half_unpacked_image_is_unpacked_anew() {
         let maker = Maker::new();
         let image = maker.image(&[plain(&[(Regular, "one", "")])], "one");
-        maker.index(&[image.clone()]);
+        maker.index(std::slice::from_ref(&image));
         let digits = image["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
         let partial = maker.cache().join(format!("{digits}.partial"));
         fs::create_dir_all(partial.join("left/over")).unwrap();
