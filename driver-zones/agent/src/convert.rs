@@ -59,7 +59,8 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
         model,
     };
     // It is the caller's own text and goes to terminals.
-    let program = program.chars().filter(|c| !c.is_control()).take(PROGRAM_LENGTH).collect();
+    let plain = program.chars().filter(|c| !gpuzone_ledger::steers(*c));
+    let program = plain.take(PROGRAM_LENGTH).collect();
     Ok((request, program))
 }
 
@@ -184,7 +185,7 @@ mod tests {
             memory_bytes: Some(1 << 30),
             share_percent: Some(50),
             model: None,
-            program: "./train\x1b[2J\n".into(),
+            program: "./train\x1b[2J\u{202e}\n".into(),
             priority: String::new(),
             cap_percent: Some(60),
         }

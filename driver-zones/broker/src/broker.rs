@@ -14,6 +14,7 @@ use crate::arbiter::Turns;
 use crate::lease::{Common, Lease, ServeError};
 use crate::paths::ZonePaths;
 use crate::scrub::ScrubError;
+use crate::scrubs::Scrubs;
 use crate::{record, slot};
 
 /// The leases of a driver zone.
@@ -24,6 +25,7 @@ pub(crate) struct Broker {
     common: Common,
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
+    scrubs: Scrubs,
 }
 
 /// `None` while the lease is started for the first time, and when that failed.
@@ -56,7 +58,7 @@ impl Broker {
         let found = crate::resume::leases(&common, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        Ok(Self { common, paths, leases })
+        Ok(Self { common, paths, leases, scrubs: Scrubs::default() })
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -139,9 +141,10 @@ impl Broker {
     /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
+        let turn = self.scrubs.take(&order.gpus).await;
         let lease = order.lease;
         let (log, socket) = (self.paths.scrub_log(lease), self.paths.scrub_turns(lease));
-        crate::scrub::scrub(&self.common, order, &log, &socket).await
+        crate::scrub::scrub(&self.common, order, &log, &socket, turn).await
     }
 
     /// Drops the entry of a lease that is not served, unless somebody waits for it.

@@ -26,6 +26,7 @@ mod record;
 mod respite;
 mod resume;
 mod scrub;
+mod scrubs;
 mod serve;
 mod slot;
 mod worker;

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::arbiter;
 use crate::confine::{self, ConfineError};
 use crate::lease::Common;
+use crate::scrubs::Turn;
 use crate::worker::{fresh_log, last_line};
 
 /// How much longer than its own limit a scrub worker may take: it opens the driver first.
@@ -37,6 +38,8 @@ pub(crate) enum ScrubError {
         "the scrub worker was ended: it kept a GPU that others wait for, for more than {} ms when its turn was over; the GPU does not finish what it is given", .limit.as_millis()
     )]
     Kept { limit: Duration },
+    #[error("it was asked for again, and the scrub worker was ended for the next one")]
+    Repeated,
     #[error("the scrub worker's report makes no sense: {0}")]
     Nonsense(String),
 }
@@ -47,9 +50,10 @@ pub(crate) async fn scrub(
     order: ScrubOrder,
     log: &Path,
     socket: &Path,
+    turn: Turn,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
     let lease = order.lease;
-    let scrubbed = in_a_worker(common, order, log, socket).await;
+    let scrubbed = in_a_worker(common, order, log, socket, &turn).await;
     common.turns.leave(lease);
     // What it said is in the error.
     remove(log)?;
@@ -62,6 +66,7 @@ async fn in_a_worker(
     order: ScrubOrder,
     log: &Path,
     socket: &Path,
+    turn: &Turn,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
     let Common { config, turns, zones } = common;
     let listener = arbiter::serve(socket)?;
@@ -92,6 +97,7 @@ async fn in_a_worker(
         tokio::select! {
             spoken = spoken => Ok(spoken),
             () = overran.notified() => Err(ScrubError::Kept { limit: config.fair_time.watchdog() }),
+            () = turn.wanted() => Err(ScrubError::Repeated),
         }
     };
     let spoken = spoken.await;

@@ -7,7 +7,7 @@ use gpuzone_cuda_abi::{CUevent, CUstream, CuResult, event_flags};
 use gpuzone_wire::stats::Monotonic;
 
 use crate::driver::Driver;
-use crate::turns::Pressure;
+use crate::turns::Room;
 
 /// Pieces of work that may be ahead, however short they were so far: the next ones may be long.
 const MOST: u32 = 32;
@@ -52,20 +52,15 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// How many pieces may be ahead, where they may take `ahead` nanoseconds together.
-    fn window(&self, pressure: Pressure, ahead: u64) -> u32 {
-        let pieces = ahead.div_ceil(self.average.max(1));
-        let least = match pressure {
-            // The next piece is there when one is done.
-            Pressure::Alone => 2,
-            Pressure::Contended | Pressure::Recalled => 1,
-        };
-        u32::try_from(pieces).unwrap_or(MOST).clamp(least, MOST)
+    /// How many pieces may be ahead.
+    fn window(&self, room: Room) -> u32 {
+        let pieces = room.time.div_ceil(self.average.max(1));
+        u32::try_from(pieces).unwrap_or(MOST).clamp(room.pieces, MOST)
     }
 
     /// To be called before more work is given to the current context; waits until there is room.
-    pub(crate) fn before(&mut self, driver: &Driver, pressure: Pressure, ahead: u64) {
-        let window = self.window(pressure, ahead);
+    pub(crate) fn before(&mut self, driver: &Driver, room: Room) {
+        let window = self.window(room);
         if self.ahead < window {
             return;
         }

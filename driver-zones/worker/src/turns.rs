@@ -27,8 +27,8 @@ use pauses::Pauses;
 
 /// Work that may be ahead of a GPU, in nanoseconds.
 const AHEAD: u64 = 2_000_000;
-/// The same, where somebody may come who must not wait long: the next piece is there when one is
-/// done, if the pieces are short.
+/// The same, where somebody may come who must not wait long: pieces that are longer than this are
+/// given one by one.
 const AHEAD_BRIEF: u64 = 500_000;
 
 /// How often a turn that others wait for is looked at while it is used, in nanoseconds.
@@ -43,6 +43,14 @@ pub enum Pressure {
     Contended,
     /// No more work may be given to it.
     Recalled,
+}
+
+/// How much work may be ahead of a GPU: so much time, or so many pieces if that is more. With two,
+/// the next one is there when one is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) time: u64,
+    pub(crate) pieces: u32,
 }
 
 /// The turns of a worker's GPUs, in the order of the lease's grants.
@@ -156,12 +164,13 @@ impl Turns {
         all.max_by_key(|pressure| *pressure as u8).unwrap_or(Pressure::Alone)
     }
 
-    /// How much work a context may have ahead of a GPU, in nanoseconds.
-    pub(crate) fn ahead(&self, device: usize) -> u64 {
-        let Some(gpu) = self.gpus.get(device) else { return AHEAD };
+    /// How much work a context may have ahead of a GPU.
+    pub(crate) fn room(&self, device: usize) -> Room {
+        let Some(gpu) = self.gpus.get(device) else { return Room { time: AHEAD, pieces: 2 } };
         let state = gpu.state();
-        let ahead = if state.brief { AHEAD_BRIEF } else { AHEAD };
-        ahead / u64::from(state.working.max(1))
+        let time = if state.brief { AHEAD_BRIEF } else { AHEAD };
+        let pieces = if state.brief || state.contended { 1 } else { 2 };
+        Room { time: time / u64::from(state.working.max(1)), pieces }
     }
 
     /// A context is about to give work to a GPU; waits for a turn at most `patience` long.

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use gpuzone_core::{
     ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
     GpuUuid, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId, LeaseState,
-    MemoryBytes, NodeState, PciAddress, Request, ReserveError, TenantQuota, ZoneId, admit,
+    MemoryBytes, NodeState, PciAddress, Priority, Request, ReserveError, TenantQuota, TimeTerms,
+    ZoneId, admit,
 };
 
 fn gpu(index: u8, gib: u64) -> Gpu {
@@ -93,6 +94,37 @@ fn a_whole_gpu_is_whole() {
     let mut node = node();
     lease(&mut node, 1, &ask(2, None, Some(10)));
     assert!(node.place(&ask(1, Some("1"), Some(1))).is_err());
+}
+
+#[test]
+fn only_whose_quota_says_so_is_latency_critical() {
+    let node = node();
+    let placement = node.place(&ask(1, Some("8Gi"), Some(50))).unwrap();
+    let say = |priority, latency_critical| {
+        let time = TimeTerms { priority, cap: None };
+        let tenant = "acme".parse().unwrap();
+        let demand = Demand { tenant, placement: placement.clone(), time };
+        let quota = TenantQuota { latency_critical, ..Default::default() };
+        admit(Some(&quota), Holdings::default(), demand).map_err(|refusal| refusal.to_string())
+    };
+    assert!(say(Priority::Batch, false).is_ok() && say(Priority::LatencyCritical, true).is_ok());
+    let refusal = say(Priority::LatencyCritical, false).unwrap_err();
+    assert!(refusal.contains("latency_critical = true under [tenants.acme]"), "{refusal}");
+}
+
+#[test]
+fn a_share_that_was_not_asked_for_is_within_the_cap() {
+    let node = node();
+    let share = |memory: Option<&str>, share, cap| {
+        let cap = ComputeShare::new(cap).ok();
+        let time = TimeTerms { priority: Priority::Batch, cap };
+        let request = Request { time, ..ask(1, memory, share) };
+        node.place(&request).unwrap().share_percent()
+    };
+    assert_eq!(share(None, None, 30), 30);
+    assert_eq!(share(Some("8Gi"), Some(20), 30), 20);
+    let free = share(Some("8Gi"), None, 100);
+    assert_eq!(share(Some("8Gi"), None, free - 1), free - 1);
 }
 
 #[test]

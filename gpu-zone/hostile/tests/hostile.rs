@@ -207,4 +207,83 @@ mod tests {
         node.stop_agent().unwrap();
         assert_eq!(node.leftovers(), Vec::<String>::new());
     }
+
+    /// Control characters that a terminal acts upon, and letters that turn the line around.
+    fn tricks(text: &str) -> Vec<char> {
+        let plain = |c: char| c == '\n' || c == '\t';
+        let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        text.chars().filter(|c| (c.is_control() && !plain(*c)) || turns(*c)).collect()
+    }
+
+    fn names_are_shown_and_not_acted_upon(node: &Node) {
+        let folder = node.folder().join("work");
+        std::fs::create_dir_all(&folder).unwrap();
+        let name = "\x1b]0;owned\x07\x1b[2J\r\u{202e}\nlease gone\u{9b}31m";
+        let program = folder.join(name);
+        std::fs::copy(node.artifacts().file("gpuzone-hostile").unwrap(), &program).unwrap();
+        let mut command = node.cli(["run", "--tenant", "mallory", "--memory", "64Mi"]).unwrap();
+        command.current_dir(&folder).args(["--share", "10", "--"]).arg(&program);
+        command.args(["attack", "calm", "--seconds", "30"]);
+        let running = Running::start(command).unwrap();
+        let active = |node: &Node| Ok(node.leases()?.iter().any(|lease| lease.state() == "active"));
+        node.until("its lease", LIMIT, active).unwrap();
+        let shown = node.command(["ps"]).unwrap().ok().unwrap().text();
+        assert!(shown.contains("owned"), "{shown:?}");
+        drop(running);
+        let over = |node: &Node| Ok(node.leases()?.is_empty());
+        node.until("its lease's end", LIMIT, over).unwrap();
+        let listings: [&[&str]; 6] = [
+            &["ps", "--format", "json"],
+            &["report", "--by", "lease"],
+            &["report", "--by", "lease", "--format", "csv"],
+            &["audit", "export", "--format", "csv"],
+            &["audit", "export", "--format", "json"],
+            &["gpus"],
+        ];
+        let listings = listings.map(|listing| node.command(listing).unwrap().ok().unwrap().text());
+        for text in listings.iter().chain([&shown, &node.agent_log()]) {
+            assert_eq!(tricks(text), Vec::<char>::new(), "{text:?}");
+        }
+    }
+
+    fn an_endless_kernel_is_named(node: &Node) {
+        let program = node.artifacts().file("gpuzone-hostile").unwrap().to_owned();
+        let mut neighbour = hostile::neighbour(node, LIMIT).unwrap();
+        let lease = ["run", "--tenant", "mallory", "--memory", "64Mi", "--share", "10", "--"];
+        let mut command = node.cli(lease).unwrap();
+        // Its worker is ended, and the shell stays until that was seen.
+        let script = format!("'{}' attack endless; sleep 60", program.display());
+        command.args(["bash", "-c", &script]);
+        let running = Running::start(command).unwrap();
+        let named = |node: &Node| {
+            let leases = node.leases()?;
+            let trouble = leases.iter().filter(|lease| lease.tenant() == "mallory");
+            let mut trouble = trouble.filter_map(|lease| lease.0["trouble"].as_str());
+            Ok(trouble.any(|trouble| trouble.contains("kept a GPU")))
+        };
+        node.until("the trouble's name", LIMIT, named).unwrap();
+        assert!(neighbour.runs().unwrap(), "{}", neighbour.stderr());
+        drop(running);
+        neighbour.finish(LIMIT).unwrap().ok().unwrap();
+    }
+
+    #[test]
+    fn what_happened_is_told_and_a_terminal_is_not_tricked() {
+        let options = Options { gpus: vec!["2Gi".into()], configuration: CONFIGURATION.into() };
+        let mut node = Node::start(&options).unwrap();
+        names_are_shown_and_not_acted_upon(&node);
+        an_endless_kernel_is_named(&node);
+        let over = |node: &Node| Ok(node.leases()?.is_empty());
+        node.until("the leases' end", LIMIT, over).unwrap();
+        assert_eq!(node.json(&["audit", "verify"]).unwrap()["whole"], true);
+        let events = node.json(&["audit", "export"]).unwrap();
+        let events = events["events"].as_array().unwrap();
+        let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();
+        assert_eq!((of("grant"), of("release"), of("quarantine")), (3, 3, 0), "{events:#?}");
+        // A zone's end bears no tenant.
+        let told: Vec<String> = events.iter().map(ToString::to_string).collect();
+        assert!(told.iter().any(|event| event.contains("kept a GPU")), "{told:#?}");
+        node.stop_agent().unwrap();
+        assert_eq!(node.leftovers(), Vec::<String>::new());
+    }
 }

@@ -25,7 +25,7 @@ pub use audit::{
 pub use records::{GrantRecord, LeaseRecord};
 pub use report::{
     Backing, By, Filter, LeaseRow, RenderError, Report, ReportError, TenantRow, TotalRow, Usage,
-    printable,
+    printable, steers,
 };
 pub use schema::OpenError;
 pub use store::{Ledger, WriteError};

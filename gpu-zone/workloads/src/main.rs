@@ -96,6 +96,12 @@ enum Program {
         #[arg(long)]
         memory: Option<MemoryBytes>,
     },
+    /// Launch one kernel that runs for very long, and wait for it.
+    Spin {
+        /// Rounds; a thousand million take seconds or more.
+        #[arg(long, default_value_t = u64::MAX)]
+        rounds: u64,
+    },
     /// Multiply matrices, and check them, for a time.
     Loop {
         /// For how long.
@@ -155,6 +161,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             memory::hog(&device, step, expect, rounds, seconds)?
         }
         Program::Crash { memory } => return memory::crash(&device, memory),
+        Program::Spin { rounds } => compute::spin(&device, rounds)?,
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
         Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,

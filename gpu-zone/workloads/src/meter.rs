@@ -13,6 +13,8 @@ use crate::numbers::Numbers;
 
 /// Elements of each vector: a kernel of well under a millisecond, even a simulated one.
 const N: u32 = 2048;
+/// Launches before the result is looked at: the GPU is kept busy meanwhile.
+const BATCH: u32 = 16;
 
 /// Launches, checks, counts; a line for each piece of time.
 #[expect(clippy::print_stdout, reason = "a program's output")]
@@ -21,28 +23,32 @@ pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
     let kernel = device.kernel("vector_add.ptx", "vector_add")?;
     let mut numbers = Numbers::new(7);
     let (a, b) = (numbers.floats(N as usize), numbers.floats(N as usize));
-    let wanted: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
-    let (a, b) = (device.upload(&a)?, device.upload(&b)?);
-    let nothing = vec![-9.0_f32; N as usize];
-    let mut out = device.upload(&nothing)?;
+    // One addition after the other, as the launches do it.
+    let sum = |a: f32, b: f32| (0..BATCH).fold(a, |sum, _| sum + b);
+    let wanted: Vec<f32> = a.iter().zip(&b).map(|(a, b)| sum(*a, *b)).collect();
+    let (mut sums, b) = (device.upload(&a)?, device.upload(&b)?);
+    let mut next = device.upload(&a)?;
     let over = input_ends();
     let (mut all, mut done, mut window) = (0_u64, 0_u64, 0_u64);
     let begin = Instant::now();
-    let mut end = begin + every;
+    let mut since = begin;
     while !over.load(Ordering::Relaxed) {
-        // So that each result is a fresh one.
-        device.stream.memcpy_htod(&nothing, &mut out).map_err(named)?;
-        let mut launch = device.stream.launch_builder(&kernel);
-        launch.arg(&mut out).arg(&a).arg(&b).arg(&N);
-        let config = LaunchConfig::for_num_elems(N);
-        // SAFETY: the arguments are vector_add's, and each vector has N elements.
-        unsafe { launch.launch(config) }.map_err(named)?;
-        ensure!(device.download(&out)? == wanted, "meter: WRONG in launch {all}");
-        (all, done) = (all + 1, done + 1);
-        if Instant::now() >= end {
-            let late = Instant::now() - (end - every);
-            println!("meter: window={window} launches={done} microseconds={}", late.as_micros());
-            (done, window, end) = (0, window + 1, Instant::now() + every);
+        device.stream.memcpy_htod(&a, &mut sums).map_err(named)?;
+        for _ in 0..BATCH {
+            let mut launch = device.stream.launch_builder(&kernel);
+            launch.arg(&mut next).arg(&sums).arg(&b).arg(&N);
+            let config = LaunchConfig::for_num_elems(N);
+            // SAFETY: the arguments are vector_add's, and each vector has N elements.
+            unsafe { launch.launch(config) }.map_err(named)?;
+            std::mem::swap(&mut sums, &mut next);
+        }
+        ensure!(device.download(&sums)? == wanted, "meter: WRONG after {all} launches");
+        all += u64::from(BATCH);
+        done += u64::from(BATCH);
+        let passed = since.elapsed();
+        if passed >= every {
+            println!("meter: window={window} launches={done} microseconds={}", passed.as_micros());
+            (done, window, since) = (0, window + 1, Instant::now());
         }
     }
     Ok(format!("meter: ok iterations={all} seconds={:.2}", begin.elapsed().as_secs_f64()))

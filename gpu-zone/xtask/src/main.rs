@@ -4,6 +4,7 @@
 mod demo;
 mod hostile;
 mod kernels;
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +23,12 @@ struct Arguments {
 enum Task {
     /// Two tenants share one simulated GPU: the main job, checked from end to end.
     Demo,
+    /// Build the static probe, `target/probe/gpu-zone-probe`.
+    Probe {
+        /// Also show that it is static and starts in an empty root.
+        #[arg(long)]
+        check: bool,
+    },
     /// What an honest tenant gets done beside each attack of a hostile one, as a table.
     Hostile {
         /// The long set: as much of each attack as a machine bears, for ten seconds.
@@ -45,6 +52,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo => demo::demo(),
+        Task::Probe { check } => probe::build(&repository(), check),
         Task::Hostile { long, only, together } => {
             hostile::hostile(&hostile::Wanted { long, only, together })
         }

@@ -23,6 +23,7 @@ fn reads_what_the_manual_shows() {
         [tenants.acme]
         memory = "24Gi"
         share = 150
+        latency_critical = true
         [tenants.default]
         leases = 1
         memory = 1073741824
@@ -38,6 +39,7 @@ fn reads_what_the_manual_shows() {
     let acme = quotas.of(&"acme".parse().unwrap()).unwrap();
     assert_eq!((acme.memory, acme.share), (Some(MemoryBytes::gib(24)), Some(150)));
     let other = quotas.of(&"other".parse().unwrap()).unwrap();
+    assert!(acme.latency_critical && !other.latency_critical);
     assert_eq!((other.memory, other.leases), (Some(MemoryBytes::gib(1)), Some(1)));
 }
 

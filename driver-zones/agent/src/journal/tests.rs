@@ -114,6 +114,21 @@ fn what_was_written_is_read_in_its_order() {
 }
 
 #[test]
+fn a_lease_from_before_there_were_priorities_is_batch_and_has_no_cap() {
+    let usual = lease(1);
+    let step = serde_json::to_string(&Record::Lease(usual.clone())).unwrap();
+    assert!(!step.contains("\"time\""), "older agents read it, too: {step}");
+    assert_eq!(serde_json::from_str::<Record>(&step).unwrap(), Record::Lease(usual.clone()));
+    let cap = gpuzone_core::ComputeShare::new(40).ok();
+    let time = gpuzone_core::TimeTerms { priority: gpuzone_core::Priority::LatencyCritical, cap };
+    let urgent =
+        HeldLease { lease: Lease { time, ..usual.lease.clone() }, holder: usual.holder.clone() };
+    let Scratch { _dir, path } = scratch();
+    written(&path, &[Record::Lease(urgent.clone())]);
+    assert_eq!(replay(&path).unwrap().leases, [urgent]);
+}
+
+#[test]
 fn cut_anywhere_it_is_a_beginning_of_the_truth() {
     let Scratch { _dir, path } = scratch();
     let whole = written(&path, &story());

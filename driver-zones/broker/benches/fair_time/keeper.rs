@@ -35,10 +35,12 @@ pub(crate) fn be_one_if_told() -> bool {
     if std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", "error");
     }
-    command.spawn().expect("a broker");
+    let mut broker = command.spawn().expect("a broker");
     let mut rest = Vec::new();
     let _ = std::io::stdin().lock().read_to_end(&mut rest);
     end_all();
+    // With all the others; this only says so.
+    let _ = broker.wait();
     if let Some(dir) = std::env::var_os(DIRECTORY) {
         let _ = std::fs::remove_dir_all(dir);
     }

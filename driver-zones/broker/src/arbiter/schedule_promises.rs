@@ -26,10 +26,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 20, ..ProptestConfig::default() })]
 
     /// A program that waits for each kernel has its share, also when it is late now and then.
+    /// Each time it loses the GPU for a kernel of somebody else, who has that anyway in the time
+    /// between: more often than that, no schedule could give it its share.
     #[test]
     fn who_stumbles_keeps_its_share(
         greedy in proptest::collection::vec(
-            (20u32..=60, 200u64..4_000, 20u64..120, 30usize..200, 400u64..2_500), 2..4),
+            (20u32..=60, 200u64..4_000, 20u64..120, 150usize..400, 400u64..2_500), 2..4),
     ) {
         let total: u32 = greedy.iter().map(|(weight, ..)| weight).sum();
         let mut tenants: Vec<Tenant> = greedy

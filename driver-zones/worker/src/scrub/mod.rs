@@ -9,10 +9,11 @@
 //! 2. every byte is overwritten with zeros by the device;
 //! 3. those places and as many fresh ones are read back: all zero.
 //!
-//! **What that proves**: this driver writes and reads where it says, at the places looked at. A
-//! stretch that it left out would have to hide between random places: one of a hundredth of the
-//! memory is missed by 64 of them with a chance of about one half, one of a tenth with about one
-//! in a thousand. When the sample is as large as the memory, every byte is compared.
+//! **What that proves**: this driver writes and reads where it says, at the places looked at, of
+//! which each allocation has at least one. A stretch that it left out would have to hide between
+//! random places: of the 128 that 8 MiB are, one of a hundredth of the memory is missed by all
+//! with a chance of about one in four, one of a tenth with one in seven hundred thousand. When the
+//! sample is as large as the memory, every byte is compared.
 //! **What it does not**: bytes that other leases may ask for at any moment are left alone and
 //! reported; so are those under this process's own context. Each worker zeroes what it gives out.
 

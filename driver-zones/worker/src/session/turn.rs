@@ -34,10 +34,8 @@ impl Session {
         let context = self.enter(id)?;
         let device = context.device;
         if context.meter.is_busy() {
-            let pressure = lease.turns.pressure(device);
-            if pressure != Pressure::Recalled {
-                let ahead = lease.turns.ahead(device);
-                context.pace.before(&lease.driver, pressure, ahead);
+            if lease.turns.pressure(device) != Pressure::Recalled {
+                context.pace.before(&lease.driver, lease.turns.room(device));
                 // That may have taken a whole kernel's time.
                 if lease.turns.pressure(device) != Pressure::Recalled {
                     return Ok(());

@@ -115,3 +115,29 @@ async fn a_new_lease_waits_for_the_scrub_of_its_gpu_and_an_old_one_does_not() {
     assert!(began.elapsed() > Duration::from_millis(100), "{:?}", began.elapsed());
     ending.await.unwrap().unwrap();
 }
+
+/// The machine was switched off while a lease's memory was being cleared: it is cleared first.
+#[tokio::test]
+async fn a_scrub_that_a_reboot_cut_off_is_done_before_anybody_gets_the_memory() {
+    let node = node().await;
+    let held = node.create(16).await.unwrap();
+    let id = held.lease.id;
+    let other: BootId = serde_json::from_str("\"00000000-0000-0000-0000-000000000000\"").unwrap();
+    let mut old = held.clone();
+    old.holder.process.boot = other;
+    old.lease.state = LeaseState::Scrubbing;
+    let journal = directories(node.dir.path()).journal();
+    crate::journal::Journal::rewrite(&journal, [old].iter(), std::iter::empty()).unwrap();
+    node.broker.told().served.clear();
+    node.broker.told().scrub_takes = Duration::from_millis(200);
+    let node = node.restarted().await;
+    assert_eq!(node.states().await, [LeaseState::Scrubbing]);
+    node.leases.recover(vec![]).await.unwrap();
+    // Not a byte of it, however the scrub is doing.
+    assert_eq!(node.create(1).await.unwrap_err().kind, ErrorKind::NoRoom);
+    node.eventually("its end", async |node| node.states().await.is_empty()).await;
+    let orders = node.broker.told().scrubs.clone();
+    assert_eq!(orders.len(), 1);
+    assert_eq!((orders[0].lease, orders[0].gpus[0].at_least), (id, MemoryBytes::gib(16)));
+    node.create(16).await.unwrap();
+}
