@@ -38,6 +38,11 @@ mod tests {
         copy(node.artifacts().file("gpuzone-workload").unwrap(), "/opt/workload".as_ref(), &root);
         copy("/bin/sh".as_ref(), "/bin/sh".as_ref(), &root);
         copy("/bin/ls".as_ref(), "/bin/ls".as_ref(), &root);
+        // Where the workload is told that they are.
+        let kernels = node.artifacts().kernels().join("vector_add.ptx");
+        let place = root.join(kernels.strip_prefix("/").unwrap());
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(&kernels, place).unwrap();
         fs::create_dir(root.join("etc")).unwrap();
         fs::write(root.join("etc/only-here"), "").unwrap();
         let tar = node.folder().join("layer.tar");

@@ -17,6 +17,8 @@ use crate::layout::{Layer, Layout};
 use crate::tree::{Place, Rights, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
+/// The rest of a last block, and two blocks.
+const PADDING: u64 = 512 + 1024;
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// How much an image may hold.
@@ -63,14 +65,16 @@ impl Unpacking<'_> {
         let blob = Rc::new(RefCell::new(Summed::new(layer.blob.open(&self.layout.folder)?)));
         let stored = BufReader::with_capacity(1 << 16, Shared(Rc::clone(&blob)));
         let mut content = Summed::new(decompressed(stored, &layer.media_type).map_err(unreadable)?);
-        let mut archive = Archive::new(&mut content as &mut dyn Read);
+        // Some programs (umoci) leave out the blocks of zeros that end an archive. That nothing
+        // else is left out is what the sums are for.
+        let mut padded = (&mut content).chain(io::repeat(0).take(PADDING));
+        let mut archive = Archive::new(&mut padded as &mut dyn Read);
         for entry in archive.entries().map_err(unreadable)? {
             let mut entry = entry.map_err(unreadable)?;
             let path = entry.path().map(|path| path.into_owned()).map_err(unreadable)?;
             let done = self.count(&entry).and_then(|()| each(self, &mut entry));
             done.map_err(|reason| ImageError::Entry { number, entry: path, reason })?;
         }
-        drop(archive);
         // In this order: what is behind the end of the archive is part of both sums.
         drop(content.finish(&layer.content).map_err(unreadable)??);
         let blob = Rc::into_inner(blob).map(RefCell::into_inner);

@@ -67,7 +67,7 @@ impl Tree {
     /// Opens a folder; links in its path lead nowhere out of the tree.
     pub(crate) fn folder(&self, path: &Path) -> io::Result<OwnedFd> {
         if path.as_os_str().is_empty() {
-            return Ok(self.root.try_clone()?);
+            return self.root.try_clone();
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;

@@ -121,6 +121,14 @@ mod tests {
         (tar, stored, "+gzip")
     }
 
+    /// As some programs write it: the content of the last entry is the end of the file.
+    fn cut(entries: &[(EntryType, &str, &str)]) -> (Vec<u8>, Vec<u8>, &'static str) {
+        let mut tar = tar(entries);
+        let end = tar.iter().rposition(|byte| *byte != 0).unwrap();
+        tar.truncate(end + 1);
+        (tar.clone(), tar, "")
+    }
+
     /// Two frames with one that is to be skipped between them.
     fn zstd(entries: &[(EntryType, &str, &str)]) -> (Vec<u8>, Vec<u8>, &'static str) {
         use ruzstd::encoding::{CompressionLevel, compress_to_vec};
@@ -162,14 +170,16 @@ mod tests {
                     (Directory, "became-folder", ""),
                     (Char, "dev/null", ""),
                 ]),
+                cut(&[(Regular, "last", "four")]),
             ],
             "v1",
         );
-        maker.index(&[image.clone()]);
+        maker.index(std::slice::from_ref(&image));
         let image = maker.unpack("").unwrap();
         let read = |path: &str| fs::read_to_string(image.root.join(path)).unwrap();
         assert_eq!((read("bin/start"), read("bin/again")), ("two".to_owned(), "two".to_owned()));
         assert_eq!((read("full/new"), read("bin/tool")), ("kept".to_owned(), "three".to_owned()));
+        assert_eq!(read("last"), "four");
         for gone in ["gone", "full/old", "folder/deep", "full/.wh..wh..opq", "dev/null"] {
             assert!(!image.root.join(gone).exists(), "{gone}");
         }
@@ -222,7 +232,7 @@ mod tests {
     fn a_half_unpacked_image_is_unpacked_anew() {
         let maker = Maker::new();
         let image = maker.image(&[plain(&[(Regular, "one", "")])], "one");
-        maker.index(&[image.clone()]);
+        maker.index(std::slice::from_ref(&image));
         let digits = image["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
         let partial = maker.cache().join(format!("{digits}.partial"));
         fs::create_dir_all(partial.join("left/over")).unwrap();

@@ -134,11 +134,11 @@ mod tests {
         assert_eq!(choose(FEW, None, &[]), Some(1000..1010));
         assert_eq!(choose(FEW, Some(1000), &[]), Some(1010..1020));
         assert_eq!(choose(FEW, Some(1020), &[]), Some(1000..1010));
-        assert_eq!(choose(FEW, Some(1000), &[1010..1020]), Some(1020..1030));
+        assert_eq!(choose(FEW, Some(1000), std::slice::from_ref(&(1010..1020))), Some(1020..1030));
         assert_eq!(choose(FEW, Some(9), &[1000..1010, 1010..1020, 1020..1030]), None);
         // Of a configuration with other sizes.
         assert_eq!(choose(FEW, None, &[0..1001, 1019..1021]), None);
-        assert_eq!(choose(FEW, None, &[1015..1016]), Some(1000..1010));
+        assert_eq!(choose(FEW, None, std::slice::from_ref(&(1015..1016))), Some(1000..1010));
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn attend(launcher: &OwnedFd, groups: &Groups, claim: Option<&Claim>) {
     for _ in 0..ATTEMPTS {
         groups.iter().for_each(end);
         // All of them are tried, whatever comes of one.
-        if groups.iter().map(is_removed).fold(true, |all, one| all && one) {
+        if groups.iter().filter(|group| !is_removed(group)).count() == 0 {
             break;
         }
         std::thread::sleep(pause);

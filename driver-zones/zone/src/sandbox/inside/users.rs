@@ -20,7 +20,7 @@ use crate::sandbox::spec::Feature;
 use crate::sandbox::users::{self, Claim};
 
 /// `f_type` of pipes without a name (statfs(2)).
-const PIPES: i64 = 0x5049_5045;
+const PIPES: u32 = 0x5049_5045;
 
 /// The users of a zone.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ pub(super) fn enter(users: &Users) -> io::Result<()> {
     let first = rustix::fs::Uid::from_raw(users.claim.range.start);
     for stream in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
         // `/dev/stdout` and its like are opened once more by those who use them.
-        if rustix::fs::fstatfs(stream).is_ok_and(|found| i64::from(found.f_type) == PIPES) {
+        if rustix::fs::fstatfs(stream).is_ok_and(|found| u32::try_from(found.f_type) == Ok(PIPES)) {
             rustix::fs::fchown(stream, Some(first), None)?;
         }
     }
