@@ -67,10 +67,21 @@ mod tests {
         keepers[0]
     }
 
-    fn child(pid: u32) -> u32 {
+    fn children(pid: u32) -> Vec<u32> {
         let path = format!("/proc/{pid}/task/{pid}/children");
         let children = std::fs::read_to_string(path).unwrap();
-        children.split_whitespace().next().unwrap().parse().unwrap()
+        children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// The zone's process 1: that has this number in it.
+    fn first_of_zone(launcher: u32) -> u32 {
+        let is_first = |pid: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+            let numbers: Vec<&str> = numbers.split_whitespace().collect();
+            numbers.len() > 1 && numbers.last() == Some(&"1")
+        };
+        children(launcher).into_iter().find(is_first).unwrap()
     }
 
     fn kill(pid: u32, signal: Signal) {
@@ -301,8 +312,8 @@ mod tests {
                 start(exec_in(&node, "train", &["sh", "-c", "echo ready; exec sleep 602"]));
             second.wait_for("ready", LIMIT).unwrap();
             let keeper = keeper(&node);
-            let launcher = child(keeper);
-            let row = [keeper, launcher, child(launcher)];
+            let launcher = children(keeper)[0];
+            let row = [keeper, launcher, first_of_zone(launcher)];
             kill(row[victim], Signal::KILL);
             for program in [first, second] {
                 let finished = program.finish(LIMIT).unwrap();
