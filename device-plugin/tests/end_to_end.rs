@@ -245,6 +245,19 @@ mod tests {
         cluster.restart_kubelet();
         cluster.registered().await;
 
+        // Something in the place of its socket that it cannot remove.
+        cluster.kill_plugin();
+        std::fs::remove_file(&socket).unwrap();
+        std::fs::create_dir(&socket).unwrap();
+        cluster.start_plugin();
+        cluster
+            .until("an error", async |c| {
+                c.log().contains("the plugin needs to write in that folder")
+            })
+            .await;
+        std::fs::remove_dir(&socket).unwrap();
+        cluster.registered().await;
+
         // A stale socket of its own, after a kill.
         cluster.kill_plugin();
         cluster.start_plugin();

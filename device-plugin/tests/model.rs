@@ -60,6 +60,8 @@ mod tests {
         /// Kept for the kubelet's next start.
         active: Vec<Pod>,
         made: u32,
+        /// Few, so that slots are used again and again.
+        slots: u16,
     }
 
     impl World {
@@ -81,6 +83,7 @@ mod tests {
                 gone: Vec::new(),
                 active: Vec::new(),
                 made: 0,
+                slots: 4,
             }
         }
 
@@ -91,8 +94,7 @@ mod tests {
                 "plugin".to_owned(),
                 "--node".to_owned(),
                 NODE.to_owned(),
-                // Few, so that slots are used again and again.
-                "--slots=4".to_owned(),
+                format!("--slots={}", self.slots),
                 format!("--library={}", path("lib.so")),
                 format!("--run-dir={}", path("run")),
                 format!("--state-dir={}", path("state")),
@@ -279,6 +281,62 @@ mod tests {
             world.step(&mut random).await;
         }
         world.settle().await;
+        world.kill_plugin().await;
+    }
+
+    /// The kubelet admits them one after the other and starts them all at once.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_hundred_pods_at_once() {
+        let mut world = World::new(0).await;
+        world.slots = 128;
+        world.start_kubelet();
+        world.start_plugin();
+        let end = Instant::now() + Duration::from_secs(30);
+        while world.kubelet.as_ref().unwrap().allocatable() != 128 {
+            assert!(Instant::now() < end, "not registered");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let kubelet = std::sync::Arc::new(world.kubelet.take().unwrap());
+        let mut starts = tokio::task::JoinSet::new();
+        for number in 0..100 {
+            let pod = world.new_pod();
+            let pod = Pod { name: format!("pod-{number}"), ..pod };
+            world.api.put(&pod, NODE, "Pending", false);
+            kubelet.admit(&pod).await.unwrap();
+            let kubelet = std::sync::Arc::clone(&kubelet);
+            starts.spawn(async move {
+                let started = kubelet.start_container(&pod, "app").await.unwrap();
+                (pod.uid, started.on_node("/run/gpu-zone/slot").unwrap())
+            });
+        }
+        for (uid, folder) in starts.join_all().await {
+            assert_eq!(world.agent.serves(&folder), Some(uid));
+        }
+        world.agent.check(0);
+        assert_eq!(world.agent.holders().len(), 100);
+        world.kill_plugin().await;
+    }
+
+    /// It takes calls and never answers.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn an_agent_that_hangs_is_an_error_in_time() {
+        let mut world = World::new(0).await;
+        world.start_kubelet();
+        world.start_plugin();
+        world.agent.set_away(true).await;
+        let socket = world.folder.path().join("run/agent.sock");
+        let _ = std::fs::remove_file(&socket);
+        let _hung = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        while world.pods.is_empty() {
+            world.add().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let kubelet = world.kubelet.as_ref().unwrap();
+        let error = kubelet.start_container(&world.pods[0], "app").await.unwrap_err().to_string();
+        assert!(error.contains("the node's agent does not answer"), "{error}");
+        // And nothing else waits for it.
+        world.add().await;
+        assert_eq!(world.pods.len(), 2);
         world.kill_plugin().await;
     }
 

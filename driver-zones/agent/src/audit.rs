@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gpuzone_core::{GpuUuid, Lease, TenantId, TenantQuota};
+use gpuzone_core::{ComputeShare, GpuUuid, Lease, TenantId, TenantQuota, TimeTerms};
 use gpuzone_ledger::{
     AuditAppendError, AuditEvent, AuditKind, AuditLog, AuditOpenError, Opened, WriteError,
 };
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::config::Quotas;
 use crate::errors::sentence;
+use crate::metrics::Counts;
 use crate::usage::{UsageBook, now};
 
 /// Where events are written down.
@@ -22,6 +23,8 @@ use crate::usage::{UsageBook, now};
 pub struct Audit {
     log: Arc<Mutex<AuditLog>>,
     usage: UsageBook,
+    /// What is counted of it, and of all else.
+    pub counts: Counts,
 }
 
 /// Why an event was not written down.
@@ -73,6 +76,14 @@ pub(crate) fn granted(lease: &Lease) -> Value {
     Value::Array(grants.collect())
 }
 
+/// How its time is given beyond the shares, for the log.
+pub(crate) fn timed(time: TimeTerms) -> Value {
+    json!({
+        "priority": time.priority.as_str(),
+        "cap_percent": time.cap.map(ComputeShare::percent),
+    })
+}
+
 /// A GPU put into quarantine.
 pub(crate) fn quarantined(gpu: GpuUuid, reason: &str) -> AuditEvent {
     event(AuditKind::Quarantine, AGENT, gpu, json!({ "reason": reason }))
@@ -85,6 +96,7 @@ fn limits(quotas: &Quotas) -> Value {
             "share_percent": quota.share,
             "gpus": quota.gpus,
             "leases": quota.leases,
+            "latency_critical": quota.latency_critical,
         })
     };
     let named = |(tenant, limits): (&TenantId, &TenantQuota)| (tenant.to_string(), quota(limits));
@@ -106,7 +118,9 @@ impl Audit {
             tracing::error!(log = %path.display(), %damage,
                 "the audit log is not as it was written; `gpu-zone audit verify` looks at it");
         }
-        let audit = Self { log: Arc::new(Mutex::new(log)), usage };
+        let counts = usage.counts.clone();
+        counts.name_tenants(quotas.tenants.keys());
+        let audit = Self { log: Arc::new(Mutex::new(log)), usage, counts };
         let about = json!({ "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id() });
         audit.note(event(AuditKind::AgentStart, AGENT, AGENT, about)).await;
         let limits = limits(quotas);
@@ -163,7 +177,7 @@ impl Audit {
         let log = Arc::clone(&self.log);
         let work = move || work(&mut log.lock().unwrap_or_else(PoisonError::into_inner));
         match tokio::task::spawn_blocking(work).await {
-            Ok(done) => done,
+            Ok(done) => done.inspect_err(|_| self.counts.audit_failed()),
             // Not cancelled by anybody, so it panicked; the panic goes on here.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }

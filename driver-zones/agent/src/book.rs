@@ -131,9 +131,11 @@ impl Refusal {
                 | ReserveError::UnknownGpu(_)
                 | ReserveError::Quarantined(_),
             ) => ErrorKind::NoRoom,
-            Self::Quota(QuotaRefusal::NoQuota(_) | QuotaRefusal::Exceeded { .. }) => {
-                ErrorKind::Quota
-            }
+            Self::Quota(
+                QuotaRefusal::NoQuota(_)
+                | QuotaRefusal::NotUrgent(_)
+                | QuotaRefusal::Exceeded { .. },
+            ) => ErrorKind::Quota,
             Self::Reserve(ReserveError::DuplicateLease(_)) | Self::Journal(_) => {
                 ErrorKind::Internal
             }
@@ -194,7 +196,8 @@ impl Book {
         holder: Holder,
     ) -> Result<HeldLease, Refusal> {
         let placement = self.node.place(request)?;
-        self.reserve_these(id, zone, Demand { tenant: request.tenant.clone(), placement }, holder)
+        let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
+        self.reserve_these(id, zone, demand, holder)
     }
 
     /// Admits a placement that somebody else chose and sets its GPUs aside, unless the very lease
@@ -226,7 +229,8 @@ impl Book {
             }
         }
         let (tenant, placement) = (wanted.tenant.clone(), wanted.placement.clone());
-        self.reserve_these(id, zone, Demand { tenant, placement }, holder).map(Found::New)
+        let demand = Demand { tenant, placement, time: Default::default() };
+        self.reserve_these(id, zone, demand, holder).map(Found::New)
     }
 
     fn reserve_these(

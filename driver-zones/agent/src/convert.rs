@@ -4,10 +4,11 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Request,
+    Priority, Request, TimeTerms, ZoneName,
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
+use gpuzone_zone::sandbox::{Limits, UserRanges};
 
 use crate::book::GpuRoom;
 use crate::journal::HeldLease;
@@ -22,24 +23,53 @@ fn invalid(error: impl std::fmt::Display) -> AgentError {
 
 /// The request in a message, and the program's name for listings.
 pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, String), AgentError> {
-    let proto::CreateLeaseRequest { tenant, gpus, memory_bytes, share_percent, model, program } =
-        message;
+    let proto::CreateLeaseRequest {
+        tenant,
+        gpus,
+        memory_bytes,
+        share_percent,
+        model,
+        program,
+        zone_name: _,
+        priority,
+        cap_percent,
+    } = message;
     let memory = |bytes: u64| {
         let error = || invalid(format!("memory size '{bytes}' is larger than any GPU's memory"));
         MemoryBytes::new(bytes).ok_or_else(error)
     };
     let share = |percent| ComputeShare::new(percent).map_err(invalid);
+    let priority = match priority.as_str() {
+        "" => Priority::default(),
+        named => named.parse().map_err(invalid)?,
+    };
+    let cap = |percent| {
+        let error = |_| invalid(format!("cap '{percent}' is no per cent from 1 to 100"));
+        ComputeShare::new(percent).map_err(error)
+    };
+    let time = TimeTerms { priority, cap: cap_percent.map(cap).transpose()? };
+    let share = share_percent.map(share).transpose()?;
+    share.map_or(Ok(()), |share| time.allow(share)).map_err(invalid)?;
     let request = Request {
         tenant: tenant.parse().map_err(invalid)?,
         gpus: GpuCount::new(gpus).map_err(invalid)?,
         memory: memory_bytes.map(memory).transpose()?,
-        share: share_percent.map(share).transpose()?,
+        share,
+        time,
         exposure: Exposure::Mediated,
         model,
     };
     // It is the caller's own text and goes to terminals.
-    let program = program.chars().filter(|c| !c.is_control()).take(PROGRAM_LENGTH).collect();
+    let plain = program.chars().filter(|c| !gpuzone_ledger::steers(*c));
+    let program = plain.take(PROGRAM_LENGTH).collect();
     Ok((request, program))
+}
+
+/// The zone that a request names.
+pub(crate) fn zone_name(
+    message: &proto::CreateLeaseRequest,
+) -> Result<Option<ZoneName>, AgentError> {
+    message.zone_name.as_deref().map(str::parse).transpose().map_err(invalid)
 }
 
 pub(crate) fn lease_id(text: &str) -> Result<LeaseId, AgentError> {
@@ -93,6 +123,9 @@ pub(crate) fn lease(
         used_memory_bytes: status.as_ref().map_or(0, |status| status.used.get()),
         worker_pid: status.as_ref().and_then(|status| status.worker_pid),
         counters: Some(status.map(counters).unwrap_or_default()),
+        zone_name: holder.zone.map(|zone| zone.to_string()),
+        priority: lease.time.priority.to_string(),
+        cap_percent: lease.time.cap.map(ComputeShare::percent),
         trouble: troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default(),
     }
 }
@@ -136,6 +169,22 @@ pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu
     }
 }
 
+/// Limits of a program's zone.
+pub(crate) fn zone_limits(limits: &Limits) -> proto::ZoneLimits {
+    proto::ZoneLimits {
+        memory_bytes: limits.memory,
+        pids: limits.pids,
+        cpu_percent: limits.cpu,
+        scratch_bytes: limits.scratch,
+    }
+}
+
+/// From where a program's zone gets its users.
+pub(crate) fn zone_users(ranges: UserRanges) -> proto::UserRanges {
+    let UserRanges { first, each, zones } = ranges;
+    proto::UserRanges { first, each, zones }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +196,10 @@ mod tests {
             memory_bytes: Some(1 << 30),
             share_percent: Some(50),
             model: None,
-            program: "./train\x1b[2J\n".into(),
+            program: "./train\x1b[2J\u{202e}\n".into(),
+            zone_name: None,
+            priority: String::new(),
+            cap_percent: Some(60),
         }
     }
 
@@ -156,13 +208,15 @@ mod tests {
         let (request, program) = request(asked()).unwrap();
         assert_eq!(request.memory, Some(MemoryBytes::gib(1)));
         assert_eq!(request.share.map(ComputeShare::percent), Some(50));
+        let cap = ComputeShare::new(60).ok();
+        assert_eq!(request.time, TimeTerms { priority: Priority::Batch, cap });
         assert_eq!(program, "./train[2J");
     }
 
     #[test]
     fn an_error_names_the_field() {
         type Change = fn(&mut proto::CreateLeaseRequest);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 11] = [
             (|r| r.tenant = "a/b".into(), "tenant 'a/b'"),
             (|r| r.tenant = "x".repeat(300), "tenant 'xxx"),
             (|r| r.gpus = 0, "'0' is not a number of GPUs"),
@@ -170,6 +224,10 @@ mod tests {
             (|r| r.memory_bytes = Some(u64::MAX), "memory size '18446744073709551615'"),
             (|r| r.share_percent = Some(0), "share '0'"),
             (|r| r.share_percent = Some(101), "share '101'"),
+            (|r| r.priority = "urgent".into(), "priority 'urgent'"),
+            (|r| r.cap_percent = Some(0), "cap '0'"),
+            (|r| r.cap_percent = Some(101), "cap '101'"),
+            (|r| r.cap_percent = Some(49), "a cap of 49% is below the share of 50%"),
         ];
         for (change, beginning) in cases {
             let mut message = asked();

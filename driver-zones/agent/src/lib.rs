@@ -4,6 +4,7 @@
 //!  client ──gRPC──▶ service ──▶ leases ──┬─▶ book (one thread) ─▶ journal
 //!                                        ├─▶ broker link ──▶ broker ──▶ workers
 //!                                        └─▶ usage, audit ──▶ ledger, audit log
+//!  scraper ─HTTP─▶ metrics: counts, and a look at all of these
 //! ```
 //!
 //! Architecture invariant: the agent holds nothing in memory that it needs after a crash. The
@@ -20,6 +21,7 @@ mod errors;
 pub mod gpus;
 pub mod journal;
 pub mod leases;
+pub mod metrics;
 pub mod placements;
 mod run;
 mod service;

@@ -28,6 +28,7 @@ use crate::config::{Config, DriverKind, SIM_CONFIG_VARIABLE};
 use crate::gpus::{DiscoveryError, Gpus};
 use crate::journal::ReplayError;
 use crate::leases::Leases;
+use crate::metrics::{self, BindError};
 use crate::placements::PlacementService;
 use crate::service::Service;
 use crate::usage::{UsageBook, now};
@@ -81,6 +82,9 @@ pub enum RunError {
     /// No broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// Nobody can read metrics.
+    #[error(transparent)]
+    Metrics(#[from] BindError),
     /// What an earlier agent left cannot be taken over.
     #[error("cannot take over what an earlier agent left")]
     Recover(#[source] AgentError),
@@ -96,7 +100,7 @@ impl RunError {
     /// The program's exit code, as in BSD's sysexits(3).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Directory { .. } | Self::SocketPath(_) => 78,
+            Self::Directory { .. } | Self::SocketPath(_) | Self::Metrics(_) => 78,
             Self::Locked { .. } => 75,
             Self::Discovery(_) | Self::Broker(_) => 76,
             Self::Journal(_) | Self::Ledger { .. } | Self::Audit(_) | Self::Recover(_) => 70,
@@ -134,6 +138,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let audit = Audit::open(&directories.audit_log(), usage.clone(), &config.quotas).await?;
     files::lay_out(&directories, &config.shim_library)?;
 
+    // Before anything is started, for it may not be to be had.
+    let scrapers = match &config.metrics {
+        Some(listen) => Some(listen.bind().await?),
+        None => None,
+    };
     let zone_dir = directories.run.join(DRIVER_ZONE_DIR);
     let link = BrokerLink::new(zone_dir.join(files::CONTROL_SOCKET));
     let broker_config = broker_config(&config, zone_dir);
@@ -141,21 +150,29 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let broker = keeper.ensure().await?;
     let (to_audit, folders) = (audit.clone(), directories.clone());
     let leases = Leases::new(book, link.clone(), usage, to_audit, folders, inventory, config.scrub);
-    let leases = Arc::new(leases);
+    let leases = Arc::new(leases.with_workload_zones(config.zone.workload));
     leases.saw_broker(Some(broker.pid())).await;
     leases.recover(lost).await.map_err(RunError::Recover)?;
 
     let (closing, closed) = watch::channel(false);
     let replaced = Arc::new(Notify::new());
     let kept = tokio::spawn(Arc::new(keeper).keep(broker, closed, Arc::clone(&replaced)));
-    let chores = vec![
+    let mut chores = vec![
         tokio::spawn(flush_regularly(Arc::clone(&leases), config.flush)),
         tokio::spawn(reconcile_regularly(Arc::clone(&leases), replaced)),
     ];
+    if let (Some(listener), Some(listen)) = (scrapers, &config.metrics) {
+        tracing::info!(%listen, "metrics are served");
+        let source = metrics::Source::new(Arc::clone(&leases), Arc::clone(&gpus));
+        chores.push(tokio::spawn(metrics::serve(listener, Arc::new(source))));
+    }
 
     let ending = serve(&config, &leases, gpus).await?;
     for chore in chores {
         chore.abort();
+    }
+    if let Some(listen) = &config.metrics {
+        listen.remove();
     }
     if let Err(error) = leases.flush().await {
         tracing::warn!(%error, "usage since the last flush is written by the next agent");
@@ -206,7 +223,8 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
 async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result<Ending, RunError> {
     let (end, ended) = watch::channel(false);
     let placements = PlacementService { leases: Arc::clone(leases) };
-    let service = Service { leases: Arc::clone(leases), about: about(config, &gpus), gpus, end };
+    let (about, zone) = (about(config, &gpus), config.zone.clone());
+    let service = Service { leases: Arc::clone(leases), about, zone, gpus, end };
     let socket = config.directories.agent_socket();
     let listener = files::bind(&socket)?;
     tracing::info!(socket = %socket.display(), driver = config.driver.as_str(), "serving");
@@ -319,5 +337,6 @@ fn about(config: &Config, gpus: &Gpus) -> proto::DescribeReply {
         driver_version: gpus.driver_version().to_owned(),
         started_unix_ns: now().nanoseconds(),
         ledger_path: text(&config.directories.ledger()),
+        workload_zones: config.zone.workload.as_str().to_owned(),
     }
 }

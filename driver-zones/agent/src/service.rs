@@ -13,6 +13,7 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::book::GpuRoom;
+use crate::config::ZonePolicy;
 use crate::convert;
 use crate::errors::internal;
 use crate::gpus::Gpus;
@@ -23,6 +24,8 @@ pub(crate) struct Service {
     pub(crate) leases: Arc<Leases>,
     pub(crate) gpus: Arc<Gpus>,
     pub(crate) about: proto::DescribeReply,
+    /// What programs' zones are told.
+    pub(crate) zone: ZonePolicy,
     /// Says that the agent is to end after this answer.
     pub(crate) end: watch::Sender<bool>,
 }
@@ -71,8 +74,9 @@ impl Agent for Service {
         request: Request<proto::CreateLeaseRequest>,
     ) -> Answer<proto::CreateLeaseReply> {
         let holder = caller(&request)?;
+        let zone = convert::zone_name(request.get_ref())?;
         let (request, program) = convert::request(request.into_inner())?;
-        let held = self.leases.create(request, holder, program).await?;
+        let held = self.leases.create(request, holder, program, zone).await?;
         let directories = &self.leases.directories;
         let slot = directories.slots_dir().join(held.lease.id.to_string());
         let environment = HashMap::from([(SLOT_VARIABLE.to_owned(), slot.display().to_string())]);
@@ -80,6 +84,8 @@ impl Agent for Service {
             lease: Some(convert::lease(held, None, &self.leases.inventory)),
             environment,
             library_dir: directories.shim_dir().display().to_string(),
+            zone_limits: Some(convert::zone_limits(&self.zone.limits.limits())),
+            zone_users: self.zone.users.ranges().map(convert::zone_users),
         }))
     }
 

@@ -9,6 +9,7 @@ use gpuzone_core::{Inventory, LeaseId, TenantId, Timestamp, UsageCounters};
 use gpuzone_ledger::{GrantRecord, Head, LeaseRecord, Ledger, OpenError, WriteError};
 
 use crate::journal::HeldLease;
+use crate::metrics::Counts;
 
 /// Where usage is written.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub struct UsageBook {
     /// Ends that the ledger has not taken, as while its disk is full. Few: without a ledger no
     /// new lease begins.
     unwritten: Arc<Mutex<Vec<LastBill>>>,
+    /// What is counted of it, and of all else.
+    pub counts: Counts,
 }
 
 /// A lease's last usage, and its end.
@@ -53,7 +56,7 @@ impl UsageBook {
     /// When it is no ledger or cannot be written.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let ledger = Arc::new(Mutex::new(Ledger::open(path)?));
-        Ok(Self { ledger, unwritten: Arc::default() })
+        Ok(Self { ledger, unwritten: Arc::default(), counts: Counts::default() })
     }
 
     async fn with<T: Send + 'static>(
@@ -63,7 +66,7 @@ impl UsageBook {
         let ledger = Arc::clone(&self.ledger);
         let work = move || work(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner));
         match tokio::task::spawn_blocking(work).await {
-            Ok(done) => done,
+            Ok(done) => done.inspect_err(|_| self.counts.ledger_failed()),
             // Not cancelled by anybody, so it panicked; the panic goes on here.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
@@ -225,11 +228,12 @@ mod tests {
             memory: None,
             share: None,
             exposure: gpuzone_core::Exposure::Mediated,
+            time: Default::default(),
             model: None,
         };
         let placement = NodeState::new(inventory()).place(&request).unwrap();
         let tenant = request.tenant.clone();
-        let demand = gpuzone_core::Demand { tenant, placement };
+        let demand = gpuzone_core::Demand { tenant, placement, time: request.time };
         let quota = TenantQuota::default();
         let admitted = gpuzone_core::admit(Some(&quota), Default::default(), demand).unwrap();
         let demand = admitted.demand();
@@ -238,10 +242,17 @@ mod tests {
             tenant: demand.tenant.clone(),
             zone: gpuzone_core::ZoneId::from_uuid(Uuid::from_u128(1)),
             placement: demand.placement.clone(),
+            time: demand.time,
             state: LeaseState::Active,
         };
         let by = HeldBy::Process(ProcessId::own().unwrap());
-        let holder = Holder { by, program: "app".into(), created: now(), trouble: String::new() };
+        let holder = Holder {
+            by,
+            program: "app".into(),
+            created: now(),
+            trouble: String::new(),
+            zone: None,
+        };
         HeldLease { lease, holder }
     }
 

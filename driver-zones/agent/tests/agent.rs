@@ -1,6 +1,12 @@
 //! The agent with the real broker, worker and simulated GPUs: what it answers, survives, refuses
 //! and leaves behind.
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
+mod ends;
+#[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]

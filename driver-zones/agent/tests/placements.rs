@@ -54,10 +54,10 @@ mod tests {
     /// A program that has the folder, as a container has it mounted.
     fn run_in(node: &Node, number: u64) -> bool {
         let created = agent::CreateLeaseReply {
-            lease: None,
             environment: [("GPUZONE_SLOT".to_owned(), folder(node, number).display().to_string())]
                 .into(),
             library_dir: node.directories().shim_dir().display().to_string(),
+            ..Default::default()
         };
         node.run_to_end(&created, "saxpy").status.success()
     }

@@ -10,10 +10,11 @@ use gpuzone_zone::files::remove;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::arbiter::Turns;
-use crate::lease::{Lease, ServeError};
+use crate::lease::{Common, Lease, ServeError};
 use crate::paths::ZonePaths;
 use crate::record;
 use crate::scrub::ScrubError;
+use crate::scrubs::Scrubs;
 use crate::slot::{self, Slot};
 
 /// The leases of a driver zone.
@@ -21,10 +22,10 @@ use crate::slot::{self, Slot};
 /// Starting and stopping one lease is one after the other; different leases do not wait for
 /// each other.
 pub(crate) struct Broker {
-    config: Arc<BrokerConfig>,
-    turns: Turns,
+    common: Common,
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
+    scrubs: Scrubs,
 }
 
 /// `None` while the lease is started for the first time, and when that failed.
@@ -52,10 +53,12 @@ impl Broker {
         let paths = ZonePaths::new(config.zone_dir.clone());
         let config = Arc::new(config);
         let turns = Turns::start(config.fair_time)?;
-        let found = crate::resume::leases(&config, &turns, &paths).await?;
+        let zones = crate::resume::zones(&paths).await?;
+        let common = Common { config, turns, zones };
+        let found = crate::resume::leases(&common, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        Ok(Self { config, turns, paths, leases })
+        Ok(Self { common, paths, leases, scrubs: Scrubs::default() })
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -87,9 +90,8 @@ impl Broker {
         let (slot, paths) = (Slot::of(&order), self.paths.lease(id));
         let started = match self.lay_out(&order) {
             Ok(stats) => {
-                let config = Arc::clone(&self.config);
-                let turns = self.turns.clone();
-                Lease::start(config, turns, order, paths, stats).await.map_err(StartError::from)
+                let common = self.common.clone();
+                Lease::start(common, order, paths, stats).await.map_err(StartError::from)
             }
             Err(error) => Err(error),
         };
@@ -139,8 +141,10 @@ impl Broker {
     /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
-        let log = self.paths.scrub_log(order.lease);
-        crate::scrub::scrub(&self.config, order, &log).await
+        let turn = self.scrubs.take(&order.gpus).await;
+        let lease = order.lease;
+        let (log, socket) = (self.paths.scrub_log(lease), self.paths.scrub_turns(lease));
+        crate::scrub::scrub(&self.common, order, &log, &socket, turn).await
     }
 
     /// Drops the entry of a lease that is not served, unless somebody waits for it.
@@ -175,6 +179,17 @@ impl Broker {
         let leases = self.leases();
         let settled = leases.values().filter_map(|entry| entry.try_lock().ok());
         settled.filter_map(|lease| lease.as_ref().map(Lease::status)).collect()
+    }
+
+    /// Forgets ends of workers that the agent has written down. One whose lease is just being
+    /// stopped stays: it is told again, and known.
+    pub(crate) fn acknowledge(&self, id: LeaseId, through: u32) {
+        let entry = self.leases().get(&id).map(Arc::clone);
+        if let Some(Ok(lease)) = entry.as_ref().map(|entry| entry.try_lock())
+            && let Some(lease) = &*lease
+        {
+            lease.acknowledge(through);
+        }
     }
 
     /// Ends all leases.

@@ -6,12 +6,12 @@
 //! In its place, a worker has no `/proc` to see others in, seccomp lets it signal nobody, and
 //! Landlock would not either. So the launcher becomes the worker and leaves no process between.
 
-use gpuzone_wire::control::{BrokerConfig, Sandbox};
-use gpuzone_zone::Process;
+use gpuzone_wire::control::{self as wire, BrokerConfig, Sandbox};
 use gpuzone_zone::sandbox::{
-    Demand, Feature, Filter, Launch, LaunchError, Limits, Mount, Policy, Root, SandboxError,
-    Sandboxed, Spec,
+    Demand, Feature, Filter, Launch, LaunchError, Limits, Missing, Mount, Order, Policy, Root,
+    SandboxError, Sandboxes, Spec, UserRanges,
 };
+use gpuzone_zone::{Zone, ZoneError, Zones};
 
 /// Where the libraries are that the driver's libraries need; the others they name by path.
 const LIBRARIES: [&str; 8] = [
@@ -50,24 +50,48 @@ impl From<SandboxError> for ConfineError {
     }
 }
 
-/// Starts a process that opens the driver, in a sandbox if the configuration has one. `zone` is
-/// its name: letters, digits, `-` and `_`.
-pub(crate) fn start(
+impl From<ZoneError<SandboxError>> for ConfineError {
+    fn from(error: ZoneError<SandboxError>) -> Self {
+        match error {
+            ZoneError::Backend(error) => error.into(),
+            ZoneError::Name(_)
+            | ZoneError::Exists(_)
+            | ZoneError::Record(_)
+            | ZoneError::Wrong(_)
+            | ZoneError::Late(_)
+            | ZoneError::Ended => Self::Sandbox(error.to_string()),
+        }
+    }
+}
+
+/// Makes a zone for a process that opens the driver, in a sandbox if the configuration has one;
+/// [`begin`] lets it run. `name` is letters, digits, `-` and `_`.
+pub(crate) fn make(
     config: &BrokerConfig,
-    zone: &str,
+    zones: &Zones<Sandboxes>,
+    name: &str,
     launch: Launch,
-) -> Result<Process, ConfineError> {
-    let Some(sandbox) = &config.sandbox else { return Ok(launch.start()?) };
-    let spec = spec(config, sandbox, zone)?;
-    let launcher = sandbox.launcher.clone();
-    let (process, missing) = Sandboxed { launcher, spec, launch }.start()?;
+) -> Result<Zone<Sandboxes>, ConfineError> {
+    let order = match &config.sandbox {
+        Some(sandbox) => {
+            let (launcher, spec) = (sandbox.launcher.clone(), spec(config, sandbox, name)?);
+            Order::Program { launcher, spec, launch }
+        }
+        None => Order::Bare(launch),
+    };
+    Ok(zones.create(name, order)?)
+}
+
+/// Lets a zone run, and answers when its program begins. On an error it is being ended.
+pub(crate) async fn begin(zone: &Zone<Sandboxes>) -> Result<(), ConfineError> {
+    let missing = zone.start().await?;
     if !missing.is_empty() {
-        let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        let missing: Vec<String> = missing.iter().map(Missing::to_string).collect();
         let missing = missing.join("; ");
-        tracing::warn!(%zone, process = process.pid(), %missing,
+        tracing::warn!(zone = zone.name(), process = zone.process().pid, %missing,
             "a worker runs without a part of its sandbox, which the policy allows");
     }
-    Ok(process)
+    Ok(())
 }
 
 fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, ConfineError> {
@@ -91,6 +115,11 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
         directory: "/".into(),
         network: false,
         own_pids: false,
+        users: sandbox.users.map(|wire::UserRanges { first, each, zones }| UserRanges {
+            first,
+            each,
+            zones,
+        }),
         filter: Filter::Worker,
         limits: Limits {
             pids: Some(MOST_THREADS),
@@ -125,6 +154,7 @@ mod tests {
             read: Vec::new(),
             write: Vec::new(),
             devices: Vec::new(),
+            users: None,
             require: require.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),
         }
     }

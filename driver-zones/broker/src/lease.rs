@@ -17,13 +17,16 @@ use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
 use gpuzone_wire::handover::{EXIT_REPLACE, WorkerSpec};
 use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::sandbox::Sandboxes;
+use gpuzone_zone::{Exit, Zone, Zones};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::arbiter::{self, Turns};
+use crate::ends::Ends;
 use crate::paths::LeasePaths;
 use crate::record::{self, WorkerRecord};
+use crate::respite::Respite;
 use crate::slot::{self, Slot, SlotError};
 use crate::worker::{self, Starting, WorkerError};
 
@@ -39,10 +42,17 @@ pub(crate) struct Lease {
     task: JoinHandle<()>,
 }
 
+/// What all leases of a driver zone have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) config: Arc<BrokerConfig>,
+    pub(crate) turns: Turns,
+    pub(crate) zones: Arc<Zones<Sandboxes>>,
+}
+
 /// What the worker's task and those who ask about the lease have in common.
 struct Shared {
-    config: Arc<BrokerConfig>,
-    turns: Turns,
+    common: Common,
     /// Notified when the worker kept a GPU too long.
     overran: Mutex<Arc<Notify>>,
     order: WorkerOrder,
@@ -56,6 +66,17 @@ struct Live {
     worker_pid: Option<u32>,
     restarts: u32,
     trouble: String,
+    ends: Ends,
+    /// As it is on disk.
+    written: Option<Written>,
+}
+
+/// The worker that the next broker would look for.
+#[derive(Clone, Copy)]
+struct Written {
+    pid: u32,
+    ready: bool,
+    ended: bool,
 }
 
 /// Why a worker could not be put into service.
@@ -76,55 +97,55 @@ pub(crate) enum ServeError {
 impl Lease {
     /// Puts a first worker into service; on an error no process is left.
     pub(crate) async fn start(
-        config: Arc<BrokerConfig>,
-        turns: Turns,
+        common: Common,
         order: WorkerOrder,
         paths: LeasePaths,
         stats: StatsFile,
     ) -> Result<Self, ServeError> {
         let (overran, live) = (Mutex::default(), Mutex::default());
-        let shared = Shared { config, turns, overran, order, paths, stats, live };
+        let shared = Shared { common, overran, order, paths, stats, live };
         let listener = slot::serve(&Slot::of(&shared.order))?;
         // A first start is not stopped: it succeeds or fails within the worker's time limit.
         let (_never, mut stop) = watch::channel(false);
-        let process = shared.start_worker(&listener, &mut stop).await?;
-        Ok(Self::supervise(shared, Some(process)))
+        let worker = shared.start_worker(&listener, &mut stop).await?;
+        Ok(Self::supervise(shared, Some(worker)))
     }
 
     /// Serves a lease that an earlier broker served: by its worker, if one is alive and ready,
     /// else by a fresh one as soon as possible.
     pub(crate) fn resume(
-        config: Arc<BrokerConfig>,
-        turns: Turns,
+        common: Common,
         order: WorkerOrder,
         paths: LeasePaths,
         stats: StatsFile,
-        worker: Option<(WorkerRecord, Option<Process>)>,
+        record: Option<WorkerRecord>,
+        worker: Option<Zone<Sandboxes>>,
     ) -> Self {
-        let (record, process) = worker.unzip();
-        let live = record.map_or_else(Live::default, |record| Live {
-            worker_pid: None,
-            restarts: record.restarts,
-            trouble: record.trouble,
+        let live = record.map_or_else(Live::default, |record| {
+            let WorkerRecord { pid, ready, restarts, trouble, ended, ends } = record;
+            let written = Some(Written { pid, ready, ended });
+            Live { worker_pid: None, restarts, trouble, ends, written }
         });
         let (overran, live) = (Mutex::default(), Mutex::new(live));
-        let shared = Shared { config, turns, overran, order, paths, stats, live };
-        let process = process.flatten();
-        if process.is_some()
+        let shared = Shared { common, overran, order, paths, stats, live };
+        if worker.is_none() {
+            shared.ended_unwatched();
+        }
+        if worker.is_some()
             && let Err(error) = shared.give_turns()
         {
             // It would go on without asking anybody.
             tracing::error!(lease = %shared.lease(), %error, "its worker takes no turns");
             shared.overran().notify_one();
         }
-        Self::supervise(shared, process)
+        Self::supervise(shared, worker)
     }
 
-    fn supervise(shared: Shared, process: Option<Process>) -> Self {
+    fn supervise(shared: Shared, worker: Option<Zone<Sandboxes>>) -> Self {
         let shared = Arc::new(shared);
         let (stop, stopped) = watch::channel(false);
-        shared.live().worker_pid = process.as_ref().map(Process::pid);
-        let task = tokio::spawn(Arc::clone(&shared).run(process, stopped));
+        shared.live().worker_pid = worker.as_ref().map(pid);
+        let task = tokio::spawn(Arc::clone(&shared).run(worker, stopped));
         Self { shared, stop, task }
     }
 
@@ -134,6 +155,12 @@ impl Lease {
 
     pub(crate) fn status(&self) -> LeaseStatus {
         self.shared.status()
+    }
+
+    /// Forgets ends that are written down elsewhere.
+    pub(crate) fn acknowledge(&self, through: u32) {
+        self.shared.live().ends.acknowledge(through);
+        self.shared.keep();
     }
 
     /// Ends the worker and says how the lease did; no process of it is left then.
@@ -161,7 +188,7 @@ impl Shared {
     }
 
     fn status(&self) -> LeaseStatus {
-        let Live { worker_pid, restarts, mut trouble } = self.live().clone();
+        let Live { worker_pid, restarts, mut trouble, ends, written: _ } = self.live().clone();
         let read = self.stats.snapshot(Monotonic::now());
         let Snapshot { counters, used, sessions, refused_by_name } = read.unwrap_or_else(|error| {
             trouble = error.to_string();
@@ -177,32 +204,46 @@ impl Shared {
             counters,
             refused_by_name,
             trouble,
+            ends: ends.to_vec(),
         }
     }
 
     /// Keeps a worker alive until `stop`.
-    async fn run(self: Arc<Self>, first: Option<Process>, mut stop: watch::Receiver<bool>) {
+    async fn run(self: Arc<Self>, first: Option<Zone<Sandboxes>>, mut stop: watch::Receiver<bool>) {
         let mut worker = first;
         let mut backoff = SHORTEST_BACKOFF;
+        let (began, mut respite) = (Instant::now(), Respite::new());
         loop {
             let mut pause = Duration::ZERO;
-            if let Some(process) = worker.take() {
+            if let Some(worker) = worker.take() {
                 let since = Instant::now();
                 let overran = self.overran();
                 tokio::select! {
                     () = overran.notified() => {
-                        self.end(&process).await;
-                        pause = self.overrun(&process, &mut backoff);
+                        self.end(&worker).await;
+                        pause = self.overrun(&worker, &mut backoff);
                     }
-                    exit = process.exited() => pause = self.ended(&process, exit, since, &mut backoff),
-                    () = stopped(&mut stop) => return self.end(&process).await,
+                    exit = worker.ended() => {
+                        pause = self.ended(&worker, exit, since, &mut backoff);
+                        if pause.is_zero() {
+                            pause = respite.ask(began.elapsed());
+                        }
+                    }
+                    () = stopped(&mut stop) => {
+                        // It may have ended by itself a moment ago: that is told, too.
+                        if worker.process().is_alive().is_ok_and(|alive| !alive) {
+                            let exit = worker.ended().await;
+                            self.ended(&worker, exit, since, &mut backoff);
+                        }
+                        return self.end(&worker).await;
+                    }
                 }
             }
             let Some(fresh) = self.replace(pause, &mut backoff, &mut stop).await else {
                 return;
             };
-            self.live().worker_pid = Some(fresh.pid());
-            tracing::info!(lease = %self.lease(), worker = fresh.pid(), "a fresh worker serves");
+            self.live().worker_pid = Some(pid(&fresh));
+            tracing::info!(lease = %self.lease(), worker = pid(&fresh), "a fresh worker serves");
             worker = Some(fresh);
         }
     }
@@ -210,7 +251,7 @@ impl Shared {
     /// Notes a worker's unexpected end; returns how long to wait before the next.
     fn ended(
         &self,
-        process: &Process,
+        worker: &Zone<Sandboxes>,
         exit: std::io::Result<Exit>,
         since: Instant,
         backoff: &mut Duration,
@@ -226,31 +267,50 @@ impl Shared {
             }
             Ok(exit @ (Exit::Code(_) | Exit::Signal(_) | Exit::Unknown)) => {
                 let said = worker::last_line(&self.paths.log());
-                let pid = process.pid();
+                let pid = pid(worker);
                 (format!("worker {pid} ended with {exit}: {said}"), longer(backoff))
             }
             Err(error) => (format!("the worker cannot be watched: {error}"), longer(backoff)),
         };
-        tracing::warn!(lease = %self.lease(), worker = process.pid(), %trouble, "worker ended");
-        let mut live = self.live();
-        live.worker_pid = None;
-        live.restarts = live.restarts.saturating_add(1);
-        live.trouble = trouble;
+        tracing::warn!(lease = %self.lease(), worker = pid(worker), %trouble, "worker ended");
+        self.note_end(pid(worker), trouble);
         pause
     }
 
+    /// Notes the end of a worker that served, until the agent has written it down.
+    fn note_end(&self, pid: u32, trouble: String) {
+        let mut live = self.live();
+        live.worker_pid = None;
+        live.restarts = live.restarts.saturating_add(1);
+        let number = live.restarts;
+        live.ends.push(number, pid, &trouble);
+        live.trouble = trouble;
+        if let Some(written) = &mut live.written {
+            written.ended = true;
+        }
+        drop(live);
+        self.keep();
+    }
+
+    /// Notes a worker that served and is gone, while no broker was there to see it.
+    fn ended_unwatched(&self) {
+        let written = self.live().written;
+        if let Some(Written { pid, ready: true, ended: false }) = written {
+            let trouble = format!("worker {pid} ended while its broker was away");
+            self.note_end(pid, trouble);
+        }
+    }
+
     /// Notes that a worker was ended because it kept a GPU; how long to wait before the next.
-    fn overrun(&self, process: &Process, backoff: &mut Duration) -> Duration {
-        let limit = self.config.fair_time.watchdog();
+    fn overrun(&self, worker: &Zone<Sandboxes>, backoff: &mut Duration) -> Duration {
+        let limit = self.common.config.fair_time.watchdog();
         let trouble = format!(
             "worker {} was ended: it kept a GPU for more than {} ms when its turn was over, most likely with a kernel that runs on (split it into shorter ones, or raise watchdog_milliseconds), or it broke its line to the arbiter",
-            process.pid(),
+            pid(worker),
             limit.as_millis()
         );
         tracing::warn!(lease = %self.lease(), %trouble, "worker ended");
-        let mut live = self.live();
-        live.restarts = live.restarts.saturating_add(1);
-        live.trouble = trouble;
+        self.note_end(pid(worker), trouble);
         longer(backoff)
     }
 
@@ -258,7 +318,7 @@ impl Shared {
         // A new one for each worker: what an earlier one did is not this one's fault.
         let overran = Arc::new(Notify::new());
         *self.overran.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&overran);
-        let joined = self.turns.join(&self.order, &self.paths.turns(), overran);
+        let joined = self.common.turns.join(&self.order, &self.paths.turns(), overran);
         joined.map_err(ServeError::Turns)
     }
 
@@ -268,7 +328,7 @@ impl Shared {
         mut pause: Duration,
         backoff: &mut Duration,
         stop: &mut watch::Receiver<bool>,
-    ) -> Option<Process> {
+    ) -> Option<Zone<Sandboxes>> {
         let mut listener = None;
         loop {
             // Bound before the pause: programs that come meanwhile wait instead of failing.
@@ -284,7 +344,7 @@ impl Shared {
             }
             if let Some(listener) = &listener {
                 match self.start_worker(listener, stop).await {
-                    Ok(process) => return Some(process),
+                    Ok(worker) => return Some(worker),
                     Err(ServeError::Stopped) => return None,
                     Err(error) => self.trouble(&error),
                 }
@@ -304,48 +364,70 @@ impl Shared {
         &self,
         listener: &OwnedFd,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Process, ServeError> {
+    ) -> Result<Zone<Sandboxes>, ServeError> {
         let log = self.paths.log();
         // Kept until the arbiter is connected: a worker that ends at once is not what fails then.
         let turns = arbiter::serve(&self.paths.turns()).map_err(ServeError::Turns)?;
         let inherited = turns.try_clone().map_err(ServeError::Turns)?;
         let lease = self.lease();
-        let mut starting =
-            worker::start(&self.config, lease, listener, &self.stats, inherited, &log)?;
+        let mut starting = worker::make(
+            &self.common.config,
+            &self.common.zones,
+            lease,
+            listener,
+            &self.stats,
+            inherited,
+            &log,
+        )?;
         let served = tokio::select! {
             served = self.put_into_service(&mut starting) => served,
             () = stopped(stop) => Err(ServeError::Stopped),
         };
         if served.is_err() {
-            self.end(&starting.process).await;
+            self.end(&starting.zone).await;
         }
-        served.map(|()| starting.process)
+        served.map(|()| starting.zone)
     }
 
     async fn put_into_service(&self, starting: &mut Starting) -> Result<(), ServeError> {
-        // Written before the worker has its orders: one that nobody knows does nothing.
-        self.write_down(&starting.process, false)?;
+        self.write_down(&starting.zone, false)?;
         // Connected before the worker has its orders: it does nothing without asking.
         self.give_turns()?;
-        let BrokerConfig { driver, caps, .. } = &*self.config;
+        let BrokerConfig { driver, caps, .. } = &*self.common.config;
         let grants = self.order.grants.clone();
         let (driver, caps) = (driver.clone(), *caps);
         let spec = WorkerSpec { lease: self.lease(), grants, driver, caps, arbitrated: true };
         starting.finish(&spec).await?;
-        self.write_down(&starting.process, true)
+        self.write_down(&starting.zone, true)
     }
 
-    fn write_down(&self, process: &Process, ready: bool) -> Result<(), ServeError> {
-        let Live { restarts, trouble, worker_pid: _ } = self.live().clone();
-        let record = WorkerRecord { process: process.id(), ready, restarts, trouble };
-        record::write(&self.paths.worker(), &record).map_err(ServeError::Record)
+    fn write_down(&self, worker: &Zone<Sandboxes>, ready: bool) -> Result<(), ServeError> {
+        self.live().written = Some(Written { pid: pid(worker), ready, ended: false });
+        self.write().map_err(ServeError::Record)
     }
 
-    async fn end(&self, process: &Process) {
-        if let Err(error) = process.end(None).await {
-            tracing::error!(lease = %self.lease(), worker = process.pid(), %error, "cannot end it");
+    fn write(&self) -> std::io::Result<()> {
+        // Held over the write: two at once would leave the older one.
+        let live = self.live();
+        let Live { restarts, trouble, ends, written, worker_pid: _ } = &*live;
+        let Some(Written { pid, ready, ended }) = *written else { return Ok(()) };
+        let (restarts, trouble, ends) = (*restarts, trouble.clone(), ends.clone());
+        let record = WorkerRecord { pid, ready, restarts, trouble, ended, ends };
+        record::write(&self.paths.worker(), &record)
+    }
+
+    /// Writes down what the next broker has to tell, if there is to be one.
+    fn keep(&self) {
+        if let Err(error) = self.write() {
+            tracing::error!(lease = %self.lease(), %error, "a worker's end is not on disk");
         }
-        self.turns.leave(self.lease());
+    }
+
+    async fn end(&self, worker: &Zone<Sandboxes>) {
+        if let Err(error) = worker.end(None).await {
+            tracing::error!(lease = %self.lease(), worker = pid(worker), %error, "cannot end it");
+        }
+        self.common.turns.leave(self.lease());
         self.live().worker_pid = None;
         self.settle();
     }
@@ -356,6 +438,10 @@ impl Shared {
             tracing::error!(lease = %self.lease(), %error, "the lease's counters are lost");
         }
     }
+}
+
+fn pid(worker: &Zone<Sandboxes>) -> u32 {
+    worker.process().pid
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {

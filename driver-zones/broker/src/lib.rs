@@ -8,21 +8,25 @@
 //! <zone_dir>/broker.lock  control.sock
 //!            leases/<lease>/order.json   what to serve, written before the worker is started
 //!                           stats        what was used, over all workers of the lease
-//!                           worker.json  which process serves, and since when
+//!                           worker.json  whether its worker serves, and how often it was replaced
 //!                           turns.sock   where it listens for its turns on the GPUs
 //!                           worker.log   what it said on its standard error
 //!            scrub-<lease>.log           what a scrub worker says, while there is one
+//!            zones/<zone>.zone           the process of each zone: <lease>, scrub-<lease>
 //! ```
 #![forbid(unsafe_code)]
 
 mod arbiter;
 mod broker;
 mod confine;
+mod ends;
 mod lease;
 mod paths;
 mod record;
+mod respite;
 mod resume;
 mod scrub;
+mod scrubs;
 mod serve;
 mod slot;
 mod worker;
@@ -76,5 +80,6 @@ pub async fn run(config: &Path) -> Result<(), RunError> {
     remove(&paths.control_socket()).map_err(zone)?;
     // Stays when something was put aside in it.
     let _ = std::fs::remove_dir(paths.leases());
+    let _ = std::fs::remove_dir(paths.zones());
     Ok(())
 }

@@ -16,12 +16,16 @@ struct Arguments {
     config: PathBuf,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let stderr = std::io::stderr;
     let colours = stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(level).with_writer(stderr).with_ansi(colours).init();
-    Ok(gpuzone_broker::run(&arguments.config).await?)
+    // Before anything is read that a worker wrote, and before there are threads.
+    if let Some(missing) = gpuzone_zone::sandbox::confine_supervisor()? {
+        tracing::warn!(%missing, "this broker runs without a part of its confinement");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(gpuzone_broker::run(&arguments.config))?)
 }

@@ -35,8 +35,18 @@ impl ZonePaths {
         self.dir.join("leases")
     }
 
+    /// The records of zones: workers' and scrub workers'.
+    pub fn zones(&self) -> PathBuf {
+        self.dir.join("zones")
+    }
+
     pub(crate) fn scrub_log(&self, lease: LeaseId) -> PathBuf {
         self.dir.join(format!("scrub-{lease}.log"))
+    }
+
+    /// Where a scrub worker listens for its turns.
+    pub(crate) fn scrub_turns(&self, lease: LeaseId) -> PathBuf {
+        self.dir.join(format!("scrub-{lease}.sock"))
     }
 
     pub(crate) fn lease(&self, lease: LeaseId) -> LeasePaths {

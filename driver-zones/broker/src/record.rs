@@ -3,22 +3,29 @@
 use std::io;
 use std::path::Path;
 
-use gpuzone_zone::ProcessId;
 use gpuzone_zone::files::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The lease's worker, in `worker.json`.
+use crate::ends::Ends;
+
+/// The lease's worker, in `worker.json`. What is believed of its process is its zone's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkerRecord {
-    #[serde(flatten)]
-    pub(crate) process: ProcessId,
+    /// Its number, for whoever reads of its end.
+    pub(crate) pid: u32,
     /// Whether it said that it accepts connections.
     pub(crate) ready: bool,
     /// How many workers were replaced before it.
     pub(crate) restarts: u32,
     /// What last went wrong.
     pub(crate) trouble: String,
+    /// Whether its end is among those that are told.
+    #[serde(default)]
+    pub(crate) ended: bool,
+    /// Ends that the agent has not acknowledged.
+    #[serde(default)]
+    pub(crate) ends: Ends,
 }
 
 /// Why a record cannot be read.

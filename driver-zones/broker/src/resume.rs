@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gpuzone_core::LeaseId;
-use gpuzone_wire::control::{BrokerConfig, WorkerOrder};
+use gpuzone_wire::control::WorkerOrder;
 use gpuzone_wire::stats::{Monotonic, StatsError, StatsFile};
-use gpuzone_zone::Process;
 use gpuzone_zone::files::{private_dir, remove};
+use gpuzone_zone::sandbox::Sandboxes;
+use gpuzone_zone::{Zone, Zones};
 
-use crate::arbiter::Turns;
-use crate::lease::Lease;
+use crate::lease::{Common, Lease};
 use crate::paths::{ENDED, LeasePaths, MAKING, UNREADABLE, ZonePaths};
 use crate::record::{self, ReadError, WorkerRecord};
 
@@ -33,13 +33,18 @@ enum FolderError {
     Io(#[from] io::Error),
 }
 
+/// The zones that an earlier broker left running.
+pub(crate) async fn zones(paths: &ZonePaths) -> io::Result<Arc<Zones<Sandboxes>>> {
+    let (zones, unreadable) = Zones::open(Sandboxes, &paths.zones()).await?;
+    for unreadable in unreadable {
+        tracing::error!(%unreadable, "if its worker runs, nobody looks after it: end it");
+    }
+    Ok(Arc::new(zones))
+}
+
 /// All leases that an earlier broker served, with their workers. What cannot be read is put
-/// aside under another name, its worker ended, and never removed.
-pub(crate) async fn leases(
-    config: &Arc<BrokerConfig>,
-    turns: &Turns,
-    paths: &ZonePaths,
-) -> io::Result<Vec<Lease>> {
+/// aside under another name, and never removed. Zones that are no such lease's are ended.
+pub(crate) async fn leases(common: &Common, paths: &ZonePaths) -> io::Result<Vec<Lease>> {
     private_dir(&paths.leases())?;
     let mut leases = Vec::new();
     for entry in std::fs::read_dir(paths.leases())? {
@@ -52,20 +57,23 @@ pub(crate) async fn leases(
         if name.starts_with(UNREADABLE) {
             continue;
         }
-        match resume(config, turns, &name, &entry.path()).await {
+        match resume(common, &name, &entry.path()).await {
             Ok(lease) => leases.push(lease),
-            Err(error) => put_aside(&entry.path(), &name, &error).await?,
+            Err(error) => put_aside(&entry.path(), &name, &error)?,
         }
+    }
+    let kept: Vec<String> = leases.iter().map(|lease| lease.order().lease.to_string()).collect();
+    for zone in common.zones.list() {
+        if kept.iter().any(|id| id == zone.name()) {
+            continue;
+        }
+        tracing::warn!(zone = zone.name(), process = zone.process().pid, "nobody's zone is ended");
+        zone.end(None).await?;
     }
     Ok(leases)
 }
 
-async fn resume(
-    config: &Arc<BrokerConfig>,
-    turns: &Turns,
-    name: &str,
-    dir: &Path,
-) -> Result<Lease, FolderError> {
+async fn resume(common: &Common, name: &str, dir: &Path) -> Result<Lease, FolderError> {
     let id: LeaseId = name.parse().map_err(|_| FolderError::Name)?;
     let paths = LeasePaths::in_dir(dir.to_owned());
     let order: WorkerOrder = record::read(&paths.order()).map_err(FolderError::Order)?;
@@ -75,45 +83,33 @@ async fn resume(
     let stats = StatsFile::open(OpenOptions::new().read(true).write(true).open(paths.stats())?)?;
     let record: Option<WorkerRecord> =
         record::read_if_there(&paths.worker()).map_err(FolderError::Worker)?;
-    let worker = match record {
-        Some(record) => {
-            let process = adopt(id, &record, &stats).await?;
-            Some((record, process))
-        }
-        None => None,
-    };
-    Ok(Lease::resume(Arc::clone(config), turns.clone(), order, paths, stats, worker))
+    let worker = adopt(common.zones.get(name), id, record.as_ref(), &stats).await?;
+    Ok(Lease::resume(common.clone(), order, paths, stats, record, worker))
 }
 
-/// The recorded worker, if it still serves. One that never said that it was ready is ended:
+/// The lease's worker, if it still serves. One that never said that it was ready is ended:
 /// nobody can tell whether it will be.
 async fn adopt(
+    worker: Option<Zone<Sandboxes>>,
     lease: LeaseId,
-    record: &WorkerRecord,
+    record: Option<&WorkerRecord>,
     stats: &StatsFile,
-) -> Result<Option<Process>, FolderError> {
-    let pid = record.process.pid;
-    let found = Process::find(record.process)?;
-    if let (Some(process), true) = (&found, record.ready) {
-        tracing::info!(%lease, worker = process.pid(), "its worker lives and is kept");
-        return Ok(found);
+) -> Result<Option<Zone<Sandboxes>>, FolderError> {
+    if let Some(worker) = &worker {
+        let pid = worker.process().pid;
+        if record.is_some_and(|record| record.ready) {
+            tracing::info!(%lease, worker = pid, "its worker lives and is kept");
+            return Ok(Some(worker.clone()));
+        }
+        tracing::warn!(%lease, worker = pid, "its worker was not ready");
+        worker.end(None).await?;
     }
-    if let Some(process) = found {
-        process.end(None).await?;
-    }
+    tracing::warn!(%lease, "it has no worker");
     stats.worker_gone(Monotonic::now())?;
-    tracing::warn!(%lease, worker = pid, "its worker is gone or was not ready");
     Ok(None)
 }
 
-async fn put_aside(dir: &Path, name: &str, error: &FolderError) -> io::Result<()> {
-    let worker = record::read::<WorkerRecord>(&LeasePaths::in_dir(dir.to_owned()).worker());
-    // Nobody would watch it, so it may not serve.
-    if let Ok(record) = worker
-        && let Some(process) = Process::find(record.process)?
-    {
-        process.end(None).await?;
-    }
+fn put_aside(dir: &Path, name: &str, error: &FolderError) -> io::Result<()> {
     let aside = (0u32..)
         .map(|n| dir.with_file_name(format!("{UNREADABLE}{n}-{name}")))
         .find(|path| File::open(path).is_err());

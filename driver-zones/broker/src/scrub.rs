@@ -2,17 +2,22 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use gpuzone_wire::control::{BrokerConfig, MAX_LINE};
+use gpuzone_wire::control::MAX_LINE;
 use gpuzone_wire::scrub::{SCRUB_ARGUMENT, ScrubOrder, ScrubReport, ScrubSpec};
 use gpuzone_zone::files::remove;
-use gpuzone_zone::sandbox::Launch;
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::sandbox::{Launch, Sandboxes};
+use gpuzone_zone::{Exit, Zone};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 
+use crate::arbiter;
 use crate::confine::{self, ConfineError};
+use crate::lease::Common;
+use crate::scrubs::Turn;
 use crate::worker::{fresh_log, last_line};
 
 /// How much longer than its own limit a scrub worker may take: it opens the driver first.
@@ -29,27 +34,42 @@ pub(crate) enum ScrubError {
     Ended { exit: Exit, said: String },
     #[error("the scrub worker was not done within {} s and was ended: {said}", .limit.as_secs())]
     Late { limit: Duration, said: String },
+    #[error(
+        "the scrub worker was ended: it kept a GPU that others wait for, for more than {} ms when its turn was over; the GPU does not finish what it is given", .limit.as_millis()
+    )]
+    Kept { limit: Duration },
+    #[error("it was asked for again, and the scrub worker was ended for the next one")]
+    Repeated,
     #[error("the scrub worker's report makes no sense: {0}")]
     Nonsense(String),
 }
 
 /// Has memory cleared. No process is left when it returns.
 pub(crate) async fn scrub(
-    config: &BrokerConfig,
+    common: &Common,
     order: ScrubOrder,
     log: &Path,
+    socket: &Path,
+    turn: Turn,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
-    let scrubbed = in_a_worker(config, order, log).await;
+    let lease = order.lease;
+    let scrubbed = in_a_worker(common, order, log, socket, &turn).await;
+    common.turns.leave(lease);
     // What it said is in the error.
     remove(log)?;
+    remove(socket)?;
     scrubbed
 }
 
 async fn in_a_worker(
-    config: &BrokerConfig,
+    common: &Common,
     order: ScrubOrder,
     log: &Path,
+    socket: &Path,
+    turn: &Turn,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
+    let Common { config, turns, zones } = common;
+    let listener = arbiter::serve(socket)?;
     let (orders_end, orders) = io::pipe()?;
     let (answer, answer_end) = io::pipe()?;
     let launch = Launch {
@@ -59,21 +79,32 @@ async fn in_a_worker(
         stdin: orders_end.into(),
         stdout: answer_end.into(),
         stderr: fresh_log(log)?.into(),
-        inherit: Vec::new(),
+        inherit: vec![listener.try_clone()?],
     };
     let limit = Duration::from_millis(order.limit_ms).saturating_add(GRACE);
     let gpus = order.gpus.clone();
     // Kept open until it is done: the worker ends when it is closed, however this broker ends.
     let mut orders = pipe::Sender::from_owned_fd(orders.into())?;
     let mut answer = pipe::Receiver::from_owned_fd(answer.into())?;
-    let process = confine::start(config, &format!("scrub-{}", order.lease), launch)?;
+    let zone = confine::make(config, zones, &format!("scrub-{}", order.lease), launch)?;
+    let overran = Arc::new(Notify::new());
+    // Connected before it has its orders: it does nothing without asking.
+    let joined = turns.join_scrub(&order, socket, Arc::clone(&overran));
     let spec = ScrubSpec::new(order, &config.driver);
-    let spoken = tokio::time::timeout(limit, speak(&mut orders, &mut answer, &process, &spec));
+    let spoken = async {
+        joined?;
+        let spoken = tokio::time::timeout(limit, speak(&mut orders, &mut answer, &zone, &spec));
+        tokio::select! {
+            spoken = spoken => Ok(spoken),
+            () = overran.notified() => Err(ScrubError::Kept { limit: config.fair_time.watchdog() }),
+            () = turn.wanted() => Err(ScrubError::Repeated),
+        }
+    };
     let spoken = spoken.await;
     // Whatever it was, the next one must find the memory free.
-    process.end(None).await?;
+    zone.end(None).await?;
     let said = || last_line(log);
-    let (text, exit) = match spoken {
+    let (text, exit) = match spoken? {
         Ok(spoken) => spoken?,
         Err(_) => return Err(ScrubError::Late { limit, said: said() }),
     };
@@ -91,10 +122,11 @@ async fn in_a_worker(
 async fn speak(
     orders: &mut pipe::Sender,
     answer: &mut pipe::Receiver,
-    process: &Process,
+    zone: &Zone<Sandboxes>,
     spec: &ScrubSpec,
-) -> io::Result<(Vec<u8>, Exit)> {
-    let mut line = serde_json::to_vec(spec)?;
+) -> Result<(Vec<u8>, Exit), ScrubError> {
+    confine::begin(zone).await?;
+    let mut line = serde_json::to_vec(spec).map_err(io::Error::from)?;
     line.push(b'\n');
     match orders.write_all(&line).await {
         // It is gone; its exit and its log say why.
@@ -103,5 +135,5 @@ async fn speak(
     }
     let mut text = Vec::new();
     answer.take(MAX_LINE as u64).read_to_end(&mut text).await?;
-    Ok((text, process.exited().await?))
+    Ok((text, zone.ended().await?))
 }

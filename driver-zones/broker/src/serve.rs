@@ -101,6 +101,7 @@ fn understand(line: &[u8], greeted: bool) -> Result<Request, String> {
         | Request::Stop { .. }
         | Request::Scrub(_)
         | Request::Status
+        | Request::Acknowledge { .. }
         | Request::Shutdown => match greeted {
             true => Ok(request),
             false => Err("the first request says hello and its version".to_owned()),
@@ -133,6 +134,10 @@ async fn answer(broker: &Arc<Broker>, request: Request) -> Reply {
             }
         }
         Request::Status => leases(broker.status()),
+        Request::Acknowledge { lease, through } => {
+            broker.acknowledge(lease, through);
+            leases(Vec::new())
+        }
         Request::Shutdown => {
             broker.stop_all().await;
             Reply::Bye

@@ -11,8 +11,8 @@ use gpuzone_core::LeaseId;
 use gpuzone_wire::control::BrokerConfig;
 use gpuzone_wire::handover::{EXIT_DRIVER, WorkerSpec};
 use gpuzone_wire::stats::StatsFile;
-use gpuzone_zone::sandbox::{Launch, LaunchError};
-use gpuzone_zone::{Exit, Process};
+use gpuzone_zone::sandbox::{Launch, LaunchError, Sandboxes};
+use gpuzone_zone::{Exit, Zone, Zones};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
@@ -21,10 +21,10 @@ use crate::confine::{self, ConfineError};
 /// How long a worker may take until it accepts connections.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A worker that exists and waits for its orders. It must be brought to an end: by
-/// [`Starting::finish`], or by [`Process::end`].
+/// A worker whose zone is held back. It must be brought to an end: by [`Starting::finish`], or by
+/// [`Zone::end`].
 pub(crate) struct Starting {
-    pub(crate) process: Process,
+    pub(crate) zone: Zone<Sandboxes>,
     orders: Option<pipe::Sender>,
     answer: pipe::Receiver,
     log: PathBuf,
@@ -54,10 +54,11 @@ pub(crate) fn with_cause(error: &LaunchError) -> String {
     }
 }
 
-/// Starts a worker for the slot `listener`. It does nothing before [`Starting::finish`] gives it
-/// its orders: who started it can write down first that it exists.
-pub(crate) fn start(
+/// Makes the zone of a worker for the slot `listener`. It does nothing before
+/// [`Starting::finish`]: who made it can prepare first what it needs.
+pub(crate) fn make(
     config: &BrokerConfig,
+    zones: &Zones<Sandboxes>,
     lease: LeaseId,
     listener: &OwnedFd,
     stats: &StatsFile,
@@ -81,8 +82,8 @@ pub(crate) fn start(
         Ok((launch, orders, answer))
     };
     let (launch, orders, answer) = prepare().map_err(WorkerError::Prepare)?;
-    let process = confine::start(config, &lease.to_string(), launch)?;
-    Ok(Starting { process, orders: Some(orders), answer, log: log.to_owned() })
+    let zone = confine::make(config, zones, &lease.to_string(), launch)?;
+    Ok(Starting { zone, orders: Some(orders), answer, log: log.to_owned() })
 }
 
 /// The log of a worker, emptied: what an earlier worker of the lease said is in its trouble.
@@ -93,9 +94,10 @@ pub(crate) fn fresh_log(path: &Path) -> io::Result<File> {
 }
 
 impl Starting {
-    /// Gives the worker its orders and waits until it accepts connections. When that fails, the
-    /// caller ends the process.
+    /// Lets the worker run, gives it its orders and waits until it accepts connections. When
+    /// that fails, the caller ends the zone.
     pub(crate) async fn finish(&mut self, spec: &WorkerSpec) -> Result<(), WorkerError> {
+        confine::begin(&self.zone).await?;
         let spoken = tokio::time::timeout(READY_TIMEOUT, self.speak(spec)).await;
         let Ok(spoken) = spoken else {
             return Err(WorkerError::Timeout { said: last_line(&self.log) });
@@ -104,7 +106,7 @@ impl Starting {
             return Ok(());
         }
         // It closed its output or its input; most likely it is about to end and says why.
-        let exit = tokio::time::timeout(Duration::from_secs(1), self.process.exited()).await;
+        let exit = tokio::time::timeout(Duration::from_secs(1), self.zone.ended()).await;
         let said = last_line(&self.log);
         match (exit, spoken) {
             (Ok(Ok(Exit::Code(EXIT_DRIVER))), _) => Err(WorkerError::Driver(said)),

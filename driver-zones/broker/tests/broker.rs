@@ -6,7 +6,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ mod tests {
     use gpuzone_wire::control::{
         BrokerConfig, Caps, Driver, LeaseStatus, Reply, Request, SlotAccess, VERSION, WorkerOrder,
     };
+    use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder};
     use gpuzone_wire::turn::{FairTime, Priority};
     use gpuzone_zone::ProcessId;
     use uuid::Uuid;
@@ -56,10 +57,6 @@ mod tests {
             ZonePaths::new(self.dir.path().join("zone"))
         }
 
-        fn lease_dir(&self, lease: LeaseId) -> PathBuf {
-            self.paths().leases().join(lease.to_string())
-        }
-
         fn connect(&self) -> Connection {
             let socket = self.paths().control_socket();
             let stream = eventually(|| UnixStream::connect(&socket).ok());
@@ -84,8 +81,15 @@ mod tests {
         }
 
         fn worker_of(&self, lease: LeaseId) -> ProcessId {
-            let json = std::fs::read(self.lease_dir(lease).join("worker.json")).unwrap();
-            serde_json::from_slice(&json).unwrap()
+            self.running(&lease.to_string()).unwrap()
+        }
+
+        /// The process of a zone that is written down as running.
+        fn running(&self, zone: &str) -> Option<ProcessId> {
+            let json = std::fs::read(self.paths().zones().join(format!("{zone}.zone"))).ok()?;
+            let record: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            let running = record["state"] == "running";
+            running.then(|| serde_json::from_value(record["process"].clone()).unwrap())
         }
     }
 
@@ -281,6 +285,116 @@ mod tests {
         assert!(zone.broker.wait().unwrap().success());
         assert!(!worker.is_alive().unwrap());
         assert!(!zone.paths().control_socket().exists());
+    }
+
+    fn kill(pid: u32) {
+        let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    /// The worker is a zombie at most, so that its end is its own and not the stop's.
+    fn is_dead(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| !rest.starts_with(" S") && !rest.starts_with(" R"))
+    }
+
+    #[test]
+    fn a_worker_that_died_just_before_its_lease_ended_is_told_with_its_reason() {
+        let zone = Zone::new(READY);
+        let mut agent = zone.connect();
+        for n in 1..=10 {
+            let order = zone.order(n);
+            let worker = agent.start(&order).worker_pid.unwrap();
+            kill(worker);
+            eventually(|| is_dead(worker).then_some(()));
+            let last = agent.stop(&order).unwrap();
+            assert_eq!((last.ends[0].number, last.ends[0].pid), (1, worker), "{last:?}");
+            assert!(last.ends[0].reason.contains("signal 9"), "{last:?}");
+        }
+        let order = zone.order(11);
+        agent.start(&order);
+        assert_eq!(agent.stop(&order).unwrap().ends, vec![], "this one was ended");
+    }
+
+    #[test]
+    fn ends_outlive_the_broker_until_they_are_acknowledged() {
+        let mut zone = Zone::new(READY);
+        let mut agent = zone.connect();
+        let order = zone.order(1);
+        let first = agent.start(&order).worker_pid.unwrap();
+        kill(first);
+        let fresh = |agent: &mut Connection, after: u32| {
+            eventually(|| {
+                agent.status().pop().filter(|s| s.worker_pid.is_some_and(|pid| pid != after))
+            })
+        };
+        let second = fresh(&mut agent, first).worker_pid.unwrap();
+        // Nobody sees this one's end.
+        zone.kill_broker();
+        kill(second);
+        eventually(|| is_dead(second).then_some(()));
+        for _ in 0..2 {
+            zone.broker = broker(zone.dir.path());
+            agent = zone.connect();
+            let status = fresh(&mut agent, second);
+            let told: Vec<_> = status.ends.iter().map(|end| (end.number, end.pid)).collect();
+            assert_eq!(told, [(1, first), (2, second)], "{status:?}");
+            assert_eq!(status.restarts, 2);
+            zone.kill_broker();
+        }
+        zone.broker = broker(zone.dir.path());
+        agent = zone.connect();
+        let acknowledge = Request::Acknowledge { lease: order.lease, through: 1 };
+        assert_eq!(agent.leases(&acknowledge), vec![]);
+        assert_eq!(agent.status()[0].ends.len(), 1);
+        zone.kill_broker();
+        zone.broker = broker(zone.dir.path());
+        agent = zone.connect();
+        let last = agent.stop(&order).unwrap();
+        assert_eq!(last.ends.iter().map(|end| end.number).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_scrub_workers_zone_does_not_outlive_the_next_broker() {
+        let mut zone = Zone::new("exec sleep 100");
+        let order = zone.order(1);
+        let (gpu, gib) = (order.grants[0].gpu, MemoryBytes::gib(1));
+        let gpus = vec![ScrubGpu { gpu, memory: gib, at_least: gib, at_most: gib }];
+        let scrub = ScrubOrder { lease: order.lease, gpus, sample: gib, limit_ms: 60_000 };
+        let mut agent = zone.connect();
+        let request = serde_json::to_string(&Request::Scrub(scrub)).unwrap();
+        writeln!(agent.stream.get_mut(), "{request}").unwrap();
+        let name = format!("scrub-{}", order.lease);
+        let worker = eventually(|| zone.running(&name));
+        zone.kill_broker();
+        assert!(worker.is_alive().unwrap());
+        zone.broker = broker(zone.dir.path());
+        zone.connect();
+        assert!(!worker.is_alive().unwrap());
+        assert_eq!(listing(&zone.paths().zones()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_broker_has_given_up_what_it_does_not_need() {
+        let zone = Zone::new(READY);
+        zone.connect();
+        let pid = zone.broker.id();
+        // Closed to this user's other processes, its own files in /proc belong to root.
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+        };
+        assert_eq!(value("NoNewPrivs:"), "1");
+        assert_eq!(value("Seccomp:"), "2");
+        let effective = u64::from_str_radix(&value("CapEff:"), 16).unwrap();
+        // CAP_NET_RAW, CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_PTRACE, CAP_SYS_BOOT, CAP_MKNOD,
+        // CAP_BPF (capability.h).
+        for capability in [13, 16, 17, 19, 22, 27, 39] {
+            assert_eq!(effective >> capability & 1, 0, "{capability}: {status}");
+        }
     }
 
     #[test]

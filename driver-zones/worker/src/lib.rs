@@ -13,6 +13,7 @@ pub mod busy;
 pub mod driver;
 pub mod harden;
 pub mod ledger;
+mod log;
 pub mod nvml;
 mod pace;
 pub mod scrub;

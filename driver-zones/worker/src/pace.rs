@@ -7,10 +7,8 @@ use gpuzone_cuda_abi::{CUevent, CUstream, CuResult, event_flags};
 use gpuzone_wire::stats::Monotonic;
 
 use crate::driver::Driver;
-use crate::turns::Pressure;
+use crate::turns::Room;
 
-/// Work that may be ahead, in nanoseconds, over all contexts of the lease on the GPU.
-const AHEAD: u64 = 2_000_000;
 /// Pieces of work that may be ahead, however short they were so far: the next ones may be long.
 const MOST: u32 = 32;
 /// What a piece of work is thought to take before one was seen.
@@ -25,6 +23,8 @@ pub(crate) struct Pace {
     /// Pieces behind the last mark, all on this stream.
     unmarked: (u32, CUstream),
     ahead: u32,
+    /// How many of them there may be, as last looked at.
+    ahead_at_most: u32,
     /// Pieces since the GPU was idle.
     since_idle: u32,
     /// How long a piece takes, in nanoseconds.
@@ -43,6 +43,7 @@ impl Default for Pace {
             spare: Vec::new(),
             unmarked: (0, std::ptr::null_mut()),
             ahead: 0,
+            ahead_at_most: 2,
             since_idle: 0,
             average: UNKNOWN,
             seen: None,
@@ -51,23 +52,20 @@ impl Default for Pace {
 }
 
 impl Pace {
-    fn window(&self, pressure: Pressure, sharing: u32) -> u32 {
-        let pieces = (AHEAD / u64::from(sharing.max(1))).div_ceil(self.average.max(1));
-        let least = match pressure {
-            // The next piece is there when one is done.
-            Pressure::Alone => 2,
-            Pressure::Contended | Pressure::Recalled => 1,
-        };
-        u32::try_from(pieces).unwrap_or(MOST).clamp(least, MOST)
+    /// How many pieces may be ahead.
+    fn window(&self, room: Room) -> u32 {
+        let pieces = room.time.div_ceil(self.average.max(1));
+        u32::try_from(pieces).unwrap_or(MOST).clamp(room.pieces, MOST)
     }
 
     /// To be called before more work is given to the current context; waits until there is room.
-    pub(crate) fn before(&mut self, driver: &Driver, pressure: Pressure, sharing: u32) {
-        let window = self.window(pressure, sharing);
+    pub(crate) fn before(&mut self, driver: &Driver, room: Room) {
+        let window = self.window(room);
         if self.ahead < window {
             return;
         }
         self.mark(driver);
+        self.ahead_at_most = window;
         // Half of it: one wait for many short pieces.
         while self.ahead > window / 2 {
             let Some((event, pieces)) = self.marks.pop_front() else {
@@ -97,7 +95,7 @@ impl Pace {
         self.unmarked.0 += 1;
         self.ahead += 1;
         self.since_idle = self.since_idle.saturating_add(1);
-        if self.unmarked.0 >= (self.window(Pressure::Alone, 1) / 4).max(1) {
+        if self.unmarked.0 >= (self.ahead_at_most / 4).max(1) {
             self.mark(driver);
         }
     }

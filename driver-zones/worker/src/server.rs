@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::busy::BusyClock;
+use crate::log;
 use crate::session::{Ended, Lease, Session, SessionPeer, serve};
 
 /// How long a process that connected may take to say hello.
@@ -108,7 +109,7 @@ fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, ServeError> {
         Ok(socket) => Ok(Some(socket)),
         Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
         Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
-            eprintln!("cannot accept a tenant's process now: {error}");
+            log::say(&format!("cannot accept a tenant's process now: {error}"));
             std::thread::sleep(Duration::from_millis(50));
             Ok(None)
         }
@@ -140,7 +141,7 @@ fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mu
     let body = move || {
         let attended = AssertUnwindSafe(|| attend(&lease, &socket, &peer, clock, &region));
         if std::panic::catch_unwind(attended).is_err() {
-            eprintln!("a session ended by a fault of the worker's own; others go on");
+            log::say("a session ended by a fault of the worker's own; others go on");
             lease.poisoned.store(true, Ordering::SeqCst);
         }
         // The tenant sees the end of its session here, however it came about.
@@ -169,7 +170,7 @@ fn refuse_unheard(socket: impl AsFd, reason: String) {
 }
 
 fn refuse(socket: impl AsFd, reason: String) {
-    eprintln!("refused a tenant's process: {reason}");
+    log::say(&format!("refused a tenant's process: {reason}"));
     // Whether it hears the reason is up to it.
     let _ = hello::limit_waiting(&socket, Duration::from_millis(100));
     let _ = hello::send(&socket, &Welcome::Refused { reason }, None);
@@ -195,14 +196,16 @@ fn attend(
         Ok(Some(region)) => place.get_or_init(|| region).clone(),
         Ok(None) => return,
         Err(error) => {
-            eprintln!("a tenant's process could not be welcomed: {error}");
+            log::say(&format!("a tenant's process could not be welcomed: {error}"));
             return;
         }
     };
     let mut session = Session::new(lease.clone(), clock);
     match serve(&mut session, region, Spin::default(), peer) {
         Ended::Gone => {}
-        ended @ (Ended::Ring(_) | Ended::Call(_)) => eprintln!("a session was ended: {ended}"),
+        ended @ (Ended::Ring(_) | Ended::Call(_)) => {
+            log::say(&format!("a session was ended: {ended}"))
+        }
     }
 }
 

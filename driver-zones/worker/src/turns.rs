@@ -10,6 +10,8 @@
 //! was given is done. The turn stays until the arbiter wants it back, so a lease that is alone
 //! asks nobody. Without an arbiter (it died, its next is not there yet) everybody goes ahead.
 
+mod pauses;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,10 +23,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
-/// How long a turn that somebody waits for is kept with nothing to do: a program that waits for
-/// each kernel launches the next one within this time.
-const GRACE: Duration = Duration::from_micros(300);
-const GRACE_NANOSECONDS: u64 = 300_000;
+use pauses::Pauses;
+
+/// Work that may be ahead of a GPU, in nanoseconds.
+const AHEAD: u64 = 2_000_000;
+/// The same, where somebody may come who must not wait long: pieces that are longer than this are
+/// given one by one.
+const AHEAD_BRIEF: u64 = 500_000;
+
+/// How often a turn that others wait for is looked at while it is used, in nanoseconds.
+const LOOK_EVERY: u64 = 300_000;
 
 /// How things stand with a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,14 @@ pub enum Pressure {
     Contended,
     /// No more work may be given to it.
     Recalled,
+}
+
+/// How much work may be ahead of a GPU: so much time, or so many pieces if that is more. With two,
+/// the next one is there when one is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) time: u64,
+    pub(crate) pieces: u32,
 }
 
 /// The turns of a worker's GPUs, in the order of the lease's grants.
@@ -73,11 +89,23 @@ struct State {
     used: u64,
     /// Since when there is nothing to do.
     idle: Monotonic,
+    /// Whether there may come somebody who must not wait long.
+    brief: bool,
+    /// When the last work was done, until more comes.
+    done: Option<Monotonic>,
+    /// How long the lease's programs pause between pieces of work.
+    pauses: Pauses,
 }
 
 impl State {
     fn may_begin(&self) -> bool {
         !self.arbitrated || (self.held && !self.recalled)
+    }
+
+    /// Until when it may be kept with nothing to do, if somebody waits for it and it has nothing.
+    fn kept_until(&self) -> Option<u64> {
+        let idle = self.held && self.contended && self.working == 0 && self.waiting == 0;
+        idle.then(|| self.idle.nanoseconds().saturating_add(self.pauses.worth_waiting()))
     }
 
     fn pressure(&self) -> Pressure {
@@ -136,9 +164,13 @@ impl Turns {
         all.max_by_key(|pressure| *pressure as u8).unwrap_or(Pressure::Alone)
     }
 
-    /// How many contexts have work under way, at least 1.
-    pub(crate) fn working(&self, device: usize) -> u32 {
-        self.gpus.get(device).map_or(1, |gpu| gpu.state().working.max(1))
+    /// How much work a context may have ahead of a GPU.
+    pub(crate) fn room(&self, device: usize) -> Room {
+        let Some(gpu) = self.gpus.get(device) else { return Room { time: AHEAD, pieces: 2 } };
+        let state = gpu.state();
+        let time = if state.brief { AHEAD_BRIEF } else { AHEAD };
+        let pieces = if state.brief || state.contended { 1 } else { 2 };
+        Room { time: time / u64::from(state.working.max(1)), pieces }
     }
 
     /// A context is about to give work to a GPU; waits for a turn at most `patience` long.
@@ -147,6 +179,9 @@ impl Turns {
     pub(crate) fn begin(&self, device: usize, patience: Duration) -> bool {
         let Some(gpu) = self.gpus.get(device) else { return true };
         let mut state = gpu.state();
+        if let Some(done) = state.done.take() {
+            state.pauses.saw(Monotonic::now().nanoseconds_since(done));
+        }
         if !state.may_begin() {
             if !state.asked && !state.held {
                 state.asked = true;
@@ -182,11 +217,20 @@ impl Turns {
         let now = Monotonic::now();
         let passed = now.nanoseconds_since(state.since);
         let alone = measured.filter(|_| state.shared == 1);
-        state.used = state.used.saturating_add(alone.unwrap_or(passed).min(passed));
-        state.idle = now;
-        if state.recalled {
+        let worked = alone.unwrap_or(passed).min(passed);
+        state.used = state.used.saturating_add(worked);
+        state.pauses.worked(worked);
+        (state.idle, state.done) = (now, Some(now));
+        let is_over = state.kept_until().is_some_and(|until| until <= now.nanoseconds());
+        if state.recalled || is_over {
             self.give_back(device, gpu, &mut state);
         }
+    }
+
+    /// For tests: as if there was an arbiter that never answers.
+    #[cfg(test)]
+    pub(crate) fn pretend_to_be_arbitrated(&self) {
+        self.gpus.iter().for_each(|gpu| gpu.state().arbitrated = true);
     }
 
     fn give_back(&self, device: usize, gpu: &Gpu, state: &mut State) {
@@ -210,8 +254,11 @@ impl Turns {
         let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
         fds.extend(line.iter().map(|line| PollFd::new(&**line, PollFlags::IN)));
-        let grace = Timespec { tv_sec: 0, tv_nsec: i64::from(GRACE.subsec_nanos()) };
-        match poll(&mut fds, self.is_watched().then_some(&grace)) {
+        let timeout = self.look_again_in().map(|nanoseconds| Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+        });
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             // Nothing that waits would ever be let in.
             Err(_) => return self.lost(),
@@ -226,20 +273,23 @@ impl Turns {
         self.give_back_idle();
     }
 
-    /// Whether there is a turn that is to be given back when nothing is done with it.
-    fn is_watched(&self) -> bool {
-        self.gpus.iter().any(|gpu| {
+    /// In how many nanoseconds a turn may have to be given back because nothing is done with it.
+    fn look_again_in(&self) -> Option<u64> {
+        let now = Monotonic::now().nanoseconds();
+        let each = self.gpus.iter().filter_map(|gpu| {
             let state = gpu.state();
-            state.held && state.contended
-        })
+            let watched = state.held && state.contended;
+            let until = state.kept_until();
+            watched.then(|| until.map_or(LOOK_EVERY, |until| until.saturating_sub(now)))
+        });
+        each.min()
     }
 
     fn give_back_idle(&self) {
         for (device, gpu) in self.gpus.iter().enumerate() {
             let mut state = gpu.state();
-            let idle = Monotonic::now().nanoseconds_since(state.idle);
-            let over = state.held && state.contended && state.working == 0;
-            if over && state.waiting == 0 && idle >= GRACE_NANOSECONDS {
+            let now = Monotonic::now().nanoseconds();
+            if state.kept_until().is_some_and(|until| until <= now) {
                 self.give_back(device, gpu, &mut state);
             }
         }
@@ -257,6 +307,7 @@ impl Turns {
             let mut state = gpu.state();
             state.arbitrated = true;
             (state.held, state.recalled, state.contended) = (false, false, false);
+            state.brief = false;
             state.asked = state.waiting > 0 || state.working > 0;
             if state.asked {
                 self.say(FromWorker::Want { device: number(device) });
@@ -278,14 +329,15 @@ impl Turns {
             let Some(message) = message else { return self.lost() };
             let (FromArbiter::Grant { device, .. }
             | FromArbiter::Contended { device }
+            | FromArbiter::Brief { device }
             | FromArbiter::Recall { device }) = message;
             let device = usize::try_from(device).unwrap_or(usize::MAX);
             let Some(gpu) = self.gpus.get(device) else { return self.lost() };
             let mut state = gpu.state();
             match message {
-                FromArbiter::Grant { device: _, contended } => {
+                FromArbiter::Grant { device: _, contended, brief } => {
                     (state.held, state.recalled, state.asked) = (true, false, false);
-                    state.contended = contended;
+                    (state.contended, state.brief) = (contended, brief);
                     (state.used, state.idle) = (0, Monotonic::now());
                     gpu.publish(&state);
                     gpu.granted.notify_all();
@@ -294,6 +346,7 @@ impl Turns {
                     state.contended = true;
                     gpu.publish(&state);
                 }
+                FromArbiter::Brief { device: _ } => state.brief = true,
                 FromArbiter::Recall { device: _ } if state.held => {
                     state.recalled = true;
                     if state.working == 0 {
@@ -313,7 +366,7 @@ impl Turns {
         for gpu in &self.gpus {
             let mut state = gpu.state();
             (state.arbitrated, state.held, state.recalled) = (false, false, false);
-            (state.contended, state.asked) = (false, false);
+            (state.contended, state.asked, state.brief) = (false, false, false);
             gpu.publish(&state);
             gpu.granted.notify_all();
         }

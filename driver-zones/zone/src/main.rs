@@ -2,16 +2,22 @@
 //!
 //! It reads a `Spec` as JSON from the descriptor FD, makes itself what that says, answers on the
 //! other with a `Report` a line, and becomes FILE, which is told that its name is NAME.
-//! `--probe` prints what this host lacks.
+//!
+//! With `--requests`, the zone has no program of its own: it runs those that are asked for over the
+//! socket FD. With `--keep`, this process keeps such a zone for `gpu-zone`, as `Order` says, and
+//! FD is the first program's connection. `--probe` prints what this host lacks.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use gpuzone_zone::sandbox;
+use gpuzone_zone::keeper;
+use gpuzone_zone::sandbox::{self, Runs};
 
 const USAGE: &str = "usage: gpu-zone-sandbox --orders FD --report FD -- FILE NAME [ARG]...\n\
+                     \x20      gpu-zone-sandbox --orders FD --report FD --requests FD\n\
+                     \x20      gpu-zone-sandbox --orders FD --report FD --keep FD\n\
                      \x20      gpu-zone-sandbox --probe | --version";
 
 #[allow(clippy::print_stdout, reason = "a program")]
@@ -25,36 +31,96 @@ fn main() -> ExitCode {
         Some("--probe") => return probe(),
         Some(_) | None => {}
     }
-    let Some((orders, report, command)) = parse(words) else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    if orders == report {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    }
-    for descriptor in [orders, report] {
-        // SAFETY: both are inherited for this purpose, as the command line says, and are looked
-        // at only once they are known to be open.
-        if unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-            eprintln!("gpu-zone-sandbox: descriptor {descriptor} is not open");
-            return ExitCode::from(2);
+    match orders(words).and_then(Orders::take) {
+        Ok(Taken::Zone { orders, report, runs }) => {
+            ExitCode::from(sandbox::run(orders, report, runs))
+        }
+        Ok(Taken::Keeper { orders, report, first }) => {
+            ExitCode::from(keeper::run(orders, report, first))
+        }
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::from(2)
         }
     }
-    // SAFETY: open, inherited, not the same, and nobody else's in this process.
-    let (orders, report) = unsafe { (File::from_raw_fd(orders), OwnedFd::from_raw_fd(report)) };
-    ExitCode::from(sandbox::run(orders, report, command))
 }
 
-fn parse(mut words: Vec<OsString>) -> Option<(RawFd, RawFd, Vec<OsString>)> {
-    if words.len() < 7 {
-        return None;
+/// What the command line says.
+enum Orders {
+    Program { orders: RawFd, report: RawFd, command: Vec<OsString> },
+    Requests { orders: RawFd, report: RawFd, requests: RawFd },
+    Keeper { orders: RawFd, report: RawFd, first: RawFd },
+}
+
+/// The same with what it names.
+enum Taken {
+    Zone { orders: File, report: OwnedFd, runs: Runs },
+    Keeper { orders: File, report: OwnedFd, first: OwnedFd },
+}
+
+fn orders(mut words: Vec<OsString>) -> Result<Orders, String> {
+    let usage = || USAGE.to_owned();
+    let command = words.split_off(words.len().min(5));
+    let mut flags = words.iter().map(|word| word.to_str().unwrap_or_default());
+    let mut next = || flags.next().unwrap_or_default();
+    let number = |word: &str| word.parse().ok().filter(|fd: &RawFd| *fd > 2).ok_or_else(usage);
+    if next() != "--orders" {
+        return Err(usage());
     }
-    let command = words.split_off(5);
-    let number = |word: &OsString| word.to_str()?.parse().ok().filter(|fd: &RawFd| *fd > 2);
-    let [orders_flag, orders, report_flag, report, dashes] = &words[..] else { return None };
-    let flags = orders_flag == "--orders" && report_flag == "--report" && dashes == "--";
-    flags.then_some((number(orders)?, number(report)?, command))
+    let orders = number(next())?;
+    if next() != "--report" {
+        return Err(usage());
+    }
+    let report = number(next())?;
+    match (next(), &command[..]) {
+        ("--", [_, _, ..]) => Ok(Orders::Program { orders, report, command }),
+        ("--requests", [fd]) => {
+            let requests = number(fd.to_str().unwrap_or_default())?;
+            Ok(Orders::Requests { orders, report, requests })
+        }
+        ("--keep", [fd]) => {
+            let first = number(fd.to_str().unwrap_or_default())?;
+            Ok(Orders::Keeper { orders, report, first })
+        }
+        _ => Err(usage()),
+    }
+}
+
+impl Orders {
+    fn take(self) -> Result<Taken, String> {
+        let (Self::Program { orders, report, .. }
+        | Self::Requests { orders, report, .. }
+        | Self::Keeper { orders, report, .. }) = self;
+        let third = match self {
+            Self::Program { .. } => None,
+            Self::Requests { requests: fd, .. } | Self::Keeper { first: fd, .. } => Some(fd),
+        };
+        let mut all: Vec<RawFd> = [orders, report].into_iter().chain(third).collect();
+        for descriptor in &all {
+            // SAFETY: all are inherited for this purpose, as the command line says, and are
+            // looked at only once they are known to be open.
+            if unsafe { libc::fcntl(*descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+                return Err(format!("gpu-zone-sandbox: descriptor {descriptor} is not open"));
+            }
+        }
+        all.sort_unstable();
+        all.dedup();
+        if all.len() != 2 + usize::from(third.is_some()) {
+            return Err(USAGE.to_owned());
+        }
+        // SAFETY: open, inherited, not the same, and nobody else's in this process.
+        let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+        let (orders, report) = (File::from(own(orders)), own(report));
+        Ok(match self {
+            Self::Program { command, .. } => {
+                Taken::Zone { orders, report, runs: Runs::Program(command) }
+            }
+            Self::Requests { requests, .. } => {
+                Taken::Zone { orders, report, runs: Runs::Requests(own(requests)) }
+            }
+            Self::Keeper { first, .. } => Taken::Keeper { orders, report, first: own(first) },
+        })
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "a program")]

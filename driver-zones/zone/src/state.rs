@@ -3,19 +3,26 @@
 //! ```text
 //!  create        start          begun           end           gone
 //! ───────▶ Made ──────▶ Starting ─────▶ Running ─────▶ Ending ─────▶ Ended
-//!            │             │               │                          ▲
-//!            │             │ failed        │ gone                     │
-//!            └─────────────┴───────────────┴──────────────────────────┘
+//!            │  end        │  failed, end    │                         ▲
+//!            ├─────────────┴────▶ Ending     │                         │
+//!            │  gone       │  gone           │  gone                   │
+//!            └─────────────┴─────────────────┴─────────────────────────┘
+//!
+//! adopt: Running stays Running; Made and Starting go to Ending, for nobody can tell what they
+//! would become.
 //! ```
 //!
 //! Pure: whoever owns a zone feeds in what happened and does what the answer says.
 
+use serde::{Deserialize, Serialize};
+
 /// Where a zone is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ZoneState {
-    /// Its orders are written; no process exists.
+    /// It is held back: nothing of its program has run, and it ends with its owner.
     Made,
-    /// Its launcher runs, and the program has not begun.
+    /// It was let go, and the program has not begun.
     Starting,
     /// Its program runs.
     Running,
@@ -28,17 +35,17 @@ pub enum ZoneState {
 /// What happens to a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ZoneEvent {
-    /// Its launcher is started.
+    /// It is let go.
     Start,
-    /// The launcher reported that the program begins.
+    /// Its program begins.
     Begun,
-    /// The launcher reported that it cannot.
+    /// Its program cannot begin.
     Failed,
     /// Somebody wants it gone.
     End,
     /// Its process was seen to be gone.
     Gone,
-    /// Another agent found its process running (pid, start time and boot agree).
+    /// Another owner found its process running (pid, start time and boot agree).
     Adopt,
 }
 
@@ -62,13 +69,15 @@ impl ZoneState {
         use ZoneState as S;
         match (self, event) {
             (S::Made, E::Start) => Ok(S::Starting),
-            (S::Starting, E::Begun | E::Adopt) | (S::Running, E::Adopt) => Ok(S::Running),
-            (S::Starting, E::Failed) | (S::Starting | S::Running, E::End) => Ok(S::Ending),
+            (S::Starting, E::Begun) | (S::Running, E::Adopt) => Ok(S::Running),
+            (S::Made | S::Starting, E::End | E::Adopt)
+            | (S::Starting, E::Failed)
+            | (S::Running, E::End) => Ok(S::Ending),
             // Ending twice is no error: both want the same.
             (S::Ending, E::End | E::Failed | E::Begun | E::Adopt) => Ok(S::Ending),
-            (S::Made, E::End) | (S::Starting | S::Running | S::Ending, E::Gone) => Ok(S::Ended),
+            (S::Made | S::Starting | S::Running | S::Ending, E::Gone) => Ok(S::Ended),
             (S::Ended, E::End | E::Gone) => Ok(S::Ended),
-            (S::Made, E::Begun | E::Failed | E::Gone | E::Adopt)
+            (S::Made, E::Begun | E::Failed)
             | (S::Starting | S::Running | S::Ending | S::Ended, E::Start)
             | (S::Running, E::Begun | E::Failed)
             | (S::Ended, E::Begun | E::Failed | E::Adopt) => Err(WrongEvent { state: self, event }),
@@ -119,6 +128,14 @@ mod tests {
                 let state = state.after(second).unwrap_or(state);
                 assert!(matches!(state, ZoneState::Ending | ZoneState::Ended));
             }
+        }
+    }
+
+    #[test]
+    fn only_what_ran_is_kept_by_the_next_owner() {
+        for state in STATES {
+            let kept = state.after(ZoneEvent::Adopt) == Ok(ZoneState::Running);
+            assert_eq!(kept, state == ZoneState::Running, "{state:?}");
         }
     }
 

@@ -1,101 +1,15 @@
 //! What a hostile program tries in a sandbox, and that each attempt is denied.
 #[cfg(test)]
+mod support;
+
+#[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::fs::File;
     use std::io::{Read, Seek};
-    use std::os::fd::OwnedFd;
-    use std::path::{Path, PathBuf};
 
-    use gpuzone_zone::sandbox::{
-        Demand, Feature, Filter, Launch, Limits, Missing, Mount, Policy, Root, SandboxError,
-        Sandboxed, Spec, probe,
-    };
-    use gpuzone_zone::{Exit, Process};
+    use gpuzone_zone::Exit;
+    use gpuzone_zone::sandbox::{Demand, Feature, Mount, Policy, Root, Spec, probe};
 
-    fn launcher() -> PathBuf {
-        env!("CARGO_BIN_EXE_gpu-zone-sandbox").into()
-    }
-
-    /// Whether this host has the features, or else the test's name is printed as skipped.
-    fn host_has(test: &str, features: &[Feature]) -> bool {
-        let missing = probe(&launcher()).unwrap_or_else(|error| {
-            let reason = error.to_string();
-            Feature::ALL.map(|feature| Missing { feature, reason: reason.clone() }).into()
-        });
-        let lacks = missing.iter().find(|missing| features.contains(&missing.feature));
-        if let Some(lacks) = lacks {
-            println!("skipped: {test}: this host lacks {lacks}");
-        }
-        lacks.is_none()
-    }
-
-    /// A zone with the host's programs and nothing else of it.
-    fn spec() -> Spec {
-        let folders = ["/usr", "/lib", "/lib64", "/bin", "/etc/alternatives", "/etc/ld.so.cache"];
-        let is_link = |path: &str| Path::new(path).is_symlink();
-        let mut mounts: Vec<Mount> =
-            folders.into_iter().filter(|path| !is_link(path)).map(Mount::read_if_there).collect();
-        if is_link("/bin") {
-            mounts.push(Mount { target: Some("/bin".into()), ..Mount::read("/usr/bin") });
-        }
-        Spec {
-            zone: format!("test-{}", std::process::id()),
-            root: Root::Empty,
-            mounts,
-            devices: Vec::new(),
-            private: vec!["/tmp".into()],
-            hidden: Vec::new(),
-            directory: "/".into(),
-            network: false,
-            own_pids: true,
-            filter: Filter::Workload,
-            limits: Limits::default(),
-            policy: Policy::default(),
-        }
-    }
-
-    fn null() -> OwnedFd {
-        File::options().read(true).write(true).open("/dev/null").unwrap().into()
-    }
-
-    fn start(
-        spec: Spec,
-        program: &str,
-        arguments: &[&str],
-        out: &File,
-    ) -> Result<(Process, Vec<Missing>), SandboxError> {
-        let launch = Launch {
-            program: program.into(),
-            arguments: arguments.iter().map(Into::into).collect(),
-            environment: BTreeMap::from([("PATH".into(), "/usr/bin:/bin".into())]),
-            stdin: null(),
-            stdout: out.try_clone().unwrap().into(),
-            stderr: out.try_clone().unwrap().into(),
-            inherit: Vec::new(),
-        };
-        Sandboxed { launcher: launcher(), spec, launch }.start()
-    }
-
-    async fn shell(spec: Spec, script: &str) -> (Exit, String) {
-        let mut out = tempfile::tempfile().unwrap();
-        let (process, _) = start(spec, "/bin/sh", &["-c", script], &out).unwrap();
-        let exit = process.exited().await.unwrap();
-        let mut said = String::new();
-        out.rewind().unwrap();
-        out.read_to_string(&mut said).unwrap();
-        (exit, said)
-    }
-
-    /// Each attempt is a shell command that must fail.
-    async fn denied(spec: Spec, attempts: &[&str]) {
-        for attempt in attempts {
-            let script = format!("if {attempt}; then echo DONE; else echo denied; fi");
-            let (exit, said) = shell(spec.clone(), &script).await;
-            assert_eq!(exit, Exit::Code(0), "{attempt}: {said}");
-            assert!(said.trim_end().ends_with("denied"), "{attempt}: {said}");
-        }
-    }
+    use crate::support::{denied, host_has, launcher, null, shell, spec, start};
 
     #[tokio::test]
     async fn a_program_runs_with_a_root_and_numbers_of_its_own() {
@@ -290,28 +204,6 @@ mod tests {
         assert!(work.path().join("new").exists());
         let secret = format!("ls {}/secret", hidden.path().display());
         denied(shown, &[&secret, "touch /usr/x", "touch /etc/x", "ls /dev/nvidia0"]).await;
-    }
-
-    #[tokio::test]
-    async fn a_limit_on_processes_holds() {
-        if !host_has("a_limit_on_processes_holds", &[Feature::Pids, Feature::Pid]) {
-            return;
-        }
-        let limits = Limits { pids: Some(16), ..Limits::default() };
-        let script = "i=0; while [ $i -lt 40 ]; do sleep 1 & i=$((i+1)); done; echo all";
-        let (_, said) = shell(Spec { limits, ..spec() }, script).await;
-        assert!(!said.contains("all"), "{said}");
-    }
-
-    #[tokio::test]
-    async fn a_limit_on_memory_holds() {
-        if !host_has("a_limit_on_memory_holds", &[Feature::Memory, Feature::Pid]) {
-            return;
-        }
-        let limits = Limits { memory: Some(64 << 20), ..Limits::default() };
-        let script = "perl -e '$x = \"x\" x (200 << 20); print \"all\"'";
-        let (_, said) = shell(Spec { limits, ..spec() }, script).await;
-        assert!(!said.contains("all"), "{said}");
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub const SHIM_DIR: &str = "shim";
 pub const SLOTS_DIR: &str = "slots";
 /// Folder of the driver zone in the run directory.
 pub const DRIVER_ZONE_DIR: &str = "driver-zone";
+/// Folder of the zones that several programs share, in the run directory.
+pub const ZONES_DIR: &str = "zones";
 /// File name of a slot's socket in the slot's folder.
 pub const SLOT_SOCKET: &str = "cuda.sock";
 /// Environment variable that names a program's slot folder.
@@ -92,6 +94,11 @@ impl Directories {
     /// The folder of the driver zone.
     pub fn driver_zone_dir(&self) -> PathBuf {
         self.run.join(DRIVER_ZONE_DIR)
+    }
+
+    /// The folder of zones that several programs share, each with a folder of its name.
+    pub fn zones_dir(&self) -> PathBuf {
+        self.run.join(ZONES_DIR)
     }
 
     /// The ledger's database.

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, TenantId};
+use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName};
 use gpuzone_ledger::Head;
 
 /// Share GPUs between tenants that never touch the driver.
@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// Say more on standard error.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+    /// This process is the keeper of a zone, started by `run` with two descriptors.
+    #[arg(long, hide = true, value_delimiter = ',', num_args = 1, value_name = "FDS")]
+    pub(crate) keeper: Vec<std::os::fd::RawFd>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -38,8 +41,10 @@ pub(crate) enum Command {
     Up(Up),
     /// List the GPUs and what is free of them, or let one serve again.
     Gpus(Gpus),
-    /// Run a program in a lease of its own.
+    /// Run a program in a lease of its own, or in a zone that it shares with others.
     Run(Run),
+    /// Run a program in a zone that is there.
+    Exec(Exec),
     /// List the leases.
     Ps,
     /// End leases, or the agent with all of them.
@@ -107,6 +112,13 @@ pub(crate) struct Run {
     /// Guaranteed share of each GPU's time in per cent. Left out: in proportion to the memory.
     #[arg(long, allow_hyphen_values = true, value_name = "PERCENT")]
     pub(crate) share: Option<ComputeShare>,
+    /// Most of each GPU's time in per cent, even when nobody else wants it. Left out: no limit.
+    #[arg(long, visible_alias = "time-cap", allow_hyphen_values = true, value_name = "PERCENT")]
+    pub(crate) cap: Option<ComputeShare>,
+    /// How urgent its work is: batch, or latency-critical, which goes before batch work for as
+    /// long as it uses no more than its share.
+    #[arg(long, allow_hyphen_values = true, default_value = "batch", value_name = "PRIORITY")]
+    pub(crate) priority: Priority,
     /// Number of GPUs.
     #[arg(long, allow_hyphen_values = true, default_value = "1", value_name = "N")]
     pub(crate) gpus: GpuCount,
@@ -116,17 +128,67 @@ pub(crate) struct Run {
     /// What listings and reports call the program. Left out: its name and first word.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// The zone that the program shares with others, and its lease; made if it is not there. Who
+    /// joins asks for the same.
+    #[arg(long, allow_hyphen_values = true, value_name = "NAME")]
+    pub(crate) zone: Option<ZoneName>,
     /// Whether the program runs in a sandbox: only in a whole one, in what the machine can do
     /// with a warning for the rest, or in none.
     #[arg(long, value_enum, env = "GPUZONE_SANDBOX", default_value_t = Sandboxing::Warn)]
     pub(crate) sandbox: Sandboxing,
-    /// What the sandbox has for its root, read-only. Left out: the host's files, read-only, with
+    /// What the sandbox has for its root, read-only: a folder, or an OCI image layout, where
+    /// DIR:tag or DIR@sha256:... chooses an image. Left out: the host's files, read-only, with
     /// the working directory writable.
     #[arg(long, value_name = "DIR")]
     pub(crate) rootfs: Option<PathBuf>,
     /// Leave the sandbox without the host's network.
     #[arg(long)]
     pub(crate) no_network: bool,
+    #[command(flatten)]
+    pub(crate) limits: ZoneLimits,
+    /// The program and its arguments.
+    #[arg(
+        required_unless_present = "rootfs",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Limits of the sandbox. What is left out is as the agent's configuration says.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ZoneLimits {
+    /// Host memory of the sandbox, like 16Gi; what is in its private folders counts.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) host_memory: Option<MemoryBytes>,
+    /// Processes and threads in the sandbox.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) pids: Option<u64>,
+    /// Processors' time of the sandbox, like 1.5.
+    #[arg(long, value_name = "N", value_parser = cpu_percent)]
+    pub(crate) cpus: Option<u64>,
+    /// Size of the sandbox's private folders (/tmp and the like) together, which are memory.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
+    pub(crate) scratch: Option<MemoryBytes>,
+}
+
+/// Per cent of one processor.
+fn cpu_percent(text: &str) -> Result<u64, String> {
+    const MOST: f64 = 1e6;
+    let cpus: f64 = text.parse().map_err(|_| "a number of processors like 1.5".to_owned())?;
+    if !(0.01..=MOST).contains(&cpus) {
+        return Err("a number of processors from 0.01 up, like 1.5".to_owned());
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in the range")]
+    Ok((cpus * 100.0).round() as u64)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The zone, as `ps` shows it.
+    #[arg(value_name = "NAME")]
+    pub(crate) zone: ZoneName,
     /// The program and its arguments.
     #[arg(
         required = true,
@@ -143,6 +205,9 @@ pub(crate) struct Stop {
     /// Leases, as `ps` shows them.
     #[arg(value_name = "LEASE", group = "what")]
     pub(crate) leases: Vec<LeaseId>,
+    /// The zone of this name, with all its programs and its lease.
+    #[arg(long, group = "what", value_name = "NAME")]
+    pub(crate) zone: Option<ZoneName>,
     /// All leases.
     #[arg(long, group = "what")]
     pub(crate) all: bool,
@@ -236,12 +301,17 @@ mod tests {
             Arguments::try_parse_from(line).map(drop).map_err(|error| error.to_string())
         };
         assert_eq!(parse(&["--tenant", "acme", "--memory", "8Gi", "--share", "50"]), Ok(()));
+        let timed = ["--tenant", "acme", "--priority", "latency-critical", "--cap", "40"];
+        assert_eq!(parse(&timed), Ok(()));
         for (words, said) in [
             (&["--tenant", "acme", "--memory", "-1Gi"][..], "negative"),
             (&["--tenant", "acme", "--memory", "99999999Ti"], "larger than any GPU"),
             (&["--tenant", "acme", "--memory", "8GB"], "unknown unit"),
             (&["--tenant", "acme", "--share", "0"], "1 to 100"),
             (&["--tenant", "acme", "--share", "-5"], "1 to 100"),
+            (&["--tenant", "acme", "--cap", "0"], "1 to 100"),
+            (&["--tenant", "acme", "--time-cap", "101"], "1 to 100"),
+            (&["--tenant", "acme", "--priority", "urgent"], "'latency-critical'"),
             (&["--tenant", "acme", "--gpus", "0"], "1 to 64"),
             (&["--tenant", "a/../b"], "a-z, 0-9"),
             (&["--tenant", &"x".repeat(300)], "1 to 63"),

@@ -43,6 +43,24 @@ impl Kind {
         }
     }
 
+    const ALL: [Self; 10] = [
+        Self::Usage,
+        Self::NotFound,
+        Self::Unavailable,
+        Self::Internal,
+        Self::NoRoom,
+        Self::Driver,
+        Self::Quota,
+        Self::Configuration,
+        Self::NotExecutable,
+        Self::NoProgram,
+    ];
+
+    /// The kind with that name, as another process of this program says it.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name).unwrap_or(Self::Internal)
+    }
+
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Usage => "usage",
@@ -116,7 +134,7 @@ impl CliError {
         }
     }
 
-    fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let error = serde_json::json!({
             "kind": self.kind.as_str(),
             "exit_code": self.kind.exit_code(),

@@ -16,6 +16,7 @@ mod locate;
 mod output;
 mod run;
 
+use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -30,7 +31,12 @@ fn main() -> ExitCode {
         Err(error) => return refuse_arguments(&error),
     };
     let context = Context::new(&arguments);
-    match dispatch(&context, arguments.command) {
+    let done = match arguments.keeper[..] {
+        [] => dispatch(&context, arguments.command),
+        [report, first] => keep(&context, arguments.command, [report, first]),
+        _ => Err(CliError::new(Kind::Usage, "a keeper has two descriptors")),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             error.show(context.format);
@@ -45,6 +51,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8, CliError> {
         Command::Up(up) => commands::up::up(context, &up).map(|never| match never {}),
         Command::Gpus(gpus) => context.block_on(commands::gpus::gpus(context, &gpus)).map(|()| 0),
         Command::Run(run) => context.block_on(run::run(context, run)),
+        Command::Exec(exec) => context.block_on(run::shared::exec(context, &exec)),
         Command::Ps => context.block_on(commands::ps::ps(context)).map(|()| 0),
         Command::Stop(stop) => context.block_on(commands::stop::stop(context, stop)).map(|()| 0),
         Command::Report(report) => {
@@ -54,6 +61,25 @@ fn dispatch(context: &Context, command: Command) -> Result<u8, CliError> {
         Command::Doctor(doctor) => context.block_on(doctor::doctor(context, &doctor)),
         Command::Probe { options } => commands::probe::probe(&options).map(|never| match never {}),
         Command::Completions { shell } => commands::completions(shell).map(|()| 0),
+    }
+}
+
+/// This process was started by `gpu-zone run` to keep the zone that it names.
+fn keep(context: &Context, command: Command, numbers: [RawFd; 2]) -> Result<u8, CliError> {
+    match command {
+        Command::Run(run) => run::keep(context, run, numbers),
+        Command::Up(_)
+        | Command::Gpus(_)
+        | Command::Exec(_)
+        | Command::Ps
+        | Command::Stop(_)
+        | Command::Report(_)
+        | Command::Audit(_)
+        | Command::Doctor(_)
+        | Command::Probe { .. }
+        | Command::Completions { .. } => {
+            Err(CliError::new(Kind::Usage, "only `run` starts a zone's keeper"))
+        }
     }
 }
 

@@ -17,15 +17,17 @@ mod node;
 mod placement;
 mod quota;
 mod request;
+mod time_terms;
 mod units;
 mod usage;
 
-pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId};
+pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
 pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};
 pub use placement::{Grant, InvalidPlacement, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
 pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};
+pub use time_terms::{CapBelowShare, InvalidPriority, Priority, TimeTerms};
 pub use units::{ComputeShare, InvalidMemory, InvalidShare, MemoryBytes, Timestamp};
 pub use usage::{Interval, UsageCounters};

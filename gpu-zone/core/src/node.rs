@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Admission, ComputeShare, Gpu, GpuUuid, Grant, Holdings, IllegalTransition, Inventory,
     LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement, PlacementRefusal, Request, TenantId,
-    ZoneId,
+    TimeTerms, ZoneId,
 };
 
 /// A placement made real.
@@ -19,6 +19,9 @@ pub struct Lease {
     pub zone: ZoneId,
     /// What it holds.
     pub placement: Placement,
+    /// How its time is given.
+    #[serde(default, skip_serializing_if = "TimeTerms::is_usual")]
+    pub time: TimeTerms,
     /// Where it is in its life.
     pub state: LeaseState,
 }
@@ -253,6 +256,7 @@ impl NodeState {
             tenant: demand.tenant,
             zone,
             placement: demand.placement,
+            time: demand.time,
             state: LeaseState::Reserved,
         };
         self.restore(lease)
@@ -316,9 +320,9 @@ fn grant_of(request: &Request, gpu: &Gpu) -> Grant {
     let memory = request.memory.unwrap_or(gpu.memory);
     let share = match (request.memory, request.share) {
         // A whole GPU is whole: whatever share was asked for, nobody else gets in.
-        (None, _) => ComputeShare::WHOLE,
+        (None, _) => request.time.limit(ComputeShare::WHOLE),
         (Some(_), Some(share)) => share,
-        (Some(memory), None) => proportional_share(memory, gpu.memory),
+        (Some(memory), None) => request.time.limit(proportional_share(memory, gpu.memory)),
     };
     Grant { gpu: gpu.uuid, memory, share }
 }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{MemoryBytes, Placement, TenantId};
+use crate::{MemoryBytes, Placement, Priority, TenantId, TimeTerms};
 
 /// What a tenant may hold at once. A limit that is left out is no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,9 @@ pub struct TenantQuota {
     pub gpus: Option<u32>,
     /// Leases.
     pub leases: Option<u32>,
+    /// Whether leases may be latency-critical, and so go before all others on their GPUs.
+    #[serde(default)]
+    pub latency_critical: bool,
 }
 
 /// What a tenant holds.
@@ -50,6 +53,8 @@ pub struct Demand {
     pub tenant: TenantId,
     /// What would be held.
     pub placement: Placement,
+    /// How its time would be given.
+    pub time: TimeTerms,
 }
 
 /// The proof that [`admit`] said yes. [`crate::NodeState::reserve`] takes nothing else.
@@ -77,6 +82,11 @@ pub enum QuotaRefusal {
         "tenant '{0}' has no quota on this node; an operator adds [tenants.{0}] or [tenants.default] to the agent's configuration"
     )]
     NoQuota(TenantId),
+    /// It would go before all others, which its quota does not say that it may.
+    #[error(
+        "tenant '{0}' may not have latency-critical leases on this node; ask for batch, or an operator writes latency_critical = true under [tenants.{0}] or [tenants.default] in the agent's configuration"
+    )]
+    NotUrgent(TenantId),
     /// More of something than the quota grants.
     #[error(
         "quota of tenant '{tenant}': {what} {held} held + {asked} asked is more than the {limit} granted"
@@ -98,8 +108,8 @@ pub enum QuotaRefusal {
 /// Answers "may this tenant have this?". The only place that does.
 ///
 /// # Errors
-/// When the tenant has no quota, or the quota would be exceeded; the refusal names the limit,
-/// what is held and what was asked.
+/// When the tenant has no quota, the quota would be exceeded, or it allows no latency-critical
+/// leases; the refusal names the limit, what is held and what was asked.
 pub fn admit(
     quota: Option<&TenantQuota>,
     held: Holdings,
@@ -108,6 +118,12 @@ pub fn admit(
     let Some(quota) = quota else {
         return Err(QuotaRefusal::NoQuota(demand.tenant));
     };
+    match demand.time.priority {
+        Priority::LatencyCritical if !quota.latency_critical => {
+            return Err(QuotaRefusal::NotUrgent(demand.tenant));
+        }
+        Priority::LatencyCritical | Priority::Batch => {}
+    }
     let asked = Holdings::default().with(&demand.placement);
     let after = held.with(&demand.placement);
     let exceeded = |what, held: String, asked: String, limit: String| QuotaRefusal::Exceeded {

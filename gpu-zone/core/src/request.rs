@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeShare, MemoryBytes, TenantId};
+use crate::{ComputeShare, MemoryBytes, TenantId, TimeTerms};
 
 /// How a driver zone hands a GPU to a workload zone.
 #[derive(
@@ -97,6 +97,9 @@ pub struct Request {
     /// Guaranteed share of each GPU's time. `None` is the same part of the GPU's time as of
     /// its memory, rounded down, but at least 1 %.
     pub share: Option<ComputeShare>,
+    /// How its time is given beyond that.
+    #[serde(default)]
+    pub time: TimeTerms,
     /// How the GPU is handed over.
     pub exposure: Exposure,
     /// Only GPUs of this product name.

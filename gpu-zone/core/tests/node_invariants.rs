@@ -84,6 +84,7 @@ fn request() -> impl Strategy<Value = Request> {
         memory,
         share,
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     })
 }
@@ -178,7 +179,7 @@ fn reserve(node: &mut NodeState, number: u128, request: &Request) -> bool {
     let distinct: BTreeSet<_> = placement.grants().iter().map(|grant| grant.gpu).collect();
     assert_eq!(distinct.len(), request.gpus.get() as usize);
     let held = node.holdings(&request.tenant);
-    let demand = Demand { tenant: request.tenant.clone(), placement };
+    let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
     let Ok(admission) = admit(Some(&quota(&request.tenant)), held, demand) else { return false };
     node.reserve(id(number), zone(number), admission).expect("a fresh placement has room");
     true

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use gpuzone_core::{
     ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
     GpuUuid, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId, LeaseState,
-    MemoryBytes, NodeState, PciAddress, Request, ReserveError, TenantQuota, ZoneId, admit,
+    MemoryBytes, NodeState, PciAddress, Priority, Request, ReserveError, TenantQuota, TimeTerms,
+    ZoneId, admit,
 };
 
 fn gpu(index: u8, gib: u64) -> Gpu {
@@ -39,13 +40,14 @@ fn ask(gpus: u32, memory: Option<&str>, share: Option<u32>) -> Request {
         memory: memory.map(|text| text.parse().unwrap()),
         share: share.map(|percent| ComputeShare::new(percent).unwrap()),
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }
 
 fn lease(node: &mut NodeState, number: u128, request: &Request) -> LeaseId {
     let placement = node.place(request).unwrap();
-    let demand = Demand { tenant: request.tenant.clone(), placement };
+    let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
     let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
     let id = LeaseId::from_uuid(uuid::Uuid::from_u128(number));
     let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(number));
@@ -95,10 +97,45 @@ fn a_whole_gpu_is_whole() {
 }
 
 #[test]
+fn only_whose_quota_says_so_is_latency_critical() {
+    let node = node();
+    let placement = node.place(&ask(1, Some("8Gi"), Some(50))).unwrap();
+    let say = |priority, latency_critical| {
+        let time = TimeTerms { priority, cap: None };
+        let tenant = "acme".parse().unwrap();
+        let demand = Demand { tenant, placement: placement.clone(), time };
+        let quota = TenantQuota { latency_critical, ..Default::default() };
+        admit(Some(&quota), Holdings::default(), demand).map_err(|refusal| refusal.to_string())
+    };
+    assert!(say(Priority::Batch, false).is_ok() && say(Priority::LatencyCritical, true).is_ok());
+    let refusal = say(Priority::LatencyCritical, false).unwrap_err();
+    assert!(refusal.contains("latency_critical = true under [tenants.acme]"), "{refusal}");
+}
+
+#[test]
+fn a_share_that_was_not_asked_for_is_within_the_cap() {
+    let node = node();
+    let share = |memory: Option<&str>, share, cap| {
+        let cap = ComputeShare::new(cap).ok();
+        let time = TimeTerms { priority: Priority::Batch, cap };
+        let request = Request { time, ..ask(1, memory, share) };
+        node.place(&request).unwrap().share_percent()
+    };
+    assert_eq!(share(None, None, 30), 30);
+    assert_eq!(share(Some("8Gi"), Some(20), 30), 20);
+    let free = share(Some("8Gi"), None, 100);
+    assert_eq!(share(Some("8Gi"), None, free - 1), free - 1);
+}
+
+#[test]
 fn quota_refusals_name_limit_held_and_asked() {
     let node = node();
     let placement = node.place(&ask(1, Some("8Gi"), Some(50))).unwrap();
-    let demand = || Demand { tenant: "acme".parse().unwrap(), placement: placement.clone() };
+    let demand = || Demand {
+        tenant: "acme".parse().unwrap(),
+        placement: placement.clone(),
+        time: Default::default(),
+    };
     let say =
         |quota: TenantQuota, held| admit(Some(&quota), held, demand()).unwrap_err().to_string();
     let held = Holdings { memory: MemoryBytes::gib(4), share: 60, gpus: 1, leases: 1 };
@@ -120,6 +157,7 @@ fn quota_refusals_name_limit_held_and_asked() {
         share: Some(110),
         gpus: Some(2),
         leases: Some(2),
+        latency_critical: false,
     };
     assert!(admit(Some(&exact), held, demand()).is_ok());
     let overflow =
@@ -175,7 +213,8 @@ fn a_gpu_in_quarantine_serves_nobody_new() {
     assert_eq!(node.health(small), Some(GpuHealth::Healthy));
     // What was placed before is not reserved after; a lease that is there goes on.
     let gpu = late.grants()[0].gpu;
-    let demand = Demand { tenant: "acme".parse().unwrap(), placement: late };
+    let demand =
+        Demand { tenant: "acme".parse().unwrap(), placement: late, time: Default::default() };
     let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
     let id = LeaseId::from_uuid(uuid::Uuid::from_u128(2));
     let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(2));

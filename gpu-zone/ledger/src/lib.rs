@@ -19,13 +19,13 @@ mod store;
 
 pub use audit::{
     AuditAppendError, AuditEntry, AuditEvent, AuditHash, AuditKind, AuditLog, AuditOpenError,
-    Damage, DamageKind, Expected, ExportError, ExportFilter, Head, InvalidHead, Opened, Verified,
-    export_csv, export_json, verify,
+    Damage, DamageKind, Expected, ExportError, ExportFilter, Exporter, Head, InvalidHead, Opened,
+    Verified, verify, verify_while,
 };
 pub use records::{GrantRecord, LeaseRecord};
 pub use report::{
     Backing, By, Filter, LeaseRow, RenderError, Report, ReportError, TenantRow, TotalRow, Usage,
-    printable,
+    printable, steers,
 };
 pub use schema::OpenError;
 pub use store::{Ledger, WriteError};

@@ -7,8 +7,8 @@ mod tests {
 
     use gpuzone_core::Timestamp;
     use gpuzone_ledger::{
-        AuditEvent, AuditKind, AuditLog, DamageKind, Expected, ExportFilter, Head, Ledger, Opened,
-        Verified, export_csv, export_json, verify,
+        AuditEvent, AuditKind, AuditLog, DamageKind, Expected, ExportFilter, Exporter, Head,
+        Ledger, Opened, Verified, verify,
     };
     use proptest::prelude::*;
 
@@ -230,8 +230,11 @@ mod tests {
         let taken = |entry| entries.extend(Some(entry).filter(|entry| filter.takes(entry)));
         verify(&path, &Expected::default(), taken).unwrap();
         let (mut json, mut csv) = (Vec::new(), Vec::new());
-        export_json(&entries, &mut json).unwrap();
-        export_csv(&entries, &mut csv).unwrap();
+        let mut exporters = [Exporter::json(&mut json).unwrap(), Exporter::csv(&mut csv).unwrap()];
+        for exporter in &mut exporters {
+            entries.iter().for_each(|entry| exporter.write(entry).unwrap());
+        }
+        exporters.into_iter().for_each(|exporter| exporter.finish().unwrap());
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         let seqs: Vec<_> = json["events"].as_array().unwrap().iter().map(|e| &e["seq"]).collect();
         assert_eq!(seqs, [4, 6]);

@@ -2,6 +2,7 @@
 //! 64 wrong usage.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -72,12 +73,21 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a program's output")]
+/// Writes to standard output. A reader that has seen enough (`--list | head`) is no error.
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 fn probe(arguments: &Arguments) -> Result<u8, Box<dyn std::error::Error>> {
     if arguments.list {
-        for entry in catalog::CATALOG {
-            println!("{}  {:<8}  {}", entry.code, entry.severity, entry.title);
-        }
+        let line = |entry: &catalog::Entry| {
+            format!("{}  {:<8}  {}\n", entry.code, entry.severity, entry.title)
+        };
+        print(&catalog::CATALOG.iter().map(line).collect::<String>())?;
         return Ok(0);
     }
     let baseline = arguments.baseline.as_deref().map(Baseline::read).transpose()?;
@@ -96,8 +106,8 @@ fn probe(arguments: &Arguments) -> Result<u8, Box<dyn std::error::Error>> {
     };
     let report = gpuzone_probe::run(&options, &Host::here(), &mut announce);
     match arguments.format {
-        Format::Text => print!("{}", report.text()),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Text => print(&report.text())?,
+        Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
     }
     Ok(report.exit_code())
 }

@@ -5,7 +5,7 @@
     reason = "this file is a test crate"
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -102,21 +102,29 @@ fn a_library_that_crashes_is_a_line_in_the_report() {
     }
 }
 
-/// Builds the probe once more, which takes a while: `cargo test -- --ignored`.
-#[test]
-#[ignore = "builds the probe a second time, statically"]
-fn the_static_probe_finds_the_same() {
-    let folder = tempfile::tempdir().unwrap();
+/// The program that `GPUZONE_STATIC_PROBE` names, or one that is built here.
+fn static_probe(folder: &Path) -> PathBuf {
+    if let Some(path) = std::env::var_os("GPUZONE_STATIC_PROBE") {
+        return std::path::absolute(path).unwrap();
+    }
     let target = "x86_64-unknown-linux-gnu";
     let built = Command::new(env!("CARGO"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["build", "--bin", "gpu-zone-probe", "--target", target, "--target-dir"])
-        .arg(folder.path())
+        .arg(folder)
         .env("GPUZONE_PROBE_CARRIES", env!("CARGO_BIN_EXE_gpu-zone-probe"))
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .status();
     assert!(built.unwrap().success());
-    let program = folder.path().join(target).join("debug/gpu-zone-probe");
+    folder.join(target).join("debug/gpu-zone-probe")
+}
+
+/// Builds the probe once more unless it is named, which takes a while.
+#[test]
+#[ignore = "needs the static probe: `cargo xtask probe`, and GPUZONE_STATIC_PROBE"]
+fn the_static_probe_finds_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = static_probe(folder.path());
     // No loader is asked for: it says which in a section that a static program lacks.
     let bytes = std::fs::read(&program).unwrap();
     let headers = usize::from(u16::from_le_bytes(bytes[56..58].try_into().unwrap()));

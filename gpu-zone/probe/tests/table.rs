@@ -54,10 +54,45 @@ fn the_driver_handed_in_shows_what_a_lease_hides() {
     let all: BTreeSet<&String> = lease.keys().chain(alone.keys()).chain(direct.keys()).collect();
     let shown =
         |found: &Codes, code: &String| found.get(code).cloned().unwrap_or_else(|| "–".to_owned());
+    let mut rows = Vec::new();
     for code in all {
         let title = code.parse::<Code>().unwrap().entry().unwrap().title;
         let [lease, alone, direct] = [&lease, &alone, &direct].map(|found| shown(found, code));
-        println!("| {code} | {title} | {lease} | {alone} | {direct} |");
+        rows.push(format!("| {code} | {title} | {lease} | {alone} | {direct} |"));
+    }
+    let manual = include_str!("../../../docs/isolation.md");
+    for row in &rows {
+        println!("{row}");
+    }
+    // What a host adds in the right column is its own; of a lease the manual has to be right.
+    if !lease.contains_key("GZP104") {
+        let in_lease = |line: &&str| {
+            let cells: Vec<&str> = line.split(" | ").collect();
+            line.starts_with("| GZP") && cells.len() == 5 && cells[2..4] != ["–", "–"]
+        };
+        let found: Vec<&str> = rows.iter().map(String::as_str).filter(in_lease).collect();
+        let told: Vec<&str> = manual.lines().filter(in_lease).collect();
+        let columns = |lines: Vec<&str>| -> Vec<String> {
+            let four = |line: &str| line.split(" | ").take(4).collect::<Vec<_>>().join(" | ");
+            lines.into_iter().map(four).collect()
+        };
+        let (found, told) = (columns(found), columns(told));
+        // Services that run here, and what other kernels do not show, are the host's own.
+        let own = |row: &&String| row.contains("GZP702");
+        for row in found.iter().filter(|row| !own(row)) {
+            assert!(told.contains(row), "docs/isolation.md does not say {row}");
+        }
+        for row in told.iter().filter(|row| !found.contains(row)) {
+            let host = row.contains("GZP107") || row.contains("GZP801");
+            assert!(host, "docs/isolation.md says {row}, which was not found");
+        }
+    }
+    for code in manual.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()) {
+        let of_the_gpu = ["GZP2", "GZP3", "GZP4"].iter().any(|start| code.starts_with(start));
+        assert!(
+            !of_the_gpu || code.len() != 6 || direct.contains_key(code),
+            "{code} was not found"
+        );
     }
     for code in ["GZP201", "GZP301", "GZP302", "GZP309", "GZP401"] {
         assert!(direct.contains_key(code) && !lease.contains_key(code), "{code}");

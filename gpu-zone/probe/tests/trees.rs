@@ -139,7 +139,7 @@ fn sockets_without_a_file_make_a_shared_network_worse() {
         tree.file("proc/net/unix", format!("{head}\n{line}\n"));
         tree.lines()
     };
-    assert!(listed(&name)[0].starts_with("GZP107 low its ports"));
+    assert!(listed(&name)[0].starts_with("GZP107 info its ports"));
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let _listener = UnixListener::bind_addr(&address).unwrap();
     assert_eq!(

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::HarnessError;
 
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 10] = [
     "gpuzone-cli",
     "gpuzone-agent",
     "gpuzone-broker",
@@ -15,6 +15,7 @@ const PACKAGES: [&str; 9] = [
     "gpuzone-sim-cuda",
     "gpuzone-sim-nvml",
     "gpuzone-workloads",
+    "gpuzone-hostile",
     "gpuzone-zone",
 ];
 

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod artifacts;
+mod census;
+pub mod hostile;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 mod node;
@@ -15,6 +17,7 @@ mod processes;
 use std::time::Duration;
 
 pub use artifacts::Artifacts;
+pub use census::{Holdings, Traces, processes_of};
 pub use node::{Lease, Node, Options, Sweeper};
 pub use output::{Finished, Running};
 pub use processes::{Process, Role};

@@ -1,6 +1,6 @@
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -80,6 +80,8 @@ impl Finished {
 pub struct Running {
     command: String,
     child: Child,
+    /// Open until the program is to end.
+    input: Option<ChildStdin>,
     stdout: Stream,
     stderr: Stream,
 }
@@ -129,15 +131,30 @@ impl Running {
     /// # Errors
     /// When it cannot be started.
     pub fn start(mut command: Command) -> Result<Self, HarnessError> {
+        command.stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    /// As [`Running::start`], with an input that is empty and open until [`Running::finish`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_fed(mut command: Command) -> Result<Self, HarnessError> {
+        command.stdin(Stdio::piped());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Result<Self, HarnessError> {
         let shown = format!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let failed = HarnessError::io(format!("cannot start {shown}"));
         let mut child = command.spawn().map_err(failed)?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             unreachable!("both outputs are pipes");
         };
         let (stdout, stderr) = (Stream::collect(stdout), Stream::collect(stderr));
-        Ok(Self { command: shown, child, stdout, stderr })
+        let input = child.stdin.take();
+        Ok(Self { command: shown, child, input, stdout, stderr })
     }
 
     /// Its process.
@@ -190,6 +207,7 @@ impl Running {
     /// # Errors
     /// When `limit` passes; it is killed then.
     pub fn finish(mut self, limit: Duration) -> Result<Finished, HarnessError> {
+        drop(self.input.take());
         let end = Instant::now() + limit;
         loop {
             let status = self.child.try_wait();

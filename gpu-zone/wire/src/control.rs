@@ -60,6 +60,20 @@ pub struct Sandbox {
     /// Names of the features without which no worker starts; a worker that lacks another starts,
     /// and the log says so.
     pub require: BTreeSet<String>,
+    /// From where each worker gets users of its own; `None`: it runs as the broker's.
+    #[serde(default)]
+    pub users: Option<UserRanges>,
+}
+
+/// Numbers of users from which each zone gets a range that no other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRanges {
+    /// The first number of the first range.
+    pub first: u32,
+    /// Numbers in each range.
+    pub each: u32,
+    /// How many ranges there are.
+    pub zones: u32,
 }
 
 /// Caps on what one tenant process may make a worker hold.
@@ -150,6 +164,13 @@ pub enum Request {
     Scrub(ScrubOrder),
     /// How all leases are doing.
     Status,
+    /// These ends of workers are written down; they need not be told again.
+    Acknowledge {
+        /// Whose workers.
+        lease: LeaseId,
+        /// All up to this [`WorkerEnd::number`].
+        through: u32,
+    },
     /// Stop all workers, then exit.
     Shutdown,
 }
@@ -166,7 +187,8 @@ pub enum Reply {
         pid: u32,
     },
     /// To [`Request::Start`], with the lease's state; to [`Request::Stop`], with its last, or
-    /// with nothing for a lease that is not known; to [`Request::Status`], with all.
+    /// with nothing for a lease that is not known; to [`Request::Status`], with all; to
+    /// [`Request::Acknowledge`], with nothing.
     Leases {
         /// How they are doing.
         leases: Vec<LeaseStatus>,
@@ -204,6 +226,20 @@ pub struct LeaseStatus {
     pub refused_by_name: BTreeMap<String, u64>,
     /// What last went wrong, empty if nothing did.
     pub trouble: String,
+    /// The last workers that ended before the lease did, as far as that was not acknowledged.
+    #[serde(default)]
+    pub ends: Vec<WorkerEnd>,
+}
+
+/// A worker that ended before its lease did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerEnd {
+    /// The how manieth of its lease it was, from 1.
+    pub number: u32,
+    /// Its process.
+    pub pid: u32,
+    /// How it ended.
+    pub reason: String,
 }
 
 #[cfg(test)]
@@ -240,6 +276,7 @@ mod tests {
             limit_ms: 5,
         }));
         crosses(Request::Status);
+        crosses(Request::Acknowledge { lease: lease(), through: 8 });
         crosses(Request::Shutdown);
         let status = LeaseStatus {
             lease: lease(),
@@ -250,6 +287,7 @@ mod tests {
             counters: UsageCounters { launches: 4, ..UsageCounters::default() },
             refused_by_name: BTreeMap::from([("cuMemAllocManaged".to_owned(), 5)]),
             trouble: "a\nline".to_owned(),
+            ends: vec![WorkerEnd { number: 1, pid: 6, reason: "signal 9".to_owned() }],
         };
         crosses(Reply::Hello { version: VERSION, pid: 1 });
         crosses(Reply::Leases { leases: vec![status] });

@@ -12,6 +12,10 @@ use crate::control::Driver;
 /// line on standard input; when that closes, nobody waits for it any more and it ends.
 pub const SCRUB_ARGUMENT: &str = "--scrub";
 
+/// The inherited file descriptor of a scrub worker's listening socket for turns, if
+/// [`ScrubSpec::arbitrated`].
+pub const SCRUB_TURNS_FD: i32 = 3;
+
 /// Clear what is free on these GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubOrder {
@@ -47,13 +51,16 @@ pub struct ScrubSpec {
     pub cuda_library: PathBuf,
     /// As above.
     pub nvml_library: PathBuf,
+    /// Whether it takes turns with the leases that run on its GPUs.
+    #[serde(default)]
+    pub arbitrated: bool,
 }
 
 impl ScrubSpec {
-    /// The orders of a worker over this driver.
+    /// The orders of a worker over this driver, which takes turns.
     pub fn new(order: ScrubOrder, driver: &Driver) -> Self {
         let Driver { cuda_library, nvml_library, environment: _ } = driver.clone();
-        Self { order, cuda_library, nvml_library }
+        Self { order, cuda_library, nvml_library, arbitrated: true }
     }
 }
 

@@ -8,6 +8,7 @@
 //!  worker ──Want────▶ arbiter     work is there and there is no turn
 //!  worker ◀─Grant─── arbiter     submit work
 //!  worker ◀─Contended─ arbiter   somebody waits: give the turn back when there is nothing to do
+//!  worker ◀─Brief─── arbiter     have little ahead: somebody may come who must not wait long
 //!  worker ◀─Recall── arbiter     submit no more, and give the turn back when all is done
 //!  worker ──Yield───▶ arbiter     nothing of ours is on the GPU any more
 //! ```
@@ -16,6 +17,7 @@
 
 use std::time::Duration;
 
+pub use gpuzone_core::Priority;
 use serde::{Deserialize, Serialize};
 
 /// The inherited file descriptor of the listening socket for turns, if
@@ -27,17 +29,6 @@ pub const MESSAGE: usize = 24;
 
 /// A message's bytes.
 pub type Packet = [u8; MESSAGE];
-
-/// How urgent a lease's work is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Priority {
-    /// It waits for its place in the round.
-    #[default]
-    Batch,
-    /// Its next launch goes in before batch work, as long as it uses no more than its share.
-    LatencyCritical,
-}
 
 /// How a GPU's time is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,9 +87,16 @@ pub enum FromArbiter {
         device: u32,
         /// Whether somebody waits.
         contended: bool,
+        /// As after [`FromArbiter::Brief`].
+        brief: bool,
     },
     /// Somebody waits from now on.
     Contended {
+        /// Which.
+        device: u32,
+    },
+    /// Until its turn is over it is to have no more work ahead than keeps the device busy.
+    Brief {
         /// Which.
         device: u32,
     },
@@ -114,6 +112,7 @@ const YIELD: u32 = 2;
 const GRANT: u32 = 3;
 const CONTENDED: u32 = 4;
 const RECALL: u32 = 5;
+const BRIEF: u32 = 6;
 
 impl FromWorker {
     /// The message's bytes.
@@ -139,7 +138,10 @@ impl FromArbiter {
     /// The message's bytes.
     pub fn encode(self) -> Packet {
         match self {
-            Self::Grant { device, contended } => encode([GRANT, device, contended.into(), 0], 0),
+            Self::Grant { device, contended, brief } => {
+                encode([GRANT, device, contended.into(), brief.into()], 0)
+            }
+            Self::Brief { device } => encode([BRIEF, device, 0, 0], 0),
             Self::Contended { device } => encode([CONTENDED, device, 0, 0], 0),
             Self::Recall { device } => encode([RECALL, device, 0, 0], 0),
         }
@@ -147,9 +149,12 @@ impl FromArbiter {
 
     /// The message in a packet; `None` when there is none.
     pub fn decode(packet: &[u8]) -> Option<Self> {
-        let ([kind, device, flag, zero], used) = decode(packet)?;
-        match (kind, flag, zero, used) {
-            (GRANT, 0 | 1, 0, 0) => Some(Self::Grant { device, contended: flag == 1 }),
+        let ([kind, device, flag, other], used) = decode(packet)?;
+        match (kind, flag, other, used) {
+            (GRANT, 0 | 1, 0 | 1, 0) => {
+                Some(Self::Grant { device, contended: flag == 1, brief: other == 1 })
+            }
+            (BRIEF, 0, 0, 0) => Some(Self::Brief { device }),
             (CONTENDED, 0, 0, 0) => Some(Self::Contended { device }),
             (RECALL, 0, 0, 0) => Some(Self::Recall { device }),
             _ => None,
@@ -182,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_cross_unchanged(device: u32, flag: bool, used: u64) {
+        fn messages_cross_unchanged(device: u32, flag: bool, other: bool, used: u64) {
             for message in [
                 FromWorker::Want { device },
                 FromWorker::Yield { device, wants: flag, used },
@@ -191,7 +196,8 @@ mod tests {
                 prop_assert_eq!(FromArbiter::decode(&message.encode()), None);
             }
             for message in [
-                FromArbiter::Grant { device, contended: flag },
+                FromArbiter::Grant { device, contended: flag, brief: other },
+                FromArbiter::Brief { device },
                 FromArbiter::Contended { device },
                 FromArbiter::Recall { device },
             ] {

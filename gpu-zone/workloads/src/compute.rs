@@ -156,6 +156,20 @@ pub(crate) fn histogram(device: &Device, n: u32) -> anyhow::Result<String> {
 }
 
 #[expect(clippy::print_stdout, reason = "a program's output")]
+pub(crate) fn spin(device: &Device, rounds: u64) -> anyhow::Result<String> {
+    let kernel = device.kernel("faults.ptx", "spin")?;
+    let mut launch = device.stream.launch_builder(&kernel);
+    let nowhere = 0_u64;
+    launch.arg(&nowhere).arg(&rounds);
+    let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+    // SAFETY: the arguments are spin's, which writes nothing where its first is null.
+    unsafe { launch.launch(config) }.map_err(named)?;
+    println!("spin: launched");
+    device.stream.synchronize().map_err(named).context("spin: the kernel did not end")?;
+    Ok(format!("spin: ok rounds={rounds}"))
+}
+
+#[expect(clippy::print_stdout, reason = "a program's output")]
 pub(crate) fn matmul_loop(device: &Device, n: u32, seconds: f64) -> anyhow::Result<String> {
     let length = Duration::try_from_secs_f64(seconds).context("--seconds is no length of time")?;
     let begin = Instant::now();

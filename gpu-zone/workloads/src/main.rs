@@ -7,6 +7,7 @@
 mod compute;
 mod device;
 mod memory;
+mod meter;
 mod numbers;
 
 use std::path::PathBuf;
@@ -95,6 +96,12 @@ enum Program {
         #[arg(long)]
         memory: Option<MemoryBytes>,
     },
+    /// Launch one kernel that runs for very long, and wait for it.
+    Spin {
+        /// Rounds; a thousand million take seconds or more.
+        #[arg(long, default_value_t = u64::MAX)]
+        rounds: u64,
+    },
     /// Multiply matrices, and check them, for a time.
     Loop {
         /// For how long.
@@ -103,6 +110,13 @@ enum Program {
         /// Rows and columns.
         #[arg(short, long, default_value_t = 64)]
         n: u32,
+    },
+    /// Launch a small kernel again and again, check each result, and say how often that was,
+    /// until the standard input ends.
+    Meter {
+        /// How often to say it, in milliseconds.
+        #[arg(long, default_value_t = 100)]
+        every: u32,
     },
     /// Fill memory with a pattern and keep it for a time.
     Hold {
@@ -147,7 +161,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             memory::hog(&device, step, expect, rounds, seconds)?
         }
         Program::Crash { memory } => return memory::crash(&device, memory),
+        Program::Spin { rounds } => compute::spin(&device, rounds)?,
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
+        Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
         Program::LeakCheck { memory } => memory::leak_check(&device, memory)?,
     };

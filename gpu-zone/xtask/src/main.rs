@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod hostile;
 mod kernels;
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -22,6 +24,24 @@ struct Arguments {
 enum Task {
     /// Two tenants share one simulated GPU: the main job, checked from end to end.
     Demo,
+    /// Build the static probe, `target/probe/gpu-zone-probe`.
+    Probe {
+        /// Also show that it is static and starts in an empty root.
+        #[arg(long)]
+        check: bool,
+    },
+    /// What an honest tenant gets done beside each attack of a hostile one, as a table.
+    Hostile {
+        /// The long set: as much of each attack as a machine bears, for ten seconds.
+        #[arg(long)]
+        long: bool,
+        /// Only attacks whose names begin so.
+        #[arg(long)]
+        only: Option<String>,
+        /// Let the two tenants' programs and workers share all processors.
+        #[arg(long)]
+        together: bool,
+    },
     /// Build the kernels' PTX again from their CUDA C++ sources, with the nvcc that pip installs.
     Kernels {
         /// Change nothing; fail when the PTX that is checked in is not what nvcc makes.
@@ -35,6 +55,10 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo => demo::demo(),
+        Task::Probe { check } => probe::build(&repository(), check),
+        Task::Hostile { long, only, together } => {
+            hostile::hostile(&hostile::Wanted { long, only, together })
+        }
         Task::Kernels { check } => {
             let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
             kernels::build(&repository(), stale)

@@ -21,9 +21,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-wire", &["gpuzone-core", "gpuzone-cuda-abi"]),
     ("gpuzone-cuda", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-ledger", &["gpuzone-core"]),
-    ("gpuzone-cli", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
+    ("gpuzone-image", &[]),
+    ("gpuzone-cli", &["gpuzone-api", "gpuzone-image", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-probe", &["gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-workloads", &["gpuzone-core"]),
+    ("gpuzone-hostile", &["gpuzone-wire", "gpuzone-cuda-abi"]),
     ("gpuzone-testkit", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-device-plugin", &["gpuzone-api", "gpuzone-crds", "gpuzone-core"]),
@@ -67,6 +69,8 @@ const UNSAFE: &[&str] = &[
     "gpuzone-probe",
     // Kernel launches of a CUDA client.
     "gpuzone-workloads",
+    // A hostile tenant's view of its rings: all of it mapped, writable.
+    "gpuzone-hostile",
 ];
 
 /// What `core` may use from outside: nothing that does I/O, tells the time or runs tasks.

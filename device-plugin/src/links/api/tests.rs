@@ -1,4 +1,80 @@
+use http::{Request, Response, StatusCode};
+use kube::client::Body;
+use tower_test::mock;
+
 use super::*;
+
+type Server = mock::Handle<Request<Body>, Response<Body>>;
+
+/// An API server that does what the test says, one answer after the other.
+fn scripted() -> (ApiLink, Server) {
+    let (service, server) = mock::pair::<Request<Body>, Response<Body>>();
+    let client = Client::new(service, "default");
+    let (node, resource) = ("gpu-1".parse().unwrap(), "gpuzone.dev/gpu".parse().unwrap());
+    (ApiLink::new(client, node, resource), server)
+}
+
+async fn answer(server: &mut Server, code: u16, body: serde_json::Value) -> String {
+    let (request, send) = server.next_request().await.expect("a request");
+    let response = Response::builder().status(StatusCode::from_u16(code).unwrap());
+    send.send_response(response.body(Body::from(body.to_string().into_bytes())).unwrap());
+    request.uri().to_string()
+}
+
+fn failure(code: u16, reason: &str) -> serde_json::Value {
+    serde_json::json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "reason": reason, "message": format!("{reason} it is"), "code": code })
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_there_is_none_and_no_answer_is_an_error() {
+    let (api, mut server) = scripted();
+    let name = PodName { namespace: "team".into(), name: "train-0".into() };
+    let (found, asked) =
+        tokio::join!(api.pod(&name), answer(&mut server, 404, failure(404, "NotFound")));
+    assert_eq!(found.unwrap(), None);
+    assert_eq!(asked, "/api/v1/namespaces/team/pods/train-0");
+
+    let (found, _) =
+        tokio::join!(api.pod(&name), answer(&mut server, 403, failure(403, "Forbidden")));
+    let said = found.unwrap_err().to_string();
+    assert!(said.contains("does not let the device plugin get pods"), "{said}");
+    assert!(said.contains("Forbidden it is"), "{said}");
+
+    let (found, _) =
+        tokio::join!(api.pod(&name), answer(&mut server, 500, failure(500, "InternalError")));
+    assert!(found.unwrap_err().to_string().contains("it is tried again"));
+}
+
+#[tokio::test]
+async fn a_broken_list_is_no_list() {
+    let (api, mut server) = scripted();
+    let list = serde_json::json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {},
+        "items": [{ "metadata": { "name": "a", "namespace": "n", "uid": "u" }, "spec": null }] });
+    let (pods, asked) = tokio::join!(api.pods(), answer(&mut server, 200, list));
+    assert_eq!(pods.unwrap().len(), 1);
+    assert!(asked.contains("fieldSelector=spec.nodeName%3Dgpu-1"), "{asked}");
+    assert!(!asked.contains("resourceVersion"), "what is, not what is remembered: {asked}");
+    let half = serde_json::json!({ "kind": "PodList", "items": 7 });
+    let (pods, _) = tokio::join!(api.pods(), answer(&mut server, 200, half));
+    assert!(pods.is_err());
+    let (pods, _) =
+        tokio::join!(api.pods(), answer(&mut server, 503, failure(503, "ServiceUnavailable")));
+    assert!(pods.is_err());
+}
+
+#[tokio::test]
+async fn the_tenant_is_read_from_the_namespace() {
+    let (api, mut server) = scripted();
+    let labelled = serde_json::json!({ "kind": "Namespace", "apiVersion": "v1",
+        "metadata": { "name": "team", "labels": { TENANT_LABEL: "acme" } } });
+    let (label, asked) = tokio::join!(api.tenant_label("team"), answer(&mut server, 200, labelled));
+    assert_eq!(label.unwrap().as_deref(), Some("acme"));
+    assert_eq!(asked, "/api/v1/namespaces/team");
+    let (label, _) =
+        tokio::join!(api.tenant_label("team"), answer(&mut server, 404, failure(404, "NotFound")));
+    assert!(label.is_err(), "no namespace is no tenant");
+}
 
 fn pod(spec: serde_json::Value, status: serde_json::Value) -> Pod {
     serde_json::from_value(serde_json::json!({

@@ -41,6 +41,7 @@ fn request(tenant: &str, gib: u64) -> Request {
         memory: Some(MemoryBytes::gib(gib)),
         share: Some(ComputeShare::new(10).unwrap()),
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }
@@ -51,6 +52,7 @@ fn holder() -> Holder {
         program: "./train".into(),
         created: Timestamp::from_nanoseconds(1),
         trouble: String::new(),
+        zone: None,
     }
 }
 

@@ -95,6 +95,14 @@ impl BrokerLink {
         self.leases(&Request::Status, STATUS_LIMIT).await
     }
 
+    /// Says that ends of workers are written down.
+    ///
+    /// # Errors
+    /// When the broker does not answer; it tells them again then.
+    pub async fn acknowledge(&self, lease: LeaseId, through: u32) -> Result<(), LinkError> {
+        self.leases(&Request::Acknowledge { lease, through }, STATUS_LIMIT).await.map(drop)
+    }
+
     /// Ends all workers and the broker.
     ///
     /// # Errors

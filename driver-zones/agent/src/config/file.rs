@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, DriverKind, ZonePolicy};
 use crate::leases::ScrubSettings;
+use crate::metrics::Listen;
 
 /// The tenants' table that stands for all who have none.
 const DEFAULT: &str = "default";
@@ -30,6 +31,7 @@ pub(super) struct File {
     pub(super) worker: Caps,
     pub(super) fair_time: FairTime,
     pub(super) scrub: ScrubSettings,
+    pub(super) metrics: Metrics,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +57,8 @@ struct Tables {
     fair_time: FairTime,
     #[serde(default)]
     scrub: Scrub,
+    #[serde(default)]
+    metrics: Metrics,
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -85,6 +89,15 @@ pub(super) struct Binaries {
     pub(super) broker: Option<PathBuf>,
     pub(super) worker: Option<PathBuf>,
     pub(super) sandbox: Option<PathBuf>,
+}
+
+/// Nowhere unless it is named. A program of a tenant shares the machine's loopback unless it is
+/// told not to, so an address there by default would show it everybody's usage.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Metrics {
+    #[serde(deserialize_with = "listen")]
+    pub(super) listen: Option<Listen>,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -129,12 +142,13 @@ struct Quota {
     share: Option<u32>,
     gpus: Option<u32>,
     leases: Option<u32>,
+    latency_critical: bool,
 }
 
 impl From<Quota> for TenantQuota {
     fn from(quota: Quota) -> Self {
-        let Quota { memory, share, gpus, leases } = quota;
-        Self { memory, share, gpus, leases }
+        let Quota { memory, share, gpus, leases, latency_critical } = quota;
+        Self { memory, share, gpus, leases, latency_critical }
     }
 }
 
@@ -146,7 +160,14 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MemoryBytes>, D::Error> {
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Listen>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+pub(super) fn memory<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<MemoryBytes>, D::Error> {
     struct Memory;
 
     impl Visitor<'_> for Memory {
@@ -181,8 +202,8 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let tables: Tables = toml::from_str(text).map_err(|error| explain(path, text, &error))?;
-    let Tables { node, driver, shim, binaries, usage, zone, tenants, worker, fair_time, scrub } =
-        tables;
+    let Tables { node, driver, shim, binaries, usage, zone, tenants, .. } = tables;
+    let Tables { worker, fair_time, scrub, metrics, .. } = tables;
     let mut tenants: BTreeMap<TenantId, TenantQuota> =
         tenants.into_iter().map(|(tenant, quota)| (tenant, quota.into())).collect();
     let default = tenants.iter().find(|(tenant, _)| tenant.as_str() == DEFAULT);
@@ -203,6 +224,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
         worker,
         fair_time,
         scrub: scrub.into(),
+        metrics,
     })
 }
 

@@ -3,6 +3,7 @@
 mod file;
 mod libraries;
 mod sandbox;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,8 +18,10 @@ use serde::Deserialize;
 
 pub use libraries::MissingFile;
 pub use sandbox::ZonePolicy;
+pub use zone::{ZoneLimits, ZoneUsers};
 
 use crate::leases::ScrubSettings;
+use crate::metrics::Listen;
 
 /// The variable that tells the simulated GPU's libraries where their configuration is.
 pub const SIM_CONFIG_VARIABLE: &str = "GPUZONE_SIM_CONFIG";
@@ -89,6 +92,8 @@ pub struct Config {
     pub fair_time: FairTime,
     /// How memory is cleared when a lease ends.
     pub scrub: ScrubSettings,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<Listen>,
 }
 
 /// Why a configuration is not used.
@@ -208,7 +213,7 @@ impl Config {
         let search = libraries::Search::of_this_program().map_err(ConfigError::Executable)?;
         let mut quotas = Quotas { default: file.default, tenants: file.tenants };
         if overrides.open && quotas.default.is_none() {
-            quotas.default = Some(TenantQuota::default());
+            quotas.default = Some(TenantQuota { latency_critical: true, ..TenantQuota::default() });
         }
         let simulated_config = match driver {
             DriverKind::Simulated => match beside_file(file.driver.simulated_config)? {
@@ -218,6 +223,10 @@ impl Config {
                     .transpose()?,
             },
             DriverKind::Nvidia => None,
+        };
+        let listen = match file.metrics.listen {
+            Some(Listen::Unix(path)) => beside_file(Some(path))?.map(Listen::Unix),
+            other => other,
         };
         let launcher = match search.launcher(beside_file(file.binaries.sandbox.clone())?) {
             Ok(launcher) => Some(launcher),
@@ -246,6 +255,7 @@ impl Config {
             caps: file.worker,
             fair_time: file.fair_time,
             scrub: file.scrub,
+            metrics: listen,
         })
     }
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gpuzone_wire::control::Sandbox;
-use gpuzone_zone::sandbox::{Demand, Feature};
+use gpuzone_zone::sandbox::{Demand, Feature, UserRanges};
 use serde::Deserialize;
 
+use super::zone::{ZoneLimits, ZoneUsers};
 use super::{Config, DriverKind};
+use crate::leases::WorkloadZones;
 
 /// Where the simulated node keeps its state when its configuration does not say.
 const SIMULATED_STATE: &str = "/dev/shm/gpu-zone-sim-";
@@ -20,6 +22,12 @@ pub struct ZonePolicy {
     pub policy: Demand,
     /// Of those that are.
     pub features: BTreeMap<Feature, Demand>,
+    /// Which programs share a workload zone.
+    pub workload: WorkloadZones,
+    /// Whom zones are on the host.
+    pub users: ZoneUsers,
+    /// What each program's zone may have at most, unless `gpu-zone run` says less.
+    pub limits: ZoneLimits,
 }
 
 impl ZonePolicy {
@@ -51,7 +59,11 @@ impl Config {
                 (vec!["/proc".into(), "/sys".into()], Vec::new(), nvidia_nodes(Path::new("/dev")))
             }
         };
-        Some(Sandbox { launcher, read, write, devices, require })
+        let users = self.zone.users.ranges();
+        let users = users.map(|UserRanges { first, each, zones }| {
+            gpuzone_wire::control::UserRanges { first, each, zones }
+        });
+        Some(Sandbox { launcher, read, write, devices, require, users })
     }
 }
 
@@ -112,5 +124,8 @@ mod tests {
         assert!(policy.requires(Feature::Seccomp));
         assert!(!policy.requires(Feature::Pids));
         assert!(!ZonePolicy::default().requires_any());
+        assert_eq!(ZonePolicy::default().workload, WorkloadZones::Named);
+        let policy: ZonePolicy = toml::from_str("workload = \"tenant\"").unwrap();
+        assert_eq!(policy.workload, WorkloadZones::Tenant);
     }
 }

@@ -23,6 +23,7 @@ fn reads_what_the_manual_shows() {
         [tenants.acme]
         memory = "24Gi"
         share = 150
+        latency_critical = true
         [tenants.default]
         leases = 1
         memory = 1073741824
@@ -38,7 +39,19 @@ fn reads_what_the_manual_shows() {
     let acme = quotas.of(&"acme".parse().unwrap()).unwrap();
     assert_eq!((acme.memory, acme.share), (Some(MemoryBytes::gib(24)), Some(150)));
     let other = quotas.of(&"other".parse().unwrap()).unwrap();
+    assert!(acme.latency_critical && !other.latency_critical);
     assert_eq!((other.memory, other.leases), (Some(MemoryBytes::gib(1)), Some(1)));
+}
+
+#[test]
+fn metrics_are_served_where_the_file_says_and_nowhere_else() {
+    let listen = |text: &str| read(text).map(|file| file.metrics.listen);
+    assert_eq!(listen(""), Ok(None));
+    assert_eq!(listen("[metrics]"), Ok(None));
+    let tcp = Some("127.0.0.1:9400".parse().unwrap());
+    assert_eq!(listen("[metrics]\nlisten = \"127.0.0.1:9400\""), Ok(tcp));
+    let wrong = listen("[metrics]\nlisten = \"9400\"").unwrap_err();
+    assert!(wrong.contains("line 2") && wrong.contains("nowhere to listen"), "{wrong}");
 }
 
 #[test]

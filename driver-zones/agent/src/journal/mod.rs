@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::{HolderName, SlotFolder, SlotId};
-use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp};
+use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
 use gpuzone_zone::files::write_atomically;
 use gpuzone_zone::{BootId, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ pub struct Holder {
     pub created: Timestamp,
     /// Why it failed, empty if it did not.
     pub trouble: String,
+    /// The zone that several programs share, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<ZoneName>,
 }
 
 /// Who holds a lease.

@@ -32,10 +32,11 @@ fn lease(n: u128) -> HeldLease {
         memory: Some(MemoryBytes::gib(1)),
         share: None,
         exposure: Default::default(),
+        time: Default::default(),
         model: None,
     };
     let placement = node.place(&request).unwrap();
-    let demand = gpuzone_core::Demand { tenant: request.tenant, placement };
+    let demand = gpuzone_core::Demand { tenant: request.tenant, placement, time: request.time };
     let quota = TenantQuota::default();
     let admission = gpuzone_core::admit(Some(&quota), Default::default(), demand).unwrap();
     let id = LeaseId::from_uuid(Uuid::from_u128(n));
@@ -46,6 +47,7 @@ fn lease(n: u128) -> HeldLease {
         program: format!("./train \"{n}\"\n"),
         created: Timestamp::from_nanoseconds(7),
         trouble: String::new(),
+        zone: None,
     };
     HeldLease { lease, holder }
 }
@@ -134,6 +136,21 @@ fn what_was_written_is_read_in_its_order() {
     assert_eq!(replay(&path).unwrap().leases, leases);
     journal.append(&moved(1, LeaseState::Failed)).unwrap();
     assert_eq!(replay(&path).unwrap().leases[0].lease.state, LeaseState::Failed);
+}
+
+#[test]
+fn a_lease_from_before_there_were_priorities_is_batch_and_has_no_cap() {
+    let usual = lease(1);
+    let step = serde_json::to_string(&Record::Lease(usual.clone())).unwrap();
+    assert!(!step.contains("\"time\""), "older agents read it, too: {step}");
+    assert_eq!(serde_json::from_str::<Record>(&step).unwrap(), Record::Lease(usual.clone()));
+    let cap = gpuzone_core::ComputeShare::new(40).ok();
+    let time = gpuzone_core::TimeTerms { priority: gpuzone_core::Priority::LatencyCritical, cap };
+    let urgent =
+        HeldLease { lease: Lease { time, ..usual.lease.clone() }, holder: usual.holder.clone() };
+    let Scratch { _dir, path } = scratch();
+    written(&path, &[Record::Lease(urgent.clone())]);
+    assert_eq!(replay(&path).unwrap().leases, [urgent]);
 }
 
 #[test]

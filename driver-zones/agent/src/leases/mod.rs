@@ -14,16 +14,18 @@ mod reconcile;
 mod scrub;
 mod turns;
 mod workers;
+mod zones;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use gpuzone_api::{AgentError, Directories, ErrorKind, SLOT_SOCKET, slot_folder};
-use gpuzone_core::{GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId};
+use gpuzone_core::{
+    GpuUuid, Inventory, LeaseEvent, LeaseId, LeaseState, Request, ZoneId, ZoneName,
+};
 use gpuzone_ledger::AuditKind;
 use gpuzone_wire::control::{LeaseStatus, SlotAccess, WorkerOrder};
-use gpuzone_wire::turn::Priority;
 use gpuzone_zone::files::{mounted_dir, private_dir, remove};
 use gpuzone_zone::{Process, ProcessId};
 use serde_json::json;
@@ -35,10 +37,12 @@ use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
 use crate::journal::{HeldBy, HeldLease, Holder};
+use crate::metrics;
 use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
 use workers::Workers;
+pub use zones::WorkloadZones;
 
 /// The reason of an end that the lease's holder brought about.
 pub const PROGRAM_ENDED: &str = "its program ended";
@@ -61,6 +65,7 @@ pub struct Leases {
     gpu_turns: BTreeMap<GpuUuid, Arc<AsyncMutex<()>>>,
     scrubs: ScrubSettings,
     workers: Workers,
+    workload_zones: WorkloadZones,
     closing: AtomicBool,
 }
 
@@ -98,8 +103,14 @@ impl Leases {
             gpu_turns,
             scrubs,
             workers,
+            workload_zones: WorkloadZones::default(),
             closing,
         }
+    }
+
+    /// The same, with a policy on which programs share a zone.
+    pub fn with_workload_zones(self, workload_zones: WorkloadZones) -> Self {
+        Self { workload_zones, ..self }
     }
 
     /// Makes a lease for the process `holder`, active when this returns.
@@ -111,14 +122,16 @@ impl Leases {
         request: Request,
         holder: ProcessId,
         program: String,
+        zone: Option<ZoneName>,
     ) -> Result<HeldLease, AgentError> {
         let (answer, answered) = oneshot::channel();
         let leases = Arc::clone(self);
         // On a task of its own: a caller that goes away cancels this future, and half of what
         // follows must not be all that is done.
         tokio::spawn(async move {
-            let created = leases.create_for(&request, holder, program).await;
+            let created = leases.create_for(&request, holder, program, zone).await;
             if let Err(error) = &created {
+                leases.audit.counts.refused(error.kind);
                 leases.usage.refused(&request.tenant, error.kind, &error.message).await;
                 leases.audit_refusal(&request, holder, error).await;
             }
@@ -136,12 +149,16 @@ impl Leases {
         request: &Request,
         holder: ProcessId,
         program: String,
+        name: Option<ZoneName>,
     ) -> Result<HeldLease, AgentError> {
+        self.workload_zones.check(&request.tenant, name.as_ref())?;
+        self.wait_for_name(name.as_ref()).await;
         let id = LeaseId::from_uuid(Uuid::now_v7());
         let zone = ZoneId::from_uuid(Uuid::now_v7());
         let _turn = self.turns.take(id).await;
         let trouble = String::new();
-        let holder = Holder { by: HeldBy::Process(holder), program, created: now(), trouble };
+        let by = HeldBy::Process(holder);
+        let holder = Holder { by, program, created: now(), trouble, zone: name };
         let asked = request.clone();
         let leases = Arc::clone(self);
         let reserve = move |book: &mut Book| {
@@ -151,6 +168,7 @@ impl Leases {
                 let message = "the agent is ending; start it again with `gpu-zone up`".to_owned();
                 return Err(AgentError { kind: ErrorKind::Unavailable, message });
             }
+            zones::check_free(&book.leases(), holder.zone.as_ref())?;
             book.reserve(id, zone, &asked, holder)
                 .map_err(|refusal| AgentError { kind: refusal.kind(), message: sentence(&refusal) })
         };
@@ -164,6 +182,7 @@ impl Leases {
                 return Err(error);
             }
         }
+        self.note_workload_zone(AuditKind::ZoneStart, &held, "its lease is active").await;
         self.watch_holder(&held);
         tracing::info!(lease = %id, tenant = %held.lease.tenant, "active");
         let lease = gpuzone_core::Lease { state: LeaseState::Active, ..held.lease };
@@ -175,6 +194,7 @@ impl Leases {
         let untouched = |error| (error, Memory::Untouched);
         let detail = json!({
             "grants": audit::granted(&held.lease),
+            "time": audit::timed(held.lease.time),
             "program": held.holder.program,
             "zone": held.lease.zone.to_string(),
         });
@@ -214,6 +234,7 @@ impl Leases {
             "gpus": request.gpus.get(),
             "memory_bytes": request.memory.map(|memory| memory.get()),
             "share_percent": request.share.map(|share| share.percent()),
+            "time": audit::timed(request.time),
         });
         let refusal = audit::event(AuditKind::Refusal, asker(holder), "lease", detail);
         let tenant = Some(request.tenant.clone());
@@ -233,8 +254,8 @@ impl Leases {
             lease,
             slot_dir,
             grants: held.lease.placement.grants().to_vec(),
-            priority: Priority::default(),
-            time_cap: None,
+            priority: held.lease.time.priority,
+            time_cap: held.lease.time.cap,
             access,
         }
     }
@@ -299,6 +320,9 @@ impl Leases {
             | LeaseState::Active
             | LeaseState::Draining
             | LeaseState::Failed => {
+                if held.lease.state == LeaseState::Active {
+                    self.note_workload_zone(AuditKind::ZoneEnd, &held, reason).await;
+                }
                 self.advance(id, LeaseEvent::Drain, "").await?;
                 if let Err(error) = self.drain(&held, reason).await {
                     return Err(self.failed(&held, error).await);
@@ -341,7 +365,8 @@ impl Leases {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
         })?;
-        self.saw_worker(id, None).await;
+        self.saw_last(id, last.as_ref()).await;
+        self.count_last(held, last.as_ref());
         self.usage.close(id, last.map(used_by), reason).await;
         let order = self.order(held);
         match order.access {
@@ -350,6 +375,15 @@ impl Leases {
             SlotAccess::Mounted => remove(&order.slot_dir.join(SLOT_SOCKET)),
         }
         .map_err(|error| internal(format!("cannot remove {}: {error}", order.slot_dir.display())))
+    }
+
+    /// Counts what a lease used at last.
+    fn count_last(&self, held: &HeldLease, last: Option<&LeaseStatus>) {
+        let (lease, tenant, created) = (held.lease.id, &held.lease.tenant, held.holder.created);
+        let used =
+            last.map(|last| metrics::Used { lease, tenant, created, counters: last.counters });
+        self.audit.counts.used(used.into_iter());
+        self.audit.counts.ended(lease);
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says

@@ -81,6 +81,7 @@ impl Leases {
             program: wanted.program.clone(),
             created: now(),
             trouble: String::new(),
+            zone: None,
         };
         let zone = ZoneId::from_uuid(Uuid::now_v7());
         let (leases, wanted) = (Arc::clone(self), wanted.clone());

@@ -46,7 +46,7 @@ impl Leases {
         }
         // Adopted: from now on they are known, and their end is noted.
         for status in self.link.status().await.unwrap_or_default() {
-            self.saw_worker(status.lease, status.worker_pid).await;
+            self.adopted(&status).await;
         }
         self.reconcile().await
     }

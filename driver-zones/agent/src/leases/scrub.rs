@@ -17,6 +17,7 @@ use crate::book::Book;
 use crate::broker::LinkError;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
+use crate::metrics::ScrubResult;
 
 /// How memory is cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +102,7 @@ impl Leases {
         let order = ScrubOrder { lease: id, gpus: on_node, sample, limit_ms };
         match self.link.scrub(order).await {
             Ok(reports) => {
+                reports.iter().for_each(|report| self.audit.counts.scrubbed(report));
                 let failed = |report: &ScrubReport| Some((report.gpu, report.failure.clone()?));
                 let failures = reports.iter().filter_map(failed).collect();
                 Ok((reports, failures))
@@ -112,6 +114,7 @@ impl Leases {
             }),
             Err(error @ (LinkError::Slow(_) | LinkError::Refused(_) | LinkError::Nonsense(_))) => {
                 let reason = sentence(&error);
+                gpus.iter().for_each(|_| self.audit.counts.scrub(ScrubResult::Failed));
                 let unknown = gpus.iter().map(|gpu| (*gpu, reason.clone())).collect();
                 Ok((Vec::new(), unknown))
             }

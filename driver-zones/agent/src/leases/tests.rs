@@ -11,7 +11,7 @@ use gpuzone_core::{
     UsageCounters,
 };
 use gpuzone_ledger::{AuditEntry, Expected, Filter, LeaseRow, Ledger, verify};
-use gpuzone_wire::control::{Reply, Request as Ask, VERSION};
+use gpuzone_wire::control::{Reply, Request as Ask, VERSION, WorkerEnd};
 use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder, ScrubReport};
 use gpuzone_zone::BootId;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -31,6 +31,9 @@ struct Told {
     dead: bool,
     start_takes: Duration,
     launches: u64,
+    /// What every lease's workers have gone through.
+    ends: Vec<WorkerEnd>,
+    worker: u32,
     scrubs: Vec<ScrubOrder>,
     scrub_takes: Duration,
     /// What every scrub finds wrong.
@@ -82,16 +85,18 @@ impl FakeBroker {
 
     fn reply(&self, ask: Ask) -> Reply {
         let mut told = self.told();
-        let launches = told.launches;
+        let (launches, worker) = (told.launches, 1 + told.worker);
+        let ends = told.ends.clone();
         let status = |lease| LeaseStatus {
             lease,
-            worker_pid: Some(1),
+            worker_pid: Some(worker),
             restarts: 0,
             sessions: 0,
             used: MemoryBytes::ZERO,
             counters: UsageCounters { launches, ..Default::default() },
             refused_by_name: BTreeMap::new(),
             trouble: String::new(),
+            ends: ends.clone(),
         };
         let leases = match ask {
             Ask::Hello { .. } => return Reply::Hello { version: VERSION, pid: 1 },
@@ -123,6 +128,10 @@ impl FakeBroker {
                 let reports = order.gpus.iter().map(report).collect();
                 told.scrubs.push(order);
                 return Reply::Scrubbed { reports };
+            }
+            Ask::Acknowledge { through, .. } => {
+                told.ends.retain(|end| end.number > through);
+                Vec::new()
             }
             Ask::Status => told.served.keys().copied().map(status).collect(),
             Ask::Shutdown => return Reply::Bye,
@@ -183,13 +192,14 @@ fn request(gib: u64) -> Request {
         memory: Some(MemoryBytes::gib(gib)),
         share: None,
         exposure: Exposure::Mediated,
+        time: Default::default(),
         model: None,
     }
 }
 
 impl Node {
     async fn create(&self, gib: u64) -> Result<HeldLease, AgentError> {
-        self.leases.create(request(gib), ProcessId::own().unwrap(), "./train".into()).await
+        self.leases.create(request(gib), ProcessId::own().unwrap(), "./train".into(), None).await
     }
 
     async fn states(&self) -> Vec<LeaseState> {
@@ -288,7 +298,7 @@ async fn a_slow_lease_keeps_no_other_waiting() {
     node.broker.told().start_takes = Duration::from_secs(5);
     let slow = tokio::spawn({
         let leases = Arc::clone(&node.leases);
-        async move { leases.create(request(1), ProcessId::own().unwrap(), String::new()).await }
+        async move { leases.create(request(1), ProcessId::own().unwrap(), String::new(), None).await }
     });
     node.eventually("the slow one waits", async |node| node.states().await.len() == 1).await;
     node.broker.told().start_takes = Duration::ZERO;
@@ -303,13 +313,13 @@ async fn a_lease_ends_with_its_holder() {
     let node = node().await;
     let mut holder = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let process = ProcessId::of(holder.id()).unwrap().unwrap();
-    node.leases.create(request(1), process, String::new()).await.unwrap();
+    node.leases.create(request(1), process, String::new(), None).await.unwrap();
     assert_eq!(node.states().await, [LeaseState::Active]);
     holder.kill().unwrap();
     holder.wait().unwrap();
     node.eventually("its end", async |node| node.states().await.is_empty()).await;
     // A holder that is gone before its lease is there.
-    node.leases.create(request(1), process, String::new()).await.unwrap();
+    node.leases.create(request(1), process, String::new(), None).await.unwrap();
     node.eventually("its end", async |node| node.states().await.is_empty()).await;
 }
 
@@ -387,4 +397,5 @@ async fn a_listing_says_when_the_broker_is_silent() {
     assert!(listed[0].1.is_none());
 }
 
+mod ends;
 mod scrub;

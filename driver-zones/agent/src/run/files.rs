@@ -14,6 +14,8 @@ use super::RunError;
 pub(super) const CONTROL_SOCKET: &str = "control.sock";
 const STATE_LOCK: &str = "lock";
 const RUN_LOCK: &str = "agent.lock";
+/// In the folder of a zone that several programs share, held by its keeper.
+const KEEPER_LOCK: &str = "keeper.lock";
 /// What programs ask the loader for, and what they are linked with.
 const SHIM_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 /// A lease's name, as long as each is.
@@ -88,7 +90,8 @@ pub(super) fn clear(directories: &Directories) {
         log_failure(remove(&zone.join(name)));
     }
     log_failure(remove(&directories.shim_dir()));
-    for folder in [zone, directories.slots_dir()] {
+    clear_zones(&directories.zones_dir());
+    for folder in [zone, directories.slots_dir(), directories.zones_dir()] {
         match std::fs::remove_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => log_failure(other),
@@ -97,6 +100,15 @@ pub(super) fn clear(directories: &Directories) {
     log_failure(remove(&directories.run.join(RUN_LOCK)));
     // Last: whoever waits for the agent's end waits for this.
     remove_socket(directories);
+}
+
+/// What killed keepers left. A keeper that lives has its lock, and takes its folder away itself.
+fn clear_zones(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if let Ok(_lock) = PidLock::take(&entry.path().join(KEEPER_LOCK)) {
+            log_failure(remove(&entry.path()));
+        }
+    }
 }
 
 fn log_failure(removed: io::Result<()>) {

@@ -191,6 +191,9 @@ pub(crate) fn request(tenant: &str, gib: u64) -> CreateLeaseRequest {
         share_percent: Some(10),
         model: None,
         program: "a test".into(),
+        zone_name: None,
+        priority: String::new(),
+        cap_percent: None,
     }
 }
 

@@ -3,15 +3,28 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaContext, CudaStream, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
 use gpuzone_wire::stats::Monotonic;
+use rustix::process::Signal;
 
-const KERNEL: &str = include_str!("../../../sim/kernels/ptx/reduce.ptx");
+const HOLD: &str = include_str!("hold.ptx");
+const REDUCE: &str = include_str!("../../../sim/kernels/ptx/reduce.ptx");
 const ROLE: &str = "FAIR_TIME_KERNEL_MICROSECONDS";
+const KIND: &str = "FAIR_TIME_KERNEL_COMPUTES";
 const BLOCK: u32 = 256;
+
+/// What a tenant launches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kernel {
+    /// Holds the simulated GPU for so many microseconds, and no host processor.
+    Holds(u64),
+    /// Computes for about so long; the simulated GPU does that on a host processor.
+    Computes(u64),
+}
 
 fn now() -> u64 {
     Monotonic::now().nanoseconds()
@@ -50,9 +63,14 @@ pub(crate) struct Tenant {
 
 impl Tenant {
     /// A process of the lease whose slot this is; `shim` holds its `libcuda.so.1`.
-    pub(crate) fn start(slot: &Path, shim: &Path, kernel: Duration) -> Self {
+    pub(crate) fn start(slot: &Path, shim: &Path, kernel: Kernel) -> Self {
+        let (kind, microseconds) = match kernel {
+            Kernel::Holds(microseconds) => ("", microseconds),
+            Kernel::Computes(microseconds) => ("yes", microseconds),
+        };
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .env(ROLE, kernel.as_micros().to_string())
+            .env(ROLE, microseconds.to_string())
+            .env(KIND, kind)
             .env("GPUZONE_SLOT", slot)
             .env("LD_LIBRARY_PATH", shim)
             .stdin(Stdio::piped())
@@ -95,13 +113,36 @@ impl Drop for Tenant {
 }
 
 /// Is a tenant, if this process was started as one.
-#[expect(clippy::print_stdout, reason = "how it speaks to the benchmark")]
 pub(crate) fn be_one_if_told() -> bool {
     let Ok(microseconds) = std::env::var(ROLE) else { return false };
-    let wanted = microseconds.parse::<f64>().expect("a number") * 1e3;
+    // It ends with the benchmark, whatever it is doing.
+    let ended = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    ended.expect("a signal at the benchmark's end");
+    let microseconds = microseconds.parse().expect("a number");
     let context = CudaContext::new(0).expect("a context");
     let stream = context.new_stream().expect("a stream");
-    let module = context.load_module(Ptx::from_src(KERNEL)).expect("a module");
+    if std::env::var_os(KIND).is_some_and(|kind| !kind.is_empty()) {
+        compute(&context, &stream, microseconds);
+    } else {
+        hold(&context, &stream, microseconds * 1_000);
+    }
+    true
+}
+
+fn hold(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, nanoseconds: u64) {
+    let module = context.load_module(Ptx::from_src(HOLD)).expect("a module");
+    let kernel = module.load_function("hold").expect("a kernel");
+    let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+    serve(stream, &mut || {
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&nanoseconds);
+        // SAFETY: the argument is hold's.
+        unsafe { launch.launch(config) }.expect("launched");
+    });
+}
+
+fn compute(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, microseconds: u64) {
+    let module = context.load_module(Ptx::from_src(REDUCE)).expect("a module");
     let kernel = module.load_function("reduce").expect("a kernel");
     let input = stream.alloc_zeros::<f32>(4 << 20).expect("memory");
     let mut out = stream.alloc_zeros::<f32>(1).expect("memory");
@@ -123,7 +164,15 @@ pub(crate) fn be_one_if_told() -> bool {
     // A long one less a short one: what is left is the kernel's own time.
     let (short, long) = (best(&mut timed, 2_000), best(&mut timed, 202_000));
     let each = (long - short.min(long)) as f64 / 200_000.0;
-    let n = (wanted / each).clamp(256.0, f64::from(4u32 << 20)) as u32;
+    let n = (microseconds as f64 * 1e3 / each).clamp(256.0, f64::from(4u32 << 20)) as u32;
+    serve(stream, &mut || launch(n));
+}
+
+/// Does what it is told until nobody tells it anything any more.
+#[expect(clippy::print_stdout, reason = "how it speaks to the benchmark")]
+fn serve(stream: &CudaStream, launch: &mut dyn FnMut()) {
+    launch();
+    stream.synchronize().expect("idle");
     println!("ready");
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let mut numbers = line.split(' ').map(|number| number.parse::<u64>().expect("a number"));
@@ -133,7 +182,7 @@ pub(crate) fn be_one_if_told() -> bool {
         let mut waits = Vec::new();
         while now() - begin < time {
             let from = now();
-            (0..ahead).for_each(|_| launch(n));
+            (0..ahead).for_each(|_| launch());
             stream.synchronize().expect("idle");
             waits.push((from, now()));
             if pause > 0 {
@@ -144,5 +193,4 @@ pub(crate) fn be_one_if_told() -> bool {
         waits.iter().for_each(|(from, to)| print!(" {from} {to}"));
         println!();
     }
-    true
 }

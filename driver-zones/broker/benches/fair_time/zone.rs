@@ -15,13 +15,16 @@ use gpuzone_wire::control::{
 use gpuzone_wire::turn::{FairTime, Priority};
 use uuid::Uuid;
 
-use crate::tenant::Tenant;
+use crate::keeper;
+use crate::tenant::{Kernel, Tenant};
 
+const PROGRAMS: &str = "FAIR_TIME_PROGRAMS";
 const GPU: &str = "GPU-11111111-2222-3333-4444-555555555555";
 
 pub(crate) struct Zone {
     dir: tempfile::TempDir,
-    broker: Child,
+    /// Ends the broker and all else when it is dropped.
+    keeper: Child,
     agent: BufReader<UnixStream>,
     leases: u128,
 }
@@ -31,8 +34,13 @@ pub(crate) struct Lease {
     slot: PathBuf,
 }
 
-/// The programs and libraries that a driver zone and its tenants need, built if they are not.
+/// The programs and libraries that a driver zone and its tenants need: those of a folder, where
+/// one is named, or built if they are not.
 fn built() -> Vec<PathBuf> {
+    if let Some(dir) = std::env::var_os(PROGRAMS) {
+        let files = std::fs::read_dir(dir).expect("a folder");
+        return files.flatten().map(|file| file.path()).collect();
+    }
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--release", "--message-format=json"]);
     for package in ["broker", "worker", "cuda", "sim-cuda", "sim-nvml"] {
@@ -80,13 +88,7 @@ impl Zone {
         };
         let json = serde_json::to_vec(&config).expect("a configuration");
         std::fs::write(at("broker.json"), json).expect("written");
-        let broker = Command::new(file("gpu-zone-broker"))
-            .arg("--config")
-            .arg(at("broker.json"))
-            .env("RUST_LOG", "error")
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("a broker");
+        let keeper = keeper::start(&file("gpu-zone-broker"), &at("broker.json"), dir.path());
         let socket = ZonePaths::new(at("zone")).control_socket();
         let began = Instant::now();
         let stream = loop {
@@ -96,7 +98,7 @@ impl Zone {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         };
-        let mut zone = Self { dir, broker, agent: BufReader::new(stream), leases: 0 };
+        let mut zone = Self { dir, keeper, agent: BufReader::new(stream), leases: 0 };
         zone.ask(&Request::Hello { version: VERSION });
         zone
     }
@@ -113,6 +115,10 @@ impl Zone {
     }
 
     pub(crate) fn lease(&mut self, percent: u32, priority: Priority) -> Lease {
+        self.capped(percent, priority, None)
+    }
+
+    pub(crate) fn capped(&mut self, percent: u32, priority: Priority, cap: Option<u32>) -> Lease {
         self.leases += 1;
         let id = LeaseId::from_uuid(Uuid::from_u128(self.leases));
         let slot_dir = self.dir.path().join(format!("slot{}", self.leases));
@@ -123,14 +129,14 @@ impl Zone {
             slot_dir: slot_dir.clone(),
             grants: vec![Grant { gpu, memory: MemoryBytes::mib(256), share }],
             priority,
-            time_cap: None,
+            time_cap: cap.map(|cap| ComputeShare::new(cap).expect("a cap")),
             access: Default::default(),
         };
         self.ask(&Request::Start(order));
         Lease { id, slot: slot_dir }
     }
 
-    pub(crate) fn tenant(&self, lease: &Lease, kernel: Duration) -> Tenant {
+    pub(crate) fn tenant(&self, lease: &Lease, kernel: Kernel) -> Tenant {
         Tenant::start(&lease.slot, self.dir.path(), kernel)
     }
 
@@ -150,9 +156,8 @@ impl Drop for Zone {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.ask(&Request::Shutdown);
-        } else {
-            let _ = self.broker.kill();
         }
-        let _ = self.broker.wait();
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
     }
 }

@@ -5,6 +5,8 @@ use gpuzone_wire::stats::Monotonic;
 
 /// How many quanta it holds at most.
 const QUANTA: i64 = 2;
+/// Less than this is not worth a turn: it would be over before the worker hears of it.
+const WORTH: i64 = 500_000;
 
 /// Earned time, in nanoseconds, up to a bound; below zero when more was used.
 #[derive(Clone, Copy, Debug)]
@@ -27,14 +29,23 @@ impl Bucket {
 
     /// What may be used now.
     pub(super) fn left(&self, now: Monotonic) -> i64 {
-        let earned = signed(now.nanoseconds_since(self.at)).saturating_mul(self.percent) / 100;
-        self.level.saturating_add(earned).min(self.most)
+        self.level.saturating_add(self.earned(now)).min(self.most)
     }
 
     /// Takes out what was used.
     pub(super) fn pay(&mut self, used: u64, now: Monotonic) {
-        self.level = self.left(now).saturating_sub(signed(used));
-        self.at = now;
+        // What was earned meanwhile counts, however long that was: it is bounded after.
+        let level = self.level.saturating_add(self.earned(now)).saturating_sub(signed(used));
+        (self.level, self.at) = (level.min(self.most), now);
+    }
+
+    /// A turn begins: what was earned before it is bounded now.
+    pub(super) fn begin(&mut self, now: Monotonic) {
+        self.pay(0, now);
+    }
+
+    fn earned(&self, now: Monotonic) -> i64 {
+        signed(now.nanoseconds_since(self.at)).saturating_mul(self.percent) / 100
     }
 
     /// Puts back what was taken out and not used.
@@ -42,9 +53,18 @@ impl Bucket {
         self.level = self.level.saturating_add(signed(unused)).min(self.most);
     }
 
-    /// When there is something to use again; `None` when there is now.
+    fn worth(&self) -> i64 {
+        WORTH.min(self.most / 2).max(1)
+    }
+
+    /// Whether there is enough for a turn.
+    pub(super) fn is_open(&self, now: Monotonic) -> bool {
+        self.left(now) >= self.worth()
+    }
+
+    /// When there is enough for a turn again; `None` when there is now.
     pub(super) fn open_at(&self, now: Monotonic) -> Option<Monotonic> {
-        let missing = 1 - self.left(now);
+        let missing = self.worth() - self.left(now);
         let wait = missing.saturating_mul(100) / self.percent + 1;
         let wait = u64::try_from(wait).unwrap_or(0);
         (missing > 0).then(|| Monotonic::from_nanoseconds(now.nanoseconds().saturating_add(wait)))

@@ -13,6 +13,7 @@
 
 mod bucket;
 mod line;
+mod member;
 mod run;
 mod schedule;
 
@@ -21,9 +22,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
-use gpuzone_core::{GpuUuid, LeaseId};
+use gpuzone_core::{ComputeShare, GpuUuid, LeaseId};
 use gpuzone_wire::control::WorkerOrder;
-use gpuzone_wire::turn::FairTime;
+use gpuzone_wire::scrub::ScrubOrder;
+use gpuzone_wire::turn::{FairTime, Priority};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use tokio::sync::Notify;
@@ -33,6 +35,9 @@ pub(crate) use line::serve;
 use line::Line;
 use run::Arbiter;
 use schedule::Terms;
+
+/// The weight of a scrub, in per cent.
+const SCRUB_PERCENT: u32 = 5;
 
 /// The arbiter, as the broker's other parts know it. When the last of these is dropped, the
 /// arbiter ends.
@@ -98,8 +103,28 @@ impl Turns {
     ) -> io::Result<()> {
         let line = Line::connect(path)?;
         let (cap, priority) = (order.time_cap, order.priority);
-        let terms = |weight| Terms { weight, cap, priority };
+        let terms = |weight| Terms { weight, cap, priority, patient: false };
         let gpus = order.grants.iter().map(|grant| (grant.gpu, terms(grant.share))).collect();
+        let newcomer = Newcomer { lease: order.lease, line, gpus, overran };
+        self.order(Order::Join(Box::new(newcomer)));
+        Ok(())
+    }
+
+    /// Gives a scrub worker, which listens at `path`, turns beside the leases that run: few while
+    /// they want the GPU, all of it when they do not. Nobody is ended for keeping it waiting.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached.
+    pub(crate) fn join_scrub(
+        &self,
+        order: &ScrubOrder,
+        path: &Path,
+        overran: Arc<Notify>,
+    ) -> io::Result<()> {
+        let line = Line::connect(path)?;
+        let weight = ComputeShare::new(SCRUB_PERCENT).map_err(io::Error::other)?;
+        let terms = Terms { weight, cap: None, priority: Priority::Batch, patient: true };
+        let gpus = order.gpus.iter().map(|gpu| (gpu.gpu, terms)).collect();
         let newcomer = Newcomer { lease: order.lease, line, gpus, overran };
         self.order(Order::Join(Box::new(newcomer)));
         Ok(())

@@ -187,8 +187,9 @@ fn heard(
     let (FromWorker::Want { device } | FromWorker::Yield { device, .. }) = message;
     let gpu = usize::try_from(device).ok().and_then(|device| worker.gpus.get(device));
     let Some(schedule) = gpu.and_then(|gpu| gpus.get_mut(gpu)) else { return false };
+    tracing::trace!(%lease, ?message, at = Monotonic::now().nanoseconds());
     match message {
-        FromWorker::Want { device: _ } => schedule.want(lease),
+        FromWorker::Want { device: _ } => schedule.want(lease, Monotonic::now()),
         FromWorker::Yield { device: _, wants, used } => {
             schedule.yielded(lease, used, wants, Monotonic::now());
         }
@@ -203,12 +204,16 @@ fn tell(
 ) -> Result<(), (LeaseId, LineError)> {
     let (Action::Grant { lease, .. }
     | Action::Contended { lease }
+    | Action::Brief { lease }
     | Action::Recall { lease }
     | Action::Overrun { lease }) = action;
     let Some(worker) = workers.get(&lease) else { return Err((lease, LineError::Closed)) };
     let Some(device) = worker.device(gpu) else { return Err((lease, LineError::Closed)) };
     let message = match action {
-        Action::Grant { lease: _, contended } => FromArbiter::Grant { device, contended },
+        Action::Grant { lease: _, contended, brief } => {
+            FromArbiter::Grant { device, contended, brief }
+        }
+        Action::Brief { lease: _ } => FromArbiter::Brief { device },
         Action::Contended { lease: _ } => FromArbiter::Contended { device },
         Action::Recall { lease: _ } => FromArbiter::Recall { device },
         Action::Overrun { lease } => {
@@ -217,5 +222,6 @@ fn tell(
             return Ok(());
         }
     };
+    tracing::trace!(%lease, ?message, at = Monotonic::now().nanoseconds());
     worker.line.send(message).map_err(|error| (lease, error))
 }

@@ -10,7 +10,10 @@
 //!
 //! Each round, a member that wants the GPU earns a part of the round by its weight, and a turn
 //! is charged what it took. Who overdraws waits until its earnings cover it; who does not want
-//! the GPU earns nothing, so nobody hoards. Time in which nobody else waited is free of charge.
+//! the GPU earns nothing, so nobody hoards. Time in which nobody else waited makes no debts.
+//!
+//! Before the round come those that are latency-critical, up to their share, and, once a round,
+//! who was in the middle of its turn when it paused for a moment.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -19,10 +22,10 @@ use gpuzone_core::{ComputeShare, LeaseId};
 use gpuzone_wire::stats::Monotonic;
 use gpuzone_wire::turn::{FairTime, Priority};
 
-use super::bucket::Bucket;
+use super::member::{Member, Stretch};
 
 /// Shorter turns are not worth the change: earnings add up until they are worth this.
-const SHORTEST: i64 = 1_000_000;
+pub(super) const SHORTEST: i64 = 1_000_000;
 
 /// What a lease gets of a GPU's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,30 +35,24 @@ pub(crate) struct Terms {
     /// Its part at most, if there is such a limit.
     pub(crate) cap: Option<ComputeShare>,
     pub(crate) priority: Priority,
+    /// Nobody is ended for keeping it waiting.
+    pub(crate) patient: bool,
 }
 
 /// What is to be told to a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// The GPU is its own until it is recalled.
-    Grant { lease: LeaseId, contended: bool },
+    /// The GPU is its own until it is recalled; `brief` as in [`Action::Brief`].
+    Grant { lease: LeaseId, contended: bool, brief: bool },
     /// Somebody waits from now on.
     Contended { lease: LeaseId },
+    /// From now on it is to have no more work ahead than keeps the GPU busy: somebody may come
+    /// who must not wait long.
+    Brief { lease: LeaseId },
     /// It is to finish and yield.
     Recall { lease: LeaseId },
     /// It was recalled and does not yield: it is to be ended. Said once.
     Overrun { lease: LeaseId },
-}
-
-#[derive(Debug)]
-struct Member {
-    weight: i64,
-    wants: bool,
-    /// Nanoseconds that it may use; negative when it used more than it had.
-    deficit: i64,
-    /// What it may use ahead of the round, for one that is latency-critical.
-    urgent: Option<Bucket>,
-    cap: Option<Bucket>,
 }
 
 /// Who has the GPU.
@@ -69,8 +66,19 @@ struct Turn {
     until: Monotonic,
     /// Since when others wait, if they do.
     contended: Option<Monotonic>,
-    recalled: Option<Monotonic>,
+    recalled: bool,
+    /// Since when somebody who may have it ended waits for its end.
+    late: Option<Monotonic>,
     overrun: bool,
+    /// Whether it was told to have little ahead.
+    brief: bool,
+}
+
+impl Turn {
+    /// What was not charged yet.
+    fn stretch(&self, now: Monotonic) -> Stretch {
+        Stretch { from: self.settled, to: now, contended: self.contended.is_some() }
+    }
 }
 
 /// The turns of one GPU.
@@ -84,7 +92,7 @@ pub(crate) struct Schedule {
     turn: Option<Turn>,
 }
 
-fn signed(nanoseconds: u64) -> i64 {
+pub(super) fn signed(nanoseconds: u64) -> i64 {
     i64::try_from(nanoseconds).unwrap_or(i64::MAX)
 }
 
@@ -111,14 +119,7 @@ impl Schedule {
     /// A lease comes; it has no turn and wants none yet. One that is there already starts anew.
     pub(crate) fn join(&mut self, lease: LeaseId, terms: Terms, now: Monotonic) {
         self.leave(lease);
-        let urgent = match terms.priority {
-            Priority::Batch => None,
-            Priority::LatencyCritical => Some(Bucket::full(terms.weight, self.quantum, now)),
-        };
-        let cap = terms.cap.map(|cap| Bucket::full(cap, self.quantum, now));
-        let weight = terms.weight.percent().into();
-        let member = Member { weight, wants: false, deficit: 0, urgent, cap };
-        self.members.insert(lease, member);
+        self.members.insert(lease, Member::new(terms, self.quantum, now));
         self.round.push_back(lease);
     }
 
@@ -132,9 +133,9 @@ impl Schedule {
     }
 
     /// A lease has work and no turn.
-    pub(crate) fn want(&mut self, lease: LeaseId) {
+    pub(crate) fn want(&mut self, lease: LeaseId, now: Monotonic) {
         if let Some(member) = self.members.get_mut(&lease) {
-            member.wants = true;
+            member.want(now);
         }
     }
 
@@ -144,26 +145,27 @@ impl Schedule {
     pub(crate) fn yielded(&mut self, lease: LeaseId, used: u64, wants: bool, now: Monotonic) {
         if self.turn.as_ref().is_none_or(|turn| turn.lease != lease) {
             // It had none: said after it was forgotten, and of no consequence.
-            return self.want_if(lease, wants);
+            return self.want_if(lease, wants, now);
         }
         let Some(turn) = self.turn.take() else { return };
         let held = now.nanoseconds_since(turn.granted);
         let used = used.clamp(held / 2, held);
         let unused = held - used;
         let Some(member) = self.members.get_mut(&lease) else { return };
-        member.settle(&turn, now);
+        member.charge(turn.stretch(now));
         // The deficit was charged as far as others waited at all.
         let since = turn.contended.map_or(now, |since| since.max(turn.granted));
         let part = u128::from(unused) * u128::from(now.nanoseconds_since(since));
         let contended = u64::try_from(part / u128::from(held.max(1))).unwrap_or(0);
         member.give_back(unused, contended);
-        member.wants = false;
-        self.want_if(lease, wants);
+        let kept = after(now, u64::try_from(self.quantum).unwrap_or(0));
+        member.pause(kept, turn.recalled);
+        self.want_if(lease, wants, now);
     }
 
-    fn want_if(&mut self, lease: LeaseId, wants: bool) {
+    fn want_if(&mut self, lease: LeaseId, wants: bool, now: Monotonic) {
         if wants {
-            self.want(lease);
+            self.want(lease, now);
         }
     }
 
@@ -187,8 +189,8 @@ impl Schedule {
             let waiting = self.members.values().filter(|member| member.wants);
             return waiting.filter_map(|member| member.cap.as_ref()?.open_at(now)).min();
         };
-        if let Some(recalled) = turn.recalled {
-            return (!turn.overrun).then(|| after(recalled, self.watchdog));
+        if turn.recalled {
+            return turn.late.filter(|_| !turn.overrun).map(|late| after(late, self.watchdog));
         }
         let member = self.members.get(&turn.lease)?;
         let capped = member.cap.as_ref().map(|cap| cap.empty_at(turn.granted));
@@ -198,8 +200,9 @@ impl Schedule {
 
     fn grant(&mut self, lease: LeaseId, now: Monotonic, actions: &mut Vec<Action>) {
         let contended = self.others_want(lease);
+        let brief = self.must_be_brief(lease);
         if let Some(member) = self.members.get_mut(&lease) {
-            member.wants = false;
+            member.begin(now);
         }
         self.turn = Some(Turn {
             lease,
@@ -207,36 +210,50 @@ impl Schedule {
             settled: now,
             until: self.members.get(&lease).map_or(now, |member| after(now, member.slice(now))),
             contended: contended.then_some(now),
-            recalled: None,
+            recalled: false,
+            late: None,
             overrun: false,
+            brief,
         });
-        actions.push(Action::Grant { lease, contended });
+        actions.push(Action::Grant { lease, contended, brief });
     }
 
     /// Looks after the turn under way.
     fn watch(&mut self, mut turn: Turn, now: Monotonic, actions: &mut Vec<Action>) -> Turn {
         let lease = turn.lease;
-        if let Some(recalled) = turn.recalled {
-            if !turn.overrun && now >= after(recalled, self.watchdog) {
-                turn.overrun = true;
-                actions.push(Action::Overrun { lease });
-            }
+        if turn.recalled {
+            self.watch_for_the_end(&mut turn, now, actions);
             return turn;
         }
         if turn.contended.is_none() && self.others_want(lease) {
             // Free of charge until now.
             if let Some(member) = self.members.get_mut(&lease) {
-                member.settle(&turn, now);
+                member.charge(turn.stretch(now));
             }
             turn.contended = Some(now);
             self.extend(&mut turn, now);
             actions.push(Action::Contended { lease });
         }
+        if !turn.brief && self.must_be_brief(lease) {
+            turn.brief = true;
+            actions.push(Action::Brief { lease });
+        }
         if self.is_over(&mut turn, now) {
-            turn.recalled = Some(now);
+            turn.recalled = true;
             actions.push(Action::Recall { lease });
+            self.watch_for_the_end(&mut turn, now, actions);
         }
         turn
+    }
+
+    fn watch_for_the_end(&self, turn: &mut Turn, now: Monotonic, actions: &mut Vec<Action>) {
+        // Its time counts from when somebody waits: until then it did no harm.
+        let late = self.is_waited_for(turn.lease).then(|| turn.late.unwrap_or(now));
+        turn.late = late;
+        if !turn.overrun && late.is_some_and(|late| now >= after(late, self.watchdog)) {
+            turn.overrun = true;
+            actions.push(Action::Overrun { lease: turn.lease });
+        }
     }
 
     fn is_over(&mut self, turn: &mut Turn, now: Monotonic) -> bool {
@@ -247,9 +264,8 @@ impl Schedule {
         if turn.contended.is_none() {
             return false;
         }
-        if self.urgent(now).is_some_and(|urgent| urgent != turn.lease)
-            && !member.is_urgent(turn.granted)
-        {
+        let first = self.urgent(now).or_else(|| self.resuming(now));
+        if first.is_some_and(|first| first != turn.lease) && !member.is_urgent(turn.granted) {
             return true;
         }
         if now < turn.until {
@@ -257,7 +273,7 @@ impl Schedule {
         }
         // Where it would be the next again, it just goes on.
         if let Some(member) = self.members.get_mut(&turn.lease) {
-            member.settle(turn, now);
+            member.charge(turn.stretch(now));
             member.wants = true;
         }
         turn.settled = now;
@@ -279,6 +295,23 @@ impl Schedule {
         self.members.iter().any(|(other, member)| *other != lease && member.wants)
     }
 
+    /// Whether somebody waits who may have it ended.
+    fn is_waited_for(&self, lease: LeaseId) -> bool {
+        let mut others = self.members.iter().filter(|(other, _)| **other != lease);
+        others.any(|(_, member)| member.wants && !member.patient)
+    }
+
+    /// Whether another one is here that must not wait long, whether it wants anything now or not.
+    fn must_be_brief(&self, lease: LeaseId) -> bool {
+        self.members.iter().any(|(other, member)| *other != lease && member.urgent.is_some())
+    }
+
+    /// A member that goes on with the turn in which it paused.
+    fn resuming(&self, now: Monotonic) -> Option<LeaseId> {
+        let mut members = self.members.iter();
+        members.find(|(_, member)| member.resumes && member.is_ready(now)).map(|(lease, _)| *lease)
+    }
+
     /// A latency-critical member that wants the GPU and has something left to use ahead of the
     /// others; the one with most left.
     fn urgent(&self, now: Monotonic) -> Option<LeaseId> {
@@ -290,8 +323,8 @@ impl Schedule {
 
     /// Who is next, after as many rounds as that takes.
     fn next(&mut self, now: Monotonic) -> Option<LeaseId> {
-        if let Some(urgent) = self.urgent(now) {
-            return Some(urgent);
+        if let Some(first) = self.urgent(now).or_else(|| self.resuming(now)) {
+            return Some(first);
         }
         let ready: Vec<LeaseId> =
             self.round.iter().filter(|l| self.ready(**l, now)).copied().collect();
@@ -308,20 +341,20 @@ impl Schedule {
         let rounds = ready.iter().filter_map(lacks).min()?;
         let skipped = (rounds - 1).max(0);
         // Not when none is: who just pauses keeps what it has until the round comes to it.
-        for (lease, member) in self.members.iter_mut().filter(|_| skipped > 0) {
-            member.earn(earns(member).saturating_mul(skipped), ready.contains(lease));
+        for member in self.members.values_mut().filter(|_| skipped > 0) {
+            member.earn(earns(member), skipped, now);
         }
         // The first may have something left; the others earn when the round comes to them.
         for _ in 0..=self.round.len() {
             let lease = *self.round.front()?;
             let member = self.members.get(&lease)?;
-            if ready.contains(&lease) && member.deficit >= SHORTEST {
+            if member.is_ready(now) && member.deficit >= SHORTEST {
                 return Some(lease);
             }
             self.round.rotate_left(1);
             let lease = *self.round.front()?;
             if let Some(member) = self.members.get_mut(&lease) {
-                member.earn(earns(member), ready.contains(&lease));
+                member.earn(earns(member), 1, now);
             }
         }
         None
@@ -332,53 +365,14 @@ impl Schedule {
     }
 }
 
-impl Member {
-    fn is_ready(&self, now: Monotonic) -> bool {
-        self.wants && self.cap.as_ref().is_none_or(|cap| cap.left(now) > 0)
-    }
-
-    fn is_urgent(&self, now: Monotonic) -> bool {
-        self.urgent.as_ref().is_some_and(|bucket| bucket.left(now) >= SHORTEST / 2)
-    }
-
-    /// How long a turn of it is that begins or goes on now.
-    fn slice(&self, now: Monotonic) -> u64 {
-        let urgent = self.urgent.as_ref().map_or(0, |bucket| bucket.left(now));
-        u64::try_from(self.deficit.max(urgent).max(SHORTEST / 2)).unwrap_or(0)
-    }
-
-    /// Nobody saves up for later, but what is owed is worked off while others have the GPU.
-    fn earn(&mut self, earned: i64, ready: bool) {
-        self.deficit = if ready {
-            self.deficit.saturating_add(earned)
-        } else {
-            self.deficit.min(0).saturating_add(earned).min(0)
-        };
-    }
-
-    /// Charges the time since the turn was settled last; or, where nobody waited, lets it count
-    /// towards what is owed.
-    fn settle(&mut self, turn: &Turn, now: Monotonic) {
-        let passed = now.nanoseconds_since(turn.settled);
-        for bucket in [&mut self.urgent, &mut self.cap].into_iter().flatten() {
-            bucket.pay(passed, now);
-        }
-        let time = signed(passed);
-        self.deficit = match turn.contended {
-            Some(_) => self.deficit.saturating_sub(time),
-            None => self.deficit.max(self.deficit.saturating_add(time).min(0)),
-        };
-    }
-
-    /// What was charged and not used.
-    fn give_back(&mut self, unused: u64, contended: u64) {
-        self.deficit = self.deficit.saturating_add(signed(contended));
-        for bucket in [&mut self.urgent, &mut self.cap].into_iter().flatten() {
-            bucket.give_back(unused);
-        }
-    }
-}
+#[cfg(test)]
+#[path = "simulation.rs"]
+mod simulation;
 
 #[cfg(test)]
 #[path = "schedule_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "schedule_promises.rs"]
+mod promises;

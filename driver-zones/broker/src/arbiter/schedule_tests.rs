@@ -1,136 +1,15 @@
 //! The schedule over simulated time: greedy, pausing and hostile members, kernels of any length.
 
+use super::simulation::{MICROSECOND, MILLISECOND, SECOND, Tenant, lease, share, simulate};
 use super::*;
 use proptest::prelude::*;
-use uuid::Uuid;
 
-const MICROSECOND: u64 = 1_000;
-const MILLISECOND: u64 = 1_000 * MICROSECOND;
-const SECOND: u64 = 1_000 * MILLISECOND;
-
-fn lease(n: usize) -> LeaseId {
-    LeaseId::from_uuid(Uuid::from_u128(n as u128 + 1))
-}
-
-fn share(percent: u32) -> ComputeShare {
-    ComputeShare::new(percent).expect("a share")
-}
-
-/// A member that does one kernel after the other.
-#[derive(Clone, Debug)]
-struct Tenant {
-    terms: Terms,
-    /// Lengths of its kernels, in nanoseconds, again and again.
-    kernels: Vec<u64>,
-    /// Between a kernel's end and the next launch.
-    pause: u64,
-    /// It wants nothing before and after.
-    active: std::ops::Range<u64>,
-    busy: u64,
-    next: usize,
-    /// When it wants its next launch.
-    ready: u64,
-    waits: Vec<u64>,
-    wanted: bool,
-}
-
-impl Tenant {
-    fn new(weight: u32, kernels: Vec<u64>, pause: u64) -> Self {
-        let terms = Terms { weight: share(weight), cap: None, priority: Priority::Batch };
-        let (busy, next, ready, waits) = (0, 0, 0, Vec::new());
-        Self { terms, kernels, pause, active: 0..u64::MAX, busy, next, ready, waits, wanted: false }
-    }
-
-    fn kernel(&mut self) -> u64 {
-        self.next += 1;
-        self.kernels[(self.next - 1) % self.kernels.len()]
-    }
-}
-
-/// How long a worker keeps an idle turn that somebody waits for.
-const GRACE: u64 = 300 * MICROSECOND;
-
-/// What happens until `end`; each tenant's busy time is in it after that.
-fn simulate(tenants: &mut [Tenant], end: u64) -> Schedule {
-    let mut schedule = Schedule::new(FairTime::default());
-    let at = Monotonic::from_nanoseconds;
-    for (n, tenant) in tenants.iter_mut().enumerate() {
-        tenant.ready = tenant.active.start;
-        schedule.join(lease(n), tenant.terms, at(0));
-    }
-    let mut now = 0;
-    let mut holder: Option<(usize, u64, u64, bool)> = None; // who, since, used, recalled
-    let mut running: Option<u64> = None; // until
-    while now < end {
-        for (n, tenant) in tenants.iter_mut().enumerate() {
-            let ready = tenant.ready <= now && tenant.active.contains(&now);
-            let holds = holder.is_some_and(|(who, _, _, recalled)| who == n && !recalled);
-            let works = holder.is_some_and(|(who, ..)| who == n) && running.is_some();
-            if ready && !holds && !works && !tenant.wanted {
-                tenant.wanted = true;
-                schedule.want(lease(n));
-            }
-        }
-        for action in schedule.poll(at(now)) {
-            match action {
-                Action::Grant { lease: granted, .. } => {
-                    assert!(holder.is_none(), "two have the GPU");
-                    let who = (0..tenants.len()).find(|n| lease(*n) == granted).expect("known");
-                    assert!(tenants[who].wanted, "granted to one that does not want it");
-                    let waited = now - tenants[who].ready;
-                    tenants[who].waits.push(waited);
-                    tenants[who].wanted = false;
-                    holder = Some((who, now, 0, false));
-                }
-                Action::Recall { lease: recalled } => {
-                    let (who, _, _, flag) = holder.as_mut().expect("somebody has it");
-                    assert_eq!(lease(*who), recalled);
-                    *flag = true;
-                }
-                Action::Contended { .. } => {}
-                Action::Overrun { .. } => panic!("kernels are shorter than the watchdog's limit"),
-            }
-        }
-        let mut next = end;
-        if let Some((who, since, used, recalled)) = holder {
-            let tenant = &mut tenants[who];
-            if running.is_some_and(|until| until <= now) {
-                running = None;
-                tenant.ready = now + tenant.pause;
-            }
-            let alone = !schedule.others_want(lease(who));
-            let active = tenant.active.contains(&tenant.ready);
-            if running.is_none() && !recalled && tenant.ready <= now && active {
-                let length = tenant.kernel();
-                tenant.busy += length;
-                running = Some(now + length);
-                holder = Some((who, since, used + length, recalled));
-            } else if running.is_none() && (recalled || !active || (!alone && tenant.pause > GRACE))
-            {
-                schedule.yielded(lease(who), used, false, at(now));
-                holder = None;
-                continue;
-            }
-        }
-        let moments =
-            running.into_iter().chain(tenants.iter().filter(|t| !t.wanted).map(|t| t.ready));
-        let wake = schedule.wake_at(at(now)).map(Monotonic::nanoseconds);
-        for moment in moments.chain(wake) {
-            if moment > now {
-                next = next.min(moment);
-            }
-        }
-        now = next.max(now + 1);
-    }
-    schedule
-}
-
-fn shares(tenants: &[Tenant]) -> Vec<f64> {
+pub(super) fn shares(tenants: &[Tenant]) -> Vec<f64> {
     let total: u64 = tenants.iter().map(|tenant| tenant.busy).sum();
     tenants.iter().map(|tenant| tenant.busy as f64 * 100.0 / total as f64).collect()
 }
 
-fn kernels() -> impl Strategy<Value = Vec<u64>> {
+pub(super) fn kernels() -> impl Strategy<Value = Vec<u64>> {
     let short = 20 * MICROSECOND..500 * MICROSECOND;
     let long = MILLISECOND..40 * MILLISECOND;
     let one = prop_oneof![short.clone(), short, long];
@@ -177,58 +56,6 @@ proptest! {
         // At most a turn and the kernel that is running.
         prop_assert!(tenants[1].waits[0] < 60 * MILLISECOND, "{}", tenants[1].waits[0]);
     }
-
-    #[test]
-    fn any_sequence_keeps_the_gpu_with_one_and_moves_on(
-        steps in proptest::collection::vec((0usize..4, 0u8..5, 0u64..20 * MILLISECOND, any::<u64>()), 1..200),
-    ) {
-        let mut schedule = Schedule::new(FairTime::default());
-        let mut now = 0;
-        let mut holder: Option<LeaseId> = None;
-        let mut recalled = false;
-        for (n, what, time, used) in steps {
-            now += time;
-            let (id, at) = (lease(n), Monotonic::from_nanoseconds(now));
-            match what {
-                0 => {
-                    let terms = Tenant::new(25, vec![], 0).terms;
-                    schedule.join(id, terms, at);
-                    holder = holder.filter(|h| *h != id);
-                }
-                1 => {
-                    schedule.leave(id);
-                    holder = holder.filter(|h| *h != id);
-                }
-                2 => schedule.want(id),
-                _ => {
-                    schedule.yielded(id, used, what == 4, at);
-                    holder = holder.filter(|h| *h != id);
-                }
-            }
-            recalled &= holder.is_some();
-            for action in schedule.poll(at) {
-                match action {
-                    Action::Grant { lease, .. } => {
-                        prop_assert_eq!(holder, None);
-                        (holder, recalled) = (Some(lease), false);
-                    }
-                    Action::Recall { lease } => {
-                        prop_assert_eq!((holder, recalled), (Some(lease), false));
-                        recalled = true;
-                    }
-                    Action::Contended { lease } | Action::Overrun { lease } => {
-                        prop_assert_eq!(holder, Some(lease));
-                    }
-                }
-            }
-            let waiting = schedule.members.iter().any(|(l, m)| m.wants && holder != Some(*l));
-            prop_assert!(holder.is_some() || !waiting, "somebody waits for a free GPU");
-            prop_assert!(
-                !waiting || schedule.wake_at(at).is_some() || schedule.turn.as_ref().is_some_and(|turn| turn.overrun),
-                "nobody will look again"
-            );
-        }
-    }
 }
 
 #[test]
@@ -245,9 +72,7 @@ fn a_latency_critical_launch_goes_before_batch_work() {
     // Never longer than the kernel that is running.
     assert!(urgent.iter().all(|wait| *wait <= 2 * MILLISECOND), "{:?}", urgent.iter().max());
     // As batch work it waits for its place in the round.
-    tenants
-        .iter_mut()
-        .for_each(|t| *t = Tenant { waits: Vec::new(), ready: 0, wanted: false, ..t.clone() });
+    tenants.iter_mut().for_each(Tenant::start_over);
     tenants[2].terms.priority = Priority::Batch;
     simulate(&mut tenants, 5 * SECOND);
     assert!(tenants[2].waits.iter().any(|wait| *wait > 3 * MILLISECOND));
@@ -272,6 +97,10 @@ fn a_capped_lease_gets_no_more_even_alone() {
     assert!((part - 0.25).abs() < 0.02, "{part}");
 }
 
+fn grant(n: usize) -> Action {
+    Action::Grant { lease: lease(n), contended: false, brief: false }
+}
+
 #[test]
 fn one_that_does_not_yield_is_named_once() {
     let at = |ms: u64| Monotonic::from_nanoseconds(ms * MILLISECOND);
@@ -280,11 +109,11 @@ fn one_that_does_not_yield_is_named_once() {
     for n in 0..2 {
         schedule.join(lease(n), Tenant::new(50, vec![], 0).terms, at(0));
     }
-    schedule.want(lease(0));
-    assert_eq!(schedule.poll(at(0)), [Action::Grant { lease: lease(0), contended: false }]);
+    schedule.want(lease(0), at(0));
+    assert_eq!(schedule.poll(at(0)), [grant(0)]);
     // Alone, it may keep the GPU for ever.
     assert_eq!(schedule.poll(at(100_000)), []);
-    schedule.want(lease(1));
+    schedule.want(lease(1), at(100_001));
     assert_eq!(schedule.poll(at(100_001)), [Action::Contended { lease: lease(0) }]);
     assert_eq!(schedule.poll(at(100_020)), [Action::Recall { lease: lease(0) }]);
     assert_eq!(schedule.wake_at(at(100_020)), Some(at(101_020)));
@@ -292,7 +121,7 @@ fn one_that_does_not_yield_is_named_once() {
     assert_eq!(schedule.poll(at(101_020)), [Action::Overrun { lease: lease(0) }]);
     assert_eq!(schedule.poll(at(102_000)), []);
     schedule.leave(lease(0));
-    assert_eq!(schedule.poll(at(102_000)), [Action::Grant { lease: lease(1), contended: false }]);
+    assert_eq!(schedule.poll(at(102_000)), [grant(1)]);
 }
 
 #[test]
@@ -301,7 +130,7 @@ fn a_liar_is_charged_for_half_of_what_it_held() {
     let mut schedule = Schedule::new(FairTime::default());
     for n in 0..2 {
         schedule.join(lease(n), Tenant::new(50, vec![], 0).terms, at(0));
-        schedule.want(lease(n));
+        schedule.want(lease(n), at(0));
     }
     let granted = schedule.poll(at(0));
     assert_eq!(granted.len(), 1);

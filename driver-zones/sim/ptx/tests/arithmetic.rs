@@ -126,4 +126,12 @@ mod tests {
             mov.u64 %rd1, %clock64; mov.u64 %rd2, %clock64; setp.lt.u64 %p1, %rd2, %rd1; @%p1 trap;";
         assert_eq!(results(body, 70), (70..140).collect::<Vec<u32>>());
     }
+
+    #[test]
+    fn a_sleep_takes_its_time() {
+        let body = "mov.u64 %rd1, %clock64; nanosleep.u32 100000; nanosleep.u32 0;
+            mov.u64 %rd2, %clock64; sub.s64 %rd2, %rd2, %rd1;
+            setp.lt.u64 %p1, %rd2, 100000; @%p1 trap; mov.u32 %r1, 7;";
+        assert_eq!(one(body), 7);
+    }
 }

@@ -6,6 +6,7 @@ use gpuzone_core::MemoryBytes;
 use gpuzone_cuda_abi::CuResult;
 use gpuzone_wire::scrub::ScrubGpu;
 
+use super::turn::Turn;
 use super::{Failure, ask};
 use crate::driver::Driver;
 
@@ -15,6 +16,8 @@ const SMALLEST: u64 = 512;
 const MOST_PIECES: usize = 16_384;
 /// What is read back at once.
 const CHUNK: usize = 4 << 20;
+/// What is overwritten in one turn: a millisecond's work or less of the GPUs of today.
+const IN_A_TURN: u64 = 256 << 20;
 /// A killed worker's memory may come back a moment after its end.
 const LATE_MEMORY: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(10);
@@ -116,13 +119,29 @@ impl<'a> Held<'a> {
     }
 
     /// Writes zeros over all of it.
-    pub(super) fn zero(&self) -> Result<(), Failure> {
+    pub(super) fn zero(
+        &self,
+        turn: &Turn<'_>,
+        in_time: &dyn Fn() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         for piece in &self.pieces {
-            let bytes = usize::try_from(piece.bytes).unwrap_or(usize::MAX);
-            // SAFETY: a live allocation of the current context, whole.
-            let set = unsafe { (self.driver.set_8)(piece.address, 0, bytes, std::ptr::null_mut()) };
-            ask("overwrite memory", set)?;
+            let mut done = 0;
+            while done < piece.bytes {
+                let bytes = (piece.bytes - done).min(IN_A_TURN);
+                turn.with(|| self.clear(piece.address + done, bytes))?;
+                done += bytes;
+                in_time()?;
+            }
         }
+        Ok(())
+    }
+
+    /// Writes zeros over a part of a piece, and waits for it.
+    fn clear(&self, address: u64, bytes: u64) -> Result<(), Failure> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        // SAFETY: a part of a live allocation of the current context.
+        let set = unsafe { (self.driver.set_8)(address, 0, bytes, std::ptr::null_mut()) };
+        ask("overwrite memory", set)?;
         self.wait()
     }
 
@@ -168,6 +187,7 @@ impl<'a> Held<'a> {
     /// Compares every byte; how many there were.
     pub(super) fn compare_all(
         &self,
+        turn: &Turn<'_>,
         in_time: &dyn Fn() -> Result<(), Failure>,
     ) -> Result<u64, Failure> {
         let mut buffer = vec![0; CHUNK];
@@ -180,14 +200,11 @@ impl<'a> Held<'a> {
                     self.expect_zeros(address, part)?;
                 }
                 // A simulated GPU keeps what was looked at until it is cleared again.
-                // SAFETY: a part of a live allocation of the current context.
-                let set = unsafe { (self.driver.set_8)(address, 0, length, std::ptr::null_mut()) };
-                ask("overwrite memory", set)?;
+                turn.with(|| self.clear(address, length as u64))?;
                 done += length as u64;
                 in_time()?;
             }
         }
-        self.wait()?;
         Ok(self.sum())
     }
 }

@@ -9,27 +9,33 @@
 //! 2. every byte is overwritten with zeros by the device;
 //! 3. those places and as many fresh ones are read back: all zero.
 //!
-//! **What that proves**: this driver writes and reads where it says, at the places looked at. A
-//! stretch that it left out would have to hide between random places: one of a hundredth of the
-//! memory is missed by 64 of them with a chance of about one half, one of a tenth with about one
-//! in a thousand. When the sample is as large as the memory, every byte is compared.
+//! **What that proves**: this driver writes and reads where it says, at the places looked at, of
+//! which each allocation has at least one. A stretch that it left out would have to hide between
+//! random places: of the 128 that 8 MiB are, one of a hundredth of the memory is missed by all
+//! with a chance of about one in four, one of a tenth with one in seven hundred thousand. When the
+//! sample is as large as the memory, every byte is compared.
 //! **What it does not**: bytes that other leases may ask for at any moment are left alone and
 //! reported; so are those under this process's own context. Each worker zeroes what it gives out.
 
 mod memory;
 mod places;
+mod turn;
 
 use std::io::{BufRead, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gpuzone_core::{ComputeShare, GpuUuid, Grant, MemoryBytes};
 use gpuzone_cuda_abi::{CUdevice, CuResult};
-use gpuzone_wire::scrub::{ScrubGpu, ScrubReport, ScrubSpec};
+use gpuzone_wire::scrub::{SCRUB_TURNS_FD, ScrubGpu, ScrubReport, ScrubSpec};
 
 use crate::driver::{DeviceError, Driver, LoadError, devices};
 use crate::nvml::OwnUse;
+use crate::turns::Turns;
 use memory::Held;
 use places::Places;
+use turn::Turn;
 
 /// Why nothing was scrubbed.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,9 @@ pub enum ScrubError {
     /// No such GPU.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// No turns.
+    #[error("cannot take turns: {0}")]
+    Turns(#[source] std::io::Error),
     /// Nobody to tell.
     #[error("cannot report: {0}")]
     Report(#[source] std::io::Error),
@@ -64,8 +73,11 @@ enum Failure {
     Canary { wrote: u32, read: u32, at: u64 },
     #[error("byte {at:#x} is {value:#04x} after it was overwritten with zeros")]
     Residue { at: u64, value: u8 },
-    #[error("it was not done within {} s", .0.as_secs())]
-    Late(Duration),
+    #[error(
+        "it was not done within {} s, of which it waited {:.1} s for its turns beside other leases",
+        .limit.as_secs(), .waited.as_secs_f32()
+    )]
+    Late { limit: Duration, waited: Duration },
 }
 
 fn ask(action: &'static str, result: CuResult) -> Result<(), Failure> {
@@ -88,11 +100,17 @@ pub fn run() -> Result<(), ScrubError> {
     let grants: Vec<Grant> = spec.order.gpus.iter().map(grant).collect();
     let (_, devices) = devices(&driver, &grants)?;
     let limit = Duration::from_millis(spec.order.limit_ms);
-    let scrub = Scrub { driver: &driver, own_use: &own_use, sample: spec.order.sample, limit };
+    let turns = if spec.arbitrated { Some(turns(devices.len())?) } else { None };
+    let turns = turns.as_deref();
+    let sample = spec.order.sample;
+    let scrub = Scrub { driver: &driver, own_use: &own_use, sample, limit, turns };
     let reports: Vec<ScrubReport> = std::thread::scope(|scope| {
-        let each = spec.order.gpus.iter().zip(&devices);
+        let each = spec.order.gpus.iter().zip(&devices).enumerate();
+        let scrub = &scrub;
         let started: Vec<_> = each
-            .map(|(gpu, device)| (gpu.gpu, scope.spawn(|| scrub.gpu(gpu, device.ordinal))))
+            .map(|(number, (gpu, device))| {
+                (gpu.gpu, scope.spawn(move || scrub.gpu(number, gpu, device.ordinal)))
+            })
             .collect();
         let ended = started.into_iter().map(|(gpu, thread)| {
             thread.join().unwrap_or_else(|_| report(gpu, Some("its thread panicked".to_owned())))
@@ -102,6 +120,18 @@ pub fn run() -> Result<(), ScrubError> {
     let mut stdout = std::io::stdout();
     serde_json::to_writer(&mut stdout, &reports)?;
     stdout.write_all(b"\n").and_then(|()| stdout.flush()).map_err(ScrubError::Report)
+}
+
+/// The socket for turns that the broker handed over.
+fn turns(gpus: usize) -> Result<Arc<Turns>, ScrubError> {
+    // SAFETY: the orders say that the broker handed it over, and nobody else in this process has
+    // touched it.
+    let listener = unsafe { OwnedFd::from_raw_fd(SCRUB_TURNS_FD) };
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|errno| ScrubError::Turns(errno.into()))?;
+    let turns = Turns::new(gpus);
+    turns.listen(listener).map_err(ScrubError::Turns)?;
+    Ok(turns)
 }
 
 /// Memory that nobody waits for any more must not stay taken.
@@ -129,13 +159,17 @@ struct Scrub<'a> {
     own_use: &'a OwnUse,
     sample: MemoryBytes,
     limit: Duration,
+    turns: Option<&'a Turns>,
 }
 
 impl Scrub<'_> {
-    fn gpu(&self, gpu: &ScrubGpu, ordinal: CUdevice) -> ScrubReport {
+    fn gpu(&self, number: usize, gpu: &ScrubGpu, ordinal: CUdevice) -> ScrubReport {
         let began = Instant::now();
         let mut done = report(gpu.gpu, None);
-        done.failure = self.context(gpu, ordinal, began, &mut done).err().map(|e| e.to_string());
+        // What is left of the limit is enough without turns, or it never was.
+        let turn = Turn::new(self.turns, number, self.limit / 2);
+        let cleared = self.context(gpu, ordinal, began, &turn, &mut done);
+        done.failure = cleared.err().map(|error| error.to_string());
         done.nanoseconds = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         done
     }
@@ -146,22 +180,29 @@ impl Scrub<'_> {
         gpu: &ScrubGpu,
         ordinal: CUdevice,
         began: Instant,
+        turn: &Turn<'_>,
         done: &mut ScrubReport,
     ) -> Result<(), Failure> {
         let mut context = std::ptr::null_mut();
         // SAFETY: a place for the answer, and a GPU that the driver named.
         let made = unsafe { (self.driver.context_create)(&raw mut context, 0, ordinal) };
         ask("make a context", made)?;
-        let cleared = self.clear(gpu, began, done);
+        let cleared = self.clear(gpu, began, turn, done);
         // SAFETY: the context made above, on the thread that made it; nothing of it is used after.
         let ended = unsafe { (self.driver.context_destroy)(context) };
         cleared.and(ask("end the context", ended))
     }
 
-    fn clear(&self, gpu: &ScrubGpu, began: Instant, done: &mut ScrubReport) -> Result<(), Failure> {
+    fn clear(
+        &self,
+        gpu: &ScrubGpu,
+        began: Instant,
+        turn: &Turn<'_>,
+        done: &mut ScrubReport,
+    ) -> Result<(), Failure> {
         let in_time = || match began.elapsed() <= self.limit {
             true => Ok(()),
-            false => Err(Failure::Late(self.limit)),
+            false => Err(Failure::Late { limit: self.limit, waited: turn.waited() }),
         };
         let own = self.own_use.bytes(gpu.gpu).unwrap_or(0);
         let held = Held::take(self.driver, gpu, own, &in_time)?;
@@ -169,13 +210,13 @@ impl Scrub<'_> {
         done.left = held.left();
         let whole = self.sample >= held.bytes();
         let places = Places::choose(&held, self.sample);
-        places.write_canaries(&held)?;
+        turn.with(|| places.write_canaries(&held))?;
         in_time()?;
         places.read_canaries(&held)?;
-        held.zero()?;
+        held.zero(turn, &in_time)?;
         in_time()?;
         let compared = if whole {
-            held.compare_all(&in_time)?
+            held.compare_all(turn, &in_time)?
         } else {
             places.compare_zeros(&held)?
                 + Places::choose(&held, self.sample).compare_zeros(&held)?
@@ -186,6 +227,9 @@ impl Scrub<'_> {
             places.count(),
             if whole { "everywhere".to_owned() } else { format!("at {}", 2 * places.count()) },
         );
+        if turn.is_out_of_patience() {
+            done.method += ", in part without turns";
+        }
         in_time()
     }
 }

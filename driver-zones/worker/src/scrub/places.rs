@@ -7,7 +7,8 @@ use gpuzone_core::MemoryBytes;
 use super::Failure;
 use super::memory::Held;
 
-/// What is looked at in one place.
+/// What is looked at in one place. Many small ones find more than few large ones, and each costs
+/// calls of the driver.
 const PLACE: u64 = 64 << 10;
 /// At least so many places, however small the sample: smaller ones then.
 const FEWEST: u64 = 64;
@@ -40,7 +41,7 @@ impl Dice {
 
 impl Places {
     /// Random places that have about `sample` bytes together: one in each of as many equal
-    /// stretches of the held memory, and each piece that is smaller than a place.
+    /// stretches of the held memory, and one in each piece that has none of these.
     pub(super) fn choose(held: &Held<'_>, sample: MemoryBytes) -> Self {
         let total = held.bytes().get();
         let sample = sample.get().min(total);
@@ -53,6 +54,7 @@ impl Places {
         let (mut base, mut next) = (0, 0);
         for piece in held.pieces() {
             let end = base + piece.bytes;
+            let before = places.len();
             while next + length <= end {
                 let room = (stretch - length + 1).min(end - length - next + 1);
                 // Pieces and stretches begin at multiples of a canary's four bytes.
@@ -61,10 +63,11 @@ impl Places {
                 places.push((address, usize::try_from(length).unwrap_or_default()));
                 next += stretch;
             }
-            if piece.bytes < length {
-                // Too small for a place of its own: looked at whole.
-                let bytes = usize::try_from(piece.bytes).unwrap_or_default();
-                places.push((piece.address, bytes));
+            if places.len() == before && piece.bytes > 0 {
+                // No allocation is taken on trust: a driver may treat each differently.
+                let bytes = piece.bytes.min(SMALLEST);
+                let start = dice.roll() % (piece.bytes - bytes + 1) / 4 * 4;
+                places.push((piece.address + start, usize::try_from(bytes).unwrap_or_default()));
             }
             base = end;
             next = next.max(base);
@@ -154,6 +157,12 @@ mod tests {
             }
             for pair in taken.windows(2) {
                 prop_assert!(pair[0].1 <= pair[1].0, "{pair:#x?}");
+            }
+            for piece in held.pieces() {
+                let has = |(start, _): &(u64, u64)| {
+                    (piece.address..piece.address + piece.bytes).contains(start)
+                };
+                prop_assert!(taken.iter().any(has), "no place in {:#x}", piece.address);
             }
             prop_assert_eq!(held.pieces().is_empty(), taken.is_empty());
         }

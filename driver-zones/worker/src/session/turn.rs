@@ -34,11 +34,12 @@ impl Session {
         let context = self.enter(id)?;
         let device = context.device;
         if context.meter.is_busy() {
-            let pressure = lease.turns.pressure(device);
-            if pressure != Pressure::Recalled {
-                let sharing = lease.turns.working(device);
-                context.pace.before(&lease.driver, pressure, sharing);
-                return Ok(());
+            if lease.turns.pressure(device) != Pressure::Recalled {
+                context.pace.before(&lease.driver, lease.turns.room(device));
+                // That may have taken a whole kernel's time.
+                if lease.turns.pressure(device) != Pressure::Recalled {
+                    return Ok(());
+                }
             }
             context.meter.wait(&lease.driver);
             self.settle_current();

@@ -49,7 +49,7 @@ impl Arbiter {
     }
 }
 
-const GRANT: FromArbiter = FromArbiter::Grant { device: 0, contended: false };
+const GRANT: FromArbiter = FromArbiter::Grant { device: 0, contended: false, brief: false };
 const RECALL: FromArbiter = FromArbiter::Recall { device: 0 };
 
 #[test]
@@ -108,6 +108,28 @@ fn a_turn_that_others_wait_for_goes_back_when_there_is_nothing_to_do() {
 }
 
 #[test]
+fn beside_an_urgent_lease_little_is_ahead() {
+    let (turns, arbiter) = turns();
+    let room = || (turns.room(0).time, turns.room(0).pieces);
+    assert!(!turns.begin(0, BRIEFLY));
+    assert_eq!(arbiter.hears(), FromWorker::Want { device: 0 });
+    arbiter.say(GRANT);
+    assert!(turns.begin(0, PATIENCE));
+    assert_eq!(room(), (AHEAD, 2));
+    arbiter.say(FromArbiter::Brief { device: 0 });
+    arbiter.say(RECALL);
+    while turns.pressure(0) != Pressure::Recalled {
+        std::thread::yield_now();
+    }
+    assert_eq!(room(), (AHEAD_BRIEF, 1));
+    turns.end(0, None);
+    assert!(matches!(arbiter.hears(), FromWorker::Yield { device: 0, wants: false, .. }));
+    arbiter.say(FromArbiter::Grant { device: 0, contended: true, brief: false });
+    assert!(turns.begin(0, PATIENCE));
+    assert_eq!(room(), (AHEAD, 1));
+}
+
+#[test]
 fn without_an_arbiter_work_goes_on_and_the_next_one_is_asked() {
     let (turns, arbiter) = turns();
     assert!(!turns.begin(0, BRIEFLY));
@@ -126,7 +148,7 @@ fn without_an_arbiter_work_goes_on_and_the_next_one_is_asked() {
 #[test]
 fn nonsense_from_an_arbiter_is_none() {
     let (turns, arbiter) = turns();
-    arbiter.say(FromArbiter::Grant { device: 9, contended: true });
+    arbiter.say(FromArbiter::Grant { device: 9, contended: true, brief: false });
     // It is not listened to any more.
     assert!(turns.begin(0, PATIENCE));
 }

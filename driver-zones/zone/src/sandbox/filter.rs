@@ -39,6 +39,11 @@ pub fn programs(filter: Filter) -> Result<Vec<BpfProgram>, FilterError> {
         Filter::Worker => include_str!("../../policies/worker.json"),
         Filter::Workload => include_str!("../../policies/workload.json"),
     };
+    compile(text)
+}
+
+/// The filters of a policy's text, in the order of their names.
+pub(super) fn compile(text: &str) -> Result<Vec<BpfProgram>, FilterError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| FilterError::Processor)?;
     let mut policy: Value = serde_json::from_str(text)?;
     if !matches!(arch, TargetArch::x86_64) {

@@ -4,6 +4,7 @@
 //! launcher `gpu-zone-sandbox`, which makes itself what a [`Spec`] says ([`run`]) and then
 //! becomes the program. What the host lacks is reported, and decided by [`Policy`].
 
+mod backend;
 mod cgroup;
 mod filter;
 mod inside;
@@ -11,10 +12,18 @@ mod launch;
 mod probe;
 mod spec;
 mod start;
+mod stats;
+mod supervisor;
+mod users;
 
+pub use backend::{Order, SandboxZone, Sandboxes};
+pub(crate) use cgroup::is_name;
 pub use filter::{FilterError, programs};
-pub use inside::{EXIT_FAILED, run};
+pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
-pub use spec::{Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec};
-pub use start::{SandboxError, Sandboxed};
+pub use spec::{
+    Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
+};
+pub use start::{Held, SandboxError, Sandboxed};
+pub use supervisor::{SuperviseError, confine_supervisor};

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use super::spec::{Filter, Limits, Missing, Policy, Root, Spec};
+use super::cgroup;
+use super::spec::{Feature, Filter, Limits, Missing, Mount, Policy, Root, Spec, UserRanges};
 use super::{Launch, SandboxError, Sandboxed};
 
 /// Features that the host lacks, learnt by making a sandbox with all of them that does nothing.
@@ -21,19 +22,26 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
     let everything = Spec {
         zone: format!("probe-{}", std::process::id()),
         root: Root::Host,
-        mounts: Vec::new(),
+        // A file system in memory and one that is likely to hold what programs work on: both are
+        // to be shared with other users.
+        mounts: ["/dev/shm", "/var/tmp"]
+            .map(|folder| Mount { optional: true, ..Mount::write(folder) })
+            .into(),
         devices: Vec::new(),
         private: Vec::new(),
         hidden: Vec::new(),
         directory: "/".into(),
         network: false,
         own_pids: true,
+        users: Some(UserRanges::default()),
         filter: Filter::Workload,
         limits: Limits {
             memory: Some(256 << 20),
             pids: Some(64),
             cpu: Some(100),
             open_files: Some(64),
+            scratch: Some(1 << 20),
+            device_memory: cgroup::device_memory().into_iter().collect(),
         },
         policy: Policy::default(),
     };
@@ -47,7 +55,13 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
         stderr: null()?,
         inherit: Vec::new(),
     };
-    let (process, missing) = Sandboxed { launcher: program, spec: everything, launch }.start()?;
+    let regions = everything.limits.device_memory.len();
+    let (process, mut missing) =
+        Sandboxed { launcher: program, spec: everything, launch }.start()?;
     process.reap();
+    if regions == 0 {
+        let reason = "no GPU's driver books its memory with control groups here".to_owned();
+        missing.push(Missing { feature: Feature::Dmem, reason });
+    }
     Ok(missing)
 }

@@ -38,11 +38,15 @@ pub enum Feature {
     Pids,
     /// A limit on processor time by control group.
     Cpu,
+    /// Limits on device memory by control group, where the GPU's driver books it there.
+    Dmem,
+    /// Users of the zone's own, who are nobody on the host.
+    Users,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::User,
         Self::Mount,
         Self::Pid,
@@ -57,6 +61,8 @@ impl Feature {
         Self::Memory,
         Self::Pids,
         Self::Cpu,
+        Self::Dmem,
+        Self::Users,
     ];
 
     /// Its name in configurations and reports.
@@ -76,6 +82,8 @@ impl Feature {
             Self::Memory => "memory",
             Self::Pids => "pids",
             Self::Cpu => "cpu",
+            Self::Dmem => "dmem",
+            Self::Users => "users",
         }
     }
 }
@@ -186,17 +194,43 @@ pub enum Filter {
 }
 
 /// Limits; those that are left out do not apply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of host memory.
+    /// Bytes of host memory, swapped out or not.
     pub memory: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
     /// Per cent of one processor's time.
     pub cpu: Option<u64>,
+    /// Bytes of each region of device memory that the kernel can limit (`dmem.capacity` at the
+    /// root of control groups lists them).
+    pub device_memory: BTreeMap<String, u64>,
     /// Open files of each process.
     pub open_files: Option<u64>,
+    /// Bytes in all private folders together, which are memory. Left out: a quarter of the
+    /// host's.
+    pub scratch: Option<u64>,
+}
+
+/// Numbers of users and groups from which zones get a range each, that no other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserRanges {
+    /// The first number of the first range.
+    pub first: u32,
+    /// Numbers in each range: the zone's users 0 and up.
+    pub each: u32,
+    /// How many ranges there are.
+    pub zones: u32,
+}
+
+impl Default for UserRanges {
+    /// 2048 times 65,536, between what systemd gives to containers and where numbers begin
+    /// that some programs take for negative ones.
+    fn default() -> Self {
+        Self { first: 0x7000_0000, each: 0x1_0000, zones: 2048 }
+    }
 }
 
 /// A sandbox.
@@ -228,6 +262,10 @@ pub struct Spec {
     /// process that is waited for and signalled.
     #[serde(default)]
     pub own_pids: bool,
+    /// Whom its processes are on the host: users of a range of its own. Left out: the one who
+    /// starts it.
+    #[serde(default)]
+    pub users: Option<UserRanges>,
     /// System calls.
     pub filter: Filter,
     /// Limits.

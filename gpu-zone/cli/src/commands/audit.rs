@@ -1,12 +1,11 @@
-use std::path::PathBuf;
+mod export;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gpuzone_api::Directories;
 use gpuzone_api::agent::v1::{DescribeRequest, FlushUsageRequest};
-use gpuzone_ledger::{
-    AuditEntry, DamageKind, Expected, ExportFilter, Ledger, Verified, export_csv, export_json,
-    printable, verify,
-};
+use gpuzone_ledger::{DamageKind, Expected, ExportFilter, Ledger, Verified, verify};
 
 use crate::arguments::{self, Format};
 use crate::commands::report::{moment, unopened};
@@ -24,7 +23,7 @@ pub(crate) async fn audit(context: &Context, audit: arguments::Audit) -> Result<
     let directories = flushed(context).await?;
     match audit {
         arguments::Audit::Verify { head } => {
-            let (found, _) = look(&directories, head, &ExportFilter::default())?;
+            let found = look(&directories, head)?;
             verified(context, &directories, &found)
         }
         arguments::Audit::Export { tenant, from, to } => {
@@ -34,8 +33,8 @@ pub(crate) async fn audit(context: &Context, audit: arguments::Audit) -> Result<
             if filter.from.zip(filter.to).is_some_and(|(from, to)| from >= to) {
                 return Err(CliError::new(Kind::Usage, "--from is not before --to; swap them"));
             }
-            let (found, entries) = look(&directories, None, &filter)?;
-            exported(context, &entries)?;
+            let found = look(&directories, None)?;
+            export::export(context.format, &directories.audit_log(), &filter, found.head)?;
             match found.damage {
                 None => Ok(0),
                 Some(damage) => {
@@ -64,8 +63,7 @@ async fn flushed(context: &Context) -> Result<Directories, CliError> {
 fn look(
     directories: &Directories,
     noted: Option<gpuzone_ledger::Head>,
-    filter: &ExportFilter,
-) -> Result<(Verified, Vec<AuditEntry>), CliError> {
+) -> Result<Verified, CliError> {
     let path = directories.audit_log();
     let internal = |error: &dyn std::error::Error| CliError::caused(Kind::Internal, error);
     if !path.exists() && !directories.ledger().exists() {
@@ -78,19 +76,20 @@ fn look(
         // The head first: the log only grows, so it reaches a head that was read before it.
         let ledger = Ledger::open_read_only(&directories.ledger()).map_err(unopened)?;
         let recorded = ledger.audit_head().map_err(|error| internal(&error))?;
-        let mut entries = Vec::new();
-        let each = |entry| entries.extend(Some(entry).filter(|entry| filter.takes(entry)));
-        let found = verify(&path, &Expected { recorded, noted }, each).map_err(|error| {
-            let message = format!("cannot read the audit log '{}': {error}", path.display());
-            CliError::new(Kind::Configuration, message)
-        })?;
+        let found = verify(&path, &Expected { recorded, noted }, drop);
+        let found = found.map_err(|error| unreadable(&path, &error))?;
         let torn = found.damage.as_ref().is_some_and(|damage| damage.kind == DamageKind::Torn);
         looks += 1;
         if !torn || looks == LOOKS {
-            return Ok((found, entries));
+            return Ok(found);
         }
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> CliError {
+    let message = format!("cannot read the audit log '{}': {error}", path.display());
+    CliError::new(Kind::Configuration, message)
 }
 
 fn verified(
@@ -124,30 +123,4 @@ fn verified(
         })),
     }?;
     Ok(if found.damage.is_none() { 0 } else { DAMAGED })
-}
-
-fn exported(context: &Context, entries: &[AuditEntry]) -> Result<(), CliError> {
-    let mut text = Vec::new();
-    let written = match context.format {
-        Format::Table => {
-            let mut table = output::table(&[">SEQ", "TIME", "KIND", "ACTOR", "SUBJECT", "TENANT"]);
-            for entry in entries {
-                let nanoseconds = i128::from(entry.time_unix_ns);
-                let time = jiff::Timestamp::from_nanosecond(nanoseconds);
-                table.add_row([
-                    entry.seq.to_string(),
-                    time.map_or_else(|_| nanoseconds.to_string(), |time| time.to_string()),
-                    entry.kind.as_str().to_owned(),
-                    printable(&entry.actor),
-                    printable(&entry.subject),
-                    entry.tenant.as_ref().map_or_else(String::new, ToString::to_string),
-                ]);
-            }
-            return output::print(&format!("{}\n", table.trim_fmt()));
-        }
-        Format::Csv => export_csv(entries, &mut text),
-        Format::Json => export_json(entries, &mut text),
-    };
-    written.map_err(|error| CliError::caused(Kind::Internal, &error))?;
-    output::print(&String::from_utf8_lossy(&text))
 }

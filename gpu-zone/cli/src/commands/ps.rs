@@ -3,11 +3,13 @@ use std::collections::BTreeMap;
 use gpuzone_api::agent::v1::{Counters, Grant, Lease, ListLeasesRequest};
 use gpuzone_ledger::printable;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::arguments::Format;
 use crate::commands::{Context, answer};
 use crate::error::CliError;
 use crate::output;
+use crate::run::shared;
 
 /// A lease in the JSON listing.
 #[derive(Serialize)]
@@ -15,12 +17,15 @@ pub(crate) struct Entry<'a> {
     lease: &'a str,
     tenant: &'a str,
     zone: &'a str,
+    zone_name: Option<&'a str>,
     state: &'a str,
     program: &'a str,
     holder_pid: u32,
     worker_pid: Option<u32>,
     sessions: u32,
     created_unix_ns: u64,
+    priority: &'a str,
+    cap_percent: Option<u32>,
     used_memory_bytes: u64,
     grants: Vec<GrantEntry<'a>>,
     counters: CountersEntry,
@@ -85,12 +90,15 @@ impl<'a> From<&'a Lease> for Entry<'a> {
             lease: &lease.id,
             tenant: &lease.tenant,
             zone: &lease.zone,
+            zone_name: lease.zone_name.as_deref(),
             state: &lease.state,
             program: &lease.program,
             holder_pid: lease.holder_pid,
             worker_pid: lease.worker_pid,
             sessions: lease.sessions,
             created_unix_ns: lease.created_unix_ns,
+            priority: &lease.priority,
+            cap_percent: lease.cap_percent,
             used_memory_bytes: lease.used_memory_bytes,
             grants: lease.grants.iter().map(GrantEntry::from).collect(),
             counters: CountersEntry::from(&lease.counters.clone().unwrap_or_default()),
@@ -102,13 +110,45 @@ impl<'a> From<&'a Lease> for Entry<'a> {
 pub(crate) async fn ps(context: &Context) -> Result<(), CliError> {
     let mut agent = context.connect().await?;
     let leases = answer(agent.list_leases(ListLeasesRequest {}).await)?.leases;
+    let zones = zones(context, &leases).await?;
     match context.format {
-        Format::Table | Format::Csv => output::print(&table(&leases)),
+        Format::Table | Format::Csv => output::print(&(table(&leases) + &zone_table(&zones))),
         Format::Json => {
             let leases: Vec<Entry<'_>> = leases.iter().map(Entry::from).collect();
-            output::print_json(&serde_json::json!({ "leases": leases }))
+            output::print_json(&serde_json::json!({ "leases": leases, "zones": zones }))
         }
     }
+}
+
+/// What their keepers say of the zones that programs share.
+async fn zones(context: &Context, leases: &[Lease]) -> Result<Vec<Value>, CliError> {
+    let mut zones = Vec::new();
+    let names = leases.iter().filter_map(|lease| lease.zone_name.as_deref());
+    for name in names.filter_map(|name| name.parse().ok()) {
+        zones.extend(shared::look(context, &name).await?);
+    }
+    Ok(zones)
+}
+
+fn zone_table(zones: &[Value]) -> String {
+    if zones.is_empty() {
+        return String::new();
+    }
+    let mut table =
+        output::table(&["ZONE", "TENANT", "STATE", ">PROGRAMS", ">PROCESSES", ">MEMORY"]);
+    for zone in zones {
+        let text = |value: &Value| printable(value.as_str().unwrap_or("?"));
+        let number = |key: &str| zone[key].as_u64().unwrap_or_default();
+        table.add_row(vec![
+            text(&zone["name"]),
+            text(&zone["terms"]["tenant"]),
+            text(&zone["state"]),
+            number("programs").to_string(),
+            number("processes").to_string(),
+            format!("{} MiB", number("memory_bytes") >> 20),
+        ]);
+    }
+    format!("\n{}\n", table.trim_fmt())
 }
 
 fn table(leases: &[Lease]) -> String {
@@ -123,6 +163,8 @@ fn table(leases: &[Lease]) -> String {
         ">MEMORY",
         ">USED",
         ">SHARE",
+        ">CAP",
+        "PRIORITY",
         ">LAUNCHES",
         ">BUSY",
         ">PROCESSES",
@@ -155,6 +197,8 @@ fn row(lease: &Lease) -> Vec<String> {
         each(|grant| output::gib(grant.memory_bytes)),
         output::gib(lease.used_memory_bytes),
         each(|grant| format!("{} %", grant.share_percent)),
+        lease.cap_percent.map_or_else(|| "-".to_owned(), |cap| format!("{cap} %")),
+        printable(&lease.priority),
         counters.launches.to_string(),
         output::seconds(counters.busy_nanoseconds),
         lease.sessions.to_string(),

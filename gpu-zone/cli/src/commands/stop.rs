@@ -3,12 +3,14 @@ use std::time::{Duration, Instant};
 
 use gpuzone_api::AgentClient;
 use gpuzone_api::agent::v1::{EndLeaseRequest, ListLeasesRequest, ShutdownRequest};
+use gpuzone_core::ZoneName;
 use tokio::time::sleep;
 
 use crate::arguments::{Format, Stop};
 use crate::commands::{Context, answer};
 use crate::error::{CliError, Kind};
 use crate::output;
+use crate::run::shared;
 
 /// How long an agent that has ended all leases may take to go.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(20);
@@ -28,13 +30,28 @@ pub(crate) async fn stop(context: &Context, stop: Stop) -> Result<(), CliError> 
             }
         };
     }
-    let leases = if stop.all {
+    let leases = if let Some(zone) = &stop.zone {
+        let kept = shared::stop(context, zone).await?;
+        let leases = of_zone(&mut agent, zone).await?;
+        if !kept && leases.is_empty() {
+            return Err(shared::Door::of(zone, &context.directories)?.absent());
+        }
+        leases
+    } else if stop.all {
         let leases = answer(agent.list_leases(ListLeasesRequest {}).await)?.leases;
         leases.into_iter().map(|lease| lease.id).collect()
     } else {
         stop.leases.iter().map(ToString::to_string).collect()
     };
     end(context, &mut agent, leases).await
+}
+
+/// The leases of a zone that programs share: one, unless an earlier one's end is not through.
+async fn of_zone(agent: &mut AgentClient, zone: &ZoneName) -> Result<Vec<String>, CliError> {
+    let leases = answer(agent.list_leases(ListLeasesRequest {}).await)?.leases;
+    let of_zone =
+        leases.into_iter().filter(|lease| lease.zone_name.as_deref() == Some(zone.as_str()));
+    Ok(of_zone.map(|lease| lease.id).collect())
 }
 
 /// The agent answers before it ends; its socket is the last thing that it takes away.

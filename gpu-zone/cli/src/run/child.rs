@@ -1,10 +1,11 @@
 //! The program as a child of this process.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
@@ -78,6 +79,63 @@ fn in_zone(zone: &Zone, program: &Program) -> Command {
     // SAFETY: between fork and exec, it only makes system calls.
     unsafe { command.pre_exec(hand_over) };
     command
+}
+
+/// What a keeper's process has from the one that started it.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    /// Where it says once how its start went.
+    pub(crate) report: OwnedFd,
+    /// The first program's connection.
+    pub(crate) first: OwnedFd,
+}
+
+impl Inherited {
+    /// The descriptors with these numbers, if they are open; nobody else in this process may
+    /// have them.
+    pub(crate) fn take([report, first]: [RawFd; 2]) -> io::Result<Self> {
+        if report == first || report <= 2 || first <= 2 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for number in [report, first] {
+            // SAFETY: asks for the flags of a number, whether it is open or not.
+            if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: both are open, differ, and were inherited for this; this is called before
+        // anything else is opened.
+        let own = |number| unsafe { OwnedFd::from_raw_fd(number) };
+        Ok(Self { report: own(report), first: own(first) })
+    }
+}
+
+/// Starts this program once more as a zone's keeper, which outlives this process: with the same
+/// words and two descriptors, in a session of its own.
+pub(crate) fn spawn_keeper(
+    report: &OwnedFd,
+    first: &OwnedFd,
+    log: File,
+    mask: Mask,
+) -> io::Result<()> {
+    let descriptors = [report.as_raw_fd(), first.as_raw_fd()];
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.arg("--keeper").arg(format!("{},{}", descriptors[0], descriptors[1]));
+    command.args(std::env::args_os().skip(1));
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let prepare = move || {
+        rustix::process::setsid()?;
+        for number in descriptors {
+            // SAFETY: both outlive the start, so they are open in the child, too.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
+        mask.restore()
+    };
+    // SAFETY: between fork and exec, it only makes system calls.
+    unsafe { command.pre_exec(prepare) };
+    // It is waited for by whoever comes after this process.
+    command.spawn().map(drop)
 }
 
 /// The program is killed when this process ends, however that happens. (The kernel drops the

@@ -1,21 +1,27 @@
-//! `gpu-zone run`: a program in a lease of its own.
+//! `gpu-zone run`: a program in a lease of its own, or in a zone that it shares ([`shared`]).
 //!
-//! The holder of the lease is this process; the program is its child, with its terminal and
-//! its rights. Whichever way this process ends, the program ends with it, and the agent ends
+//! Of a lease of its own, the holder is this process; the program is its child, with its terminal
+//! and its rights. Whichever way this process ends, the program ends with it, and the agent ends
 //! the lease.
 
 #[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
 mod child;
+mod image;
 mod program;
 mod sandbox;
+pub(crate) mod shared;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
 mod signals;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use gpuzone_api::AgentClient;
-use gpuzone_api::agent::v1::{CreateLeaseReply, CreateLeaseRequest, EndLeaseRequest};
+use gpuzone_api::agent::v1::{
+    CreateLeaseReply, CreateLeaseRequest, DescribeRequest, EndLeaseRequest,
+};
+use gpuzone_core::ZoneName;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::arguments::Run;
@@ -30,20 +36,29 @@ const NAME: usize = 80;
 
 pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     // Looked for first: a typing error must not cost anybody a lease.
-    let program = Program::find(&run.command)?;
-    let options = Options::of(&run);
+    let image = image::of(&run)?;
+    let (program, words) = match &image {
+        Some(image) => {
+            let words = image::command(image, &run.command);
+            (image::program(image, &words)?, words)
+        }
+        None => (Program::find(&run.command)?, run.command.clone()),
+    };
     let mut agent = context.connect().await?;
+    let zone = zone(&mut agent, &run).await?;
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
         signals::receive().map_err(|error| CliError::caused(Kind::Internal, &error))?;
-    let request = CreateLeaseRequest {
-        tenant: run.tenant.to_string(),
-        gpus: run.gpus.get(),
-        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
-        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
-        model: run.model,
-        program: run.name.unwrap_or_else(|| display_name(&run.command)),
-    };
+    if let Some(zone) = zone {
+        if image.is_some() {
+            let message = "a zone that programs share cannot have an image for its root";
+            let hint = "run it in a zone of its own, or give a folder with --rootfs";
+            return Err(CliError::new(Kind::Usage, message).hint(hint));
+        }
+        return shared::run(context, &run, &zone, &program, signals, mask).await;
+    }
+    let options = Options::of(&run, image);
+    let request = request(&run, &words);
     let granted = tokio::select! {
         granted = agent.create_lease(request) => answer(granted)?,
         // The agent sees its holder end, and ends what it may have made.
@@ -55,24 +70,65 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     context.say(|| format!("{lease} is active"));
     let zone = Zone::prepare(&options, &context.directories, &granted, &program.file);
     let code = match zone {
-        Ok(zone) => start(&program, &granted, zone, signals, mask).await,
+        Ok(zone) => start(&program, &options, &granted, zone, signals, mask).await,
         Err(error) => Err(error),
     };
     end(context, &mut agent, lease).await;
     code
 }
 
+/// As the keeper of the zone that `run` names, or that its tenant's programs share.
+pub(crate) fn keep(context: &Context, run: Run, numbers: [RawFd; 2]) -> Result<u8, CliError> {
+    let inherited =
+        child::Inherited::take(numbers).map_err(|error| CliError::caused(Kind::Usage, &error))?;
+    context.block_on(async {
+        let mut agent = context.connect().await?;
+        let Some(name) = zone(&mut agent, &run).await? else {
+            return Err(CliError::new(Kind::Usage, "there is no zone to keep"));
+        };
+        shared::keeper::keep(context, run, &name, inherited).await
+    })
+}
+
+/// The zone that the program shares with others, if it does.
+async fn zone(agent: &mut AgentClient, run: &Run) -> Result<Option<ZoneName>, CliError> {
+    if let Some(zone) = &run.zone {
+        return Ok(Some(zone.clone()));
+    }
+    let about = answer(agent.describe(DescribeRequest {}).await)?;
+    let of_tenant = || run.tenant.as_str().parse();
+    let shared = (about.workload_zones == "tenant").then(of_tenant).transpose();
+    shared.map_err(|error| CliError::caused(Kind::Internal, &error))
+}
+
+fn request(run: &Run, words: &[OsString]) -> CreateLeaseRequest {
+    CreateLeaseRequest {
+        tenant: run.tenant.to_string(),
+        gpus: run.gpus.get(),
+        memory_bytes: run.memory.map(gpuzone_core::MemoryBytes::get),
+        share_percent: run.share.map(gpuzone_core::ComputeShare::percent),
+        model: run.model.clone(),
+        zone_name: None,
+        priority: run.priority.to_string(),
+        cap_percent: run.cap.map(gpuzone_core::ComputeShare::percent),
+        program: run.name.clone().unwrap_or_else(|| display_name(words)),
+    }
+}
+
 async fn start(
     program: &Program,
+    options: &Options,
     granted: &CreateLeaseReply,
     zone: Option<Zone>,
     signals: UnboundedReceiver<Received>,
     mask: Mask,
 ) -> Result<u8, CliError> {
-    let mut environment: Vec<(OsString, OsString)> =
-        granted.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    let search = library_path(Path::new(&granted.library_dir), std::env::var_os(LIBRARY_PATH));
-    environment.push((LIBRARY_PATH.into(), search));
+    let mut environment = options.image.as_ref().map(image::environment).unwrap_or_default();
+    let before = match &options.image {
+        Some(image) => image.variable(LIBRARY_PATH).map(OsString::from),
+        None => std::env::var_os(LIBRARY_PATH),
+    };
+    environment.extend(of_lease(&granted.environment, Path::new(&granted.library_dir), before));
     let mut child = child::spawn(program, &environment, zone.as_ref(), mask)?;
     if let Some(Err(error)) = zone.map(Zone::begun) {
         let _ = child.kill().await;
@@ -101,6 +157,17 @@ async fn ending(signals: &mut UnboundedReceiver<Received>) -> i32 {
             None => std::future::pending().await,
         }
     }
+}
+
+/// What a program's environment gets of its lease.
+fn of_lease<'a>(
+    granted: impl IntoIterator<Item = (&'a String, &'a String)>,
+    library_dir: &Path,
+    before: Option<OsString>,
+) -> Vec<(OsString, OsString)> {
+    let granted = granted.into_iter().map(|(name, value)| (name.into(), value.into()));
+    let search = library_path(library_dir, before);
+    granted.chain([(LIBRARY_PATH.into(), search)]).collect()
 }
 
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";

@@ -7,15 +7,19 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::Directories;
-use gpuzone_api::agent::v1::CreateLeaseReply;
+use gpuzone_api::agent::v1::{self as proto, CreateLeaseReply};
+use gpuzone_core::MemoryBytes;
+use gpuzone_image::Image;
 use serde_json::{Value, json};
 
-use crate::arguments::{Run, Sandboxing};
+use crate::arguments::{Run, Sandboxing, ZoneLimits};
 use crate::error::{CliError, Kind};
 use crate::locate;
+use crate::run::image;
 
 /// Folders that are empty in every zone: other programs' files and sockets are in the host's.
 const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
@@ -43,7 +47,8 @@ impl Zone {
         }
         let Some(launcher) = locate::own("gpu-zone-sandbox") else {
             let message = "gpu-zone-sandbox is not there, so the program has no sandbox";
-            if run.demand == Sandboxing::Require {
+            // Its program is not the host's, and must not be taken for it.
+            if run.demand == Sandboxing::Require || run.image.is_some() {
                 let hint = "install it beside gpu-zone (`gpu-zone doctor` says where)";
                 return Err(CliError::new(Kind::Configuration, message).hint(hint));
             }
@@ -93,13 +98,17 @@ impl Zone {
                             empty in the sandbox, unless it is the working directory";
                 return Err(CliError::new(kind, reason).hint(hint));
             }
-            for missing in report["ready"].as_array().into_iter().flatten() {
-                let text =
-                    |key: &str| gpuzone_ledger::printable(missing[key].as_str().unwrap_or("?"));
-                eprintln!("gpu-zone: no sandbox by '{}': {}", text("feature"), text("reason"));
-            }
+            say_missing(report["ready"].as_array().map_or(&[], Vec::as_slice));
         }
         Ok(())
+    }
+}
+
+/// Says what of the sandbox this machine lacks.
+pub(crate) fn say_missing(missing: &[Value]) {
+    for missing in missing {
+        let text = |key: &str| gpuzone_ledger::printable(missing[key].as_str().unwrap_or("?"));
+        eprintln!("gpu-zone: no sandbox by '{}': {}", text("feature"), text("reason"));
     }
 }
 
@@ -109,15 +118,20 @@ pub(crate) struct Options {
     pub(crate) demand: Sandboxing,
     pub(crate) rootfs: Option<PathBuf>,
     pub(crate) network: bool,
+    pub(crate) limits: ZoneLimits,
+    /// What `rootfs` is the root of, if that is an image.
+    pub(crate) image: Option<Image>,
 }
 
 impl Options {
-    pub(crate) fn of(run: &Run) -> Self {
-        Self { demand: run.sandbox, rootfs: run.rootfs.clone(), network: !run.no_network }
+    pub(crate) fn of(run: &Run, image: Option<Image>) -> Self {
+        let (demand, limits) = (run.sandbox, run.limits.clone());
+        let rootfs = image.as_ref().map(|image| image.root.clone()).or(run.rootfs.clone());
+        Self { demand, rootfs, network: !run.no_network, limits, image }
     }
 }
 
-fn orders(
+pub(crate) fn orders(
     run: &Options,
     directories: &Directories,
     granted: &CreateLeaseReply,
@@ -130,7 +144,10 @@ fn orders(
     let read = |path: &Path| json!({ "source": path, "optional": true });
     let mut mounts = Vec::new();
     let (root, directory) = match &run.rootfs {
-        Some(folder) => (json!({ "folder": folder }), Path::new("/")),
+        Some(folder) => {
+            let directory = run.image.as_ref().map(|image| image.directory.as_path());
+            (json!({ "folder": folder }), directory.unwrap_or(Path::new("/")))
+        }
         None => {
             // Without a root of its own, the program works where it was started.
             if directory != Path::new("/") {
@@ -142,14 +159,24 @@ fn orders(
         }
     };
     let shim = Path::new(&granted.library_dir);
-    mounts.push(read(shim));
-    // Links to where the library is installed, which may be hidden.
-    let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
-    mounts.extend(library.iter().map(|path| read(path)));
+    if run.rootfs.is_some() {
+        let libraries = image::libraries(shim).into_iter();
+        mounts.extend(libraries.map(|(from, to)| json!({ "source": from, "target": to })));
+    } else {
+        mounts.push(read(shim));
+        // Links to where the library is installed, which may be hidden.
+        let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
+        mounts.extend(library.iter().map(|path| read(path)));
+    }
     mounts.extend(granted.environment.get("GPUZONE_SLOT").map(|slot| read(Path::new(slot))));
     let demand = match run.demand {
         Sandboxing::Require => "require",
         Sandboxing::Warn | Sandboxing::Off => "warn",
+    };
+    // With the host's root in its place, the program would be another.
+    let features = match run.rootfs {
+        Some(_) => json!({ "mount": "require" }),
+        None => json!({}),
     };
     json!({
         "zone": zone,
@@ -160,16 +187,39 @@ fn orders(
         "directory": directory,
         "network": run.network,
         "own_pids": true,
+        "users": granted.zone_users.map(|users| {
+            json!({ "first": users.first, "each": users.each, "zones": users.zones })
+        }),
+        "limits": limits(&run.limits, &granted.zone_limits.unwrap_or_default()),
         "filter": "workload",
-        "policy": { "default": demand },
+        "policy": { "default": demand, "features": features },
     })
 }
 
-/// The program itself and gpu-zone's own, where they lie in a folder that is empty in the zone.
+/// What the command line says, or else what the agent does.
+fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
+    let bytes = |asked: Option<MemoryBytes>| asked.map(MemoryBytes::get);
+    json!({
+        "memory": bytes(asked.host_memory).or(usual.memory_bytes),
+        "pids": asked.pids.or(usual.pids),
+        "cpu": asked.cpus.or(usual.cpu_percent),
+        "scratch": bytes(asked.scratch).or(usual.scratch_bytes),
+    })
+}
+
+/// The program itself and gpu-zone's own, where they lie in a folder that is empty in the zone,
+/// or that only its owner may enter.
 fn visible_again(program: &Path) -> Vec<PathBuf> {
     let whole = std::path::absolute(program).into_iter().chain(std::fs::canonicalize(program));
     let whole = locate::own_folders().into_iter().chain(whole);
-    whole.filter(|path| PRIVATE.iter().any(|folder| path.starts_with(folder))).collect()
+    let is_covered = |path: &Path| PRIVATE.iter().any(|folder| path.starts_with(folder));
+    whole.filter(|path| is_covered(path) || is_closed(path)).collect()
+}
+
+/// Whether the zone's own users would not reach it.
+fn is_closed(path: &Path) -> bool {
+    let found = path.ancestors().skip(1).filter_map(|above| std::fs::metadata(above).ok());
+    found.into_iter().any(|folder| folder.permissions().mode() & 0o001 == 0)
 }
 
 #[cfg(test)]
@@ -177,10 +227,17 @@ mod tests {
     use super::*;
 
     fn order(demand: Sandboxing, rootfs: Option<PathBuf>) -> Value {
-        let run = Options { demand, rootfs, network: true };
+        let limits = ZoneLimits { pids: Some(7), ..ZoneLimits::default() };
+        let run = Options { demand, rootfs, network: true, limits, image: None };
         let directories = Directories { run: "/run/gz".into(), state: "/var/lib/gz".into() };
         let mut granted =
             CreateLeaseReply { library_dir: "/run/gz/shim".into(), ..Default::default() };
+        granted.zone_limits = Some(proto::ZoneLimits {
+            pids: Some(4096),
+            scratch_bytes: Some(1 << 20),
+            ..Default::default()
+        });
+        granted.zone_users = Some(proto::UserRanges { first: 70_000, each: 10, zones: 2 });
         granted.environment.insert("GPUZONE_SLOT".into(), "/run/gz/slots/a".into());
         orders(&run, &directories, &granted, Path::new("/bin/sh"), Path::new("/home/me"))
     }
@@ -201,6 +258,14 @@ mod tests {
         let writable: Vec<_> = writable.map(|mount| mount["source"].clone()).collect();
         assert_eq!(writable, ["/home/me"]);
         assert_eq!(order["policy"]["default"], "warn");
+    }
+
+    #[test]
+    fn what_the_command_line_leaves_out_is_as_the_agent_says() {
+        let order = order(Sandboxing::Warn, None);
+        let limits = json!({ "memory": null, "pids": 7, "cpu": null, "scratch": 1 << 20 });
+        assert_eq!(order["limits"], limits);
+        assert_eq!(order["users"], json!({ "first": 70_000, "each": 10, "zones": 2 }));
     }
 
     #[test]

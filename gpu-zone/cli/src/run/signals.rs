@@ -21,11 +21,11 @@ pub(crate) struct Received {
 impl Received {
     /// Whether it ends a program that has not said otherwise.
     pub(crate) fn ends(self) -> bool {
-        !matches!(self.number, libc::SIGTSTP | libc::SIGCONT)
+        !matches!(self.number, libc::SIGTSTP | libc::SIGCONT | libc::SIGWINCH)
     }
 }
 
-const HANDLED: [i32; 8] = [
+const HANDLED: [i32; 9] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -34,6 +34,7 @@ const HANDLED: [i32; 8] = [
     libc::SIGUSR2,
     libc::SIGTSTP,
     libc::SIGCONT,
+    libc::SIGWINCH,
 ];
 
 /// The signals that this process held back before [`receive`].

@@ -135,7 +135,12 @@ impl Agent for Service {
         }
         let slot = HashMap::from([("GPUZONE_SLOT".to_owned(), "/the/slot".to_owned())]);
         let library_dir = "/the/shim".to_owned();
-        Ok(Response::new(CreateLeaseReply { lease: Some(lease()), environment: slot, library_dir }))
+        Ok(Response::new(CreateLeaseReply {
+            lease: Some(lease()),
+            environment: slot,
+            library_dir,
+            ..Default::default()
+        }))
     }
 
     async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Answer<ListLeasesReply> {

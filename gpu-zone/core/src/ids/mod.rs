@@ -6,7 +6,7 @@ mod pci;
 mod uuids;
 
 pub use gpu::GpuUuid;
-pub use name::TenantId;
+pub use name::{TenantId, ZoneName};
 pub use pci::PciAddress;
 pub use uuids::{LeaseId, ZoneId};
 

@@ -10,39 +10,55 @@ use super::{InvalidId, text_serde};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TenantId(String);
 
-impl TenantId {
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+/// What a workload zone that several programs share is called; a DNS label, as a tenant's name is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ZoneName(String);
+
+macro_rules! label {
+    ($type:ident, $kind:literal, $length:literal) => {
+        impl $type {
+            /// The name.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let invalid = |rule| InvalidId { kind: $kind, text: text.to_owned(), rule };
+                check(text, $length).map_err(invalid)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        text_serde!($type);
+    };
 }
 
-impl FromStr for TenantId {
-    type Err = InvalidId;
+label!(TenantId, "tenant", "a tenant's name has 1 to 63 characters");
+label!(ZoneName, "zone", "a zone's name has 1 to 63 characters");
 
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let invalid = |rule| Err(InvalidId { kind: "tenant", text: text.to_owned(), rule });
-        if text.is_empty() || text.len() > 63 {
-            return invalid("a tenant's name has 1 to 63 characters");
-        }
-        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        if !text.bytes().all(allowed) {
-            return invalid("use only a-z, 0-9 and '-'");
-        }
-        if text.starts_with('-') || text.ends_with('-') {
-            return invalid("it begins and ends with a letter or a digit");
-        }
-        Ok(Self(text.to_owned()))
+fn check(text: &str, length: &'static str) -> Result<(), &'static str> {
+    if text.is_empty() || text.len() > 63 {
+        return Err(length);
     }
-}
-
-impl fmt::Display for TenantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !text.bytes().all(allowed) {
+        return Err("use only a-z, 0-9 and '-'");
     }
+    if text.starts_with('-') || text.ends_with('-') {
+        return Err("it begins and ends with a letter or a digit");
+    }
+    Ok(())
 }
-
-text_serde!(TenantId);
 
 #[cfg(test)]
 mod tests {
@@ -53,6 +69,7 @@ mod tests {
     fn hostile_names_are_refused() {
         for name in ["", "-a", "a-", "a/b", "..", "Acme", "a b", "ä", "a\0", &"x".repeat(64)] {
             assert!(name.parse::<TenantId>().is_err(), "{name:?}");
+            assert!(name.parse::<ZoneName>().is_err(), "{name:?}");
         }
         let error = "x/".repeat(150).parse::<TenantId>().unwrap_err().to_string();
         assert!(error.len() < 200, "{error}");

@@ -152,18 +152,34 @@ struct Whole {
     head: Option<Head>,
 }
 
-/// The last whole line, and what stands behind it.
+/// How much of the file is read first, from its end.
+const PART: u64 = 64 << 10;
+
+/// The last whole line, and what stands behind it. Only the end of the file is read.
 fn last_lines(file: &mut File) -> io::Result<(Whole, Vec<u8>)> {
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut bytes)?;
-    let length = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let torn = bytes.split_off(length);
+    let end = file.seek(SeekFrom::End(0))?;
+    let (mut begin, mut bytes, mut part) = (end, Vec::new(), PART);
+    // Until two ends of lines are there: those of the last whole line and of the one before.
+    while begin > 0 && bytes.iter().filter(|byte| **byte == b'\n').count() < 2 {
+        part = part.min(begin);
+        begin -= part;
+        file.seek(SeekFrom::Start(begin))?;
+        let mut before = Vec::new();
+        file.take(part).read_to_end(&mut before)?;
+        before.append(&mut bytes);
+        bytes = before;
+        // Twice as much, for a file without a line must not take for ever.
+        part = part.saturating_mul(2);
+    }
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let torn = bytes.split_off(whole);
     let head = bytes.split_inclusive(|byte| *byte == b'\n').next_back().and_then(|line| {
         let (hash, entry) = line::read(line).ok()?;
         Some(Head { seq: entry.seq, hash })
     });
-    Ok((Whole { length: length as u64, head }, torn))
+    // All that was not read is in whole lines, or there is no end of a line at all.
+    let length = if whole == 0 { 0 } else { begin + whole as u64 };
+    Ok((Whole { length, head }, torn))
 }
 
 fn torn_line(torn: &[u8]) -> AuditEvent {
@@ -199,5 +215,57 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The end of a log is found as if all of it had been read, however long its lines are.
+        #[test]
+        fn the_end_is_found_from_the_end(
+            lengths in prop::collection::vec(0..200_000_usize, 0..6),
+            torn in 0..100_000_usize,
+        ) {
+            let mut bytes = Vec::new();
+            for length in &lengths {
+                bytes.extend(std::iter::repeat_n(b'x', *length));
+                bytes.push(b'\n');
+            }
+            let whole = bytes.len();
+            bytes.extend(std::iter::repeat_n(b'y', torn));
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(&bytes).expect("written");
+            let (found, rest) = last_lines(&mut file).expect("read");
+            prop_assert_eq!((found.length, rest.len()), (whole as u64, torn));
+            prop_assert!(found.head.is_none());
+        }
+    }
+
+    #[test]
+    fn the_last_line_of_a_long_log_is_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("audit.log");
+        let now = Timestamp::from_nanoseconds(1);
+        let mut log = AuditLog::open(&path, None, now).expect("it opens").log;
+        let event = |n: usize| AuditEvent {
+            kind: AuditKind::Refusal,
+            actor: "agent".to_owned(),
+            subject: "x".repeat(n),
+            tenant: None,
+            detail: serde_json::Value::Null,
+        };
+        for n in 0..1000 {
+            log.append(event(n * 97 % 3000), now).expect("it is written");
+        }
+        let head = log.head();
+        let mut file = File::open(&path).expect("it is there");
+        let length = file.metadata().expect("it has a length").len();
+        let (whole, torn) = last_lines(&mut file).expect("it is read");
+        assert_eq!((whole.head, whole.length, torn), (Some(head), length, Vec::new()));
     }
 }

@@ -21,9 +21,9 @@ use std::str::FromStr;
 use gpuzone_core::{TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-pub use export::{ExportError, ExportFilter, export_csv, export_json};
+pub use export::{ExportError, ExportFilter, Exporter};
 pub use log::{AuditAppendError, AuditLog, AuditOpenError, Opened};
-pub use verify::{Damage, DamageKind, Expected, Verified, verify};
+pub use verify::{Damage, DamageKind, Expected, Verified, verify, verify_while};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,9 +43,9 @@ pub enum AuditKind {
     Failure,
     /// What tenants may hold is not what was last written here.
     Limits,
-    /// A broker or a worker runs.
+    /// A broker, a worker or a workload zone runs.
     ZoneStart,
-    /// A broker or a worker is gone.
+    /// A broker or a worker is gone, or a workload zone with its holder or its lease.
     ZoneEnd,
     /// A GPU's memory was overwritten and looked at.
     Scrub,

@@ -1,7 +1,7 @@
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::{AuditEntry, Head, line};
@@ -92,6 +92,22 @@ pub fn verify(
     expected: &Expected,
     mut each: impl FnMut(AuditEntry),
 ) -> io::Result<Verified> {
+    verify_while(path, expected, |entry| {
+        each(entry);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`verify`], until `each` has seen enough; what is behind is not looked at then, and not
+/// said to be missing.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn verify_while(
+    path: &Path,
+    expected: &Expected,
+    mut each: impl FnMut(AuditEntry) -> ControlFlow<()>,
+) -> io::Result<Verified> {
     let mut lines: Box<dyn BufRead> = match File::open(path) {
         Ok(file) => Box::new(BufReader::with_capacity(1 << 16, file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
@@ -99,8 +115,9 @@ pub fn verify(
     };
     let mut found = Verified { head: Head::START, lines: 0, damage: None };
     let mut line = Vec::new();
-    // The numbers of what stands behind the damage tell a cut from a move.
-    let mut behind = BTreeSet::new();
+    // Whether the line that should stand where the damage is stands behind it, which tells a cut
+    // from a move.
+    let mut moved = false;
     loop {
         line.clear();
         if lines.read_until(b'\n', &mut line)? == 0 {
@@ -108,22 +125,23 @@ pub fn verify(
         }
         found.lines += 1;
         if found.damage.is_some() {
-            behind.extend(line::claimed_seq(&line));
+            moved |= line::claimed_seq(&line) == Some(found.head.seq + 1);
             continue;
         }
         match follow(&found.head, &line, expected) {
             Ok((head, entry)) => {
                 found.head = head;
-                each(entry);
+                if each(entry).is_break() {
+                    return Ok(found);
+                }
             }
             Err((kind, detail)) => {
                 found.damage = Some(Damage { line: found.lines, kind, detail });
             }
         }
     }
-    let next = found.head.seq + 1;
     match &mut found.damage {
-        Some(damage) if damage.kind == DamageKind::CutOut && behind.contains(&next) => {
+        Some(damage) if damage.kind == DamageKind::CutOut && moved => {
             damage.kind = DamageKind::Reordered;
         }
         Some(_) => {}

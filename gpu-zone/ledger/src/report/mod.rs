@@ -15,7 +15,7 @@ use gpuzone_core::{GpuBacking, LeaseId, MemoryBytes, TenantId, Timestamp};
 pub use gather::ReportError;
 pub(crate) use gather::gather;
 pub use render::RenderError;
-pub use text::printable;
+pub use text::{printable, steers};
 
 /// What a report is about. What is left out does not restrict it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

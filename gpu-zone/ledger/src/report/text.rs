@@ -2,12 +2,16 @@
 
 use std::fmt::Write;
 
+/// Whether a character moves a terminal's cursor or turns the direction of the text around.
+pub fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// `text` without control characters: a program's name must not move an operator's cursor.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        // Besides control characters: those that turn the direction of the text around.
-        if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+        if steers(c) {
             // Writing into a string cannot fail.
             let _ = write!(shown, "{}", c.escape_unicode());
         } else {

@@ -77,6 +77,7 @@ pub(crate) const CHECKS: &[Check] = &[
     Check { name: "interrupt remapping", run: pci::interrupts },
     Check { name: "GPU reset", run: pci::reset },
     Check { name: "host sockets", run: sockets::host },
+    Check { name: "GPU services on the loopback", run: sockets::loopback },
     Check { name: "gpu-zone's slots and sockets", run: sockets::slots },
     Check { name: "debug interfaces", run: debugging::interfaces },
     Check { name: "memory of other processes", run: debugging::processes },

@@ -1,3 +1,4 @@
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,7 +7,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::{Context, Outcome};
 use crate::catalog as c;
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::host::{self, Host};
 
 const RUNTIMES: [&str; 9] = [
@@ -21,15 +22,46 @@ const RUNTIMES: [&str; 9] = [
     "/run/systemd/private",
 ];
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "/run/nvidia-persistenced/socket",
     "/run/nvidia-fabricmanager/fm_sm_ipc.socket",
     "/run/nvidia-topologyd/socket",
     "/tmp/nvidia-mps/control",
+    "/tmp/nv-hostengine",
+];
+
+/// A service that has to do with GPUs, and its usual port on the loopback.
+type Service = (u16, &'static str, Severity);
+
+/// Who speaks to the first sets clocks, power and MIG; the others tell of all tenants.
+const PORTS: [Service; 3] = [
+    (5555, "DCGM's host engine", Severity::High),
+    (9394, "HAMi's monitor", Severity::Medium),
+    (9400, "an exporter of GPU metrics", Severity::Medium),
 ];
 
 /// How long a connection may take; it is closed without a word.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// The services whose port on the loopback takes connections; nothing is said to them.
+fn listening(services: &[Service]) -> Vec<&Service> {
+    let takes = |(port, ..): &&Service| {
+        let addresses: [SocketAddr; 2] =
+            [(Ipv4Addr::LOCALHOST, *port).into(), (Ipv6Addr::LOCALHOST, *port).into()];
+        addresses.iter().any(|address| TcpStream::connect_timeout(address, PATIENCE).is_ok())
+    };
+    services.iter().filter(takes).collect()
+}
+
+/// Services of GPUs that are reached over the network, whoever's it is.
+pub(super) fn loopback(context: &mut Context<'_>, outcome: &mut Outcome) {
+    let ports = PORTS.map(|(port, ..)| port.to_string()).join(", ");
+    (context.announce)(&format!("connects to ports {ports} of the loopback, and hangs up"));
+    for (port, what, severity) in listening(&PORTS) {
+        let seen = format!("port {port} of the loopback takes connections, as {what} does");
+        outcome.found(Finding::new(&c::SERVICE_SOCKETS, seen).at(*severity));
+    }
+}
 
 /// Connects, and hangs up at once.
 fn connects(path: &Path) -> bool {
@@ -141,6 +173,25 @@ pub(super) fn slots(context: &mut Context<'_>, outcome: &mut Outcome) {
             if connects(&path) {
                 outcome.found(Finding::new(&c::AGENT_SOCKETS, host.shown(&path)));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_service_is_found_by_its_port_while_it_listens() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            // A machine without IPv6 has nobody who listens there either.
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            let services = [(listener.local_addr().unwrap().port(), "it", Severity::High)];
+            assert_eq!(listening(&services), services.iter().collect::<Vec<_>>(), "{address}");
+            drop(listener);
+            assert_eq!(listening(&services), Vec::<&Service>::new(), "{address}");
         }
     }
 }

@@ -40,8 +40,8 @@ async fn what_a_lease_had_is_cleared_before_it_is_released() {
     assert_eq!(heard, told);
     let starts = [AuditKind::AgentStart, AuditKind::Limits];
     assert_eq!(kinds(&node)[..2], starts);
-    let workers = kinds(&node).iter().filter(|kind| zone(kind)).count();
-    assert_eq!(workers, 3, "two began and one ended");
+    let zones = kinds(&node).iter().filter(|kind| zone(kind)).count();
+    assert_eq!(zones, 6, "two workers and two workload zones began, and one of each ended");
 }
 
 #[tokio::test]
@@ -114,4 +114,31 @@ async fn a_new_lease_waits_for_the_scrub_of_its_gpu_and_an_old_one_does_not() {
     node.create(1).await.unwrap();
     assert!(began.elapsed() > Duration::from_millis(100), "{:?}", began.elapsed());
     ending.await.unwrap().unwrap();
+}
+
+/// The machine was switched off while a lease's memory was being cleared: it is cleared first.
+#[tokio::test]
+async fn a_scrub_that_a_reboot_cut_off_is_done_before_anybody_gets_the_memory() {
+    let node = node().await;
+    let held = node.create(16).await.unwrap();
+    let id = held.lease.id;
+    let other: BootId = serde_json::from_str("\"00000000-0000-0000-0000-000000000000\"").unwrap();
+    let mut old = held.clone();
+    let process = held.holder.process().unwrap();
+    old.holder.by = HeldBy::Process(ProcessId { boot: other, ..process });
+    old.lease.state = LeaseState::Scrubbing;
+    let journal = directories(node.dir.path()).journal();
+    crate::journal::Journal::rewrite(&journal, [old].iter(), std::iter::empty()).unwrap();
+    node.broker.told().served.clear();
+    node.broker.told().scrub_takes = Duration::from_millis(200);
+    let node = node.restarted().await;
+    assert_eq!(node.states().await, [LeaseState::Scrubbing]);
+    node.leases.recover(vec![]).await.unwrap();
+    // Not a byte of it, however the scrub is doing.
+    assert_eq!(node.create(1).await.unwrap_err().kind, ErrorKind::NoRoom);
+    node.eventually("its end", async |node| node.states().await.is_empty()).await;
+    let orders = node.broker.told().scrubs.clone();
+    assert_eq!(orders.len(), 1);
+    assert_eq!((orders[0].lease, orders[0].gpus[0].at_least), (id, MemoryBytes::gib(16)));
+    node.create(16).await.unwrap();
 }

@@ -5,7 +5,7 @@
 //! Both give the same results.
 
 use std::sync::atomic::{Ordering, fence};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Fault;
 use super::block::Surroundings;
@@ -113,6 +113,12 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
                 warp.registers.put32(d, mask, &value);
             }
             Op::Clock { clock, d } => read_clock(warp, around, clock, d, mask),
+            Op::Sleep { time } => {
+                sleep(warp, time, mask);
+                // Others have their say, and so has who wants the launch to end.
+                warp.pc += 1;
+                break;
+            }
             Op::Convert { conversion, d, a, wide_d, wide_a } => {
                 let conversion = &code.conversions[conversion as usize];
                 convert_lanes(&mut warp.registers, mask, conversion, ([d, a], [wide_d, wide_a]));
@@ -168,6 +174,17 @@ fn read_clock(warp: &mut Warp, around: &Surroundings<'_>, clock: SpecialClock, d
         SpecialClock::GlobalTimerHigh => {
             registers.put32(d, mask, &[(nanoseconds() >> 32) as u32; LANES]);
         }
+    }
+}
+
+/// Sleeps as long as the lane that wants it shortest; a millisecond at most, as on real GPUs.
+#[inline(never)]
+fn sleep(warp: &Warp, time: Slot, mask: u32) {
+    const MOST: u32 = 1_000_000;
+    let times = warp.registers.get32(time);
+    let shortest = super::memory::lanes(mask).map(|lane| times[lane]).min().unwrap_or(0);
+    if shortest > 0 {
+        std::thread::sleep(Duration::from_nanos(shortest.min(MOST).into()));
     }
 }
 

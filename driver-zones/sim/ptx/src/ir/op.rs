@@ -428,4 +428,8 @@ pub(crate) enum Op {
         clock: SpecialClock,
         d: Slot,
     },
+    /// Sleeps; `time` is in nanoseconds.
+    Sleep {
+        time: Slot,
+    },
 }

@@ -46,7 +46,8 @@ impl<'a> FunctionBuilder<'_, 'a> {
                     return m.error("it exists for .u32 only");
                 }
                 let [time] = self.operands(s)?;
-                self.source(time, Type::U32)?;
+                let time = self.source(time, Type::U32)?;
+                self.emit(Op::Sleep { time })?;
             }
             "bar" | "barrier" => self.lower_barrier(s, m)?,
             "call" => return m.error("calls of device functions are not supported"),

@@ -1,7 +1,7 @@
 //! Mounts that are not attached anywhere yet, and places in a root to attach them to.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
@@ -25,10 +25,25 @@ pub(super) fn copy(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
+/// The folder `name` of an attached file system as a mount of its own, attached nowhere.
+pub(super) fn part(whole: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(whole, name, flags)?)
+}
+
 /// Sets attributes on a mount and on all below it.
 pub(super) fn set(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
-    let wanted =
-        libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // What the host mounts there later does not appear.
+    let propagation = libc::MS_PRIVATE;
+    let wanted = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation, userns_fd: 0 };
+    mount_setattr(mount, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, &wanted)
+}
+
+/// Makes the files of a mount, and of all below it, those of the same users in `namespace`.
+pub(super) fn map_users(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+    let attr_set = libc::MOUNT_ATTR_IDMAP;
+    let wanted = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     mount_setattr(mount, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, &wanted)
 }
 

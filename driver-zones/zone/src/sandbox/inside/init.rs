@@ -9,15 +9,14 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, set_parent_process_death_signal,
-    wait, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, kill_process,
+    set_parent_process_death_signal, wait, waitid,
 };
 
-use super::{EXIT_FAILED, Setup, SetupError, finish, say, step, unrunnable};
+use super::{EXIT_FAILED, Inner, Setup, SetupError, finish, programs, say, step, unrunnable};
 use crate::sandbox::spec::{Feature, Report};
 
 /// What is passed on, and the word that a child ended.
@@ -45,11 +44,7 @@ enum Place {
     Inside(PipeWriter),
 }
 
-pub(super) fn supervise(
-    setup: Setup,
-    report: &mut File,
-    program: Command,
-) -> Result<u8, SetupError> {
+pub(super) fn supervise(setup: Setup, report: &mut File, runs: Inner) -> Result<u8, SetupError> {
     let (handled, before) = hold_back().map_err(step("cannot hold back signals"))?;
     let (dies_with, alive) = io::pipe().map_err(step("cannot make a pipe"))?;
     let (stops, stopped) = io::pipe().map_err(step("cannot make a pipe"))?;
@@ -66,7 +61,7 @@ pub(super) fn supervise(
             let mut place = Place::Inside(stopped);
             let dies_with = dies_with.into();
             let masks = (&handled, before);
-            let code = match first(setup, report, program, &dies_with, masks, &mut place) {
+            let code = match first(setup, report, runs, &dies_with, masks, &mut place) {
                 Ok(code) => code,
                 Err(error) => {
                     say(report, &Report::Failed(error.to_string()));
@@ -83,7 +78,7 @@ pub(super) fn supervise(
 fn first(
     mut setup: Setup,
     report: &mut File,
-    mut program: Command,
+    runs: Inner,
     dies_with: &OwnedFd,
     (handled, before): (&libc::sigset_t, libc::sigset_t),
     place: &mut Place,
@@ -95,8 +90,19 @@ fn first(
     if poll(&mut ends, Some(&Timespec::default())).map_err(step("cannot look at a pipe"))? > 0 {
         return Err(SetupError::Spec("the zone's launcher is gone".to_owned()));
     }
+    if let (Inner::Requests(_), false) = (&runs, setup.has(Feature::Pid)) {
+        let message = "a zone for several programs needs a pid namespace, which this host lacks";
+        return Err(SetupError::Spec(message.to_owned()));
+    }
     finish(&mut setup)?;
     say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
+    let mut program = match runs {
+        Inner::Program(program) => program,
+        Inner::Requests(requests) => {
+            let_go(report);
+            return programs::serve(requests, handled, before);
+        }
+    };
     // SAFETY: between fork and exec, only one system call is made, on a set that was moved in.
     unsafe { program.pre_exec(move || set_mask(&before)) };
     match fork().map_err(step("cannot start the program's process"))? {
@@ -127,10 +133,7 @@ fn attend(child: Pid, handled: &libc::sigset_t, place: &mut Place) -> u8 {
     loop {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid == child {
-                let code = status.exit_status().and_then(|code| u8::try_from(code & 0xff).ok());
-                let signal = status.terminating_signal().and_then(|n| u8::try_from(n).ok());
-                // As shells have it.
-                return code.or(signal.map(|n| n.saturating_add(128))).unwrap_or(EXIT_FAILED);
+                return code_of(&status);
             }
         }
         let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
@@ -158,6 +161,13 @@ fn attend(child: Pid, handled: &libc::sigset_t, place: &mut Place) -> u8 {
             let _ = kill_process(rustix::process::getpid(), Signal::STOP);
         }
     }
+}
+
+/// A program's exit code, as shells have it.
+pub(super) fn code_of(status: &WaitStatus) -> u8 {
+    let code = status.exit_status().and_then(|code| u8::try_from(code & 0xff).ok());
+    let signal = status.terminating_signal().and_then(|n| u8::try_from(n).ok());
+    code.or(signal.map(|n| n.saturating_add(128))).unwrap_or(EXIT_FAILED)
 }
 
 /// Inside, says that the program has stopped, if that is what its parent was woken for.
@@ -207,7 +217,7 @@ fn hold_back() -> io::Result<(libc::sigset_t, libc::sigset_t)> {
     }
 }
 
-fn set_mask(mask: &libc::sigset_t) -> io::Result<()> {
+pub(super) fn set_mask(mask: &libc::sigset_t) -> io::Result<()> {
     // SAFETY: the set is initialised; a null pointer says that the old one is not wanted.
     match unsafe {
         libc::sigprocmask(libc::SIG_SETMASK, std::ptr::from_ref(mask), std::ptr::null_mut())

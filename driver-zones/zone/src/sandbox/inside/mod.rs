@@ -6,10 +6,13 @@
 
 mod files;
 mod init;
+mod janitor;
 mod namespaces;
+mod programs;
 mod restrict;
 mod root;
 mod system_calls;
+mod users;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::sandbox::cgroup;
+use crate::sandbox::cgroup::{self, Groups};
 use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
 
 /// Exit code where the zone could not be made; the reason is in the report.
@@ -46,6 +49,11 @@ pub(crate) fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E
 /// A zone in the making.
 pub(crate) struct Setup {
     spec: Spec,
+    groups: Groups,
+    /// Where the zone has users of its own.
+    users: Option<users::Users>,
+    /// What it is handed, where that had to be taken beforehand.
+    handed: Option<root::Parts>,
     missing: Vec<Missing>,
 }
 
@@ -71,12 +79,26 @@ impl Setup {
     }
 }
 
-/// Reads the orders, makes the zone and runs the program in it; the exit code where this
-/// process is not the program itself. `command` is the file to run, its first argument (its
-/// name), and the rest.
-pub fn run(orders: File, report: OwnedFd, command: Vec<OsString>) -> u8 {
+/// What runs in a zone.
+#[derive(Debug)]
+pub enum Runs {
+    /// A program: the file to run, its first argument (its name), and the rest.
+    Program(Vec<OsString>),
+    /// Programs that are asked for over this socket, which the zone's keeper holds.
+    Requests(OwnedFd),
+}
+
+/// As [`Runs`], ready to run.
+enum Inner {
+    Program(Command),
+    Requests(OwnedFd),
+}
+
+/// Reads the orders, makes the zone and runs what is to run in it; the exit code where this
+/// process is not the program itself.
+pub fn run(orders: File, report: OwnedFd, runs: Runs) -> u8 {
     let mut report = File::from(report);
-    match prepare(orders).and_then(|setup| begin(setup, &mut report, command)) {
+    match prepare(orders).and_then(|setup| begin(setup, &mut report, runs)) {
         Ok(code) => code,
         Err(error) => {
             say(&mut report, &Report::Failed(error.to_string()));
@@ -102,29 +124,39 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
         let message = "a zone's name has 1 to 64 letters, digits, '-' and '_'";
         return Err(SetupError::Spec(format!("{message}; {:?} has not", spec.zone)));
     }
-    Ok(Setup { spec, missing: Vec::new() })
+    Ok(Setup { spec, groups: Groups::default(), users: None, handed: None, missing: Vec::new() })
 }
 
-fn begin(
-    mut setup: Setup,
-    report: &mut File,
-    mut command: Vec<OsString>,
-) -> Result<u8, SetupError> {
+fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupError> {
+    let runs = match runs {
+        Runs::Program(command) => Inner::Program(program(command)?),
+        Runs::Requests(_) if !setup.spec.own_pids => {
+            let message = "a zone for several programs numbers its processes on its own";
+            return Err(SetupError::Spec(message.to_owned()));
+        }
+        Runs::Requests(requests) => Inner::Requests(requests),
+    };
+    hold(&mut setup)?;
+    users::prepare(&mut setup)?;
+    namespaces::enter(&mut setup)?;
+    let mut program = match (setup.spec.own_pids, runs) {
+        (false, Inner::Program(program)) => program,
+        (_, runs) => return init::supervise(setup, report, runs),
+    };
+    finish(&mut setup)?;
+    say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
+    say(report, &unrunnable(&program.exec(), program.get_program()));
+    Ok(EXIT_FAILED)
+}
+
+fn program(mut command: Vec<OsString>) -> Result<Command, SetupError> {
     if command.len() < 2 {
         return Err(SetupError::Spec("there is no program to run".to_owned()));
     }
     let arguments = command.split_off(2);
     let mut program = Command::new(&command[0]);
     program.arg0(&command[1]).args(arguments);
-    limit(&mut setup)?;
-    namespaces::enter(&mut setup)?;
-    if setup.spec.own_pids {
-        return init::supervise(setup, report, program);
-    }
-    finish(&mut setup)?;
-    say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
-    say(report, &unrunnable(&program.exec(), program.get_program()));
-    Ok(EXIT_FAILED)
+    Ok(program)
 }
 
 /// Why the program did not begin in a zone that was made.
@@ -135,6 +167,11 @@ fn unrunnable(error: &io::Error, program: &OsStr) -> Report {
 
 /// The last steps, in the process that becomes the program or its init.
 fn finish(setup: &mut Setup) -> Result<(), SetupError> {
+    for (feature, reason) in setup.groups.join() {
+        setup.lacks(feature, reason)?;
+    }
+    users::become_own(setup)?;
+    namespaces::enter_inner(setup)?;
     if setup.has(Feature::Mount) {
         root::enter(setup)?;
     }
@@ -146,8 +183,16 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
     restrict::seccomp(setup)
 }
 
-fn limit(setup: &mut Setup) -> Result<(), SetupError> {
-    for (feature, reason) in cgroup::enter(&setup.spec.zone, &setup.spec.limits) {
+/// Takes what a zone has of the host's for as long as it lives: numbers of users, and control
+/// groups, which its first process joins later. The janitor gives both back.
+fn hold(setup: &mut Setup) -> Result<(), SetupError> {
+    users::claim(setup)?;
+    let (groups, unset) = Groups::make(&setup.spec.zone, &setup.spec.limits);
+    // Before anything can fail: whatever was made is removed.
+    let claim = setup.users.as_ref().map(users::Users::claim);
+    janitor::start(&groups, claim).map_err(step("cannot start the zone's janitor"))?;
+    setup.groups = groups;
+    for (feature, reason) in unset {
         setup.lacks(feature, reason)?;
     }
     Ok(())

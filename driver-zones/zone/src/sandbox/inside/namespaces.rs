@@ -5,21 +5,24 @@ use std::io;
 use rustix::process::{getgid, getuid};
 use rustix::thread::UnshareFlags;
 
-use super::{Setup, SetupError, step};
+use super::{Setup, SetupError, step, users};
 use crate::sandbox::spec::Feature;
 
 /// Leaves the starter's namespaces for new ones. A pid namespace begins with the next child.
 pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-    match unshare(UnshareFlags::NEWUSER) {
-        Ok(()) => map(uid, gid).map_err(step("cannot map the user into the zone"))?,
-        Err(error) => setup.lacks(Feature::User, error)?,
+    if let Some(users) = &setup.users {
+        users::enter(users).map_err(step("cannot enter the zone's user namespace"))?;
+    } else {
+        match unshare(UnshareFlags::NEWUSER) {
+            Ok(()) => map(uid, gid).map_err(step("cannot map the user into the zone"))?,
+            Err(error) => setup.lacks(Feature::User, error)?,
+        }
     }
     let mut wanted = vec![
         (Feature::Mount, UnshareFlags::NEWNS),
         (Feature::Ipc, UnshareFlags::NEWIPC),
         (Feature::Uts, UnshareFlags::NEWUTS),
-        (Feature::CgroupNamespace, UnshareFlags::NEWCGROUP),
         (Feature::Time, UnshareFlags::NEWTIME),
     ];
     if !setup.spec.network {
@@ -42,6 +45,14 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
         rustix::system::sethostname(name).map_err(step("cannot name the zone's host"))?;
     }
     Ok(())
+}
+
+/// What begins where the process is: its control groups are the root of all that the zone sees.
+pub(super) fn enter_inner(setup: &mut Setup) -> Result<(), SetupError> {
+    match unshare(UnshareFlags::NEWCGROUP) {
+        Ok(()) => Ok(()),
+        Err(error) => setup.lacks(Feature::CgroupNamespace, error),
+    }
 }
 
 fn unshare(flags: UnshareFlags) -> io::Result<()> {

@@ -28,6 +28,14 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
     if let Some(files) = setup.spec.limits.open_files {
         limit(Resource::Nofile, files).map_err(step("cannot limit open files"))?;
     }
+    let limits = &setup.spec.limits;
+    // The floor where there is no control group: of each process, and of each user's processes.
+    if let Some(bytes) = limits.memory.filter(|_| !setup.has(Feature::Memory)) {
+        limit(Resource::Data, bytes).map_err(step("cannot limit memory"))?;
+    }
+    if let Some(count) = limits.pids.filter(|_| !setup.has(Feature::Pids)) {
+        limit(Resource::Nproc, count).map_err(step("cannot limit processes"))?;
+    }
     let mut privileged = true;
     for capability in CapabilitySet::all().iter() {
         match remove_capability_from_bounding_set(capability) {

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, symlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, symlinkat};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
-use super::files::{NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, place, set};
-use super::{Setup, SetupError, step};
+use super::files::{
+    NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, map_users, part, place, set,
+};
+use super::{Setup, SetupError, step, users};
 use crate::sandbox::spec::{Feature, Root, Spec};
 
 /// Every zone has these device nodes.
@@ -23,14 +25,29 @@ const LINKS: [(&str, &str); 4] = [
 ];
 /// What a small file system of folders and empty files may hold at most.
 const SMALL: &[(&str, &str)] = &[("size", "256k"), ("nr_inodes", "4096"), ("mode", "0755")];
-/// What a writable private folder may hold: bytes in it are memory.
-const PRIVATE: &[(&str, &str)] = &[("size", "25%"), ("nr_inodes", "65536"), ("mode", "01777")];
+/// Files in all private folders together; each is kernel memory.
+const MOST_FILES: &str = "65536";
+/// Where a zone has its private folders' bytes, besides where it says.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// A copy of something of the host's, and where in the zone it goes.
-struct Piece {
+#[derive(Debug)]
+pub(crate) struct Handed {
     mount: OwnedFd,
-    target: PathBuf,
+    pub(super) target: PathBuf,
     like: FileType,
+    write: bool,
+}
+
+/// What a zone's root is put together from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    handed: Vec<Handed>,
+    devices: Vec<Handed>,
+    /// Of [`Root::Folder`].
+    folder: Option<OwnedFd>,
+    /// Folders of [`Root::Host`] that are empty but for what is handed over.
+    closed: Vec<PathBuf>,
 }
 
 /// Builds the root and makes it this process's; nothing else is reachable then.
@@ -39,28 +56,35 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(step("cannot separate the zone's mounts"))?;
     // All copies are made before anything is covered.
-    let pieces = pieces(&setup.spec)?;
-    let devices = devices(&setup.spec)?;
-    let base = base(&setup.spec.root)?;
+    let taken = setup.handed.take();
+    let Parts { handed, devices, folder, closed } = match taken {
+        Some(parts) => parts,
+        None => parts(&setup.spec)?,
+    };
+    let base = match folder {
+        Some(folder) => folder,
+        None => base(&setup.spec.root)?,
+    };
     let root = stage(base.as_fd()).map_err(step("cannot attach the zone's root"))?;
     let root = root.as_fd();
     if setup.spec.root == Root::Empty {
         links(root).map_err(step("cannot copy the host's links like /lib"))?;
     }
-    for folder in &setup.spec.private {
-        cover(root, folder, PRIVATE, 0)?;
-    }
     let dev = dev(root, &devices)?;
+    scratch(root, &setup.spec)?;
     proc(setup, root)?;
     // What is hidden stays hidden in a folder above it that is handed over, and what is handed
     // over is there even in a folder above it that is hidden.
     let hidden = &setup.spec.hidden;
-    let is_above = |piece: &&Piece| hidden.iter().any(|folder| folder.starts_with(&piece.target));
-    let (above, rest): (Vec<&Piece>, Vec<&Piece>) = pieces.iter().partition(is_above);
+    let is_above = |piece: &&Handed| hidden.iter().any(|folder| folder.starts_with(&piece.target));
+    let (above, rest): (Vec<&Handed>, Vec<&Handed>) = handed.iter().partition(is_above);
+    let mut covers = Vec::new();
+    for folder in &closed {
+        covers.extend(cover(root, folder, SMALL, 0)?);
+    }
     for piece in above {
         put(root, piece)?;
     }
-    let mut covers = Vec::new();
     for folder in hidden {
         covers.extend(cover(root, folder, SMALL, 0)?);
     }
@@ -77,7 +101,51 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     pivot(root).map_err(step("cannot make the zone's root this process's"))
 }
 
-fn pieces(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
+fn parts(spec: &Spec) -> Result<Parts, SetupError> {
+    Ok(Parts { handed: handed(spec)?, devices: devices(spec)?, folder: None, closed: Vec::new() })
+}
+
+/// The same for the users of `namespace`; in words why that cannot be.
+pub(super) fn hand(
+    spec: &Spec,
+    namespace: BorrowedFd<'_>,
+) -> Result<Result<Parts, String>, SetupError> {
+    let mut parts = parts(spec)?;
+    if let Root::Folder(folder) = &spec.root {
+        let base = base(&spec.root)?;
+        if let Err(error) = map_users(base.as_fd(), namespace) {
+            return Ok(Err(format!("{} cannot be mapped: {error}", folder.display())));
+        }
+        parts.folder = Some(base);
+    }
+    for piece in &parts.handed {
+        match map_users(piece.mount.as_fd(), namespace) {
+            // Theirs who may read it anyway.
+            Err(_) if !piece.write && is_open(piece, 0o004)? => {}
+            Err(error) => {
+                return Ok(Err(format!("{} cannot be mapped: {error}", piece.target.display())));
+            }
+            Ok(()) => {}
+        }
+    }
+    for device in &parts.devices {
+        if !is_open(device, 0o006)? {
+            return Ok(Err(format!("{} is not open to others", device.target.display())));
+        }
+    }
+    if spec.root == Root::Host {
+        parts.closed = users::closed(&parts.handed);
+    }
+    Ok(Ok(parts))
+}
+
+fn is_open(piece: &Handed, to_others: u32) -> Result<bool, SetupError> {
+    let found = rustix::fs::statat(&piece.mount, "", AtFlags::EMPTY_PATH);
+    let found = found.map_err(step(format!("cannot look at {}", piece.target.display())))?;
+    Ok(found.st_mode & to_others == to_others)
+}
+
+fn handed(spec: &Spec) -> Result<Vec<Handed>, SetupError> {
     let mut pieces = Vec::new();
     for mount in &spec.mounts {
         let what = || format!("cannot hand {} to the zone", mount.source.display());
@@ -90,19 +158,19 @@ fn pieces(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
         set(copied.as_fd(), NO_SETUID | NO_DEVICES | read_only).map_err(step(what()))?;
         let target = mount.target.clone().unwrap_or_else(|| mount.source.clone());
         let like = kind(copied.as_fd()).map_err(step(what()))?;
-        pieces.push(Piece { mount: copied, target, like });
+        pieces.push(Handed { mount: copied, target, like, write: mount.write });
     }
     Ok(pieces)
 }
 
-fn devices(spec: &Spec) -> Result<Vec<Piece>, SetupError> {
+fn devices(spec: &Spec) -> Result<Vec<Handed>, SetupError> {
     let mut devices = Vec::new();
     for path in DEVICES.iter().map(PathBuf::from).chain(spec.devices.iter().cloned()) {
         let what = || format!("cannot hand {} to the zone", path.display());
         let mount = copy(&path).map_err(step(what()))?;
         set(mount.as_fd(), NO_SETUID | libc::MOUNT_ATTR_NOEXEC).map_err(step(what()))?;
         let like = kind(mount.as_fd()).map_err(step(what()))?;
-        devices.push(Piece { mount, target: path, like });
+        devices.push(Handed { mount, target: path, like, write: true });
     }
     Ok(devices)
 }
@@ -154,8 +222,7 @@ fn cover(
     let what = || format!("cannot make {} the zone's own", folder.display());
     let at = match place(root, folder, FileType::Directory) {
         Ok(at) => at,
-        // Not there in a root that cannot be written to: there is nothing to cover.
-        Err(error) if error.raw_os_error() == Some(libc::EROFS) => return Ok(None),
+        Err(error) if is_read_only(&error) => return Ok(None),
         Err(error) => return Err(step(what())(error)),
     };
     let empty = fresh("tmpfs", options).map_err(step(what()))?;
@@ -164,13 +231,50 @@ fn cover(
     Ok(Some(empty))
 }
 
-fn put(root: BorrowedFd<'_>, piece: &Piece) -> Result<(), SetupError> {
+/// Whether a folder is not there in a root that cannot be written to: nothing is to be covered.
+fn is_read_only(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EROFS)
+}
+
+fn put(root: BorrowedFd<'_>, piece: &Handed) -> Result<(), SetupError> {
     let what = || format!("cannot put {} into the zone", piece.target.display());
     let at = place(root, &piece.target, piece.like).map_err(step(what()))?;
     attach(piece.mount.as_fd(), at.as_fd()).map_err(step(what()))
 }
 
-fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, SetupError> {
+/// The private folders are parts of one file system: what one of them holds, the others cannot.
+fn scratch(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), SetupError> {
+    let failed = "cannot make the zone's private folders";
+    let size = spec.limits.scratch.map_or_else(|| "25%".to_owned(), |bytes| bytes.to_string());
+    let options = [("size", size.as_str()), ("nr_inodes", MOST_FILES), ("mode", "0755")];
+    let whole = fresh("tmpfs", &options).map_err(step(failed))?;
+    let folders: Vec<&Path> = std::iter::once(Path::new(SHARED_MEMORY))
+        .chain(spec.private.iter().map(PathBuf::as_path))
+        .collect();
+    let at = |folder: &Path| place(root, folder, FileType::Directory);
+    let make = || -> io::Result<()> {
+        // Only of what is attached can a part be mounted. The part goes on top of the whole.
+        attach(whole.as_fd(), at(Path::new(SHARED_MEMORY))?.as_fd())?;
+        let mut parts = Vec::new();
+        for number in 0..folders.len() {
+            let name = number.to_string();
+            rustix::fs::mkdirat(&whole, &name, Mode::RWXU)?;
+            let everybody = Mode::from_raw_mode(0o1777);
+            rustix::fs::chmodat(&whole, &name, everybody, AtFlags::empty())?;
+            parts.push(part(whole.as_fd(), Path::new(&name))?);
+        }
+        for (folder, part) in folders.iter().zip(&parts) {
+            match at(folder) {
+                Err(error) if is_read_only(&error) => {}
+                other => attach(part.as_fd(), other?.as_fd())?,
+            }
+        }
+        Ok(())
+    };
+    make().map_err(step(failed))
+}
+
+fn dev(root: BorrowedFd<'_>, devices: &[Handed]) -> Result<Option<OwnedFd>, SetupError> {
     let dev = cover(root, Path::new("/dev"), SMALL, 0)?;
     for device in devices {
         put(root, device)?;
@@ -182,7 +286,8 @@ fn dev(root: BorrowedFd<'_>, devices: &[Piece]) -> Result<Option<OwnedFd>, Setup
             at.and_then(|at| Ok(symlinkat(target, at, link.file_name().unwrap_or_default())?));
         made.map_err(step("cannot make the zone's /dev"))?;
     }
-    cover(root, Path::new("/dev/shm"), PRIVATE, 0)?;
+    let shared_memory = place(root, Path::new(SHARED_MEMORY), FileType::Directory);
+    shared_memory.map_err(step("cannot make the zone's /dev"))?;
     Ok(dev)
 }
 

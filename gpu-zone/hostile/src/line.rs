@@ -1,0 +1,198 @@
+//! A connection to the lease's worker, and the memory of its rings without anything that keeps
+//! one from writing what one likes.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use gpuzone_wire::client::Client;
+use gpuzone_wire::hello::{self, Hello, SOCKET, Welcome};
+use gpuzone_wire::ring::{Region, RingSizes, Spin};
+use gpuzone_wire::spec;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// How long a worker that is being replaced is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of a record's header, and what records are multiples of.
+pub(crate) const HEADER: usize = 32;
+/// In front of the rings.
+const CONTROL: usize = 4096;
+/// Set in a header's flags: the sender waits for an answer.
+pub(crate) const WANTS_REPLY: u16 = 1;
+
+/// Words of the control page, by their place in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Word {
+    RequestTail = 0,
+    RequestHead = 128,
+    ReplyTail = 512,
+    ReplyHead = 640,
+}
+
+/// Where somebody sleeps, and where deferred errors are.
+pub(crate) const HALF_WORDS: [usize; 5] = [256, 384, 768, 896, 1024];
+
+/// A connection.
+pub(crate) struct Line {
+    pub(crate) socket: OwnedFd,
+    pub(crate) file: OwnedFd,
+    pub(crate) sizes: RingSizes,
+    pub(crate) memory: Memory,
+}
+
+impl Line {
+    /// Connects as a program does, patiently.
+    pub(crate) fn open(slot: &Path) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        loop {
+            match Self::try_open(slot) {
+                Err(_) if began.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Connects, or learns why not.
+    pub(crate) fn try_open(slot: &Path) -> anyhow::Result<Self> {
+        let socket = hello::connect(&slot.join(SOCKET), PATIENCE)?;
+        hello::send(&socket, &Hello { version: spec::VERSION, pid: 1 }, None)?;
+        let (welcome, file) = hello::receive::<Welcome>(&socket)?;
+        let sizes = match welcome {
+            Welcome::Accepted { sizes, .. } => sizes,
+            Welcome::Refused { reason } => bail!("{reason}"),
+        };
+        let file = file.context("no file came")?;
+        let memory = Memory::of(&file, sizes)?;
+        Ok(Self { socket, file, sizes, memory })
+    }
+
+    /// Whether the worker has closed it.
+    pub(crate) fn was_ended(&self) -> bool {
+        hello::is_closed(&self.socket)
+    }
+
+    /// Waits until the worker has closed it.
+    pub(crate) fn ends(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while !self.was_ended() {
+            if began.elapsed() > PATIENCE {
+                bail!("the worker did not end a session that had to be ended");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// An honest client of the same rings, to be made before anything was written.
+    pub(crate) fn client(self) -> anyhow::Result<(Client, Memory)> {
+        let region = Region::open(&self.file, self.sizes)?;
+        Ok((Client::new(region, self.socket, Spin::default()), self.memory))
+    }
+
+    /// Writes bytes where the next request goes, and publishes `publish` of them.
+    pub(crate) fn put(&self, bytes: &[u8], publish: u64) {
+        let tail = self.memory.word(Word::RequestTail).load(Ordering::Acquire);
+        self.memory.write_request(tail, bytes);
+        self.memory.publish(tail.wrapping_add(publish));
+    }
+}
+
+/// A record with honest lengths.
+pub(crate) fn record(opcode: u16, flags: u16, context: u32, control: &[u8]) -> Vec<u8> {
+    let bulk_at = HEADER + control.len().next_multiple_of(16);
+    let total = bulk_at.next_multiple_of(HEADER);
+    let lengths = [total, control.len(), 0].map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+    let mut bytes = header(lengths, opcode, flags, context);
+    bytes.extend_from_slice(control);
+    bytes.resize(total, 0);
+    bytes
+}
+
+/// A header: lengths of all, of the control part and of the bulk part.
+pub(crate) fn header(lengths: [u32; 3], opcode: u16, flags: u16, context: u32) -> Vec<u8> {
+    let mut bytes: Vec<u8> = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
+    bytes.extend(opcode.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(context.to_le_bytes());
+    bytes.resize(HEADER, 0);
+    bytes
+}
+
+/// The rings' memory, all of it, writable.
+pub(crate) struct Memory {
+    base: NonNull<u8>,
+    length: usize,
+    request: u64,
+}
+
+// SAFETY: shared memory that another process changes all the time; it is touched only as atomics
+// and by volatile writes.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn of(file: &OwnedFd, sizes: RingSizes) -> anyhow::Result<Self> {
+        let length = CONTROL + sizes.request as usize + sizes.reply as usize;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base =
+            unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?;
+        let base = NonNull::new(base.cast::<u8>()).context("nothing is mapped at 0")?;
+        Ok(Self { base, length, request: sizes.request.into() })
+    }
+
+    /// A position.
+    pub(crate) fn word(&self, word: Word) -> &AtomicU64 {
+        // SAFETY: within the first page of the mapping, aligned to 128 bytes.
+        unsafe { self.base.add(word as usize).cast::<AtomicU64>().as_ref() }
+    }
+
+    /// A smaller word, at a place of [`HALF_WORDS`].
+    pub(crate) fn half(&self, place: usize) -> &AtomicU32 {
+        assert!(place < CONTROL && place.is_multiple_of(4));
+        // SAFETY: within the first page of the mapping, and aligned.
+        unsafe { self.base.add(place).cast::<AtomicU32>().as_ref() }
+    }
+
+    /// Writes into the request ring at a position.
+    pub(crate) fn write_request(&self, position: u64, bytes: &[u8]) {
+        for (at, byte) in (position..).zip(bytes) {
+            let place = CONTROL as u64 + at % self.request;
+            self.write(usize::try_from(place).unwrap_or(0), *byte);
+        }
+    }
+
+    /// Writes a byte anywhere.
+    pub(crate) fn write(&self, place: usize, byte: u8) {
+        assert!(place < self.length);
+        // SAFETY: within the mapping.
+        unsafe { self.base.add(place).write_volatile(byte) };
+    }
+
+    /// Bytes of all of it.
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Publishes a position of the request ring, and wakes its reader.
+    pub(crate) fn publish(&self, tail: u64) {
+        self.word(Word::RequestTail).store(tail, Ordering::SeqCst);
+        let parked = self.half(256);
+        parked.store(0, Ordering::SeqCst);
+        // Whoever sleeps there looks again; if nobody does, nothing is lost.
+        let _ = rustix::thread::futex::wake(parked, rustix::thread::futex::Flags::empty(), 1);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `of` made, to which nothing refers any more.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
+    }
+}

@@ -1,0 +1,250 @@
+//! Attacks at the shared memory of the rings.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, ensure};
+use gpuzone_wire::spec::{DevicePtr, Opcode};
+use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::arena::{Arena, Dice};
+use crate::line::{HALF_WORDS, HEADER, Line, WANTS_REPLY, Word, header, record};
+use crate::spec::{CONTEXT, Shop, example};
+
+pub(crate) fn reseal(arena: &Arena) -> anyhow::Result<String> {
+    let mut rounds = 0;
+    while rounds == 0 || arena.goes_on() {
+        rounds += 1;
+        let line = Line::open(&arena.slot)?;
+        let file = &line.file;
+        for bytes in [0, 4096, 1 << 30, u64::MAX >> 1] {
+            ensure!(ftruncate(file, bytes).is_err(), "the rings' file took a size of {bytes}");
+        }
+        for seals in [SealFlags::WRITE, SealFlags::FUTURE_WRITE, SealFlags::SHRINK] {
+            ensure!(fcntl_add_seals(file, seals).is_err(), "the rings' file took {seals:?}");
+        }
+        let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+        if let Ok(again) = std::fs::File::options().write(true).open(&own) {
+            ensure!(again.set_len(0).is_err(), "the rings' file took a size when opened anew");
+        }
+        // Holes are zeros, to be read and written as before.
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let _ = fallocate(file, hole, 0, line.memory.len() as u64);
+        let _ = fallocate(file, FallocateFlags::KEEP_SIZE, 0, 1 << 40);
+        let grown = fallocate(file, FallocateFlags::empty(), 0, 1 << 30);
+        ensure!(grown.is_err(), "the rings' file grew");
+        map_executable(&line)?;
+        line.put(&record(u16::MAX, WANTS_REPLY, 0, &[]), HEADER as u64);
+        line.ends().context("after holes were punched into the rings")?;
+    }
+    Ok(format!("rounds={rounds}"))
+}
+
+/// Whatever it may map of its own rings is its own affair; that the file is no larger than it
+/// was is the worker's.
+fn map_executable(line: &Line) -> anyhow::Result<()> {
+    let everything = ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC;
+    let length = line.memory.len();
+    // SAFETY: a new mapping at an address of the kernel's choice, which nothing touches.
+    unsafe {
+        if let Ok(base) =
+            mmap(std::ptr::null_mut(), length, everything, MapFlags::SHARED, &line.file, 0)
+        {
+            munmap(base, length)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn positions(arena: &Arena) -> anyhow::Result<String> {
+    let mut dice = Dice::new(0x706f_7369);
+    let (mut sessions, mut ended) = (0_u64, 0_u64);
+    let edges = [0, 1, 31, 32, 33, 4096, 4 << 20, (4 << 20) + 32, 1 << 40, u64::MAX, u64::MAX - 31];
+    while sessions < 8 || arena.goes_on() {
+        sessions += 1;
+        let line = Line::open(&arena.slot)?;
+        for _ in 0..dice.below(6) {
+            line.put(&record(Opcode::MemoryInfo as u16, WANTS_REPLY, 0, &[]), 32);
+        }
+        for _ in 0..dice.below(40) {
+            let words = [Word::RequestTail, Word::RequestHead, Word::ReplyTail, Word::ReplyHead];
+            let pick = usize::try_from(dice.below(4))?;
+            let at = usize::try_from(dice.below(edges.len() as u64))?;
+            let value = if dice.below(2) == 0 { edges[at] } else { dice.next() };
+            line.memory.word(words[pick]).store(value, Ordering::SeqCst);
+            let half = usize::try_from(dice.below(HALF_WORDS.len() as u64))?;
+            line.memory.half(HALF_WORDS[half]).store(u32::try_from(value >> 32)?, Ordering::SeqCst);
+        }
+        // Backwards, at last, which the worker has to see if it saw anything before.
+        line.memory.publish(1 << 20 | 1);
+        line.ends()?;
+        ended += 1;
+    }
+    Ok(format!("sessions={sessions} ended={ended}"))
+}
+
+pub(crate) fn lengths(arena: &Arena) -> anyhow::Result<String> {
+    let edges = [
+        0,
+        1,
+        16,
+        31,
+        32,
+        33,
+        64,
+        4096,
+        128 << 10,
+        (128 << 10) + 1,
+        512 << 10,
+        (512 << 10) + 1,
+        655_392,
+        4 << 20,
+        (4 << 20) + 32,
+        i32::MAX as u32,
+        u32::MAX - 31,
+        u32::MAX,
+    ];
+    let mut bad = Vec::new();
+    for total in edges {
+        for control in edges {
+            for bulk in edges {
+                if !is_honest(total, control, bulk) {
+                    bad.push(header([total, control, bulk], Opcode::Launch as u16, 0, 1));
+                }
+            }
+        }
+    }
+    for opcode in Opcode::ALL {
+        let whole = example(*opcode, DevicePtr(0));
+        for cut in 0..whole.len() {
+            bad.push(record(*opcode as u16, WANTS_REPLY, 1, &whole[..cut]));
+        }
+        let more = [&whole[..], &[0]].concat();
+        bad.push(record(*opcode as u16, WANTS_REPLY, 1, &more));
+    }
+    for number in [Opcode::ALL.len(), 1000, u16::MAX.into()] {
+        bad.push(record(u16::try_from(number)?, WANTS_REPLY, 1, &[]));
+    }
+    let all = bad.len();
+    // In another order each time, so that a short time sees some of each kind.
+    let mut dice = Dice::new(0x6c65_6e67);
+    let mut sent = 0;
+    while sent < 20 || (arena.goes_on() && !bad.is_empty()) {
+        let bytes = bad.swap_remove(usize::try_from(dice.below(bad.len() as u64))?);
+        let line = Line::open(&arena.slot)?;
+        line.put(&bytes, bytes.len() as u64);
+        line.ends()
+            .with_context(|| format!("after a record that begins {:?}", &bytes[..HEADER]))?;
+        sent += 1;
+    }
+    Ok(format!("sent={sent} of={all}"))
+}
+
+fn is_honest(total: u32, control: u32, bulk: u32) -> bool {
+    let (control, bulk) = (u64::from(control), u64::from(bulk));
+    let honest = (32 + control.next_multiple_of(16) + bulk).next_multiple_of(32);
+    control <= 128 << 10 && bulk <= 512 << 10 && honest == u64::from(total)
+}
+
+pub(crate) fn race(arena: &Arena) -> anyhow::Result<String> {
+    let mut sessions = 0_u64;
+    while sessions < 4 || arena.goes_on() {
+        sessions += 1;
+        let line = Line::open(&arena.slot)?;
+        let good = record(Opcode::Unsupported as u16, 0, 0, &[1, 0, 0, 0]);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // One changes lengths and fields of the records around the tail all the time…
+            scope.spawn(|| {
+                let mut dice = Dice::new(sessions);
+                while !stop.load(Ordering::Relaxed) {
+                    let head = line.memory.word(Word::RequestHead).load(Ordering::Relaxed);
+                    let at = (head + dice.below(4) * 64) & !63;
+                    let field = dice.below(48);
+                    let byte = if dice.below(8) == 0 {
+                        dice.next().to_le_bytes()[0]
+                    } else {
+                        good.get(usize::try_from(field).unwrap_or(0)).copied().unwrap_or(0)
+                    };
+                    line.memory.write_request(at + field, &[byte]);
+                }
+            });
+            // … while another sends.
+            for _ in 0..20_000 {
+                let tail = line.memory.word(Word::RequestTail).load(Ordering::Relaxed);
+                let head = line.memory.word(Word::RequestHead).load(Ordering::Acquire);
+                if line.was_ended() || !arena.goes_on() {
+                    break;
+                }
+                if tail.wrapping_sub(head) < 1 << 20 {
+                    line.put(&good, good.len() as u64);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+    Line::open(&arena.slot).context("an honest greeting is not heard any more")?;
+    Ok(format!("sessions={sessions}"))
+}
+
+pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
+    let mut dice = Dice::new(0x7265_706c);
+    let mut sessions = 0_u64;
+    while sessions < 4 || arena.goes_on() {
+        sessions += 1;
+        let mut shop = Shop::open(&arena.slot)?;
+        let _ = shop.launch([4, 1, 1], 100);
+        let copy = record(
+            Opcode::CopyToHost as u16,
+            WANTS_REPLY,
+            CONTEXT.0,
+            &example(Opcode::CopyToHost, shop.pointer),
+        );
+        for _ in 0..200 {
+            let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
+            let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
+            if tail.wrapping_sub(head) > 1 << 20 {
+                break;
+            }
+            shop.memory.write_request(tail, &copy);
+            shop.memory.publish(tail + copy.len() as u64);
+            for _ in 0..50 {
+                let place = usize::try_from(dice.below(shop.memory.len() as u64))?;
+                // Not the request's position: that is another attack's.
+                if place >= 512 {
+                    shop.memory.write(place, dice.next().to_le_bytes()[1]);
+                }
+            }
+            // "All of it was read": there is always room for the next.
+            let tail = shop.memory.word(Word::ReplyTail).load(Ordering::Acquire);
+            let jump = if dice.below(30) == 0 { dice.next() } else { tail };
+            shop.memory.word(Word::ReplyHead).store(jump, Ordering::SeqCst);
+        }
+    }
+    Ok(format!("sessions={sessions}"))
+}
+
+pub(crate) fn unread(arena: &Arena) -> anyhow::Result<String> {
+    let mut shops: Vec<Shop> =
+        (0..arena.pick(4, 32)).map(|_| Shop::open(&arena.slot)).collect::<anyhow::Result<_>>()?;
+    let mut asked = 0_u64;
+    while arena.goes_on() {
+        for shop in &mut shops {
+            let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
+            let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
+            if tail.wrapping_sub(head) > 2 << 20 {
+                continue;
+            }
+            for opcode in [Opcode::Launch, Opcode::CopyToHost] {
+                let control = example(opcode, shop.pointer);
+                let bytes = record(opcode as u16, WANTS_REPLY, CONTEXT.0, &control);
+                let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
+                shop.memory.write_request(tail, &bytes);
+                shop.memory.publish(tail + bytes.len() as u64);
+                asked += 1;
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+    Ok(format!("asked={asked}"))
+}
