@@ -398,4 +398,5 @@ async fn a_listing_says_when_the_broker_is_silent() {
 }
 
 mod ends;
+mod placed;
 mod scrub;

@@ -20,7 +20,8 @@ pub(crate) struct Entry<'a> {
     zone_name: Option<&'a str>,
     state: &'a str,
     program: &'a str,
-    holder_pid: u32,
+    /// None when no process holds it.
+    holder_pid: Option<u32>,
     worker_pid: Option<u32>,
     sessions: u32,
     created_unix_ns: u64,
@@ -93,7 +94,7 @@ impl<'a> From<&'a Lease> for Entry<'a> {
             zone_name: lease.zone_name.as_deref(),
             state: &lease.state,
             program: &lease.program,
-            holder_pid: lease.holder_pid,
+            holder_pid: Some(lease.holder_pid).filter(|pid| *pid != 0),
             worker_pid: lease.worker_pid,
             sessions: lease.sessions,
             created_unix_ns: lease.created_unix_ns,
