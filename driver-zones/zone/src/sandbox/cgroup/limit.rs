@@ -58,7 +58,8 @@ pub(super) fn wanted(limits: &Limits) -> Vec<Limit> {
         v2.push(must("cpu.max", format!("{quota} {PERIOD}")));
         v1.extend([must("cpu.cfs_period_us", PERIOD), must("cpu.cfs_quota_us", quota)]);
     }
-    let cpu = (!v2.is_empty()).then(|| Limit { feature: Feature::Cpu, controller: "cpu", v2, v1 });
+    let cpu =
+        (!v2.is_empty()).then_some(Limit { feature: Feature::Cpu, controller: "cpu", v2, v1 });
     let regions = limits.device_memory.iter();
     let regions: Vec<Setting> =
         regions.map(|(region, bytes)| must("dmem.max", format!("{region} {bytes}"))).collect();
