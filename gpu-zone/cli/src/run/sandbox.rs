@@ -292,7 +292,9 @@ mod tests {
     #[test]
     fn what_the_command_line_leaves_out_is_as_the_agent_says() {
         let order = order(Sandboxing::Warn, None);
-        let limits = json!({ "memory": null, "pids": 7, "cpu": null, "scratch": 1 << 20 });
+        let limits = json!({
+            "memory": null, "pids": 7, "cpu": null, "cpu_weight": 100, "scratch": 1 << 20
+        });
         assert_eq!(order["limits"], limits);
         assert_eq!(order["users"], json!({ "first": 70_000, "each": 10, "zones": 2 }));
     }
