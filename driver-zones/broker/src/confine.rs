@@ -26,6 +26,8 @@ const LIBRARIES: [&str; 8] = [
 ];
 /// More than any worker within its caps needs, and no fork bomb.
 const MOST_THREADS: u64 = 4096;
+/// Many threads in one worker are no more of the processors for it than few in another.
+const SAME_AS_OTHERS: u64 = 100;
 /// Sockets, rings and events of all sessions that the caps allow.
 const MOST_FILES: u64 = 65_536;
 
@@ -124,6 +126,7 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
         limits: Limits {
             pids: Some(MOST_THREADS),
             open_files: Some(MOST_FILES),
+            cpu_weight: Some(SAME_AS_OTHERS),
             ..Limits::default()
         },
         policy: policy(sandbox)?,

@@ -24,7 +24,7 @@ mod tests {
     }
 
     /// A zone that runs `script`; `own_pids` as for a workload, without as for a worker.
-    fn order(launcher: PathBuf, script: &str, own_pids: bool) -> Order {
+    fn order(launcher: PathBuf, script: &str, own_pids: bool, written: Option<&Path>) -> Order {
         let folders = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache"];
         let is_link = |path: &str| Path::new(path).is_symlink();
         let mut mounts: Vec<Mount> =
@@ -32,6 +32,7 @@ mod tests {
         if is_link("/bin") {
             mounts.push(Mount { target: Some("/bin".into()), ..Mount::read("/usr/bin") });
         }
+        mounts.extend(written.map(Mount::write));
         let spec = Spec {
             zone: String::new(),
             root: Root::Empty,
@@ -77,19 +78,22 @@ mod tests {
         let (zones, _) = Zones::open(Sandboxes, &folder.join("zones")).await.unwrap();
         let launcher: PathBuf = env!("CARGO_BIN_EXE_gpu-zone-sandbox").into();
         let launcher = if state == "starting" { slow_launcher(&folder) } else { launcher };
+        let ready = folder.join("ready");
         let script = match state.as_str() {
             // It is asked to end, and does not.
-            "ending" => "trap '' TERM; while :; do sleep 0.05; done",
-            _ => "exec sleep 600",
+            "ending" => {
+                format!("trap '' TERM; : > {}; while :; do sleep 0.05; done", ready.display())
+            }
+            _ => "exec sleep 600".to_owned(),
         };
         let own_pids = std::env::var_os("GPUZONE_TEST_OWN_PIDS").is_some();
-        let zone = zones.create("zone", order(launcher, script, own_pids)).unwrap();
-        reach(&zone, &state).await;
+        let zone = zones.create("zone", order(launcher, &script, own_pids, Some(&folder))).unwrap();
+        reach(&zone, &state, &ready).await;
         println!("{state}");
         std::future::pending().await
     }
 
-    async fn reach(zone: &Zone<Sandboxes>, state: &str) {
+    async fn reach(zone: &Zone<Sandboxes>, state: &str, ready: &Path) {
         let begin = |zone: Zone<Sandboxes>| async move { zone.start().await.map(drop) };
         match state {
             "made" => {}
@@ -98,10 +102,15 @@ mod tests {
             other => panic!("no state {other}"),
         }
         if state == "ending" {
+            // Before that it would end at once.
+            while !ready.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             let ending = zone.clone();
             tokio::spawn(async move { ending.end(Some(Duration::from_secs(600))).await });
         }
         while serde_json::to_value(zone.state()).unwrap() != state {
+            assert_ne!(zone.state(), ZoneState::Ended, "it never was {state}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

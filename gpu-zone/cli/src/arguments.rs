@@ -5,6 +5,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName};
 use gpuzone_ledger::Head;
 
+use crate::run::Volume;
+
 /// Share GPUs between tenants that never touch the driver.
 #[derive(Debug, Parser)]
 #[command(name = "gpu-zone", version, propagate_version = true, max_term_width = 100)]
@@ -137,10 +139,13 @@ pub(crate) struct Run {
     #[arg(long, value_enum, env = "GPUZONE_SANDBOX", default_value_t = Sandboxing::Warn)]
     pub(crate) sandbox: Sandboxing,
     /// What the sandbox has for its root, read-only: a folder, or an OCI image layout, where
-    /// DIR:tag or DIR@sha256:... chooses an image. Left out: the host's files, read-only, with
-    /// the working directory writable.
+    /// DIR:tag or DIR@sha256:... chooses an image; `host` is all of the host's files. Left out:
+    /// the system's folders (/usr, /etc, /opt and the like), with the working directory writable.
     #[arg(long, value_name = "DIR")]
     pub(crate) rootfs: Option<PathBuf>,
+    /// A file or folder of the host's that the sandbox shows too, and where: SRC[:DST][:ro|rw].
+    #[arg(long = "volume", value_name = "SRC[:DST][:ro|rw]")]
+    pub(crate) volumes: Vec<Volume>,
     /// Leave the sandbox without the host's network.
     #[arg(long)]
     pub(crate) no_network: bool,

@@ -75,9 +75,10 @@ impl Context {
         let guarded = move |context: &Self, work| {
             // Whoever waits must not wait for ever, whatever happened.
             let done = catch_unwind(AssertUnwindSafe(|| perform(context, work)));
-            if done.is_err() {
+            done.unwrap_or_else(|_| {
                 context.stick(CuResult::LAUNCH_FAILED);
-            }
+                None
+            })
         };
         let run = move || own.executor.run(|work| guarded(&own, work));
         let thread = std::thread::Builder::new().name("sim-gpu-context".into()).spawn(run)?;

@@ -82,15 +82,22 @@ impl Executor {
         self.completed.notify_all();
     }
 
-    /// The thread: does the work as it comes, until it is stopped.
-    pub(crate) fn run(&self, mut perform: impl FnMut(Work)) {
+    /// The thread: does the work as it comes, until it is stopped. What `perform` returns is
+    /// called when the work counts as done, and before anybody can see that: who learns of one
+    /// of the two finds the other.
+    pub(crate) fn run<T: FnOnce()>(&self, mut perform: impl FnMut(Work) -> Option<T>) {
         loop {
             let idle = |state: &mut State| state.queue.is_empty() && !state.stopping;
             let state = self.submitted.wait_while(self.state(), idle);
             let work = state.unwrap_or_else(PoisonError::into_inner).queue.pop_front();
             let Some(work) = work else { return };
-            perform(work);
-            self.state().completed += 1;
+            let tell = perform(work);
+            let mut state = self.state();
+            state.completed += 1;
+            if let Some(tell) = tell {
+                tell();
+            }
+            drop(state);
             self.completed.notify_all();
         }
     }

@@ -66,13 +66,10 @@ pub(crate) struct LaunchWork {
 }
 
 /// Does one piece of work. After a fault, or while the context goes, nothing touches memory
-/// any more, but whoever waits is told that its turn came.
-pub(crate) fn perform(context: &Context, work: Work) {
+/// any more, but whoever waits is told that its turn came, by what is returned.
+pub(crate) fn perform(context: &Context, work: Work) -> Option<impl FnOnce() + use<>> {
     let done = match work {
-        Work::Record { event, number } => {
-            event.reach(number);
-            Ok(())
-        }
+        Work::Record { event, number } => return Some(move || event.reach(number)),
         Work::WaitFor { event, number } => {
             event.wait_unless(number, || context.is_over());
             Ok(())
@@ -94,6 +91,7 @@ pub(crate) fn perform(context: &Context, work: Work) {
     if let Err(result) = done {
         context.stick(result);
     }
+    None
 }
 
 fn busy(context: &Context, action: impl FnOnce() -> Answer) -> Answer {

@@ -39,6 +39,7 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
             memory: Some(256 << 20),
             pids: Some(64),
             cpu: Some(100),
+            cpu_weight: Some(100),
             open_files: Some(64),
             scratch: Some(1 << 20),
             device_memory: cgroup::device_memory().into_iter().collect(),

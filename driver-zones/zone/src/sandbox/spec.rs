@@ -164,12 +164,16 @@ pub struct Mount {
     /// Whether it is left out where the host does not have it.
     #[serde(default)]
     pub optional: bool,
+    /// Whether its files stay the host's users': a zone with users of its own reads what
+    /// everybody may. Otherwise they are mapped, and the host's root's are the zone's root's.
+    #[serde(default)]
+    pub unmapped: bool,
 }
 
 impl Mount {
     /// To be read, and there for sure.
     pub fn read(source: impl Into<PathBuf>) -> Self {
-        Self { source: source.into(), target: None, write: false, optional: false }
+        Self { source: source.into(), target: None, write: false, optional: false, unmapped: false }
     }
 
     /// To be read and written.
@@ -203,6 +207,9 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// Per cent of one processor's time.
     pub cpu: Option<u64>,
+    /// How much of the processors it gets while others want them, however many processes it has:
+    /// 1 to 10000, where 100 is as much as another zone.
+    pub cpu_weight: Option<u64>,
     /// Bytes of each region of device memory that the kernel can limit (`dmem.capacity` at the
     /// root of control groups lists them).
     pub device_memory: BTreeMap<String, u64>,

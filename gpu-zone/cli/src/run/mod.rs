@@ -12,6 +12,7 @@ mod sandbox;
 pub(crate) mod shared;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
 mod signals;
+mod view;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
@@ -30,6 +31,7 @@ use crate::error::{CliError, Kind};
 use crate::run::program::Program;
 use crate::run::sandbox::{Options, Zone};
 use crate::run::signals::{Mask, Received};
+pub(crate) use crate::run::view::Volume;
 
 /// Longest name of a program in listings, in characters.
 const NAME: usize = 80;

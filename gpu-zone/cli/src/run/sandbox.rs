@@ -20,7 +20,10 @@ use crate::arguments::{Run, Sandboxing, ZoneLimits};
 use crate::error::{CliError, Kind};
 use crate::locate;
 use crate::run::image;
+use crate::run::view::{self, Volume};
 
+/// `--rootfs` of a zone that shows all of the host's files.
+const WHOLE_HOST: &str = "host";
 /// Folders that are empty in every zone: other programs' files and sockets are in the host's.
 const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
 
@@ -94,8 +97,8 @@ impl Zone {
                     Some(errno) if errno == i64::from(libc::ENOENT) => Kind::NoProgram,
                     _ => Kind::NotExecutable,
                 };
-                let hint = "a script's first line names its interpreter; folders like /tmp are \
-                            empty in the sandbox, unless it is the working directory";
+                let hint = "a script's first line names its interpreter; the sandbox shows the \
+                            system's folders, the working directory, and what --volume names";
                 return Err(CliError::new(kind, reason).hint(hint));
             }
             say_missing(report["ready"].as_array().map_or(&[], Vec::as_slice));
@@ -121,13 +124,19 @@ pub(crate) struct Options {
     pub(crate) limits: ZoneLimits,
     /// What `rootfs` is the root of, if that is an image.
     pub(crate) image: Option<Image>,
+    /// Whether all of the host's files are shown.
+    pub(crate) whole_host: bool,
+    pub(crate) volumes: Vec<Volume>,
 }
 
 impl Options {
     pub(crate) fn of(run: &Run, image: Option<Image>) -> Self {
         let (demand, limits) = (run.sandbox, run.limits.clone());
-        let rootfs = image.as_ref().map(|image| image.root.clone()).or(run.rootfs.clone());
-        Self { demand, rootfs, network: !run.no_network, limits, image }
+        let whole_host = run.rootfs.as_deref() == Some(Path::new(WHOLE_HOST));
+        let folder = run.rootfs.clone().filter(|_| !whole_host);
+        let rootfs = image.as_ref().map(|image| image.root.clone()).or(folder);
+        let volumes = run.volumes.clone();
+        Self { demand, rootfs, network: !run.no_network, limits, image, whole_host, volumes }
     }
 }
 
@@ -143,19 +152,24 @@ pub(crate) fn orders(
     let zone: String = lease.chars().map(letter).take(64).collect();
     let read = |path: &Path| json!({ "source": path, "optional": true });
     let mut mounts = Vec::new();
+    let mut private: Vec<PathBuf> = PRIVATE.map(PathBuf::from).into();
     let (root, directory) = match &run.rootfs {
         Some(folder) => {
             let directory = run.image.as_ref().map(|image| image.directory.as_path());
             (json!({ "folder": folder }), directory.unwrap_or(Path::new("/")))
         }
-        None => {
-            // Without a root of its own, the program works where it was started.
+        None if run.whole_host => {
             if directory != Path::new("/") {
                 mounts.push(json!({ "source": directory, "write": true }));
             }
             mounts.extend(visible_again(program).iter().map(|path| read(path)));
             mounts.push(read(Path::new("/run/systemd/resolve")));
             (json!("host"), directory)
+        }
+        None => {
+            mounts.extend(view::of_host(program, directory));
+            private.extend(view::home());
+            (json!("empty"), directory)
         }
     };
     let shim = Path::new(&granted.library_dir);
@@ -169,6 +183,7 @@ pub(crate) fn orders(
         mounts.extend(library.iter().map(|path| read(path)));
     }
     mounts.extend(granted.environment.get("GPUZONE_SLOT").map(|slot| read(Path::new(slot))));
+    mounts.extend(view::handed(&run.volumes));
     let demand = match run.demand {
         Sandboxing::Require => "require",
         Sandboxing::Warn | Sandboxing::Off => "warn",
@@ -182,7 +197,7 @@ pub(crate) fn orders(
         "zone": zone,
         "root": root,
         "mounts": mounts,
-        "private": PRIVATE,
+        "private": private,
         "hidden": [directories.run, directories.state],
         "directory": directory,
         "network": run.network,
@@ -203,6 +218,8 @@ fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
         "memory": bytes(asked.host_memory).or(usual.memory_bytes),
         "pids": asked.pids.or(usual.pids),
         "cpu": asked.cpus.or(usual.cpu_percent),
+        // As much as any other zone has, however many processes are in it.
+        "cpu_weight": 100,
         "scratch": bytes(asked.scratch).or(usual.scratch_bytes),
     })
 }
@@ -226,9 +243,21 @@ fn is_closed(path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    fn options() -> Options {
+        Options {
+            demand: Sandboxing::Warn,
+            rootfs: None,
+            network: true,
+            limits: ZoneLimits::default(),
+            image: None,
+            whole_host: false,
+            volumes: Vec::new(),
+        }
+    }
+
     fn order(demand: Sandboxing, rootfs: Option<PathBuf>) -> Value {
         let limits = ZoneLimits { pids: Some(7), ..ZoneLimits::default() };
-        let run = Options { demand, rootfs, network: true, limits, image: None };
+        let run = Options { demand, rootfs, network: true, limits, ..options() };
         let directories = Directories { run: "/run/gz".into(), state: "/var/lib/gz".into() };
         let mut granted =
             CreateLeaseReply { library_dir: "/run/gz/shim".into(), ..Default::default() };
@@ -263,7 +292,9 @@ mod tests {
     #[test]
     fn what_the_command_line_leaves_out_is_as_the_agent_says() {
         let order = order(Sandboxing::Warn, None);
-        let limits = json!({ "memory": null, "pids": 7, "cpu": null, "scratch": 1 << 20 });
+        let limits = json!({
+            "memory": null, "pids": 7, "cpu": null, "cpu_weight": 100, "scratch": 1 << 20
+        });
         assert_eq!(order["limits"], limits);
         assert_eq!(order["users"], json!({ "first": 70_000, "each": 10, "zones": 2 }));
     }

@@ -23,7 +23,9 @@ fn told(node: &Node) -> Vec<String> {
             AuditKind::ZoneEnd => "ended",
             _ => return,
         };
-        told.push(format!("{} {what}", entry.subject));
+        if entry.subject.starts_with("worker ") {
+            told.push(format!("{} {what}", entry.subject));
+        }
     })
     .unwrap();
     told

@@ -45,17 +45,21 @@ pub(super) fn wanted(limits: &Limits) -> Vec<Limit> {
         v2: vec![must("pids.max", count)],
         v1: vec![must("pids.max", count)],
     });
+    let (mut v2, mut v1) = (Vec::new(), Vec::new());
+    if let Some(weight) = limits.cpu_weight {
+        v2.push(must("cpu.weight", weight));
+        // 100 is 1024 in version 1, where 2 is the least.
+        v1.push(must("cpu.shares", (weight.saturating_mul(1024) / 100).max(2)));
+    }
     // Per cent of one processor, as microseconds of each 100 ms.
     const PERIOD: u64 = 100_000;
-    let cpu = limits.cpu.map(|percent| {
+    if let Some(percent) = limits.cpu {
         let quota = percent.saturating_mul(PERIOD / 100);
-        Limit {
-            feature: Feature::Cpu,
-            controller: "cpu",
-            v2: vec![must("cpu.max", format!("{quota} {PERIOD}"))],
-            v1: vec![must("cpu.cfs_period_us", PERIOD), must("cpu.cfs_quota_us", quota)],
-        }
-    });
+        v2.push(must("cpu.max", format!("{quota} {PERIOD}")));
+        v1.extend([must("cpu.cfs_period_us", PERIOD), must("cpu.cfs_quota_us", quota)]);
+    }
+    let cpu =
+        (!v2.is_empty()).then_some(Limit { feature: Feature::Cpu, controller: "cpu", v2, v1 });
     let regions = limits.device_memory.iter();
     let regions: Vec<Setting> =
         regions.map(|(region, bytes)| must("dmem.max", format!("{region} {bytes}"))).collect();

@@ -6,10 +6,12 @@ use super::*;
 struct Tree(tempfile::TempDir);
 
 /// Each file of a group that the tests' kernel has.
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     "cgroup.procs",
     "cgroup.subtree_control",
     "cpu.max",
+    "cpu.shares",
+    "cpu.weight",
     "dmem.max",
     "memory.max",
     "memory.oom.group",
@@ -59,6 +61,7 @@ fn limits() -> Limits {
         memory: Some(1 << 30),
         pids: Some(100),
         cpu: Some(150),
+        cpu_weight: Some(100),
         device_memory: BTreeMap::from([("drm/0000:03:00.0/vram0".to_owned(), 1 << 20)]),
         ..Limits::default()
     }
@@ -108,6 +111,7 @@ fn version_2_gets_every_limit_in_one_group_before_anybody_joins() {
         ("memory.max", "1073741824\n"),
         ("memory.oom.group", "1\n"),
         ("pids.max", "100\n"),
+        ("cpu.weight", "100\n"),
         ("cpu.max", "150000 100000\n"),
         ("dmem.max", "drm/0000:03:00.0/vram0 1048576\n"),
         ("cgroup.procs", ""),
@@ -154,6 +158,7 @@ fn version_1_gets_a_group_for_each_controller() {
     for (file, written) in [
         ("memory/x/gpu-zone-test-7/memory.limit_in_bytes", "1073741824\n"),
         ("pids/gpu-zone-test-7/pids.max", "100\n"),
+        ("cpu/gpu-zone-test-7/cpu.shares", "1024\n"),
         ("cpu/gpu-zone-test-7/cpu.cfs_period_us", "100000\n"),
         ("cpu/gpu-zone-test-7/cpu.cfs_quota_us", "150000\n"),
         ("cpu/gpu-zone-test-7/tasks", "0\n"),

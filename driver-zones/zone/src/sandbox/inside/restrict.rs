@@ -78,6 +78,11 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
         source: io::Error::other(error.to_string()),
     };
     let (read, write) = paths(&setup.spec);
+    // Programs look around from the top; what is there is theirs to know.
+    let list = match setup.spec.filter {
+        Filter::Worker => None,
+        Filter::Workload => Some("/"),
+    };
     let restricted = (|| {
         let mut rules = Ruleset::default()
             .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -89,6 +94,7 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
             .create()?
             .add_rules(path_beneath_rules(read, AccessFs::from_read(LANDLOCK)))?
             .add_rules(path_beneath_rules(write, AccessFs::from_all(LANDLOCK)))?
+            .add_rules(path_beneath_rules(list, AccessFs::ReadDir))?
             .restrict_self()
     })();
     let restricted = restricted.map_err(|error: landlock::RulesetError| refused(&error))?;

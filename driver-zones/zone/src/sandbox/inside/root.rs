@@ -37,6 +37,7 @@ pub(crate) struct Handed {
     pub(super) target: PathBuf,
     like: FileType,
     write: bool,
+    unmapped: bool,
 }
 
 /// What a zone's root is put together from.
@@ -118,7 +119,7 @@ pub(super) fn hand(
         }
         parts.folder = Some(base);
     }
-    for piece in &parts.handed {
+    for piece in parts.handed.iter().filter(|piece| !piece.unmapped) {
         match map_users(piece.mount.as_fd(), namespace) {
             // Theirs who may read it anyway.
             Err(_) if !piece.write && is_open(piece, 0o004)? => {}
@@ -158,7 +159,8 @@ fn handed(spec: &Spec) -> Result<Vec<Handed>, SetupError> {
         set(copied.as_fd(), NO_SETUID | NO_DEVICES | read_only).map_err(step(what()))?;
         let target = mount.target.clone().unwrap_or_else(|| mount.source.clone());
         let like = kind(copied.as_fd()).map_err(step(what()))?;
-        pieces.push(Handed { mount: copied, target, like, write: mount.write });
+        let (write, unmapped) = (mount.write, mount.unmapped);
+        pieces.push(Handed { mount: copied, target, like, write, unmapped });
     }
     Ok(pieces)
 }
@@ -170,7 +172,7 @@ fn devices(spec: &Spec) -> Result<Vec<Handed>, SetupError> {
         let mount = copy(&path).map_err(step(what()))?;
         set(mount.as_fd(), NO_SETUID | libc::MOUNT_ATTR_NOEXEC).map_err(step(what()))?;
         let like = kind(mount.as_fd()).map_err(step(what()))?;
-        devices.push(Handed { mount, target: path, like, write: true });
+        devices.push(Handed { mount, target: path, like, write: true, unmapped: true });
     }
     Ok(devices)
 }
@@ -200,12 +202,12 @@ fn stage(base: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(base, 0).map_err(io::Error::from)
 }
 
-/// Where the host's `/lib` and its like are links, they are links here.
+/// Where the host's `/lib` and its like, `/bin` and `/sbin` are links, they are links here.
 fn links(root: BorrowedFd<'_>) -> io::Result<()> {
     for entry in std::fs::read_dir("/")? {
         let entry = entry?;
         let name = entry.file_name();
-        let wanted = name.as_bytes().starts_with(b"lib");
+        let wanted = name == "bin" || name == "sbin" || name.as_bytes().starts_with(b"lib");
         if wanted && entry.file_type()?.is_symlink() {
             symlinkat(std::fs::read_link(entry.path())?, root, &name)?;
         }

@@ -268,7 +268,8 @@ fn terms(run: &Run) -> BTreeMap<&'static str, String> {
     if let Some(cap) = run.cap {
         terms.insert("cap", cap.to_string());
     }
-    let Options { demand, rootfs, network, limits, image: _ } = Options::of(run, None);
+    let Options { demand, rootfs, network, limits, image: _, whole_host, volumes } =
+        Options::of(run, None);
     let bytes = |bytes: gpuzone_core::MemoryBytes| bytes.to_string();
     for (name, limit) in [
         ("host memory", limits.host_memory.map(bytes)),
@@ -283,6 +284,13 @@ fn terms(run: &Run) -> BTreeMap<&'static str, String> {
     terms.insert("sandbox", format!("{demand:?}").to_lowercase());
     if let Some(rootfs) = rootfs {
         terms.insert("rootfs", rootfs.display().to_string());
+    }
+    if whole_host {
+        terms.insert("rootfs", "host".to_owned());
+    }
+    if !volumes.is_empty() {
+        let volumes: Vec<String> = volumes.iter().map(ToString::to_string).collect();
+        terms.insert("volumes", volumes.join(" "));
     }
     terms
 }
