@@ -12,6 +12,7 @@
 pub mod busy;
 pub mod driver;
 pub mod harden;
+pub mod images;
 pub mod ledger;
 mod log;
 pub mod nvml;

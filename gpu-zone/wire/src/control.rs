@@ -76,7 +76,7 @@ pub struct UserRanges {
     pub zones: u32,
 }
 
-/// Caps on what one tenant process may make a worker hold.
+/// Caps on what tenants' processes may make a worker hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Caps {
@@ -88,6 +88,8 @@ pub struct Caps {
     pub modules: u32,
     /// Bytes of one module's image.
     pub module_bytes: u64,
+    /// Bytes of the images of all modules that the processes of a lease have loaded.
+    pub image_bytes: u64,
     /// Streams of a process.
     pub streams: u32,
     /// Events of a process.
@@ -103,6 +105,7 @@ impl Default for Caps {
             contexts: 16,
             modules: 1024,
             module_bytes: 64 << 20,
+            image_bytes: 1 << 30,
             streams: 1024,
             events: 65_536,
             allocations: 1 << 20,

@@ -25,6 +25,7 @@ use gpuzone_wire::stats::StatsWriter;
 
 use crate::busy::{BusyClock, Meter};
 use crate::driver::{Device, Driver};
+use crate::images::{Held, Images};
 use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
@@ -48,6 +49,8 @@ pub struct Lease {
     pub stats: Arc<StatsWriter>,
     /// What NVML says of this process.
     pub own_use: OwnUse,
+    /// Host memory of modules.
+    pub images: Arc<Images>,
     /// Caps on each session.
     pub caps: Caps,
     /// Whether some session's context had a fault that a process does not recover from.
@@ -69,8 +72,9 @@ struct Context {
 struct Module {
     context: ContextId,
     driver: CUmodule,
-    /// Held for its drop.
+    /// Held for their drop.
     _charge: Charge,
+    _image: Held,
 }
 
 struct Function {
@@ -106,11 +110,13 @@ pub struct Session {
     allocations: BTreeMap<u64, Allocation>,
     globals: BTreeMap<u64, Global>,
     image: Vec<u8>,
+    image_held: Held,
 }
 
 impl Session {
     /// A session that holds nothing.
     pub fn new(lease: Arc<Lease>, clock: Arc<BusyClock>) -> Self {
+        let image_held = Held::none(&lease.images);
         Self {
             lease,
             clock,
@@ -123,6 +129,7 @@ impl Session {
             allocations: BTreeMap::new(),
             globals: BTreeMap::new(),
             image: Vec::new(),
+            image_held,
         }
     }
 

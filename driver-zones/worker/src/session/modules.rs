@@ -8,6 +8,7 @@ use gpuzone_wire::spec::{
 };
 
 use super::{Function, Global, MAX_FUNCTIONS, Module, Session, room};
+use crate::images::Held;
 
 /// Bytes of a compiler's log that a tenant may ask for.
 const MAX_LOG: u32 = 32 << 10;
@@ -33,6 +34,7 @@ impl Session {
             // The rest of this image will come too; its end is refused with the load.
             return Err(CuResult::OUT_OF_MEMORY);
         }
+        self.image_held.grow(bulk.len() as u64)?;
         // SAFETY: the record is released after this call.
         unsafe { bulk.append_to(&mut self.image) };
         Ok(())
@@ -44,6 +46,8 @@ impl Session {
         request: &ModuleLoad,
     ) -> Result<ModuleLoaded, CuResult> {
         let mut image = std::mem::take(&mut self.image);
+        let none = Held::none(&self.lease.images);
+        let held = std::mem::replace(&mut self.image_held, none);
         if image.is_empty() || self.modules.contains_key(&request.module) {
             return Err(CuResult::INVALID_VALUE);
         }
@@ -90,7 +94,7 @@ impl Session {
         if self.ask(result).is_ok() {
             match charge {
                 Ok(charge) => {
-                    let module = Module { context, driver: made, _charge: charge };
+                    let module = Module { context, driver: made, _charge: charge, _image: held };
                     self.modules.insert(request.module, module);
                 }
                 Err(over) => {

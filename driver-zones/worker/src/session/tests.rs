@@ -13,6 +13,7 @@ use proptest::prelude::*;
 
 use super::{Lease, Session};
 use crate::driver::{Device, Driver};
+use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
 
@@ -22,6 +23,7 @@ const CAPS: Caps = Caps {
     contexts: 3,
     modules: 3,
     module_bytes: 64,
+    image_bytes: 96,
     streams: 3,
     events: 3,
     allocations: 3,
@@ -61,6 +63,7 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
         stats,
         own_use: OwnUse::unknown(),
+        images: Images::new(CAPS.image_bytes),
         caps: CAPS,
         poisoned: false.into(),
     };

@@ -1,0 +1,73 @@
+//! Host memory of modules: the bytes of a lease's images that are loaded or on their way. A
+//! driver keeps what it makes of an image, which is larger, so these bound what a tenant can have
+//! its worker hold.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gpuzone_cuda_abi::CuResult;
+
+/// The images of all sessions of a lease.
+#[derive(Debug)]
+pub struct Images {
+    most: u64,
+    held: AtomicU64,
+}
+
+impl Images {
+    /// Room for `most` bytes.
+    pub fn new(most: u64) -> Arc<Self> {
+        Arc::new(Self { most, held: AtomicU64::new(0) })
+    }
+}
+
+/// Bytes that are held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    images: Arc<Images>,
+    bytes: u64,
+}
+
+impl Held {
+    pub(crate) fn none(images: &Arc<Images>) -> Self {
+        Self { images: Arc::clone(images), bytes: 0 }
+    }
+
+    /// Holds `bytes` more.
+    ///
+    /// # Errors
+    /// [`CuResult::OUT_OF_MEMORY`] when there is no room; as much is held as before.
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), CuResult> {
+        let most = self.images.most;
+        let more = |held: u64| held.checked_add(bytes).filter(|held| *held <= most);
+        let grown = self.images.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        grown.map_err(|_| CuResult::OUT_OF_MEMORY)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.images.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sessions_share_the_room_and_give_back_what_they_held() {
+        let images = Images::new(10);
+        let (mut one, mut other) = (Held::none(&images), Held::none(&images));
+        one.grow(4).unwrap();
+        other.grow(6).unwrap();
+        assert_eq!(one.grow(1), Err(CuResult::OUT_OF_MEMORY));
+        assert_eq!(one.grow(u64::MAX), Err(CuResult::OUT_OF_MEMORY));
+        drop(other);
+        one.grow(6).unwrap();
+        drop(one);
+        assert_eq!(images.held.load(Ordering::Relaxed), 0);
+    }
+}
