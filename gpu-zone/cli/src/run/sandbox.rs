@@ -109,9 +109,13 @@ impl Zone {
 
 /// Says what of the sandbox this machine lacks.
 pub(crate) fn say_missing(missing: &[Value]) {
-    for missing in missing {
-        let text = |key: &str| gpuzone_ledger::printable(missing[key].as_str().unwrap_or("?"));
-        eprintln!("gpu-zone: no sandbox by '{}': {}", text("feature"), text("reason"));
+    let names: Vec<String> = missing
+        .iter()
+        .map(|missing| gpuzone_ledger::printable(missing["feature"].as_str().unwrap_or("?")))
+        .collect();
+    if !names.is_empty() {
+        let names = names.join(", ");
+        eprintln!("gpu-zone: the sandbox is without {names}; `gpu-zone doctor` says why");
     }
 }
 
