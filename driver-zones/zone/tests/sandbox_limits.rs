@@ -26,7 +26,7 @@ mod tests {
             return;
         }
         let limits = Limits { memory: Some(64 << 20), ..Limits::default() };
-        let script = "perl -e '$x = \"x\" x (200 << 20); print \"all\"'";
+        let script = "x=x; i=0; while [ $i -lt 28 ]; do x=$x$x; i=$((i+1)); done; echo all";
         let (_, said) = shell(Spec { limits, ..spec() }, script).await;
         assert!(!said.contains("all"), "{said}");
     }
@@ -47,7 +47,10 @@ mod tests {
             events.into_iter().any(|events| !events.trim_end().ends_with("max 0"))
         };
         assert!(eventually(counted), "the limit was never hit: {groups:?}");
-        assert!(descendants(bomb.pid()).len() <= 34);
+        let most = groups.iter().filter_map(|group| {
+            std::fs::read_to_string(group.join("pids.current")).ok()?.trim().parse::<u64>().ok()
+        });
+        assert!(most.max().unwrap() <= 32);
         let (exit, said) = shell(spec(), "sleep 0 & wait; echo a neighbour forks").await;
         assert_eq!((exit, said.as_str()), (Exit::Code(0), "a neighbour forks\n"));
         let launcher = bomb.pid();
@@ -62,7 +65,7 @@ mod tests {
         }
         let neighbour = begun(spec(), "while :; do sleep 0.01; done");
         let limits = Limits { memory: Some(32 << 20), ..Limits::default() };
-        let bomb = "perl -e 'my @a; while (1) { push @a, \"x\" x (1 << 20) }'; echo $?";
+        let bomb = "sh -c 'x=x; while :; do x=$x$x; done'; echo $?";
         let (_, said) = shell(Spec { limits: limits.clone(), ..spec() }, bomb).await;
         assert!(said.is_empty() || said.trim_end().ends_with("137"), "{said}");
         // What is in the private folders is memory, too.
@@ -81,15 +84,14 @@ mod tests {
         }
         let limits = Limits { scratch: Some(4 << 20), ..Limits::default() };
         let private = vec!["/tmp".into(), "/run".into()];
-        let fill = "head -c 3M /dev/zero > /tmp/x && echo three; \
-                    head -c 3M /dev/zero > /dev/shm/x || echo full; \
-                    head -c 1M /dev/zero > /run/x || echo full; \
-                    rm /tmp/x; head -c 3M /dev/zero > /run/x && echo again";
+        let fill = "head -c 3145728 /dev/zero > /tmp/x && echo three; \
+                    head -c 3145728 /dev/zero > /dev/shm/x || echo full; \
+                    head -c 1048576 /dev/zero > /run/x || echo full; \
+                    rm /tmp/x; head -c 3145728 /dev/zero > /run/x && echo again";
         let (exit, said) = shell(Spec { limits, private, ..spec() }, fill).await;
         assert_eq!(exit, Exit::Code(0), "{said}");
         let words: Vec<&str> = said.lines().filter(|line| !line.contains(' ')).collect();
         assert_eq!(words, ["three", "full", "full", "again"], "{said}");
-        assert_eq!(said.matches("No space left").count(), 2, "{said}");
     }
 
     #[tokio::test]

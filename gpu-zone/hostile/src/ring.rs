@@ -189,10 +189,19 @@ pub(crate) fn race(arena: &Arena) -> anyhow::Result<String> {
 
 pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
     let mut dice = Dice::new(0x7265_706c);
-    let mut sessions = 0_u64;
+    let (mut sessions, mut refused) = (0_u64, 0_u64);
     while sessions < 4 || arena.goes_on() {
+        // Its worker may be ending what this broke; it is waited for, but not for ever.
+        let mut shop = match Shop::open(&arena.slot) {
+            Ok(shop) => shop,
+            Err(error) if refused > 1000 => return Err(error),
+            Err(_) => {
+                refused += 1;
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                continue;
+            }
+        };
         sessions += 1;
-        let mut shop = Shop::open(&arena.slot)?;
         let _ = shop.launch([4, 1, 1], 100);
         let copy = record(
             Opcode::CopyToHost as u16,
@@ -221,7 +230,7 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
             shop.memory.word(Word::ReplyHead).store(jump, Ordering::SeqCst);
         }
     }
-    Ok(format!("sessions={sessions}"))
+    Ok(format!("sessions={sessions} refused={refused}"))
 }
 
 pub(crate) fn unread(arena: &Arena) -> anyhow::Result<String> {
