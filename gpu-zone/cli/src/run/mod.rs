@@ -125,8 +125,8 @@ async fn start(
     signals: UnboundedReceiver<Received>,
     mask: Mask,
 ) -> Result<u8, CliError> {
-    let mut environment = options.image.as_ref().map(image::environment).unwrap_or_default();
-    let before = match &options.image {
+    let mut environment = options.root.image().map(image::environment).unwrap_or_default();
+    let before = match options.root.image() {
         Some(image) => image.variable(LIBRARY_PATH).map(OsString::from),
         None => std::env::var_os(LIBRARY_PATH),
     };

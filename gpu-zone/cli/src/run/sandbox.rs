@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::Directories;
@@ -24,8 +23,6 @@ use crate::run::view::{self, Volume};
 
 /// `--rootfs` of a zone that shows all of the host's files.
 const WHOLE_HOST: &str = "host";
-/// Folders that are empty in every zone: other programs' files and sockets are in the host's.
-const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
 
 /// A zone that a program is about to be started in.
 #[derive(Debug)]
@@ -51,7 +48,7 @@ impl Zone {
         let Some(launcher) = locate::own("gpu-zone-sandbox") else {
             let message = "gpu-zone-sandbox is not there, so the program has no sandbox";
             // Its program is not the host's, and must not be taken for it.
-            if run.demand == Sandboxing::Require || run.image.is_some() {
+            if run.demand == Sandboxing::Require || run.root.image().is_some() {
                 let hint = "install it beside gpu-zone (`gpu-zone doctor` says where)";
                 return Err(CliError::new(Kind::Configuration, message).hint(hint));
             }
@@ -119,28 +116,94 @@ pub(crate) fn say_missing(missing: &[Value]) {
     }
 }
 
+/// What a zone has for its root.
+#[derive(Clone, Debug)]
+pub(crate) enum Root {
+    /// The system's folders of the host, and what the program needs.
+    System,
+    /// All of the host's files.
+    WholeHost,
+    /// The files in this folder.
+    Folder(PathBuf),
+    /// The files of this image.
+    Image(Image),
+}
+
+/// The same for the launcher, with what is put into it.
+struct Rooted<'a> {
+    root: Value,
+    mounts: Vec<Value>,
+    /// A home that is empty.
+    home: Option<PathBuf>,
+    directory: &'a Path,
+}
+
+impl Root {
+    fn of(rootfs: Option<&Path>, image: Option<Image>) -> Self {
+        match (image, rootfs) {
+            (Some(image), _) => Self::Image(image),
+            (None, None) => Self::System,
+            (None, Some(folder)) if folder == Path::new(WHOLE_HOST) => Self::WholeHost,
+            (None, Some(folder)) => Self::Folder(folder.to_owned()),
+        }
+    }
+
+    pub(crate) fn image(&self) -> Option<&Image> {
+        match self {
+            Self::Image(image) => Some(image),
+            Self::System | Self::WholeHost | Self::Folder(_) => None,
+        }
+    }
+
+    /// Its files, where they are not the host's at their own places.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Image(image) => Some(&image.root),
+            Self::System | Self::WholeHost => None,
+        }
+    }
+
+    /// For `program`, which is started in `directory`.
+    fn rooted<'a>(&'a self, program: &Path, directory: &'a Path) -> Rooted<'a> {
+        let own = |folder: &Path, directory| {
+            let root = json!({ "folder": folder });
+            Rooted { root, mounts: Vec::new(), home: None, directory }
+        };
+        match self {
+            Self::System => {
+                let mounts = view::of_system(program, directory);
+                Rooted { root: json!("empty"), mounts, home: view::home(), directory }
+            }
+            Self::WholeHost => {
+                let mounts = view::of_whole_host(program, directory);
+                Rooted { root: json!("host"), mounts, home: None, directory }
+            }
+            Self::Folder(folder) => own(folder, Path::new("/")),
+            Self::Image(image) => own(&image.root, &image.directory),
+        }
+    }
+}
+
 /// What the command line says about the zone.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) demand: Sandboxing,
-    pub(crate) rootfs: Option<PathBuf>,
+    pub(crate) root: Root,
     pub(crate) network: bool,
     pub(crate) limits: ZoneLimits,
-    /// What `rootfs` is the root of, if that is an image.
-    pub(crate) image: Option<Image>,
-    /// Whether all of the host's files are shown.
-    pub(crate) whole_host: bool,
     pub(crate) volumes: Vec<Volume>,
 }
 
 impl Options {
     pub(crate) fn of(run: &Run, image: Option<Image>) -> Self {
-        let (demand, limits) = (run.sandbox, run.limits.clone());
-        let whole_host = run.rootfs.as_deref() == Some(Path::new(WHOLE_HOST));
-        let folder = run.rootfs.clone().filter(|_| !whole_host);
-        let rootfs = image.as_ref().map(|image| image.root.clone()).or(folder);
-        let volumes = run.volumes.clone();
-        Self { demand, rootfs, network: !run.no_network, limits, image, whole_host, volumes }
+        Self {
+            demand: run.sandbox,
+            root: Root::of(run.rootfs.as_deref(), image),
+            network: !run.no_network,
+            limits: run.limits.clone(),
+            volumes: run.volumes.clone(),
+        }
     }
 }
 
@@ -154,46 +217,16 @@ pub(crate) fn orders(
     let lease = granted.lease.as_ref().map_or("zone", |lease| lease.id.as_str());
     let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     let zone: String = lease.chars().map(letter).take(64).collect();
-    let read = |path: &Path| json!({ "source": path, "optional": true });
-    let mut mounts = Vec::new();
-    let mut private: Vec<PathBuf> = PRIVATE.map(PathBuf::from).into();
-    let (root, directory) = match &run.rootfs {
-        Some(folder) => {
-            let directory = run.image.as_ref().map(|image| image.directory.as_path());
-            (json!({ "folder": folder }), directory.unwrap_or(Path::new("/")))
-        }
-        None if run.whole_host => {
-            if directory != Path::new("/") {
-                mounts.push(json!({ "source": directory, "write": true }));
-            }
-            mounts.extend(visible_again(program).iter().map(|path| read(path)));
-            mounts.push(read(Path::new("/run/systemd/resolve")));
-            (json!("host"), directory)
-        }
-        None => {
-            mounts.extend(view::of_host(program, directory));
-            private.extend(view::home());
-            (json!("empty"), directory)
-        }
-    };
-    let shim = Path::new(&granted.library_dir);
-    if run.rootfs.is_some() {
-        let libraries = image::libraries(shim).into_iter();
-        mounts.extend(libraries.map(|(from, to)| json!({ "source": from, "target": to })));
-    } else {
-        mounts.push(read(shim));
-        // Links to where the library is installed, which may be hidden.
-        let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
-        mounts.extend(library.iter().map(|path| read(path)));
-    }
-    mounts.extend(granted.environment.get("GPUZONE_SLOT").map(|slot| read(Path::new(slot))));
+    let Rooted { root, mut mounts, home, directory } = run.root.rooted(program, directory);
+    let private: Vec<PathBuf> = view::PRIVATE.iter().map(PathBuf::from).chain(home).collect();
+    mounts.extend(of_lease(granted, run.root.folder().is_some()));
     mounts.extend(view::handed(&run.volumes));
     let demand = match run.demand {
         Sandboxing::Require => "require",
         Sandboxing::Warn | Sandboxing::Off => "warn",
     };
     // With the host's root in its place, the program would be another.
-    let features = match run.rootfs {
+    let features = match run.root.folder() {
         Some(_) => json!({ "mount": "require" }),
         None => json!({}),
     };
@@ -215,6 +248,21 @@ pub(crate) fn orders(
     })
 }
 
+/// The shim and the slot; `own` says that the zone's files are not the host's.
+fn of_lease(granted: &CreateLeaseReply, own: bool) -> Vec<Value> {
+    let shim = Path::new(&granted.library_dir);
+    let mut mounts: Vec<Value> = if own {
+        let libraries = image::libraries(shim).into_iter();
+        libraries.map(|(from, to)| json!({ "source": from, "target": to })).collect()
+    } else {
+        // Links to where the library is installed, which may be hidden.
+        let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
+        [shim.to_owned()].into_iter().chain(library).map(view::read).collect()
+    };
+    mounts.extend(granted.environment.get("GPUZONE_SLOT").map(view::read));
+    mounts
+}
+
 /// What the command line says, or else what the agent does.
 fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
     let bytes = |asked: Option<MemoryBytes>| asked.map(MemoryBytes::get);
@@ -228,21 +276,6 @@ fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
     })
 }
 
-/// The program itself and gpu-zone's own, where they lie in a folder that is empty in the zone,
-/// or that only its owner may enter.
-fn visible_again(program: &Path) -> Vec<PathBuf> {
-    let whole = std::path::absolute(program).into_iter().chain(std::fs::canonicalize(program));
-    let whole = locate::own_folders().into_iter().chain(whole);
-    let is_covered = |path: &Path| PRIVATE.iter().any(|folder| path.starts_with(folder));
-    whole.filter(|path| is_covered(path) || is_closed(path)).collect()
-}
-
-/// Whether the zone's own users would not reach it.
-fn is_closed(path: &Path) -> bool {
-    let found = path.ancestors().skip(1).filter_map(|above| std::fs::metadata(above).ok());
-    found.into_iter().any(|folder| folder.permissions().mode() & 0o001 == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,18 +283,17 @@ mod tests {
     fn options() -> Options {
         Options {
             demand: Sandboxing::Warn,
-            rootfs: None,
+            root: Root::System,
             network: true,
             limits: ZoneLimits::default(),
-            image: None,
-            whole_host: false,
             volumes: Vec::new(),
         }
     }
 
     fn order(demand: Sandboxing, rootfs: Option<PathBuf>) -> Value {
         let limits = ZoneLimits { pids: Some(7), ..ZoneLimits::default() };
-        let run = Options { demand, rootfs, network: true, limits, ..options() };
+        let root = Root::of(rootfs.as_deref(), None);
+        let run = Options { demand, root, limits, ..options() };
         let directories = Directories { run: "/run/gz".into(), state: "/var/lib/gz".into() };
         let mut granted =
             CreateLeaseReply { library_dir: "/run/gz/shim".into(), ..Default::default() };

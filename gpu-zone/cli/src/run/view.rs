@@ -1,7 +1,8 @@
 //! What of the host a zone shows that has no root of its own: the system's programs and
 //! libraries, the program, its working directory, and what the command line names. Homes, other
-//! programs' data and mounted disks are not there.
+//! programs' data and mounted disks are not there, unless all of the host's files are asked for.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
@@ -9,6 +10,10 @@ use serde_json::{Value, json};
 
 use crate::locate;
 
+/// Folders that are empty in every zone: other programs' files and sockets are in the host's.
+pub(crate) const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
+/// What a resolver's configuration links to, in one of those.
+const RESOLVER: &str = "/run/systemd/resolve";
 /// Programs, libraries and settings of the system, as far as everybody may read them.
 const SYSTEM: [&str; 14] = [
     "/usr",
@@ -22,7 +27,7 @@ const SYSTEM: [&str; 14] = [
     "/etc",
     "/nix/store",
     "/gnu/store",
-    "/run/systemd/resolve",
+    RESOLVER,
     // Numbers of processors and memory nodes; no devices.
     "/sys/devices/system/cpu",
     "/sys/devices/system/node",
@@ -80,21 +85,44 @@ pub(crate) fn handed(volumes: &[Volume]) -> impl Iterator<Item = Value> {
     volumes.iter().map(mount)
 }
 
+/// Something of the host's, if it is there, to be read at its own place.
+pub(crate) fn read(path: impl AsRef<Path>) -> Value {
+    json!({ "source": path.as_ref(), "optional": true })
+}
+
+/// The working directory, which is written to.
+fn working(directory: &Path) -> Option<Value> {
+    (directory != Path::new("/")).then(|| json!({ "source": directory, "write": true }))
+}
+
+/// The program by its own name and by what that is a link to.
+fn names(program: &Path) -> impl Iterator<Item = PathBuf> {
+    std::path::absolute(program).into_iter().chain(std::fs::canonicalize(program))
+}
+
 /// What `program`, started in `directory`, sees of the host.
-pub(crate) fn of_host(program: &Path, directory: &Path) -> Vec<Value> {
+pub(crate) fn of_system(program: &Path, directory: &Path) -> Vec<Value> {
     let is_link = |path: &&str| Path::new(path).is_symlink();
     let system = SYSTEM.iter().filter(|path| !is_link(path));
-    let mut mounts: Vec<Value> =
-        system.map(|path| json!({ "source": path, "optional": true, "unmapped": true })).collect();
-    let own = locate::own_folders();
-    for path in own.iter().cloned().chain(around(program, home().as_deref())) {
-        mounts.push(json!({ "source": path, "optional": true }));
-    }
-    // Last, for a folder of a program that lies in it is written to as well.
-    if directory != Path::new("/") {
-        mounts.push(json!({ "source": directory, "write": true }));
-    }
-    mounts
+    let system = system.map(|path| json!({ "source": path, "optional": true, "unmapped": true }));
+    let own = locate::own_folders().into_iter().chain(around(program, home().as_deref()));
+    // The working directory last, for a folder of a program that lies in it is written to as well.
+    system.chain(own.map(read)).chain(working(directory)).collect()
+}
+
+/// The same where all of the host's files are shown: what would be covered or closed.
+pub(crate) fn of_whole_host(program: &Path, directory: &Path) -> Vec<Value> {
+    let covered = |path: &Path| PRIVATE.iter().any(|folder| path.starts_with(folder));
+    let own = locate::own_folders().into_iter().chain(names(program));
+    let again = own.filter(|path| covered(path) || is_closed(path));
+    let mounts = working(directory).into_iter().chain(again.map(read));
+    mounts.chain([read(RESOLVER)]).collect()
+}
+
+/// Whether the zone's own users would not reach it.
+fn is_closed(path: &Path) -> bool {
+    let found = path.ancestors().skip(1).filter_map(|above| std::fs::metadata(above).ok());
+    found.into_iter().any(|folder| folder.permissions().mode() & 0o001 == 0)
 }
 
 /// The user's home, which is empty in the zone but for what is handed over in it.
@@ -106,10 +134,9 @@ pub(crate) fn home() -> Option<PathBuf> {
 
 /// What a program needs that lies outside of the system's folders: itself and, where it is
 /// installed as `PREFIX/bin/NAME` like an interpreter in an environment of its own, the prefix.
-/// By its own name and by what that is a link to.
 fn around(program: &Path, home: Option<&Path>) -> Vec<PathBuf> {
-    let whole = std::path::absolute(program).into_iter().chain(std::fs::canonicalize(program));
-    let outside = whole.filter(|path| !SYSTEM.iter().any(|system| path.starts_with(system)));
+    let outside =
+        names(program).filter(|path| !SYSTEM.iter().any(|system| path.starts_with(system)));
     let around = outside.map(|path| {
         let folder = path.parent().filter(|folder| folder.ends_with("bin"));
         let prefix = folder.and_then(Path::parent);
@@ -147,7 +174,7 @@ mod tests {
 
     #[test]
     fn homes_and_data_are_not_shown() {
-        let shown = of_host(Path::new("/usr/bin/env"), Path::new("/home/me/project"));
+        let shown = of_system(Path::new("/usr/bin/env"), Path::new("/home/me/project"));
         let shown: Vec<&str> = shown.iter().filter_map(|mount| mount["source"].as_str()).collect();
         for absent in ["/", "/home", "/home/me", "/root", "/var", "/srv", "/mnt", "/sys", "/run"] {
             assert!(!shown.contains(&absent), "{absent}");
@@ -157,10 +184,10 @@ mod tests {
 
     #[test]
     fn only_the_working_directory_is_written_to() {
-        let shown = of_host(Path::new("/usr/bin/env"), Path::new("/home/me"));
+        let shown = of_system(Path::new("/usr/bin/env"), Path::new("/home/me"));
         let written: Vec<_> = shown.iter().filter(|mount| mount["write"] == true).collect();
         assert_eq!(written, [&json!({ "source": "/home/me", "write": true })]);
-        assert!(of_host(Path::new("/bin/sh"), Path::new("/")).iter().all(|m| m["write"] != true));
+        assert!(of_system(Path::new("/bin/sh"), Path::new("/")).iter().all(|m| m["write"] != true));
     }
 
     #[test]

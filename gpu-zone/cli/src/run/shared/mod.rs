@@ -268,8 +268,7 @@ fn terms(run: &Run) -> BTreeMap<&'static str, String> {
     if let Some(cap) = run.cap {
         terms.insert("cap", cap.to_string());
     }
-    let Options { demand, rootfs, network, limits, image: _, whole_host, volumes } =
-        Options::of(run, None);
+    let Options { demand, root: _, network, limits, volumes } = Options::of(run, None);
     let bytes = |bytes: gpuzone_core::MemoryBytes| bytes.to_string();
     for (name, limit) in [
         ("host memory", limits.host_memory.map(bytes)),
@@ -282,11 +281,8 @@ fn terms(run: &Run) -> BTreeMap<&'static str, String> {
     let network = if network { "the host's" } else { "none" };
     terms.insert("network", network.to_owned());
     terms.insert("sandbox", format!("{demand:?}").to_lowercase());
-    if let Some(rootfs) = rootfs {
+    if let Some(rootfs) = &run.rootfs {
         terms.insert("rootfs", rootfs.display().to_string());
-    }
-    if whole_host {
-        terms.insert("rootfs", "host".to_owned());
     }
     if !volumes.is_empty() {
         let volumes: Vec<String> = volumes.iter().map(ToString::to_string).collect();
