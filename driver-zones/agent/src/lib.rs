@@ -18,6 +18,8 @@ pub mod broker;
 pub mod config;
 mod convert;
 mod errors;
+#[cfg(test)]
+mod fixtures;
 pub mod gpus;
 pub mod journal;
 pub mod leases;

@@ -1,52 +1,35 @@
 //! Real sandboxes whose owner is killed with SIGKILL, in every state of a zone: the next owner
 //! keeps what ran and ends the rest, and nothing is left that nobody owns.
 #[cfg(test)]
+mod support;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::fs::File;
     use std::io::{BufRead, BufReader};
-    use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use gpuzone_zone::sandbox::{
-        Filter, Launch, Limits, Mount, Order, Policy, Root, Sandboxes, Spec,
-    };
+    use gpuzone_zone::sandbox::{Launch, Mount, Order, Sandboxes, Spec};
     use gpuzone_zone::{Zone, ZoneState, Zones};
+
+    use crate::support::{launcher, null, spec};
 
     const FOLDER: &str = "GPUZONE_TEST_OWNER_FOLDER";
     const STATE: &str = "GPUZONE_TEST_OWNER_STATE";
 
-    fn null() -> OwnedFd {
-        File::options().read(true).write(true).open("/dev/null").unwrap().into()
-    }
-
     /// A zone that runs `script`; `own_pids` as for a workload, without as for a worker.
     fn order(launcher: PathBuf, script: &str, own_pids: bool, written: Option<&Path>) -> Order {
-        let folders = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache"];
-        let is_link = |path: &str| Path::new(path).is_symlink();
-        let mut mounts: Vec<Mount> =
-            folders.into_iter().filter(|path| !is_link(path)).map(Mount::read_if_there).collect();
-        if is_link("/bin") {
-            mounts.push(Mount { target: Some("/bin".into()), ..Mount::read("/usr/bin") });
-        }
-        mounts.extend(written.map(Mount::write));
+        let plain = spec();
         let spec = Spec {
             zone: String::new(),
-            root: Root::Empty,
-            mounts,
-            devices: Vec::new(),
+            mounts: plain.mounts.iter().cloned().chain(written.map(Mount::write)).collect(),
             private: Vec::new(),
-            hidden: Vec::new(),
-            directory: "/".into(),
-            network: false,
             own_pids,
             users: None,
-            filter: Filter::Workload,
-            limits: Limits::default(),
-            policy: Policy::default(),
+            ..plain
         };
         let launch = Launch {
             program: "/bin/sh".into(),
@@ -63,7 +46,7 @@ mod tests {
     /// The launcher, but it takes its time when it has its orders.
     fn slow_launcher(folder: &Path) -> PathBuf {
         let path = folder.join("slow");
-        let launcher = env!("CARGO_BIN_EXE_gpu-zone-sandbox");
+        let launcher = launcher().display().to_string();
         std::fs::write(&path, format!("#!/bin/sh\nsleep 2\nexec {launcher} \"$@\"\n")).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         path
@@ -76,8 +59,7 @@ mod tests {
         let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
         let state = std::env::var(STATE).unwrap();
         let (zones, _) = Zones::open(Sandboxes, &folder.join("zones")).await.unwrap();
-        let launcher: PathBuf = env!("CARGO_BIN_EXE_gpu-zone-sandbox").into();
-        let launcher = if state == "starting" { slow_launcher(&folder) } else { launcher };
+        let launcher = if state == "starting" { slow_launcher(&folder) } else { launcher() };
         let ready = folder.join("ready");
         let script = match state.as_str() {
             // It is asked to end, and does not.

@@ -1,8 +1,6 @@
 use std::path::PathBuf;
 
-use gpuzone_core::{
-    ComputeCapability, ComputeShare, Exposure, Gpu, GpuBacking, GpuCount, TenantQuota, Timestamp,
-};
+use gpuzone_core::{ComputeShare, Exposure, Gpu, GpuCount, TenantQuota, Timestamp};
 use gpuzone_zone::ProcessId;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -11,18 +9,7 @@ use super::*;
 use crate::journal::HeldBy;
 
 fn inventory() -> Inventory {
-    let gpu = |index: u8| Gpu {
-        uuid: GpuUuid::from_bytes([index; 16]),
-        index: index.into(),
-        name: "gpu-zone Simulated GPU".into(),
-        pci: format!("0000:0{index}:00.0").parse().unwrap(),
-        memory: MemoryBytes::gib(16),
-        compute_capability: ComputeCapability { major: 9, minor: 0 },
-        numa_node: None,
-        nvlink_peers: Default::default(),
-        mig_capable: false,
-        backing: GpuBacking::Simulated,
-    };
+    let gpu = |index: u8| Gpu { index: index.into(), ..crate::fixtures::gpu(index) };
     Inventory::new(vec![gpu(0), gpu(1)]).unwrap()
 }
 

@@ -1,27 +1,13 @@
 use std::path::PathBuf;
 
-use gpuzone_core::{
-    ComputeCapability, Gpu, GpuBacking, GpuUuid, Inventory, MemoryBytes, NodeState, Request,
-    TenantQuota,
-};
+use gpuzone_core::{Gpu, GpuUuid, Inventory, MemoryBytes, NodeState, Request, TenantQuota};
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
 
 fn gpu() -> Gpu {
-    Gpu {
-        uuid: GpuUuid::from_bytes([1; 16]),
-        index: 0,
-        name: "gpu-zone Simulated GPU".into(),
-        pci: "0000:01:00.0".parse().unwrap(),
-        memory: MemoryBytes::gib(1024),
-        compute_capability: ComputeCapability { major: 9, minor: 0 },
-        numa_node: None,
-        nvlink_peers: Default::default(),
-        mig_capable: false,
-        backing: GpuBacking::Simulated,
-    }
+    Gpu { memory: MemoryBytes::gib(1024), ..crate::fixtures::gpu(1) }
 }
 
 fn lease(n: u128) -> HeldLease {

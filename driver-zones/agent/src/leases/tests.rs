@@ -6,10 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
-use gpuzone_core::{
-    ComputeCapability, Exposure, Gpu, GpuBacking, GpuCount, GpuUuid, MemoryBytes, TenantQuota,
-    UsageCounters,
-};
+use gpuzone_core::{Exposure, GpuCount, MemoryBytes, TenantQuota, UsageCounters};
 use gpuzone_ledger::{AuditEntry, Expected, Filter, LeaseRow, Ledger, verify};
 use gpuzone_wire::control::{Reply, Request as Ask, VERSION, WorkerEnd};
 use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder, ScrubReport};
@@ -151,19 +148,7 @@ fn directories(dir: &Path) -> Directories {
 }
 
 async fn open(dir: &Path, link: BrokerLink) -> Arc<Leases> {
-    let gpu = Gpu {
-        uuid: GpuUuid::from_bytes([1; 16]),
-        index: 0,
-        name: "gpu-zone Simulated GPU".into(),
-        pci: "0000:01:00.0".parse().unwrap(),
-        memory: MemoryBytes::gib(16),
-        compute_capability: ComputeCapability { major: 9, minor: 0 },
-        numa_node: None,
-        nvlink_peers: Default::default(),
-        mig_capable: false,
-        backing: GpuBacking::Simulated,
-    };
-    let inventory = Inventory::new(vec![gpu]).unwrap();
+    let inventory = Inventory::new(vec![crate::fixtures::gpu(1)]).unwrap();
     let directories = directories(dir);
     private_dir(&directories.state).unwrap();
     private_dir(&directories.run).unwrap();

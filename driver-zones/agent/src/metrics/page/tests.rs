@@ -1,21 +1,8 @@
-use gpuzone_core::{ComputeCapability, GpuUuid};
-
 use super::super::classic::classic;
 use super::*;
 
 fn seen(name: &str, health: GpuHealth) -> Seen {
-    let gpu = Gpu {
-        uuid: GpuUuid::from_bytes([1; 16]),
-        index: 0,
-        name: name.into(),
-        pci: "0000:01:00.0".parse().unwrap(),
-        memory: MemoryBytes::gib(16),
-        compute_capability: ComputeCapability { major: 9, minor: 0 },
-        numa_node: None,
-        nvlink_peers: Default::default(),
-        mig_capable: false,
-        backing: GpuBacking::Simulated,
-    };
+    let gpu = Gpu { name: name.into(), ..crate::fixtures::gpu(1) };
     let room = GpuRoom { memory: MemoryBytes::gib(12), share: 25, leases: 2, health };
     let used =
         GpuUse { used: MemoryBytes::gib(3), utilization_percent: Some(40), processes: Vec::new() };
