@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use futures::{StreamExt, stream};
 use gpuzone_api::kubernetes::PodUid;
 
 use super::Keeper;
@@ -52,14 +51,8 @@ impl Keeper {
             }
         });
         let over: Vec<(PlacedLease, &'static str)> = over.collect();
-        let mut ends = FuturesUnordered::new();
-        for (lease, reason) in over {
-            if ends.len() >= AT_ONCE {
-                ends.next().await;
-            }
-            ends.push(self.end_or_log(lease, reason));
-        }
-        while ends.next().await.is_some() {}
+        let end = |(lease, reason)| self.end_or_log(lease, reason);
+        stream::iter(over).for_each_concurrent(AT_ONCE, end).await;
         self.remove_folders(&kept, pods, holders);
     }
 
@@ -108,14 +101,8 @@ impl Keeper {
             (!served && runs(pod, &holding.container)).then(|| (slots, holding.pod.clone()))
         });
         let missing: Vec<(SlotSet, PodName)> = missing.collect();
-        let mut made = FuturesUnordered::new();
-        for (slots, pod) in missing {
-            if made.len() >= AT_ONCE {
-                made.next().await;
-            }
-            made.push(self.prepare_or_log(slots, pod));
-        }
-        while made.next().await.is_some() {}
+        let make = |(slots, pod)| self.prepare_or_log(slots, pod);
+        stream::iter(missing).for_each_concurrent(AT_ONCE, make).await;
     }
 
     async fn end_or_log(&self, lease: PlacedLease, reason: &'static str) {
