@@ -2,6 +2,7 @@
 
 use gpuzone_api::agent::v1::Gpu;
 use gpuzone_api::kubernetes::NodeName;
+use gpuzone_core::Exposure;
 use gpuzone_crds::{GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -25,6 +26,10 @@ fn status(driver: &str, gpus: &[Gpu]) -> GpuNodeStatus {
 }
 
 fn entry(gpu: &Gpu) -> GpuEntry {
+    // An exposure that only a later release knows is nothing that can be asked for by this one.
+    let exposure: Result<Exposure, _> = gpu.exposure.parse();
+    let unknown = exposure.as_ref().err().map(ToString::to_string);
+    let reason = gpu.quarantine.clone().or(unknown);
     GpuEntry {
         uuid: gpu.uuid.clone(),
         index: gpu.index,
@@ -35,8 +40,10 @@ fn entry(gpu: &Gpu) -> GpuEntry {
         nvlink_peers: gpu.nvlink_peers.clone(),
         mig_capable: gpu.mig_capable,
         simulated: gpu.backing == "simulated",
-        healthy: gpu.quarantine.is_none(),
-        reason: gpu.quarantine.clone(),
+        exposure: exposure.unwrap_or_default(),
+        partitions: Vec::new(),
+        healthy: reason.is_none(),
+        reason,
     }
     .bounded()
 }
@@ -86,13 +93,19 @@ mod tests {
             name: "x".repeat(500),
             backing: "simulated".into(),
             memory_bytes: 1 << 30,
+            exposure: "mediated".into(),
             ..Default::default()
         };
         let sick = Gpu { quarantine: Some("ä".repeat(1000)), ..well.clone() };
-        let written = status("simulated", &[well, sick]);
+        let written = status("simulated", &[well.clone(), sick]);
         assert_eq!((written.total, written.healthy), (2, 1));
         assert!(written.gpus[0].simulated && written.gpus[0].model.len() == 128);
         assert!(written.gpus[1].reason.as_ref().is_some_and(|reason| reason.len() <= 512));
+        let whole = Gpu { exposure: "passthrough".into(), ..well.clone() };
+        let later = Gpu { exposure: "borrowed".into(), ..well.clone() };
+        let written = status("simulated", &[whole, later]);
+        assert_eq!(written.gpus[0].exposure, Exposure::Passthrough);
+        assert!(written.gpus[1].reason.as_ref().is_some_and(|why| why.contains("'borrowed'")));
         // What changes from second to second is not in it.
         let busy = Gpu { utilization_percent: Some(99), leases: 7, ..Default::default() };
         let idle = Gpu::default();

@@ -145,7 +145,12 @@ fn counters(status: LeaseStatus) -> proto::Counters {
     }
 }
 
-pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu {
+pub(crate) fn gpu(
+    gpu: &Gpu,
+    exposure: Exposure,
+    room: GpuRoom,
+    used: Option<&GpuUse>,
+) -> proto::Gpu {
     proto::Gpu {
         uuid: gpu.uuid.to_string(),
         index: gpu.index,
@@ -162,6 +167,7 @@ pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu
         used_memory_bytes: used.map(|used| used.used.get()),
         utilization_percent: used.and_then(|used| used.utilization_percent),
         leases: room.leases,
+        exposure: exposure.to_string(),
         quarantine: match room.health {
             GpuHealth::Healthy => None,
             GpuHealth::Quarantined { reason } => Some(reason),

@@ -63,8 +63,10 @@ impl Agent for Service {
     async fn list_gpus(&self, _: Request<proto::ListGpusRequest>) -> Answer<proto::ListGpusReply> {
         let used = Arc::clone(&self.gpus).used().await;
         let mut gpus = Vec::new();
-        for gpu in self.leases.inventory.gpus() {
-            gpus.push(convert::gpu(gpu, self.room(gpu.uuid).await?, used.get(&gpu.uuid)));
+        let inventory = &self.leases.inventory;
+        for gpu in inventory.gpus() {
+            let (exposure, room) = (inventory.exposure(gpu.uuid), self.room(gpu.uuid).await?);
+            gpus.push(convert::gpu(gpu, exposure, room, used.get(&gpu.uuid)));
         }
         Ok(Response::new(proto::ListGpusReply { gpus }))
     }
@@ -133,7 +135,9 @@ impl Agent for Service {
         let report = cleared.await.map_err(|error| internal(error.to_string()))??;
         let used = Arc::clone(&self.gpus).used().await;
         let room = self.room(uuid).await?;
-        let gpu = inventory.gpu(uuid).map(|gpu| convert::gpu(gpu, room, used.get(&uuid)));
+        let exposure = inventory.exposure(uuid);
+        let gpu = inventory.gpu(uuid);
+        let gpu = gpu.map(|gpu| convert::gpu(gpu, exposure, room, used.get(&uuid)));
         Ok(Response::new(proto::ClearQuarantineReply {
             gpu,
             overwritten_bytes: report.overwritten.get(),

@@ -1,9 +1,9 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GpuUuid, MemoryBytes, PciAddress};
+use crate::{Exposure, GpuUuid, MemoryBytes, PciAddress};
 
 /// Whether a GPU is hardware or this project's simulator. Shown in every listing and report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,6 +68,9 @@ pub struct Gpu {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     gpus: Vec<Gpu>,
+    /// Of the GPUs that are not handed over mediated.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    exposures: BTreeMap<GpuUuid, Exposure>,
 }
 
 /// Why a list of GPUs is no inventory.
@@ -97,7 +100,18 @@ impl Inventory {
             }
         }
         gpus.sort_by_key(|gpu| gpu.index);
-        Ok(Self { gpus })
+        Ok(Self { gpus, exposures: BTreeMap::new() })
+    }
+
+    /// The same with GPUs handed over as `exposures` say; those that it does not name, mediated.
+    #[must_use]
+    pub fn exposing(self, exposures: BTreeMap<GpuUuid, Exposure>) -> Self {
+        Self { exposures, ..self }
+    }
+
+    /// How a GPU is handed over; mediated when nobody said otherwise.
+    pub fn exposure(&self, gpu: GpuUuid) -> Exposure {
+        self.exposures.get(&gpu).copied().unwrap_or_default()
     }
 
     /// All GPUs, by index.

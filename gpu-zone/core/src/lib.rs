@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod exposure;
 mod ids;
 mod inventory;
 mod lease;
@@ -21,13 +22,14 @@ mod time_terms;
 mod units;
 mod usage;
 
+pub use exposure::{Exposure, InvalidExposure};
 pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
 pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};
 pub use placement::{Grant, InvalidPlacement, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
-pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};
+pub use request::{GpuCount, InvalidGpuCount, Request};
 pub use time_terms::{CapBelowShare, InvalidPriority, Priority, TimeTerms};
 pub use units::{ComputeShare, InvalidMemory, InvalidShare, MemoryBytes, Timestamp};
 pub use usage::{Interval, UsageCounters};

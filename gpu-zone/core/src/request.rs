@@ -3,26 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeShare, MemoryBytes, TenantId, TimeTerms};
-
-/// How a driver zone hands a GPU to a workload zone.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Exposure {
-    /// CUDA calls cross to a worker process that holds the context.
-    #[default]
-    Mediated,
-}
-
-impl fmt::Display for Exposure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Mediated => f.pad("mediated"),
-        }
-    }
-}
+use crate::{ComputeShare, Exposure, MemoryBytes, TenantId, TimeTerms};
 
 /// How many distinct GPUs: 1 to 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 #![allow(unreachable_pub, reason = "KubeSchema repeats each type inside a function")]
 
-use gpuzone_core::{Gpu, GpuBacking, GpuHealth};
+use gpuzone_core::{Exposure, Gpu, GpuBacking, GpuHealth};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,7 @@ pub struct GpuNodeStatus {
 #[derive(Clone, Debug, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.healthy || has(self.reason)").message("an unhealthy GPU has a reason"))]
+#[x_kube(validation = Rule::new("self.exposure in ['mig', 'vgpu'] || !has(self.partitions) || size(self.partitions) == 0").message("only a GPU whose exposure is mig or vgpu has partitions"))]
 pub struct GpuEntry {
     /// The driver's identifier.
     #[schemars(regex(pattern = "^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
@@ -89,12 +90,43 @@ pub struct GpuEntry {
     pub mig_capable: bool,
     /// Whether it is the simulator's.
     pub simulated: bool,
+    /// How it is handed to containers: `mediated` (shared, by memory and share), `passthrough`
+    /// (whole, to a VM), `mig` or `vgpu` (partition by partition).
+    #[serde(default)]
+    #[schemars(with = "String")]
+    #[x_kube(validation = Rule::new("self in ['mediated', 'passthrough', 'mig', 'vgpu']").message("an exposure is mediated, passthrough, mig or vgpu"))]
+    pub exposure: Exposure,
+    /// What of it is handed out one by one, where its exposure is `mig` or `vgpu`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["profile"]))]
+    pub partitions: Vec<PartitionEntry>,
     /// Whether it takes new leases.
     pub healthy: bool,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub reason: Option<String>,
+}
+
+/// The partitions of one profile that a GPU has. How many are free follows from the pods that
+/// run.
+#[derive(Clone, Debug, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.healthy <= self.count").message("no more partitions are healthy than there are"))]
+pub struct PartitionEntry {
+    /// As the vendor calls it, like `1g.10gb` or `nvidia-592`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"))]
+    pub profile: String,
+    /// How many there are.
+    #[schemars(range(min = 1, max = 256))]
+    pub count: u32,
+    /// How many of them take new leases.
+    #[schemars(range(min = 0, max = 256))]
+    pub healthy: u32,
+    /// Memory of each, in bytes.
+    #[schemars(range(min = 1, max = 9_223_372_036_854_775_807_u64))]
+    pub memory_bytes: u64,
 }
 
 /// At most `most` bytes of a text, cut between characters.
@@ -113,7 +145,7 @@ impl GpuEntry {
         Self { model, reason, ..self }
     }
 
-    /// A GPU as discovery saw it.
+    /// A GPU as discovery saw it, which is handed over mediated.
     pub fn new(gpu: &Gpu, health: &GpuHealth) -> Self {
         let reason = match health {
             GpuHealth::Healthy => None,
@@ -129,6 +161,8 @@ impl GpuEntry {
             nvlink_peers: gpu.nvlink_peers.iter().map(ToString::to_string).collect(),
             mig_capable: gpu.mig_capable,
             simulated: gpu.backing == GpuBacking::Simulated,
+            exposure: Exposure::Mediated,
+            partitions: Vec::new(),
             healthy: reason.is_none(),
             reason,
         }
@@ -187,6 +221,15 @@ mod tests {
         assert!(status.gpus[0].reason.as_ref().is_some_and(|reason| reason.len() <= 512));
         // etcd takes 1.5 MiB.
         assert!(serde_json::to_string(&status).unwrap().len() < 300_000);
+    }
+
+    #[test]
+    fn a_gpu_of_an_older_node_is_mediated() {
+        let entry = GpuEntry::new(&gpu(1), &GpuHealth::Healthy);
+        let mut json = serde_json::to_value(&entry).unwrap();
+        assert_eq!(json["exposure"], "mediated");
+        json.as_object_mut().unwrap().remove("exposure");
+        assert_eq!(serde_json::from_value::<GpuEntry>(json).unwrap(), entry);
     }
 
     #[test]

@@ -7,5 +7,7 @@
 mod gpu_node;
 mod yaml;
 
-pub use gpu_node::{GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, inventory_version};
+pub use gpu_node::{
+    GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, PartitionEntry, inventory_version,
+};
 pub use yaml::{Manifest, YamlError, manifests};

@@ -5,6 +5,7 @@
 //! | container, `resources.limits` | [`DEFAULT_GPU_RESOURCE`] | number of GPUs |
 //! | container, `resources.limits` | [`DEFAULT_MEMORY_RESOURCE`] | MiB on each GPU; left out: whole GPUs |
 //! | container, `resources.limits` | [`DEFAULT_SHARE_RESOURCE`] | per cent of each GPU's time |
+//! | container, `resources.limits` | [`DEFAULT_PASSTHROUGH_RESOURCE`] | number of whole GPUs, by passthrough |
 //! | pod, annotation | [`PLACEMENT_ANNOTATION`] | [`PodPlacement`], written with the Binding |
 //! | namespace, label | [`TENANT_LABEL`] | the tenant, where it is not the namespace's name |
 //!
@@ -17,8 +18,9 @@ mod request;
 
 pub(crate) use names::shorten;
 pub use names::{
-    ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE,
-    InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL, tenant_of,
+    ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_PASSTHROUGH_RESOURCE,
+    DEFAULT_SHARE_RESOURCE, InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName,
+    TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, RequestError, ResourceNames};

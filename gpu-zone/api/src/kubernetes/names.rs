@@ -10,6 +10,9 @@ pub const DEFAULT_GPU_RESOURCE: &str = "gpuzone.dev/gpu";
 pub const DEFAULT_MEMORY_RESOURCE: &str = "gpuzone.dev/memory-mib";
 /// Resource by which a container asks for a part of each GPU's time, in per cent.
 pub const DEFAULT_SHARE_RESOURCE: &str = "gpuzone.dev/share";
+/// Resource by which a container asks for whole GPUs by passthrough. How many it is, and nothing
+/// of memory or share: each is all of its GPU.
+pub const DEFAULT_PASSTHROUGH_RESOURCE: &str = "gpuzone.dev/passthrough";
 /// Annotation of a pod that says which GPUs it gets. Written with the Binding, never by a user.
 pub const PLACEMENT_ANNOTATION: &str = "gpuzone.dev/placement";
 /// Label of a *namespace* that names the tenant its pods belong to. On a pod it means nothing.
@@ -164,7 +167,12 @@ mod tests {
 
     #[test]
     fn the_defaults_are_names() {
-        for name in [DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE] {
+        for name in [
+            DEFAULT_GPU_RESOURCE,
+            DEFAULT_MEMORY_RESOURCE,
+            DEFAULT_SHARE_RESOURCE,
+            DEFAULT_PASSTHROUGH_RESOURCE,
+        ] {
             assert_eq!(name.parse::<ResourceName>().map(String::from).as_deref(), Ok(name));
         }
         assert!("nvidia.com/gpu".parse::<ResourceName>().is_ok());
