@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use gpuzone_api::connect_channel;
 use gpuzone_api::kubelet::v1beta1::device_plugin_client::DevicePluginClient;
 use gpuzone_api::kubelet::v1beta1::{
-    AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest,
+    AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, Empty,
     PreferredAllocationRequest,
 };
 use gpuzone_testkit::kubernetes::{ApiServer, Kubelet};
@@ -62,6 +62,17 @@ async fn allocate(client: &mut DevicePluginClient<Channel>) -> Vec<Duration> {
     times
 }
 
+/// The floor: a call that carries nothing, and for which nothing is done.
+async fn nothing(client: &mut DevicePluginClient<Channel>) -> Vec<Duration> {
+    let mut times = Vec::new();
+    for _ in 0..CALLS {
+        let began = Instant::now();
+        client.get_device_plugin_options(Empty {}).await.unwrap();
+        times.push(began.elapsed());
+    }
+    times
+}
+
 async fn prefer(client: &mut DevicePluginClient<Channel>, of: usize) -> Vec<Duration> {
     let asked = ContainerPreferredAllocationRequest {
         available_device_i_ds: (0..of).map(|n| format!("slot-{n}")).collect(),
@@ -86,7 +97,7 @@ fn resident(pid: u32) -> u64 {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let folder = tempfile::Builder::new().prefix("gz-").tempdir_in("/tmp").unwrap();
         let api = ApiServer::start().await.unwrap();
@@ -100,6 +111,7 @@ fn main() {
         let socket = kubelet.folder().join("gpuzone.dev_gpu.sock");
         let mut client = DevicePluginClient::new(connect_channel(&socket).await.unwrap());
         allocate(&mut client).await;
+        show("an empty call", nothing(&mut client).await);
         show("Allocate", allocate(&mut client).await);
         show("GetPreferredAllocation, 2 of 80", prefer(&mut client, 80).await);
         show("GetPreferredAllocation, 2 of 1024", prefer(&mut client, 1024).await);

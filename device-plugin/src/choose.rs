@@ -1,6 +1,6 @@
 //! Which devices the kubelet should take: a hint, which it may ignore.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use gpuzone_api::kubelet::v1beta1::{
     ContainerPreferredAllocationRequest, Device, NumaNode, TopologyInfo,
@@ -54,30 +54,57 @@ pub fn choose(
         usize::try_from(*allocation_size).map_err(|_| ChooseError::Size(*allocation_size))?;
     let mut chosen: Vec<&str> = must.iter().map(String::as_str).take(asked).collect();
     let taken: BTreeSet<&str> = chosen.iter().copied().collect();
-    let mut free: Vec<(&str, Option<u32>, u64)> = available
+    let mut free: Vec<Free<'_>> = available
         .iter()
-        .map(String::as_str)
-        .filter(|id| !taken.contains(id))
-        .map(|id| (id, numa(id), rank(id)))
+        .filter(|id| !taken.contains(id.as_str()))
+        .map(|id| Free { node: numa(id), place: None, rank: rank(id), id })
         .collect();
     let missing = asked - chosen.len();
     if free.len() < missing {
         return Err(ChooseError::TooFew { asked, available: free.len() + chosen.len() });
     }
-    let mut by_node: BTreeMap<Option<u32>, usize> = BTreeMap::new();
-    for (_, node, _) in &free {
-        *by_node.entry(*node).or_default() += 1;
+    let near: Vec<Option<u32>> = chosen.iter().map(|id| numa(id)).collect();
+    let order = node_order(&free, &near, missing);
+    for device in &mut free {
+        device.place = order.iter().position(|node| *node == device.node);
     }
-    let near: BTreeSet<Option<u32>> = taken.iter().map(|id| numa(id)).collect();
-    // Where some of it is already, then the fullest that fits, so that others keep room.
-    let order = |node: &Option<u32>| {
-        let count = by_node.get(node).copied().unwrap_or_default();
-        let fits = count >= missing;
-        (!near.contains(node), !fits, if fits { count } else { usize::MAX - count }, *node)
-    };
-    free.sort_by_cached_key(|(id, node, rank)| (order(node), *rank, *id));
-    chosen.extend(free.into_iter().take(missing).map(|(id, _, _)| id));
+    let key = |device: &Free<'_>| (device.place, device.rank);
+    let before = |a: &Free<'_>, b: &Free<'_>| key(a).cmp(&key(b)).then_with(|| a.id.cmp(b.id));
+    // Only those that are wanted need be in order.
+    if missing < free.len() {
+        free.select_nth_unstable_by(missing, before);
+        free.truncate(missing);
+    }
+    free.sort_unstable_by(before);
+    chosen.extend(free.iter().map(|device| device.id));
     Ok(chosen.into_iter().map(str::to_owned).collect())
+}
+
+/// A device that may be chosen.
+struct Free<'a> {
+    node: Option<u32>,
+    /// Of its node among all, in the order in which they are taken.
+    place: Option<usize>,
+    rank: u64,
+    id: &'a str,
+}
+
+/// NUMA nodes: where some of a choice is already, then the fullest that fits, so that others keep
+/// room.
+fn node_order(free: &[Free<'_>], near: &[Option<u32>], missing: usize) -> Vec<Option<u32>> {
+    // Few: a node of a machine each.
+    let mut nodes: Vec<(Option<u32>, usize)> = Vec::new();
+    for device in free {
+        match nodes.iter_mut().find(|(node, _)| *node == device.node) {
+            Some((_, count)) => *count += 1,
+            None => nodes.push((device.node, 1)),
+        }
+    }
+    nodes.sort_by_key(|(node, count)| {
+        let fits = *count >= missing;
+        (!near.contains(node), !fits, if fits { *count } else { usize::MAX - count }, *node)
+    });
+    nodes.into_iter().map(|(node, _)| node).collect()
 }
 
 #[cfg(test)]

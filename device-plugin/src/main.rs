@@ -16,9 +16,10 @@ fn main() -> ExitCode {
     } else {
         log.init()
     }
-    let threads =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let ended = threads
+    // One thread: a call of the kubelet's is answered without waking another, and there is little
+    // else to do.
+    let thread = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = thread
         .map_err(anyhow::Error::from)
         .and_then(|runtime| Ok(runtime.block_on(gpuzone_device_plugin::run(config))?));
     ended.map_or_else(

@@ -1,6 +1,8 @@
 //! Compares the leases with the pods there are: ends what is over, and makes what is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
@@ -11,6 +13,7 @@ use crate::claim::PodView;
 use crate::holders::{Holders, PodName, SlotSet};
 use crate::keep::{Pods, Verdict, verdict};
 use crate::links::{LinkError, PlacedLease};
+use crate::slots::Slots;
 
 /// How often it is looked when nothing else asks for it.
 const REGULARLY: Duration = Duration::from_secs(20);
@@ -53,18 +56,18 @@ impl Keeper {
         let over: Vec<(PlacedLease, &'static str)> = over.collect();
         let end = |(lease, reason)| self.end_or_log(lease, reason);
         stream::iter(over).for_each_concurrent(AT_ONCE, end).await;
-        self.remove_folders(&kept, pods, holders);
+        self.remove_folders(&kept, pods, holders).await;
     }
 
     /// Removes the folders of pods that are gone and had no lease when it was looked. One with a
     /// lease goes with the sweep after its lease's end.
-    fn remove_folders(
+    async fn remove_folders(
         &self,
         with_lease: &BTreeSet<PodUid>,
         pods: Option<&Pods>,
         holders: Option<&Holders>,
     ) {
-        let owned = match self.slots.owned() {
+        let owned = match self.on_disk(|slots| slots.owned()).await {
             Ok(owned) => owned,
             Err(error) => {
                 tracing::warn!(%error, "the slots' folders cannot be read");
@@ -75,11 +78,22 @@ impl Keeper {
             let over = verdict(&pod, None, slot, pods, holders) != Verdict::Keep;
             if over
                 && !with_lease.contains(&pod)
-                && let Err(error) = self.slots.remove(slot, folder)
+                && let Err(error) = self.on_disk(move |slots| slots.remove(slot, folder)).await
             {
                 tracing::warn!(%slot, %error, "a folder of a pod that is gone stays");
             }
         }
+    }
+
+    /// Work that waits for the disk, on a thread of its own: the only other one answers the
+    /// kubelet.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Slots) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let slots = Arc::clone(&self.slots);
+        let done = tokio::task::spawn_blocking(move || work(&slots)).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Makes the leases of containers that run without one: the kubelet does not call

@@ -1,14 +1,15 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use gpuzone_api::kubernetes::{NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL};
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Namespace, Pod};
+use gpuzone_api::kubernetes::{NodeName, ResourceName, TENANT_LABEL};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 
 use super::LinkError;
-use crate::claim::{ContainerKind, ContainerView, PodView};
+use super::pods::{Pod, view};
+use crate::claim::PodView;
 use crate::holders::PodName;
 use crate::keep::Pods;
 
@@ -109,72 +110,6 @@ impl ApiLink {
             };
             async move { ended.then_some(()) }
         })
-    }
-}
-
-/// What matters of a pod; `None` for one without a name, which the API server has none of.
-fn view(pod: &Pod, resource: &ResourceName) -> Option<PodView> {
-    let meta = &pod.metadata;
-    let name = PodName { namespace: meta.namespace.clone()?, name: meta.name.clone()? };
-    let uid: PodUid = meta.uid.as_deref()?.parse().ok()?;
-    let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
-    let statuses = |of: Option<&Vec<ContainerStatus>>| of.cloned().unwrap_or_default();
-    let init = statuses(status.and_then(|status| status.init_container_statuses.as_ref()));
-    let app = statuses(status.and_then(|status| status.container_statuses.as_ref()));
-    let phase = status.and_then(|status| status.phase.as_deref());
-    // A controller may write a final phase while the node is out of reach; what a container's
-    // state says is the kubelet's.
-    let runs = |status: &&ContainerStatus| is_running(status);
-    let final_phase = matches!(phase, Some("Succeeded" | "Failed"));
-    let ended = final_phase && init.iter().chain(&app).find(runs).is_none();
-    let inits = spec.and_then(|spec| spec.init_containers.clone()).unwrap_or_default();
-    let apps = spec.map(|spec| spec.containers.clone()).unwrap_or_default();
-    let sidecar = |c: &Container| c.restart_policy.as_deref() == Some("Always");
-    let inits = inits.iter().map(|container| {
-        let status = init.iter().find(|status| status.name == container.name);
-        let kind = match sidecar(container) {
-            true => ContainerKind::Lasting,
-            false => ContainerKind::Init { done: status.is_some_and(has_succeeded) },
-        };
-        container_view(container, kind, status, resource)
-    });
-    let apps = apps.iter().map(|container| {
-        let status = app.iter().find(|status| status.name == container.name);
-        container_view(container, ContainerKind::Lasting, status, resource)
-    });
-    let annotations = meta.annotations.as_ref();
-    Some(PodView {
-        name,
-        uid,
-        node: spec.and_then(|spec| spec.node_name.clone()),
-        ended,
-        placement: annotations.and_then(|all| all.get(PLACEMENT_ANNOTATION)).cloned(),
-        containers: inits.chain(apps).collect(),
-    })
-}
-
-fn is_running(status: &ContainerStatus) -> bool {
-    status.state.as_ref().is_some_and(|state| state.running.is_some())
-}
-
-fn has_succeeded(status: &ContainerStatus) -> bool {
-    let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
-    terminated.is_some_and(|terminated| terminated.exit_code == 0)
-}
-
-fn container_view(
-    container: &Container,
-    kind: ContainerKind,
-    status: Option<&ContainerStatus>,
-    resource: &ResourceName,
-) -> ContainerView {
-    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let slots = limits.and_then(|limits| limits.get(resource.as_str()));
-    ContainerView {
-        name: container.name.clone(),
-        kind,
-        slots: slots.and_then(|slots| slots.0.parse().ok()).unwrap_or_default(),
-        running: status.is_some_and(is_running),
     }
 }
 

@@ -53,9 +53,13 @@ impl FromStr for SlotId {
     type Err = InvalidSlot;
 
     fn from_str(text: &str) -> Result<Self, InvalidSlot> {
-        let number = text.strip_prefix("slot-").and_then(|number| number.parse().ok());
+        let digits = text.strip_prefix("slot-");
         // One name, one slot: no sign and no zeros in front.
-        let slot = number.and_then(Self::new).filter(|slot| slot.to_string() == text);
+        let digits = digits.filter(|digits| {
+            digits.bytes().all(|b| b.is_ascii_digit())
+                && (*digits == "0" || !digits.starts_with('0'))
+        });
+        let slot = digits.and_then(|digits| Self::new(digits.parse().ok()?));
         slot.ok_or_else(|| InvalidSlot(text.to_owned()))
     }
 }

@@ -1,8 +1,10 @@
+use gpuzone_api::kubernetes::PLACEMENT_ANNOTATION;
 use http::{Request, Response, StatusCode};
 use kube::client::Body;
 use tower_test::mock;
 
 use super::*;
+use crate::claim::ContainerKind;
 
 type Server = mock::Handle<Request<Body>, Response<Body>>;
 
