@@ -1,9 +1,10 @@
 //! What Allocate answers: pure functions from what a device is to what its container gets.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use gpuzone_api::SLOT_VARIABLE;
+use gpuzone_api::agent::v1::VfioFunction;
 use gpuzone_api::kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
 
 /// Where a container finds its slot.
@@ -83,35 +84,102 @@ pub fn cdi_spec(library: &Path) -> serde_json::Value {
     })
 }
 
-/// A PCI function that a VM takes over by VFIO: a whole GPU, or a vGPU's virtual function or
-/// mediated device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VfioDevice {
-    /// Its IOMMU group, `/dev/vfio/<group>`.
-    pub group: u32,
-    /// Its name among CDI devices: the PCI address, or the mdev's UUID.
-    pub name: String,
+/// CDI's kind of whole GPUs.
+pub const CDI_WHOLE_KIND: &str = "gpuzone.dev/passthrough";
+
+/// By which of the kernel's interfaces VMs of this node open functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum VfioInterface {
+    /// `/dev/vfio/vfio` and `/dev/vfio/<group>`.
+    Group,
+    /// `/dev/iommu` and `/dev/vfio/devices/vfioN`.
+    Iommufd,
 }
 
-/// What a container with VFIO devices gets, as Kata expects it: the container node of VFIO, each
-/// group's node once, and the CDI device of each. Kata finds the nodes in `/dev/vfio`, plugs the
-/// functions into the VM, and needs to know nothing else.
-pub fn vfio(kind: &str, devices: &[VfioDevice]) -> ContainerAllocateResponse {
-    let mut groups: Vec<u32> = devices.iter().map(|device| device.group).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    let node = |path: String| DeviceSpec {
-        container_path: path.clone(),
-        host_path: path,
+impl VfioInterface {
+    /// The node that all functions have in common.
+    const fn container_node(self) -> &'static str {
+        match self {
+            Self::Group => "/dev/vfio/vfio",
+            Self::Iommufd => "/dev/iommu",
+        }
+    }
+}
+
+/// A PCI function that a VM takes over by VFIO.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfioDevice {
+    /// Its name among CDI devices: the PCI address.
+    pub name: String,
+    /// Its own device node.
+    pub node: String,
+}
+
+impl VfioDevice {
+    /// The function `name`, which the agent says is `vfio`, for VMs that open it by `interface`.
+    ///
+    /// # Errors
+    /// When the kernel has no node for that interface. The other is never taken in its place: who
+    /// has set one up means that one.
+    pub fn new(
+        name: String,
+        vfio: &VfioFunction,
+        interface: VfioInterface,
+    ) -> Result<Self, String> {
+        let node = match interface {
+            VfioInterface::Group => format!("/dev/vfio/{}", vfio.group),
+            VfioInterface::Iommufd if vfio.device.is_empty() => {
+                return Err("the kernel has no VFIO device for it, as --vfio iommufd needs; use a kernel with CONFIG_VFIO_DEVICE_CDEV, or --vfio group".to_owned());
+            }
+            VfioInterface::Iommufd => format!("/dev/vfio/devices/{}", vfio.device),
+        };
+        Ok(Self { name, node })
+    }
+}
+
+/// What a container with VFIO devices gets, as Kata expects it: the node that all have in common,
+/// each function's node once, and the CDI device of each where a specification is written. Kata
+/// finds the nodes below `/dev/vfio`, plugs the functions into the VM, and needs to know nothing
+/// else.
+pub fn vfio(
+    interface: VfioInterface,
+    handover: Handover,
+    devices: &[VfioDevice],
+) -> ContainerAllocateResponse {
+    if devices.is_empty() {
+        return ContainerAllocateResponse::default();
+    }
+    let nodes: BTreeSet<&str> = devices.iter().map(|device| device.node.as_str()).collect();
+    let node = |path: &str| DeviceSpec {
+        container_path: path.to_owned(),
+        host_path: path.to_owned(),
         permissions: "mrw".to_owned(),
     };
-    let nodes = groups.into_iter().map(|group| node(format!("/dev/vfio/{group}")));
-    let cdi = devices.iter().map(|device| CdiDevice { name: format!("{kind}={}", device.name) });
+    let cdi = |device: &VfioDevice| CdiDevice { name: format!("{CDI_WHOLE_KIND}={}", device.name) };
+    let cdi_devices = match handover {
+        Handover::Cdi => devices.iter().map(cdi).collect(),
+        Handover::Mounts => Vec::new(),
+    };
+    let all = std::iter::once(interface.container_node()).chain(nodes);
     ContainerAllocateResponse {
-        devices: std::iter::once(node("/dev/vfio/vfio".to_owned())).chain(nodes).collect(),
-        cdi_devices: cdi.collect(),
+        devices: all.map(node).collect(),
+        cdi_devices,
         ..Default::default()
     }
+}
+
+/// The CDI specification (version 0.6.0) of whole GPUs. One without devices is none.
+pub fn cdi_whole_spec(interface: VfioInterface, devices: &[VfioDevice]) -> serde_json::Value {
+    let device = |device: &VfioDevice| {
+        let nodes = [interface.container_node(), &device.node];
+        let nodes = nodes.map(|path| serde_json::json!({ "path": path, "permissions": "mrw" }));
+        serde_json::json!({ "name": device.name, "containerEdits": { "deviceNodes": nodes } })
+    };
+    serde_json::json!({
+        "cdiVersion": "0.6.0",
+        "kind": CDI_WHOLE_KIND,
+        "devices": devices.iter().map(device).collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]
@@ -155,16 +223,37 @@ mod tests {
     }
 
     #[test]
-    fn kata_gets_each_group_once_and_each_device() {
-        let device = |group, name: &str| VfioDevice { group, name: name.into() };
-        let devices =
-            [device(12, "0000:3b:00.0"), device(12, "0000:3b:00.1"), device(7, "0000:af:00.0")];
-        let answer = vfio("gpuzone.dev/passthrough", &devices);
-        let nodes: Vec<&str> = answer.devices.iter().map(|node| node.host_path.as_str()).collect();
-        assert_eq!(nodes, ["/dev/vfio/vfio", "/dev/vfio/7", "/dev/vfio/12"]);
-        assert!(answer.devices.iter().all(|node| node.host_path == node.container_path));
+    fn kata_gets_each_node_once_and_each_device() {
+        let device = |group, device: &str, name: &str| {
+            (VfioFunction { group, device: device.into() }, name.to_owned())
+        };
+        let functions = [
+            device(12, "vfio0", "0000:3b:00.0"),
+            device(12, "vfio1", "0000:3b:00.1"),
+            device(7, "vfio2", "0000:af:00.0"),
+        ];
+        let made = |interface| {
+            let made =
+                functions.iter().map(|(vfio, name)| VfioDevice::new(name.clone(), vfio, interface));
+            made.collect::<Result<Vec<_>, _>>().unwrap()
+        };
+        let nodes = |answer: &ContainerAllocateResponse| -> Vec<String> {
+            assert!(answer.devices.iter().all(|node| node.host_path == node.container_path));
+            answer.devices.iter().map(|node| node.host_path.clone()).collect()
+        };
+        let group = made(VfioInterface::Group);
+        let answer = vfio(VfioInterface::Group, Handover::Cdi, &group);
+        assert_eq!(nodes(&answer), ["/dev/vfio/vfio", "/dev/vfio/12", "/dev/vfio/7"]);
         assert_eq!(answer.cdi_devices[2].name, "gpuzone.dev/passthrough=0000:af:00.0");
-        assert_eq!(answer.cdi_devices.len(), 3);
         assert!(answer.mounts.is_empty() && answer.envs.is_empty());
+        let spec = cdi_whole_spec(VfioInterface::Group, &group);
+        assert_eq!(spec["devices"][2]["name"], "0000:af:00.0");
+        assert_eq!(spec["devices"][2]["containerEdits"]["deviceNodes"][1]["path"], "/dev/vfio/7");
+        let answer =
+            vfio(VfioInterface::Iommufd, Handover::Mounts, &made(VfioInterface::Iommufd)[..1]);
+        assert_eq!(nodes(&answer), ["/dev/iommu", "/dev/vfio/devices/vfio0"]);
+        // Nothing names a device that no specification has.
+        assert!(answer.cdi_devices.is_empty());
+        assert_eq!(vfio(VfioInterface::Group, Handover::Cdi, &[]), Default::default());
     }
 }

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use gpuzone_api::kubernetes::{DEFAULT_GPU_RESOURCE, NodeName, ResourceName};
+use gpuzone_api::kubernetes::{
+    DEFAULT_GPU_RESOURCE, DEFAULT_PASSTHROUGH_RESOURCE, NodeName, ResourceName,
+};
 use gpuzone_api::{Directories, SlotId};
 
-use crate::answer::Handover;
+use crate::answer::{Handover, VfioInterface};
 
 /// The kubelet's device plugin of gpu-zone: slots for pods, and the leases that appear in them.
 #[derive(Clone, Debug, Parser)]
@@ -15,6 +17,12 @@ pub struct Config {
     /// The resource by which pods ask for GPUs.
     #[arg(long, default_value = DEFAULT_GPU_RESOURCE)]
     pub resource: ResourceName,
+    /// The resource by which pods ask for whole GPUs by passthrough, where the agent has any.
+    #[arg(long, default_value = DEFAULT_PASSTHROUGH_RESOURCE)]
+    pub passthrough_resource: ResourceName,
+    /// By which of the kernel's interfaces this node's VMs open whole GPUs.
+    #[arg(long, value_enum, default_value = "group")]
+    pub vfio: VfioInterface,
     /// How many slots the node has: how many containers can hold a GPU, or a part of one, at a
     /// time.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=i64::from(SlotId::MOST)))]

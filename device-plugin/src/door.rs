@@ -21,6 +21,7 @@ use crate::answer::{self, Handover};
 use crate::choose;
 use crate::holders::SlotSet;
 use crate::keeper::{Keeper, PrepareError};
+use crate::kubelet::Served;
 
 /// What is listed now.
 pub(crate) type Listing = Arc<Vec<Device>>;
@@ -69,6 +70,12 @@ impl Door {
             SlotFolder::new(u64::MAX)
         });
         answer::mediated(&store.path(slots.lead(), folder), &self.library, self.handover)
+    }
+}
+
+impl Served for Door {
+    fn registering(&self) {
+        self.keeper.slots.registering();
     }
 }
 

@@ -1,7 +1,9 @@
-//! Which pod holds which slot, as the kubelet's pod resources say.
+//! Which pod holds which device, as the kubelet's pod resources say. A device is a slot unless it
+//! is said to be something else.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
 use gpuzone_api::kubelet::podresources::v1::ListPodResourcesResponse;
 use gpuzone_api::kubernetes::ResourceName;
@@ -73,21 +75,21 @@ impl fmt::Display for PodName {
     }
 }
 
-/// A container that holds slots.
+/// A container that holds devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holding {
+pub struct Holding<D = SlotId> {
     /// Of which pod.
     pub pod: PodName,
     /// Its name.
     pub container: String,
-    /// All its slots.
-    pub slots: BTreeSet<SlotId>,
+    /// All its devices.
+    pub devices: BTreeSet<D>,
 }
 
-/// Who holds the slots of one resource.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holders {
-    holdings: Vec<Holding>,
+/// Who holds the devices of one resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holders<D = SlotId> {
+    holdings: Vec<Holding<D>>,
 }
 
 /// A pod that holds slots.
@@ -105,14 +107,14 @@ pub struct Found {
 pub enum HolderError {
     /// Nobody does, or not yet.
     #[error("the kubelet lists no pod that holds {0}; it is tried again")]
-    Nobody(SlotId),
+    Nobody(String),
     /// More than one does.
     #[error(
         "the kubelet says that {slot} is held by {one} and by {other}; neither gets a GPU until one of them is deleted"
     )]
     Two {
         /// Which.
-        slot: SlotId,
+        slot: String,
         /// By whom.
         one: PodName,
         /// And by whom.
@@ -120,14 +122,14 @@ pub enum HolderError {
     },
 }
 
-impl From<Vec<Holding>> for Holders {
-    fn from(holdings: Vec<Holding>) -> Self {
+impl<D> From<Vec<Holding<D>>> for Holders<D> {
+    fn from(holdings: Vec<Holding<D>>) -> Self {
         Self { holdings }
     }
 }
 
-impl Holders {
-    /// What a list says of one resource. Devices that are no slots are nobody's of ours.
+impl<D: Ord + FromStr + fmt::Display> Holders<D> {
+    /// What a list says of one resource. Devices of other names are nobody's of ours.
     pub fn read(list: &ListPodResourcesResponse, resource: &ResourceName) -> Self {
         let mut holdings = Vec::new();
         for pod in &list.pod_resources {
@@ -136,48 +138,49 @@ impl Holders {
                 let devices = container.devices.iter();
                 let ours = devices.filter(|devices| devices.resource_name == resource.as_str());
                 // One entry for each NUMA node.
-                let slots: BTreeSet<SlotId> =
+                let devices: BTreeSet<D> =
                     ours.flat_map(|d| &d.device_ids).filter_map(|id| id.parse().ok()).collect();
-                if !slots.is_empty() {
+                if !devices.is_empty() {
                     let (pod, container) = (name.clone(), container.name.clone());
-                    holdings.push(Holding { pod, container, slots });
+                    holdings.push(Holding { pod, container, devices });
                 }
             }
         }
         Self { holdings }
     }
 
-    /// All containers that hold slots.
-    pub fn holdings(&self) -> &[Holding] {
+    /// All containers that hold devices.
+    pub fn holdings(&self) -> &[Holding<D>] {
         &self.holdings
     }
 
-    /// The pods that hold one slot.
-    pub fn of(&self, slot: SlotId) -> BTreeSet<&PodName> {
-        let holding = self.holdings.iter().filter(|holding| holding.slots.contains(&slot));
+    /// The pods that hold one device.
+    pub fn of(&self, device: &D) -> BTreeSet<&PodName> {
+        let holding = self.holdings.iter().filter(|holding| holding.devices.contains(device));
         holding.map(|holding| &holding.pod).collect()
     }
 
-    /// The pod that holds `slots`, some of which may have no holder any more: an init container's
+    /// The pod that holds `devices`, some of which may have no holder any more: an init container's
     /// that no app container took over.
     ///
     /// # Errors
     /// When no pod does, or more than one.
-    pub fn find(&self, slots: &SlotSet) -> Result<Found, HolderError> {
+    pub fn find(&self, devices: &BTreeSet<D>) -> Result<Found, HolderError> {
         let mut found: Option<&PodName> = None;
-        for slot in slots.all() {
-            for pod in self.of(*slot) {
+        for device in devices {
+            for pod in self.of(device) {
                 match found {
                     Some(other) if other != pod => {
                         let (one, other) = (other.clone(), pod.clone());
-                        return Err(HolderError::Two { slot: *slot, one, other });
+                        return Err(HolderError::Two { slot: device.to_string(), one, other });
                     }
                     Some(_) | None => found = Some(pod),
                 }
             }
         }
-        let pod = found.cloned().ok_or(HolderError::Nobody(slots.lead()))?;
-        let exact = self.holdings.iter().find(|held| held.pod == pod && held.slots == *slots.all());
+        let first = || devices.first().map_or_else(String::new, ToString::to_string);
+        let pod = found.cloned().ok_or_else(|| HolderError::Nobody(first()))?;
+        let exact = self.holdings.iter().find(|held| held.pod == pod && held.devices == *devices);
         Ok(Found { container: exact.map(|held| held.container.clone()), pod })
     }
 }
@@ -225,25 +228,25 @@ mod tests {
             pod("a", &[("train", &["slot-1", "slot-2"]), ("side", &["slot-3"])]),
             pod("b", &[("app", &["slot-4", "GPU-7", "slot-99999"])]),
         ]);
-        let found = both.find(&slots(&[2, 1])).unwrap();
+        let found = both.find(slots(&[2, 1]).all()).unwrap();
         assert_eq!(
             (found.pod.to_string().as_str(), found.container.as_deref()),
             ("team/a", Some("train"))
         );
         // An init container: a part of an app container's, and one that is nobody's now.
-        assert_eq!(both.find(&slots(&[1, 7])).unwrap().container, None);
-        assert_eq!(both.find(&slots(&[2])).unwrap().container, None);
-        let nobody = both.find(&slots(&[9])).unwrap_err().to_string();
+        assert_eq!(both.find(slots(&[1, 7]).all()).unwrap().container, None);
+        assert_eq!(both.find(slots(&[2]).all()).unwrap().container, None);
+        let nobody = both.find(slots(&[9]).all()).unwrap_err().to_string();
         assert!(nobody.contains("no pod that holds slot-9"), "{nobody}");
-        assert_eq!(both.holdings()[2].slots, BTreeSet::from([SlotId::new(4).unwrap()]));
+        assert_eq!(both.holdings()[2].devices, BTreeSet::from([SlotId::new(4).unwrap()]));
     }
 
     #[test]
     fn a_slot_of_two_pods_is_neithers() {
         let twice = holders(vec![pod("a", &[("x", &["slot-1"])]), pod("b", &[("y", &["slot-1"])])]);
-        let error = twice.find(&slots(&[1])).unwrap_err();
+        let error = twice.find(slots(&[1]).all()).unwrap_err();
         assert!(matches!(error, HolderError::Two { .. }));
-        let across = twice.find(&slots(&[1, 2])).unwrap_err().to_string();
+        let across = twice.find(slots(&[1, 2]).all()).unwrap_err().to_string();
         assert!(across.contains("team/a and by team/b"), "{across}");
     }
 

@@ -11,8 +11,9 @@
 //! * the kubelet has given the slot to another pod.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
-use gpuzone_api::SlotId;
 use gpuzone_api::kubernetes::PodUid;
 
 use crate::claim::PodView;
@@ -30,15 +31,15 @@ pub enum Verdict {
     End(&'static str),
 }
 
-/// Whether the lease of the pod `uid`, which appears in `slot`, is over. `name` is the pod's
+/// Whether the lease of the pod `uid`, which appears in `slot` (or is of that device), is over. `name` is the pod's
 /// name, where it is known. `pods` and `holders` are `None` when nobody answered; both were asked
 /// after the lease was listed.
-pub fn verdict(
+pub fn verdict<D: Ord + FromStr + fmt::Display>(
     uid: &PodUid,
     name: Option<&PodName>,
-    slot: SlotId,
+    slot: &D,
     pods: Option<&Pods>,
-    holders: Option<&Holders>,
+    holders: Option<&Holders<D>>,
 ) -> Verdict {
     let pod = pods.map(|pods| pods.get(uid));
     let name = pod.flatten().map(|pod| &pod.name).or(name);
@@ -78,6 +79,7 @@ pub fn verdict(
 mod tests {
     use super::*;
     use crate::holders::Holding;
+    use gpuzone_api::SlotId;
     use std::collections::BTreeSet;
 
     fn uid(n: u8) -> PodUid {
@@ -111,13 +113,13 @@ mod tests {
         let holding = |pod: &&str| Holding {
             pod: name(pod),
             container: "c".into(),
-            slots: BTreeSet::from([slot()]),
+            devices: BTreeSet::from([slot()]),
         };
         Holders::from(pods.iter().map(holding).collect::<Vec<_>>())
     }
 
     fn ended(pods: Option<&Pods>, holders: Option<&Holders>) -> bool {
-        verdict(&uid(1), Some(&name("a")), slot(), pods, holders) != Verdict::Keep
+        verdict(&uid(1), Some(&name("a")), &slot(), pods, holders) != Verdict::Keep
     }
 
     #[test]
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn a_pod_whose_name_nobody_knows_is_kept_while_its_slot_is_held() {
         let none = pods(&[]);
-        let of = |held: &[&str]| verdict(&uid(1), None, slot(), Some(&none), Some(&holders(held)));
+        let of = |held: &[&str]| verdict(&uid(1), None, &slot(), Some(&none), Some(&holders(held)));
         assert_eq!(of(&["b"]), Verdict::Keep);
         assert_eq!(of(&[]), Verdict::End("its pod is gone"));
     }

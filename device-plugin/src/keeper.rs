@@ -2,6 +2,8 @@
 
 mod sweep;
 
+pub(crate) use sweep::runs;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +92,7 @@ impl Keeper {
     }
 
     async fn prepare_in_turn(&self, slots: &SlotSet) -> Result<(), PrepareError> {
-        let found = self.kubelet.holders().await?.find(slots)?;
+        let found = self.kubelet.holders().await?.find(slots.all())?;
         let (pod, claim) = self.claim_of(&found, slots).await?;
         let folder = self.folder_of(slots, &found, &claim.pod).await?;
         self.make_way(&claim, slots.lead(), folder).await?;
@@ -135,7 +137,7 @@ impl Keeper {
         }
         // Asked again after the claim: see `Slots::claim`.
         let still = self.kubelet.holders().await.map_err(PrepareError::from);
-        let still = still.and_then(|holders| Ok(holders.find(slots)?));
+        let still = still.and_then(|holders| Ok(holders.find(slots.all())?));
         match still {
             Ok(still) if still.pod == found.pod => Ok(folder),
             Ok(_) | Err(_) => {
@@ -168,12 +170,12 @@ impl Keeper {
 
     async fn end(&self, lease: &PlacedLease, reason: &str) -> Result<(), LinkError> {
         tracing::info!(lease = %lease.id, holder = %lease.holder, reason, "ended");
-        self.agent.end(lease, reason).await
+        self.agent.end(&lease.id, reason).await
     }
 }
 
 /// Whether a refusal may go away with leases that are over.
-fn may_clear(error: &AgentError) -> bool {
+pub(crate) fn may_clear(error: &AgentError) -> bool {
     match error.kind {
         ErrorKind::NoRoom | ErrorKind::Quota => true,
         ErrorKind::InvalidRequest

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gpuzone_api::check_socket_path;
 use gpuzone_api::kubelet::v1beta1::RegisterRequest;
-use gpuzone_api::kubelet::v1beta1::device_plugin_server::DevicePluginServer;
+use gpuzone_api::kubelet::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use gpuzone_api::kubelet::v1beta1::registration_client::RegistrationClient;
 use gpuzone_api::kubernetes::ResourceName;
 use rustix::fs::inotify;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 
-use crate::door::{Door, options};
+use crate::door::options;
 use crate::links;
 use crate::registrar::{Action, Event, Seen, SocketId, State, after};
 
@@ -42,17 +42,23 @@ enum RegisterError {
     Slow,
 }
 
+/// The service of one resource.
+pub(crate) trait Served: DevicePlugin + Clone {
+    /// Called before every registration: what was answered before it may be forgotten.
+    fn registering(&self);
+}
+
 /// The registration of one resource.
-pub(crate) struct Registration {
+pub(crate) struct Registration<D> {
     folder: PathBuf,
     endpoint: String,
     resource: ResourceName,
-    door: Door,
+    door: D,
     server: Option<JoinHandle<()>>,
 }
 
-impl Registration {
-    pub(crate) fn new(folder: &Path, resource: ResourceName, door: Door) -> Self {
+impl<D: Served> Registration<D> {
+    pub(crate) fn new(folder: &Path, resource: ResourceName, door: D) -> Self {
         let endpoint = format!("{}.sock", resource.as_str().replace('/', "_"));
         Self { folder: folder.to_owned(), endpoint, resource, door, server: None }
     }
@@ -158,7 +164,7 @@ impl Registration {
     }
 
     async fn call(&self) -> Result<(), RegisterError> {
-        self.door.keeper.slots.registering();
+        self.door.registering();
         let mut kubelet =
             RegistrationClient::new(links::channel(&self.folder.join(KUBELET_SOCKET)));
         let request = RegisterRequest {
@@ -175,13 +181,13 @@ impl Registration {
     }
 }
 
-impl Drop for Registration {
+impl<D> Drop for Registration<D> {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {
             server.abort();
         }
         // The kubelet then knows at once that nobody serves it.
-        let _ = std::fs::remove_file(self.own_socket());
+        let _ = std::fs::remove_file(self.folder.join(&self.endpoint));
     }
 }
 

@@ -30,5 +30,6 @@ mod publish;
 pub mod registrar;
 mod run;
 pub mod slots;
+pub mod whole;
 
 pub use run::{RunError, run};

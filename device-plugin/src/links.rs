@@ -4,7 +4,9 @@ mod agent;
 mod api;
 mod pods;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use gpuzone_api::kubelet::podresources::v1::ListPodResourcesRequest;
@@ -15,7 +17,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-pub(crate) use agent::{AgentLink, PlacedLease, numa_nodes};
+pub(crate) use agent::{AgentLink, PlacedLease, WholeLease, is_mediated, numa_nodes};
 pub(crate) use api::{ApiLink, within};
 
 use crate::holders::Holders;
@@ -82,7 +84,10 @@ impl KubeletLink {
     }
 
     /// Who holds what, now.
-    pub(crate) async fn holders(&self) -> Result<Holders, LinkError> {
+    pub(crate) async fn holders<D>(&self) -> Result<Holders<D>, LinkError>
+    where
+        D: Ord + FromStr + fmt::Display,
+    {
         let client = PodResourcesListerClient::new(channel(&self.socket));
         let mut client = client.max_decoding_message_size(LARGEST_LIST);
         let failed = |reason: String| LinkError::Kubelet { socket: self.socket.clone(), reason };

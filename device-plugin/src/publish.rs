@@ -29,7 +29,7 @@ fn entry(gpu: &Gpu) -> GpuEntry {
     // An exposure that only a later release knows is nothing that can be asked for by this one.
     let exposure: Result<Exposure, _> = gpu.exposure.parse();
     let unknown = exposure.as_ref().err().map(ToString::to_string);
-    let reason = gpu.quarantine.clone().or(unknown);
+    let reason = gpu.quarantine.clone().or(gpu.not_ready.clone()).or(unknown);
     GpuEntry {
         uuid: gpu.uuid.clone(),
         index: gpu.index,

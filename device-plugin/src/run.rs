@@ -8,23 +8,26 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use gpuzone_api::SlotId;
+use gpuzone_api::agent::v1::Gpu;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, Notify, watch};
 
-use crate::answer;
+use crate::answer::{self, VfioDevice, VfioInterface};
 use crate::choose::device;
 use crate::config::Config;
 use crate::door::{Door, Listing};
 use crate::keeper::Keeper;
 use crate::kubelet::Registration;
-use crate::links::{AgentLink, ApiLink, KubeletLink, numa_nodes};
+use crate::links::{AgentLink, ApiLink, KubeletLink, is_mediated, numa_nodes};
 use crate::publish::Publisher;
 use crate::slots::{OpenError, Slots};
+use crate::whole::{WholeDoor, WholeGpu, WholeKeeper, whole_gpus};
 
 /// How often the agent is asked how its GPUs are.
 const ASK: Duration = Duration::from_secs(2);
 const CDI_FILE: &str = "gpuzone.dev-library.json";
+const CDI_WHOLE_FILE: &str = "gpuzone.dev-passthrough.json";
 
 /// Why the plugin does not run.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +65,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         .map_err(|_| RunError::NoLibrary(config.library.clone()))?;
     let slots = Arc::new(Slots::open(&config.state_dir)?);
     if let Some(folder) = &config.cdi_dir {
-        write_cdi(folder, &library)?;
+        write_cdi(folder, CDI_FILE, &answer::cdi_spec(&library))?;
     }
     let client = client(&config).await?;
     let publisher = Publisher::new(client.clone(), config.node.clone());
+    let (whole, whole_gpus) = watch::channel(Arc::default());
+    let whole_keeper = Arc::new(whole_keeper(&config, client.clone(), whole_gpus));
     let keeper = Arc::new(keeper(&config, client, slots));
     let (listings, listing) = watch::channel(list(config.slots, true, &BTreeSet::new()));
     let door = Door {
@@ -76,13 +81,23 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         count: config.slots,
     };
     let registration = Registration::new(&config.kubelet_dir, config.resource.clone(), door);
+    let whole_door = WholeDoor {
+        keeper: Arc::clone(&whole_keeper),
+        interface: config.vfio,
+        handover: config.handover(),
+    };
+    let resource = config.passthrough_resource.clone();
+    let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door);
+    let offers = Offers { config: &config, listings: &listings, whole: &whole };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Process)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
     tokio::select! {
         () = registration.keep() => {}
         () = keeper.sweep_regularly() => {}
-        () = stir(&keeper) => {}
-        () = watch_gpus(&keeper.agent, config.slots, &listings, publisher) => {}
+        () = register_whole(whole_registration, &whole_keeper) => {}
+        () = whole_keeper.sweep_regularly() => {}
+        () = stir(&keeper, &whole_keeper) => {}
+        () = watch_gpus(&keeper.agent, offers, publisher) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
@@ -113,16 +128,64 @@ fn keeper(config: &Config, client: kube::Client, slots: Arc<Slots>) -> Keeper {
     Keeper::new(slots, config.slots, kubelet, api, agent, node)
 }
 
-/// The CDI specification, replaced as a whole: a runtime may read it at any time.
-fn write_cdi(folder: &Path, library: &Path) -> Result<(), RunError> {
-    let path = folder.join(CDI_FILE);
+fn whole_keeper(
+    config: &Config,
+    client: kube::Client,
+    gpus: watch::Receiver<Arc<Vec<WholeGpu>>>,
+) -> WholeKeeper {
+    let (node, resource) = (config.node.clone(), config.passthrough_resource.clone());
+    WholeKeeper {
+        kubelet: KubeletLink::new(&config.pod_resources, resource.clone()),
+        api: ApiLink::new(client, node.clone(), resource),
+        agent: AgentLink::new(config.directories().agent_socket()),
+        node,
+        gpus,
+        turn: Mutex::default(),
+        stirred: Notify::new(),
+    }
+}
+
+/// Registers whole GPUs as soon as the agent has one: a node without any does not list the
+/// resource.
+async fn register_whole(registration: Registration<WholeDoor>, keeper: &WholeKeeper) {
+    let mut gpus = keeper.gpus.clone();
+    // What it answers holds the channel's lock, and must be gone before anything is awaited.
+    let there = gpus.wait_for(|gpus| !gpus.is_empty()).await.is_ok();
+    if there {
+        registration.keep().await;
+    } else {
+        std::future::pending().await
+    }
+}
+
+/// A CDI specification, replaced as a whole: a runtime may read it at any time.
+fn write_cdi(folder: &Path, file: &str, spec: &serde_json::Value) -> Result<(), RunError> {
+    let path = folder.join(file);
     let written = || -> io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        let new = folder.join(format!(".{CDI_FILE}.new"));
-        std::fs::write(&new, format!("{:#}\n", answer::cdi_spec(library)))?;
+        let new = folder.join(format!(".{file}.new"));
+        std::fs::write(&new, format!("{spec:#}\n"))?;
         std::fs::rename(new, &path)
     };
     written().map_err(|source| RunError::Cdi { path: path.clone(), source })
+}
+
+/// The specification of whole GPUs; none where there is none, for runtimes take no empty one.
+fn write_cdi_whole(
+    folder: &Path,
+    interface: VfioInterface,
+    ready: &[VfioDevice],
+) -> Result<(), RunError> {
+    if !ready.is_empty() {
+        return write_cdi(folder, CDI_WHOLE_FILE, &answer::cdi_whole_spec(interface, ready));
+    }
+    let path = folder.join(CDI_WHOLE_FILE);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RunError::Cdi { path, source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn list(count: u16, healthy: bool, numa: &BTreeSet<u32>) -> Listing {
@@ -131,22 +194,52 @@ fn list(count: u16, healthy: bool, numa: &BTreeSet<u32>) -> Listing {
 }
 
 /// Looks for leases that are over whenever a pod of this node goes.
-async fn stir(keeper: &Keeper) {
+async fn stir(keeper: &Keeper, whole: &WholeKeeper) {
     let mut ends = std::pin::pin!(keeper.api.ends());
     while ends.next().await.is_some() {
         keeper.stirred.notify_one();
+        whole.stirred.notify_one();
+    }
+}
+
+/// What the kubelet is told that there is.
+#[derive(Clone, Copy)]
+struct Offers<'a> {
+    config: &'a Config,
+    listings: &'a watch::Sender<Listing>,
+    whole: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
+}
+
+impl Offers<'_> {
+    /// Lists whole GPUs as the agent has them now.
+    fn whole(&self, gpus: &[Gpu]) {
+        let now = whole_gpus(gpus, self.config.vfio);
+        if **self.whole.borrow() == now {
+            return;
+        }
+        let ready: Vec<_> = now.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
+        tracing::info!(gpus = now.len(), ready = ready.len(), "whole GPUs are listed anew");
+        for gpu in &now {
+            if let Err(trouble) = &gpu.ready {
+                tracing::warn!(address = %gpu.address, trouble, "it cannot be handed over now");
+            }
+        }
+        if let Some(folder) = &self.config.cdi_dir {
+            // Without it nothing is listed: a container would name devices that nobody knows.
+            if let Err(error) = write_cdi_whole(folder, self.config.vfio, &ready) {
+                tracing::error!(%error, "whole GPUs are listed as before");
+                return;
+            }
+        }
+        self.whole.send_replace(Arc::new(now));
     }
 }
 
 /// Lists slots as the node's GPUs are: any slot may get any GPU, so each is near to all of their
 /// NUMA nodes, and none is to be had when no GPU takes new leases. An agent that does not answer
 /// changes nothing: its pods' containers say so when they start, and start when it is back.
-async fn watch_gpus(
-    agent: &AgentLink,
-    count: u16,
-    listings: &watch::Sender<Listing>,
-    mut publisher: Publisher,
-) {
+async fn watch_gpus(agent: &AgentLink, offers: Offers<'_>, mut publisher: Publisher) {
+    let Offers { config, listings, .. } = offers;
     let mut unpublished = String::new();
     loop {
         match agent.gpus().await {
@@ -162,8 +255,9 @@ async fn watch_gpus(
                         unpublished = error;
                     }
                 }
-                let healthy = gpus.iter().any(|gpu| gpu.quarantine.is_none());
-                let listing = list(count, healthy, &numa_nodes(&gpus));
+                offers.whole(&gpus);
+                let healthy = gpus.iter().any(|gpu| is_mediated(gpu) && gpu.quarantine.is_none());
+                let listing = list(config.slots, healthy, &numa_nodes(&gpus));
                 listings.send_if_modified(|now| {
                     let changed = *now != listing;
                     if changed {

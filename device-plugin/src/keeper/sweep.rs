@@ -48,7 +48,7 @@ impl Keeper {
         let kept: BTreeSet<PodUid> = leases.iter().map(|lease| lease.holder.pod.clone()).collect();
         let over = leases.into_iter().filter_map(|lease| {
             let PlacedLease { holder, name, slot, .. } = &lease;
-            match verdict(&holder.pod, name.as_ref(), *slot, pods, holders) {
+            match verdict(&holder.pod, name.as_ref(), slot, pods, holders) {
                 Verdict::Keep => None,
                 Verdict::End(reason) => Some((lease, reason)),
             }
@@ -75,7 +75,7 @@ impl Keeper {
             }
         };
         for (slot, folder, pod) in owned {
-            let over = verdict(&pod, None, slot, pods, holders) != Verdict::Keep;
+            let over = verdict(&pod, None, &slot, pods, holders) != Verdict::Keep;
             if over
                 && !with_lease.contains(&pod)
                 && let Err(error) = self.on_disk(move |slots| slots.remove(slot, folder)).await
@@ -107,7 +107,7 @@ impl Keeper {
         };
         let by_name: BTreeMap<_, _> = pods.values().map(|pod| (&pod.name, pod)).collect();
         let missing = holders.holdings().iter().filter_map(|holding| {
-            let slots = SlotSet::of(&holding.slots)?;
+            let slots = SlotSet::of(&holding.devices)?;
             let pod = *by_name.get(&holding.pod)?;
             let served = leases
                 .iter()
@@ -134,7 +134,7 @@ impl Keeper {
 }
 
 /// Whether a container of a pod that is not over runs.
-fn runs(pod: &PodView, container: &str) -> bool {
+pub(crate) fn runs(pod: &PodView, container: &str) -> bool {
     let named = pod.containers.iter().find(|view| view.name == container);
     !pod.ended && named.is_some_and(|view| view.running)
 }

@@ -8,6 +8,7 @@ use gpuzone_api::kubernetes::PodUid;
 use gpuzone_api::placements::v1::placements_client::PlacementsClient;
 use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
 use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId, connect_channel};
+use gpuzone_core::{Exposure, GpuUuid};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -31,6 +32,15 @@ pub(crate) struct PlacedLease {
     pub(crate) slot: SlotId,
     pub(crate) folder: SlotFolder,
     pub(crate) active: bool,
+}
+
+/// A pod's lease of whole GPUs, as the agent has it.
+#[derive(Clone, Debug)]
+pub(crate) struct WholeLease {
+    pub(crate) id: String,
+    pub(crate) holder: PodHolder,
+    pub(crate) name: Option<PodName>,
+    pub(crate) gpus: Vec<GpuUuid>,
 }
 
 /// The node's agent. Every question is a connection of its own: it says most plainly what is
@@ -82,6 +92,30 @@ fn read(lease: proto::PlacedLease) -> Option<PlacedLease> {
     })
 }
 
+/// Behind the holder's name, so that a container may have both kinds of lease.
+const WHOLE: &str = "/passthrough";
+
+fn read_whole(lease: proto::PlacedLease) -> Option<WholeLease> {
+    if lease.exposure != Exposure::Passthrough.as_str() {
+        return None;
+    }
+    Some(WholeLease {
+        holder: PodHolder::parse(&lease.holder.strip_suffix(WHOLE)?.parse().ok()?)?,
+        name: pod_of(&lease.program),
+        gpus: lease.gpus.iter().filter_map(|gpu| gpu.gpu_uuid.parse().ok()).collect(),
+        id: lease.id,
+    })
+}
+
+fn placed_gpus(claim: &Claim) -> Vec<PlacedGpu> {
+    let gpu = |grant: &gpuzone_core::Grant| PlacedGpu {
+        gpu_uuid: grant.gpu.to_string(),
+        memory_bytes: grant.memory.get(),
+        share_percent: grant.share.percent(),
+    };
+    claim.placement.grants().iter().map(gpu).collect()
+}
+
 impl AgentLink {
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
@@ -103,24 +137,43 @@ impl AgentLink {
         folder: SlotFolder,
     ) -> Result<(), LinkError> {
         let holder = PodHolder { pod: claim.pod.clone(), container: claim.container.clone() };
-        let gpu = |grant: &gpuzone_core::Grant| PlacedGpu {
-            gpu_uuid: grant.gpu.to_string(),
-            memory_bytes: grant.memory.get(),
-            share_percent: grant.share.percent(),
-        };
         let asked = proto::PlaceRequest {
             holder: holder.to_string(),
             tenant: claim.tenant.to_string(),
-            gpus: claim.placement.grants().iter().map(gpu).collect(),
+            gpus: placed_gpus(claim),
             slot: slot.to_string(),
             folder: folder.to_string(),
             program: format!("{pod}/{}", claim.container),
+            exposure: Exposure::Mediated.to_string(),
         };
         let mut client = PlacementsClient::new(self.channel().await?);
         within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
     }
 
-    /// All leases of pods.
+    /// The lease of a claim on whole GPUs, which the container has itself.
+    pub(crate) async fn place_whole(&self, claim: &Claim, pod: &PodName) -> Result<(), LinkError> {
+        let holder = PodHolder { pod: claim.pod.clone(), container: claim.container.clone() };
+        let asked = proto::PlaceRequest {
+            holder: format!("{holder}{WHOLE}"),
+            tenant: claim.tenant.to_string(),
+            gpus: placed_gpus(claim),
+            slot: String::new(),
+            folder: String::new(),
+            program: format!("{pod}/{}", claim.container),
+            exposure: Exposure::Passthrough.to_string(),
+        };
+        let mut client = PlacementsClient::new(self.channel().await?);
+        within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
+    }
+
+    /// All leases of pods on whole GPUs.
+    pub(crate) async fn whole_leases(&self) -> Result<Vec<WholeLease>, LinkError> {
+        let mut client = PlacementsClient::new(self.channel().await?);
+        let listed = within(PATIENCE, client.list(proto::ListRequest {})).await?;
+        Ok(listed.leases.into_iter().filter_map(read_whole).collect())
+    }
+
+    /// All leases of pods that appear in slots.
     pub(crate) async fn leases(&self) -> Result<Vec<PlacedLease>, LinkError> {
         let mut client = PlacementsClient::new(self.channel().await?);
         let listed = within(PATIENCE, client.list(proto::ListRequest {})).await?;
@@ -134,9 +187,9 @@ impl AgentLink {
     }
 
     /// Ends a lease; one that is not there any more is no error.
-    pub(crate) async fn end(&self, lease: &PlacedLease, reason: &str) -> Result<(), LinkError> {
+    pub(crate) async fn end(&self, lease: &str, reason: &str) -> Result<(), LinkError> {
         let mut client = PlacementsClient::new(self.channel().await?);
-        let end = proto::EndRequest { lease_id: lease.id.clone(), reason: reason.to_owned() };
+        let end = proto::EndRequest { lease_id: lease.to_owned(), reason: reason.to_owned() };
         match within(END_PATIENCE, client.end(end)).await {
             Err(LinkError::Refused(error)) if error.kind == ErrorKind::NotFound => Ok(()),
             other => other.map(drop),
@@ -152,7 +205,12 @@ impl AgentLink {
     }
 }
 
-/// The NUMA nodes that GPUs are near to.
+/// Whether leases in slots can be of a GPU.
+pub(crate) fn is_mediated(gpu: &Gpu) -> bool {
+    gpu.exposure == Exposure::Mediated.as_str()
+}
+
+/// The NUMA nodes that mediated GPUs are near to.
 pub(crate) fn numa_nodes(gpus: &[Gpu]) -> BTreeSet<u32> {
-    gpus.iter().filter_map(|gpu| gpu.numa_node).collect()
+    gpus.iter().filter(|gpu| is_mediated(gpu)).filter_map(|gpu| gpu.numa_node).collect()
 }

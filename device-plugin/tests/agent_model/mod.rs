@@ -122,6 +122,7 @@ impl Placements for Service {
             state: "active".to_owned(),
             trouble: String::new(),
             program: asked.program,
+            exposure: asked.exposure,
         };
         assert!(self.0.folder(&lease).is_dir(), "a lease appears where a container can look");
         book.leases.push(lease.clone());

@@ -33,13 +33,21 @@ impl Cluster {
     }
 
     pub(crate) async fn without_plugin() -> Self {
-        let options = Options {
+        Self::of(Node::start(&Self::options("")).unwrap()).await
+    }
+
+    /// Two simulated GPUs, and an agent that is told this, too.
+    pub(crate) fn options(more: &str) -> Options {
+        let tenants = "[usage]\nflush_seconds = 0.2\n[tenants.default]\n\
+                       [tenants.small]\nmemory = \"1Gi\"\n";
+        Options {
             gpus: vec!["16Gi".into(), "16Gi".into()],
-            configuration: "[usage]\nflush_seconds = 0.2\n[tenants.default]\n\
-                            [tenants.small]\nmemory = \"1Gi\"\n"
-                .into(),
-        };
-        let node = Node::start(&options).unwrap();
+            configuration: format!("{tenants}{more}"),
+        }
+    }
+
+    /// A node whose agent runs already; no plugin yet.
+    pub(crate) async fn of(node: Node) -> Self {
         let listed = node.json(&["gpus"]).unwrap();
         let gpus = listed["gpus"].as_array().unwrap().iter();
         let gpus = gpus.map(|gpu| gpu["uuid"].as_str().unwrap().parse().unwrap()).collect();
@@ -47,6 +55,13 @@ impl Cluster {
         let mut cluster = Self { node, api, kubelet: None, plugin: None, gpus };
         cluster.start_kubelet(Vec::new());
         cluster
+    }
+
+    /// A kubelet that looks at another resource.
+    pub(crate) fn start_kubelet_for(&mut self, resource: &str, active: Vec<Pod>) {
+        self.kubelet = None;
+        let folder = self.node.folder().join("kubelet");
+        self.kubelet = Some(Kubelet::start(&folder, resource, active, "v1beta1").unwrap());
     }
 
     pub(crate) fn start_kubelet(&mut self, active: Vec<Pod>) {

@@ -10,16 +10,16 @@ use std::path::Path;
 
 use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotId};
 use gpuzone_core::{
-    ApplyError, Demand, GpuHealth, GpuUuid, Inventory, Lease, LeaseEvent, LeaseId, LeaseState,
-    MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal, Request, ReserveError, UnknownLease,
-    ZoneId, admit,
+    ApplyError, Demand, Exposure, GpuHealth, GpuUuid, Inventory, Lease, LeaseEvent, LeaseId,
+    LeaseState, MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal, Request, ReserveError,
+    UnknownLease, ZoneId, admit,
 };
 use gpuzone_wire::scrub::ScrubGpu;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Quotas;
 use crate::journal::{
-    AppendError, HeldLease, Holder, Journal, Record, ReplayError, Replayed, replay,
+    AppendError, At, HeldLease, Holder, Journal, Record, ReplayError, Replayed, replay,
 };
 use crate::placements::Wanted;
 
@@ -120,6 +120,7 @@ impl Refusal {
             Self::Placement(PlacementRefusal::NoMemory) => ErrorKind::InvalidRequest,
             Self::Placement(
                 PlacementRefusal::NoGpu
+                | PlacementRefusal::NotExposed { .. }
                 | PlacementRefusal::NoSuchModel { .. }
                 | PlacementRefusal::TooFewGpus { .. }
                 | PlacementRefusal::LargerThanAnyGpu { .. }
@@ -129,6 +130,8 @@ impl Refusal {
             Self::Reserve(
                 ReserveError::Taken { .. }
                 | ReserveError::UnknownGpu(_)
+                | ReserveError::Exposed { .. }
+                | ReserveError::NotWhole { .. }
                 | ReserveError::Quarantined(_),
             ) => ErrorKind::NoRoom,
             Self::Quota(
@@ -197,7 +200,7 @@ impl Book {
     ) -> Result<HeldLease, Refusal> {
         let placement = self.node.place(request)?;
         let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
-        self.reserve_these(id, zone, demand, holder)
+        self.reserve_these(id, zone, Exposure::Mediated, demand, holder)
     }
 
     /// Admits a placement that somebody else chose and sets its GPUs aside, unless the very lease
@@ -224,19 +227,24 @@ impl Book {
             if by.name == wanted.holder {
                 return Err(Refusal::HoldsAnother { holder: by.name, lease });
             }
-            if (by.slot, by.folder) == (wanted.slot, wanted.folder) {
-                return Err(Refusal::SlotTaken { slot: by.slot, lease, holder: by.name });
+            match by.at {
+                At::Slot { slot, .. } if by.at == wanted.at => {
+                    return Err(Refusal::SlotTaken { slot, lease, holder: by.name });
+                }
+                At::Slot { .. } | At::Device { .. } => {}
             }
         }
         let (tenant, placement) = (wanted.tenant.clone(), wanted.placement.clone());
         let demand = Demand { tenant, placement, time: Default::default() };
-        self.reserve_these(id, zone, demand, holder).map(Found::New)
+        let exposure = wanted.at.exposure();
+        self.reserve_these(id, zone, exposure, demand, holder).map(Found::New)
     }
 
     fn reserve_these(
         &mut self,
         id: LeaseId,
         zone: ZoneId,
+        exposure: Exposure,
         demand: Demand,
         holder: Holder,
     ) -> Result<HeldLease, Refusal> {
@@ -245,7 +253,7 @@ impl Book {
         let admission = admit(quota.as_ref(), held, demand)?;
         // Tried on a copy, for the journal comes before the change and may refuse.
         let mut node = self.node.clone();
-        let lease = node.reserve(id, zone, admission)?.clone();
+        let lease = node.reserve_as(id, zone, exposure, admission)?.clone();
         let held = HeldLease { lease, holder };
         self.journal.append(&Record::Lease(held.clone()))?;
         self.node = node;

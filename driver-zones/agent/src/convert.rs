@@ -6,7 +6,7 @@ use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
     Priority, Request, TimeTerms, ZoneName,
 };
-use gpuzone_hw::GpuUse;
+use gpuzone_hw::{GpuUse, NotReady, VfioFunction};
 use gpuzone_wire::control::LeaseStatus;
 use gpuzone_zone::sandbox::{Limits, UserRanges};
 
@@ -150,7 +150,16 @@ pub(crate) fn gpu(
     exposure: Exposure,
     room: GpuRoom,
     used: Option<&GpuUse>,
+    vfio: Option<&Result<VfioFunction, NotReady>>,
 ) -> proto::Gpu {
+    let (vfio, not_ready) = match vfio {
+        Some(Ok(VfioFunction { group, device })) => {
+            let device = device.clone().unwrap_or_default();
+            (Some(proto::VfioFunction { group: *group, device }), None)
+        }
+        Some(Err(error)) => (None, Some(error.to_string())),
+        None => (None, None),
+    };
     proto::Gpu {
         uuid: gpu.uuid.to_string(),
         index: gpu.index,
@@ -168,6 +177,8 @@ pub(crate) fn gpu(
         utilization_percent: used.and_then(|used| used.utilization_percent),
         leases: room.leases,
         exposure: exposure.to_string(),
+        vfio,
+        not_ready,
         quarantine: match room.health {
             GpuHealth::Healthy => None,
             GpuHealth::Quarantined { reason } => Some(reason),

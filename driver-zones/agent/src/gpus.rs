@@ -1,18 +1,24 @@
 //! The node's GPUs, through NVML.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gpuzone_core::{GpuUuid, Inventory};
-use gpuzone_hw::{DiscoverError, GpuUse, NvmlLibrary, OpenError, SysfsRoot};
+use gpuzone_core::{
+    ComputeCapability, Exposure, Gpu, GpuBacking, GpuUuid, Inventory, InventoryError, PciAddress,
+};
+use gpuzone_hw::{
+    DiscoverError, GpuUse, NotReady, NvmlLibrary, OpenError, SysfsRoot, VfioFunction,
+};
 
-use crate::config::{Config, DriverKind};
+use crate::config::{Config, DriverKind, PassthroughGpu};
 
 /// The GPUs and the library that knows them.
 pub struct Gpus {
     library: NvmlLibrary,
     inventory: Inventory,
     driver_version: String,
+    passthrough: Vec<PassthroughGpu>,
+    sysfs: SysfsRoot,
 }
 
 /// Why the GPUs are not known.
@@ -34,6 +40,21 @@ pub enum DiscoveryError {
         /// Why.
         source: DiscoverError,
     },
+    /// The configuration is about another one.
+    #[error(
+        "[[gpu]] {gpu} is at {said} as the configuration says, and at {found} as its driver says; correct the address"
+    )]
+    Elsewhere {
+        /// Which.
+        gpu: GpuUuid,
+        /// The configuration's address.
+        said: PciAddress,
+        /// The driver's.
+        found: PciAddress,
+    },
+    /// With those of the configuration it makes no inventory.
+    #[error("the GPUs of the driver and of [[gpu]] together cannot be used")]
+    Inventory(#[from] InventoryError),
 }
 
 impl Gpus {
@@ -46,10 +67,12 @@ impl Gpus {
         let opened = NvmlLibrary::open(&config.nvml_library);
         let library = opened.map_err(|source| DiscoveryError::Open { driver, source })?;
         let discover = |source| DiscoveryError::Discover { driver, source };
-        let inventory = library.inventory(&SysfsRoot::default(), driver.backing());
+        let inventory = library.inventory(&config.sysfs, driver.backing());
         let inventory = inventory.map_err(discover)?;
+        let inventory = with_passthrough(inventory, config)?;
         let driver_version = library.driver_version().map_err(discover)?;
-        Ok(Self { library, inventory, driver_version })
+        let (passthrough, sysfs) = (config.passthrough.clone(), config.sysfs.clone());
+        Ok(Self { library, inventory, driver_version, passthrough, sysfs })
     }
 
     /// What there is.
@@ -62,10 +85,21 @@ impl Gpus {
         &self.driver_version
     }
 
+    /// The GPUs that are handed over by passthrough, and whether each can be now.
+    pub fn vfio(&self) -> BTreeMap<GpuUuid, Result<VfioFunction, NotReady>> {
+        let addresses: BTreeSet<PciAddress> =
+            self.passthrough.iter().map(|gpu| gpu.address).collect();
+        let look = |gpu: &PassthroughGpu| (gpu.uuid, self.sysfs.vfio(gpu.address, &addresses));
+        self.passthrough.iter().map(look).collect()
+    }
+
     /// What is in use now, of each GPU of which NVML says it.
     pub async fn used(self: Arc<Self>) -> BTreeMap<GpuUuid, GpuUse> {
         let ask = move || {
             let uuids = self.inventory.gpus().iter().map(|gpu| gpu.uuid);
+            // Another driver has the rest.
+            let ours = |gpu: &GpuUuid| self.inventory.exposure(*gpu).has_worker();
+            let uuids = uuids.filter(ours);
             let used = uuids.filter_map(|gpu| match self.library.gpu_use(gpu) {
                 Ok(used) => Some((gpu, used)),
                 Err(error) => {
@@ -77,5 +111,44 @@ impl Gpus {
         };
         // A driver that hangs keeps its own thread waiting and nobody else.
         tokio::task::spawn_blocking(ask).await.unwrap_or_default()
+    }
+}
+
+/// The driver's GPUs, and those of the configuration that it does not see because they are on
+/// another driver.
+fn with_passthrough(inventory: Inventory, config: &Config) -> Result<Inventory, DiscoveryError> {
+    let mut gpus = inventory.gpus().to_vec();
+    for wanted in &config.passthrough {
+        match inventory.gpu(wanted.uuid) {
+            Some(found) if found.pci != wanted.address => {
+                let (gpu, said, found) = (wanted.uuid, wanted.address, found.pci);
+                return Err(DiscoveryError::Elsewhere { gpu, said, found });
+            }
+            Some(_) => {}
+            None => {
+                let index = gpus.iter().map(|gpu| gpu.index.saturating_add(1)).max();
+                let index = index.unwrap_or_default();
+                gpus.push(described(wanted, index, config));
+            }
+        }
+    }
+    let exposures = config.passthrough.iter().map(|gpu| (gpu.uuid, Exposure::Passthrough));
+    Ok(Inventory::new(gpus)?.exposing(exposures.collect()))
+}
+
+fn described(wanted: &PassthroughGpu, index: u32, config: &Config) -> Gpu {
+    let backing: GpuBacking = config.driver.backing();
+    Gpu {
+        uuid: wanted.uuid,
+        index,
+        name: wanted.model.clone(),
+        pci: wanted.address,
+        memory: wanted.memory,
+        // Its driver is the tenant's, and says it there.
+        compute_capability: ComputeCapability { major: 0, minor: 0 },
+        numa_node: config.sysfs.numa_node(wanted.address),
+        nvlink_peers: BTreeSet::new(),
+        mig_capable: false,
+        backing,
     }
 }

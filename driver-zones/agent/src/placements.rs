@@ -5,12 +5,13 @@ use std::sync::Arc;
 use gpuzone_api::placements::v1 as proto;
 use gpuzone_api::placements::v1::placements_server::Placements;
 use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotFolder, SlotId};
-use gpuzone_core::{ComputeShare, Grant, MemoryBytes, Placement, TenantId};
+use gpuzone_core::{ComputeShare, Exposure, Grant, MemoryBytes, Placement, TenantId};
 use tonic::{Request, Response, Status};
 
 use crate::convert;
 use crate::errors::internal;
-use crate::journal::{HeldLease, PlacedHolder};
+use crate::gpus::Gpus;
+use crate::journal::{At, HeldLease, PlacedHolder};
 use crate::leases::Leases;
 
 /// What a listing shows of a text is not longer.
@@ -25,10 +26,8 @@ pub struct Wanted {
     pub tenant: TenantId,
     /// What it is to hold.
     pub placement: Placement,
-    /// The slot that it is to appear in.
-    pub slot: SlotId,
-    /// And the folder there.
-    pub folder: SlotFolder,
+    /// Where its GPUs are to be had.
+    pub at: At,
     /// What runs, for listings.
     pub program: String,
 }
@@ -37,8 +36,7 @@ impl Wanted {
     /// Whether `held` is that very lease.
     pub(crate) fn is(&self, held: &HeldLease, by: &PlacedHolder) -> bool {
         by.name == self.holder
-            && by.slot == self.slot
-            && by.folder == self.folder
+            && by.at == self.at
             && held.lease.tenant == self.tenant
             && held.lease.placement == self.placement
     }
@@ -53,8 +51,30 @@ fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(TEXT).collect()
 }
 
+/// A caller of an earlier release says nothing of the exposure, and means mediated.
+fn at(exposure: &str, slot: &str, folder: &str) -> Result<At, AgentError> {
+    let exposure = match exposure {
+        "" => Exposure::Mediated,
+        named => named.parse().map_err(invalid)?,
+    };
+    match exposure {
+        Exposure::Mediated => {
+            let slot: SlotId = slot.parse().map_err(invalid)?;
+            let folder: SlotFolder = folder.parse().map_err(invalid)?;
+            Ok(At::Slot { slot, folder })
+        }
+        Exposure::Passthrough if slot.is_empty() && folder.is_empty() => {
+            Ok(At::Device { exposure })
+        }
+        Exposure::Passthrough => Err(invalid("a lease by passthrough appears in no slot")),
+        Exposure::Mig | Exposure::Vgpu => {
+            Err(invalid(format!("exposure '{exposure}' is not handed out by this release")))
+        }
+    }
+}
+
 fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
-    let proto::PlaceRequest { holder, tenant, gpus, slot, folder, program } = message;
+    let proto::PlaceRequest { holder, tenant, gpus, slot, folder, program, exposure } = message;
     let grant = |gpu: proto::PlacedGpu| {
         let memory = MemoryBytes::new(gpu.memory_bytes);
         Ok(Grant {
@@ -68,8 +88,7 @@ fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
         holder: holder.parse().map_err(invalid)?,
         tenant: tenant.parse().map_err(invalid)?,
         placement: Placement::of(grants).map_err(invalid)?,
-        slot: slot.parse().map_err(invalid)?,
-        folder: folder.parse().map_err(invalid)?,
+        at: at(&exposure, &slot, &folder)?,
         program: shown(&program),
     })
 }
@@ -81,13 +100,18 @@ fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
         memory_bytes: grant.memory.get(),
         share_percent: grant.share.percent(),
     };
+    let (slot, folder) = match by.at {
+        At::Slot { slot, folder } => (slot.to_string(), folder.to_string()),
+        At::Device { .. } => Default::default(),
+    };
     Some(proto::PlacedLease {
         id: held.lease.id.to_string(),
         holder: by.name.to_string(),
         tenant: held.lease.tenant.to_string(),
         gpus: held.lease.placement.grants().iter().map(gpu).collect(),
-        slot: by.slot.to_string(),
-        folder: by.folder.to_string(),
+        slot,
+        folder,
+        exposure: by.at.exposure().to_string(),
         state: held.lease.state.to_string(),
         trouble: held.holder.trouble,
         program: held.holder.program,
@@ -97,6 +121,26 @@ fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
 /// The service.
 pub(crate) struct PlacementService {
     pub(crate) leases: Arc<Leases>,
+    pub(crate) gpus: Arc<Gpus>,
+}
+
+impl PlacementService {
+    /// Whether the devices can be handed over now.
+    fn check_ready(&self, wanted: &Wanted) -> Result<(), AgentError> {
+        match wanted.at {
+            At::Slot { .. } => return Ok(()),
+            At::Device { .. } => {}
+        }
+        let ready = self.gpus.vfio();
+        for grant in wanted.placement.grants() {
+            // One that is not there by passthrough is refused by the book, with its reason.
+            if let Some(Err(error)) = ready.get(&grant.gpu) {
+                let message = format!("GPU {} cannot be handed over now: {error}", grant.gpu);
+                return Err(AgentError { kind: ErrorKind::Driver, message });
+            }
+        }
+        Ok(())
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -104,7 +148,12 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Placements for PlacementService {
     async fn place(&self, request: Request<proto::PlaceRequest>) -> Answer<proto::PlaceReply> {
-        let held = self.leases.place(wanted(request.into_inner())?).await?;
+        let wanted = wanted(request.into_inner())?;
+        if let Err(error) = self.check_ready(&wanted) {
+            self.leases.refused(&wanted, &error).await;
+            return Err(error.into());
+        }
+        let held = self.leases.place(wanted).await?;
         Ok(Response::new(proto::PlaceReply { lease: placed(held) }))
     }
 
@@ -148,15 +197,20 @@ mod tests {
             slot: "slot-3".into(),
             folder: "0000000000000001".into(),
             program: "team-a/train\u{1b}[2J".into(),
+            exposure: String::new(),
         }
     }
 
     #[test]
     fn reads_what_is_right_and_names_what_is_not() {
         let read = wanted(asked()).unwrap();
-        assert_eq!((read.slot.number(), read.program.as_str()), (3, "team-a/train[2J"));
+        let (slot, folder) = ("slot-3".parse().unwrap(), SlotFolder::new(1));
+        assert_eq!(
+            (read.at, read.program.as_str()),
+            (At::Slot { slot, folder }, "team-a/train[2J")
+        );
         type Change = fn(&mut proto::PlaceRequest);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 12] = [
             (|r| r.holder = "Pod".into(), "'Pod' names no holder"),
             (|r| r.holder = "x".repeat(201), "names no holder"),
             (|r| r.tenant = "../x".into(), "tenant '../x'"),
@@ -166,6 +220,9 @@ mod tests {
             (|r| r.gpus[0].share_percent = 0, "share '0'"),
             (|r| r.slot = "slot-3/..".into(), "'slot-3/..' is no slot"),
             (|r| r.folder = "../../etc".into(), "'../../etc' names no folder"),
+            (|r| r.exposure = "borrowed".into(), "exposure 'borrowed'"),
+            (|r| r.exposure = "passthrough".into(), "appears in no slot"),
+            (|r| r.exposure = "mig".into(), "not handed out"),
         ];
         for (change, part) in cases {
             let mut message = asked();

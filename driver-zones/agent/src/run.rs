@@ -222,7 +222,7 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
 /// Serves clients until something ends the agent.
 async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result<Ending, RunError> {
     let (end, ended) = watch::channel(false);
-    let placements = PlacementService { leases: Arc::clone(leases) };
+    let placements = PlacementService { leases: Arc::clone(leases), gpus: Arc::clone(&gpus) };
     let (about, zone) = (about(config, &gpus), config.zone.clone());
     let service = Service { leases: Arc::clone(leases), about, zone, gpus, end };
     let socket = config.directories.agent_socket();

@@ -62,11 +62,13 @@ impl Agent for Service {
 
     async fn list_gpus(&self, _: Request<proto::ListGpusRequest>) -> Answer<proto::ListGpusReply> {
         let used = Arc::clone(&self.gpus).used().await;
+        let vfio = self.gpus.vfio();
         let mut gpus = Vec::new();
         let inventory = &self.leases.inventory;
         for gpu in inventory.gpus() {
             let (exposure, room) = (inventory.exposure(gpu.uuid), self.room(gpu.uuid).await?);
-            gpus.push(convert::gpu(gpu, exposure, room, used.get(&gpu.uuid)));
+            let (used, vfio) = (used.get(&gpu.uuid), vfio.get(&gpu.uuid));
+            gpus.push(convert::gpu(gpu, exposure, room, used, vfio));
         }
         Ok(Response::new(proto::ListGpusReply { gpus }))
     }
@@ -137,7 +139,7 @@ impl Agent for Service {
         let room = self.room(uuid).await?;
         let exposure = inventory.exposure(uuid);
         let gpu = inventory.gpu(uuid);
-        let gpu = gpu.map(|gpu| convert::gpu(gpu, exposure, room, used.get(&uuid)));
+        let gpu = gpu.map(|gpu| convert::gpu(gpu, exposure, room, used.get(&uuid), None));
         Ok(Response::new(proto::ClearQuarantineReply {
             gpu,
             overwritten_bytes: report.overwritten.get(),

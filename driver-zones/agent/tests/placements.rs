@@ -36,6 +36,7 @@ mod tests {
             slot: "slot-3".into(),
             folder: format!("{folder:016x}"),
             program: "team/app".into(),
+            exposure: String::new(),
         }
     }
 

@@ -16,8 +16,10 @@ mod inventory;
 mod library;
 mod sysfs;
 mod usage;
+mod vfio;
 
 pub use error::{DiscoverError, OpenError, QueryError, UseError};
 pub use library::NvmlLibrary;
 pub use sysfs::SysfsRoot;
 pub use usage::{GpuUse, ProcessUse};
+pub use vfio::{NotReady, VfioFunction};

@@ -13,11 +13,16 @@ impl Default for SysfsRoot {
 }
 
 impl SysfsRoot {
+    /// The folder of a PCI function.
+    pub(crate) fn function(&self, address: PciAddress) -> PathBuf {
+        self.0.join("bus/pci/devices").join(address.to_string())
+    }
+
     /// The NUMA node that a PCI function is near to. `None` when the kernel does not know it
     /// (it writes -1) or does not have the function.
     #[must_use]
     pub fn numa_node(&self, address: PciAddress) -> Option<u32> {
-        let file = self.0.join("bus/pci/devices").join(address.to_string()).join("numa_node");
+        let file = self.function(address).join("numa_node");
         std::fs::read_to_string(file).ok()?.trim().parse().ok()
     }
 }

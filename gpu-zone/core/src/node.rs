@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Admission, ComputeShare, Gpu, GpuUuid, Grant, Holdings, IllegalTransition, Inventory,
+    Admission, ComputeShare, Exposure, Gpu, GpuUuid, Grant, Holdings, IllegalTransition, Inventory,
     LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement, PlacementRefusal, Request, TenantId,
     TimeTerms, ZoneId,
 };
@@ -62,6 +62,26 @@ pub enum ReserveError {
     /// It was put into quarantine since the placement was made.
     #[error("GPU {0} is in quarantine; `gpu-zone gpus` says why")]
     Quarantined(GpuUuid),
+    /// It is handed over in another way, as the configuration says now.
+    #[error(
+        "GPU {gpu} is handed over as {exposure} on this node, and {asked} is asked for; `gpu-zone gpus` lists how each is"
+    )]
+    Exposed {
+        /// Which GPU.
+        gpu: GpuUuid,
+        /// How it is handed over.
+        exposure: Exposure,
+        /// How it would have to be.
+        asked: Exposure,
+    },
+    /// A part of a GPU that is handed over whole.
+    #[error("GPU {gpu} is handed over whole: {memory} and 100% of its time, not a part")]
+    NotWhole {
+        /// Which GPU.
+        gpu: GpuUuid,
+        /// All of its memory.
+        memory: MemoryBytes,
+    },
     /// Somebody else took the room since the placement was made.
     #[error("GPU {gpu} has {free} and {free_share}% free, less than the placement needs")]
     Taken {
@@ -188,8 +208,13 @@ impl NodeState {
         if request.memory.is_some_and(MemoryBytes::is_zero) {
             return Err(PlacementRefusal::NoMemory);
         }
+        let exposed = |gpu: &&Gpu| self.inventory.exposure(gpu.uuid) == request.exposure;
+        let (gpus, all): (_, Vec<&Gpu>) = (all.len(), all.iter().filter(exposed).collect());
+        if all.is_empty() {
+            return Err(PlacementRefusal::NotExposed { asked: request.exposure, gpus });
+        }
         let of_model = |gpu: &&Gpu| request.model.as_ref().is_none_or(|model| gpu.name == *model);
-        let matching: Vec<&Gpu> = all.iter().filter(of_model).collect();
+        let matching: Vec<&Gpu> = all.iter().copied().filter(of_model).collect();
         if let (true, Some(model)) = (matching.is_empty(), &request.model) {
             let names: BTreeSet<&str> = all.iter().map(|gpu| gpu.name.as_str()).collect();
             let present = names.into_iter().collect::<Vec<_>>().join(", ");
@@ -235,21 +260,35 @@ impl NodeState {
         }
     }
 
-    /// Sets aside what was admitted, for a new lease in state [`LeaseState::Reserved`].
+    /// Sets aside what was admitted, for a new lease in state [`LeaseState::Reserved`] whose GPUs
+    /// are handed over mediated.
     ///
     /// # Errors
-    /// When the identifier is taken, a GPU is in quarantine, or the room is gone. Nothing changes
-    /// then.
+    /// When the identifier is taken, a GPU is in quarantine or handed over otherwise, or the room
+    /// is gone. Nothing changes then.
     pub fn reserve(
         &mut self,
         id: LeaseId,
         zone: ZoneId,
         admission: Admission,
     ) -> Result<&Lease, ReserveError> {
+        self.reserve_as(id, zone, Exposure::Mediated, admission)
+    }
+
+    /// The same for GPUs that are handed over in this way.
+    ///
+    /// # Errors
+    /// As for [`Self::reserve`], and when a part is asked for of what is only handed over whole.
+    pub fn reserve_as(
+        &mut self,
+        id: LeaseId,
+        zone: ZoneId,
+        asked: Exposure,
+        admission: Admission,
+    ) -> Result<&Lease, ReserveError> {
         let demand = admission.into_demand();
-        let mut grants = demand.placement.grants().iter();
-        if let Some(grant) = grants.find(|grant| self.quarantined.contains_key(&grant.gpu)) {
-            return Err(ReserveError::Quarantined(grant.gpu));
+        for grant in demand.placement.grants() {
+            self.check_serves(asked, grant)?;
         }
         let lease = Lease {
             id,
@@ -260,6 +299,29 @@ impl NodeState {
             state: LeaseState::Reserved,
         };
         self.restore(lease)
+    }
+
+    fn check_serves(&self, asked: Exposure, grant: &Grant) -> Result<(), ReserveError> {
+        let gpu = grant.gpu;
+        if self.quarantined.contains_key(&gpu) {
+            return Err(ReserveError::Quarantined(gpu));
+        }
+        let exposure = self.inventory.exposure(gpu);
+        if exposure != asked {
+            return Err(ReserveError::Exposed { gpu, exposure, asked });
+        }
+        let memory = self.inventory.gpu(gpu).map(|gpu| gpu.memory);
+        match (asked, memory) {
+            (Exposure::Passthrough, Some(memory))
+                if grant.memory != memory || grant.share != ComputeShare::WHOLE =>
+            {
+                Err(ReserveError::NotWhole { gpu, memory })
+            }
+            (
+                Exposure::Mediated | Exposure::Passthrough | Exposure::Mig | Exposure::Vgpu,
+                Some(_) | None,
+            ) => Ok(()),
+        }
     }
 
     /// Takes back a lease that a journal recorded, in the state it had. It was admitted once:

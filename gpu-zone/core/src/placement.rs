@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeShare, GpuUuid, MemoryBytes};
+use crate::{ComputeShare, Exposure, GpuUuid, MemoryBytes};
 
 /// What a lease holds of one GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +95,16 @@ pub enum PlacementRefusal {
     /// The node has no GPU at all.
     #[error("this node has no GPU; `gpu-zone doctor` says what is missing")]
     NoGpu,
+    /// All are handed over in another way.
+    #[error(
+        "none of this node's {gpus} GPU(s) is handed over as {asked}; `gpu-zone gpus` lists how each is, and [[gpu]] in the agent's configuration says it"
+    )]
+    NotExposed {
+        /// How it would have to be.
+        asked: Exposure,
+        /// How many there are.
+        gpus: usize,
+    },
     /// A request for zero bytes.
     #[error(
         "the request asks for 0 bytes of GPU memory; ask for more, or leave memory out for a whole GPU"

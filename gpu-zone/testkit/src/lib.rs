@@ -13,6 +13,7 @@ pub mod kubernetes;
 mod node;
 mod output;
 mod processes;
+mod sysfs;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use census::{Holdings, Traces, processes_of};
 pub use node::{Lease, Node, Options, Sweeper};
 pub use output::{Finished, Running};
 pub use processes::{Process, Role};
+pub use sysfs::Sysfs;
 
 /// Why the harness could not do what a test wanted.
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ use gpuzone_wire::turn::FairTime;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::gpus::GpuTable;
 use super::{ConfigError, DriverKind, ZonePolicy};
 use crate::leases::ScrubSettings;
 use crate::metrics::Listen;
@@ -32,6 +33,7 @@ pub(super) struct File {
     pub(super) fair_time: FairTime,
     pub(super) scrub: ScrubSettings,
     pub(super) metrics: Metrics,
+    pub(super) gpus: Vec<GpuTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,6 +61,8 @@ struct Tables {
     scrub: Scrub,
     #[serde(default)]
     metrics: Metrics,
+    #[serde(default)]
+    gpu: Vec<GpuTable>,
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -66,6 +70,7 @@ struct Tables {
 pub(super) struct Node {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) run_dir: Option<PathBuf>,
+    pub(super) sysfs: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -203,7 +208,7 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let tables: Tables = toml::from_str(text).map_err(|error| explain(path, text, &error))?;
     let Tables { node, driver, shim, binaries, usage, zone, tenants, .. } = tables;
-    let Tables { worker, fair_time, scrub, metrics, .. } = tables;
+    let Tables { worker, fair_time, scrub, metrics, gpu: gpus, .. } = tables;
     let mut tenants: BTreeMap<TenantId, TenantQuota> =
         tenants.into_iter().map(|(tenant, quota)| (tenant, quota.into())).collect();
     let default = tenants.iter().find(|(tenant, _)| tenant.as_str() == DEFAULT);
@@ -225,6 +230,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
         fair_time,
         scrub: scrub.into(),
         metrics,
+        gpus,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The agent's configuration: a TOML file, flags over it, and what follows from both.
 
 mod file;
+mod gpus;
 mod libraries;
 mod sandbox;
 mod zone;
@@ -12,10 +13,12 @@ use std::time::Duration;
 
 use gpuzone_api::Directories;
 use gpuzone_core::{GpuBacking, TenantId, TenantQuota};
+use gpuzone_hw::SysfsRoot;
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
 
+pub use gpus::{GpuTableError, PassthroughGpu};
 pub use libraries::MissingFile;
 pub use sandbox::ZonePolicy;
 pub use zone::{ZoneLimits, ZoneUsers};
@@ -94,6 +97,10 @@ pub struct Config {
     pub scrub: ScrubSettings,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<Listen>,
+    /// The GPUs that are handed over by passthrough.
+    pub passthrough: Vec<PassthroughGpu>,
+    /// Where the kernel shows devices.
+    pub sysfs: SysfsRoot,
 }
 
 /// Why a configuration is not used.
@@ -134,6 +141,9 @@ pub enum ConfigError {
         "no driver is chosen; write kind = \"nvidia\" or kind = \"simulated\" under [driver] in the configuration, or give --driver"
     )]
     NoDriver,
+    /// A `[[gpu]]` that makes no sense.
+    #[error(transparent)]
+    Gpu(#[from] GpuTableError),
     /// Something that the agent needs is not where it was looked for.
     #[error(transparent)]
     Missing(#[from] MissingFile),
@@ -224,6 +234,8 @@ impl Config {
             },
             DriverKind::Nvidia => None,
         };
+        let sysfs = beside_file(file.node.sysfs)?;
+        let passthrough = gpus::passthrough(file.gpus, driver, sysfs.is_some())?;
         let listen = match file.metrics.listen {
             Some(Listen::Unix(path)) => beside_file(Some(path))?.map(Listen::Unix),
             other => other,
@@ -256,6 +268,8 @@ impl Config {
             fair_time: file.fair_time,
             scrub: file.scrub,
             metrics: listen,
+            passthrough,
+            sysfs: sysfs.map_or_else(SysfsRoot::default, SysfsRoot),
         })
     }
 }

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::{HolderName, SlotFolder, SlotId};
-use gpuzone_core::{GpuUuid, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
+use gpuzone_core::{Exposure, GpuUuid, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
 use gpuzone_zone::files::write_atomically;
 use gpuzone_zone::{BootId, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -53,12 +53,49 @@ pub enum HeldBy {
 pub struct PlacedHolder {
     /// Whom whoever placed it knows.
     pub name: HolderName,
-    /// The slot.
-    pub slot: SlotId,
-    /// The folder in the slot.
-    pub folder: SlotFolder,
+    /// Where its GPUs are to be had.
+    #[serde(flatten)]
+    pub at: At,
     /// In which boot it was placed: it ends with that.
     pub boot: BootId,
+}
+
+/// Where whoever holds a placed lease has its GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum At {
+    /// In a slot: a worker serves it there.
+    Slot {
+        /// Which.
+        slot: SlotId,
+        /// The folder in it.
+        folder: SlotFolder,
+    },
+    /// It has the devices themselves.
+    Device {
+        /// In which way.
+        exposure: Exposure,
+    },
+}
+
+impl At {
+    /// How the GPUs are handed over.
+    pub const fn exposure(self) -> Exposure {
+        match self {
+            Self::Slot { .. } => Exposure::Mediated,
+            Self::Device { exposure } => exposure,
+        }
+    }
+}
+
+impl HeldLease {
+    /// How its GPUs are handed over.
+    pub fn exposure(&self) -> Exposure {
+        match &self.holder.by {
+            HeldBy::Process(_) => Exposure::Mediated,
+            HeldBy::Placed(placed) => placed.at.exposure(),
+        }
+    }
 }
 
 impl Holder {

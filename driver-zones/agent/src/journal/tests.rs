@@ -98,15 +98,23 @@ fn an_old_line_is_read() {
 fn a_placed_lease_is_read_back() {
     let placed = PlacedHolder {
         name: "pod/6f1/train".parse().unwrap(),
-        slot: "slot-3".parse().unwrap(),
-        folder: SlotFolder::new(u64::MAX),
+        at: At::Slot { slot: "slot-3".parse().unwrap(), folder: SlotFolder::new(u64::MAX) },
         boot: BootId::current().unwrap(),
     };
-    let mut held = lease(1);
-    held.holder.by = HeldBy::Placed(placed.clone());
+    // As versions before devices wrote it.
+    let old = format!(
+        r#"{{"name":"pod/6f1/train","slot":"slot-3","folder":"ffffffffffffffff","boot":{}}}"#,
+        serde_json::to_string(&placed.boot).unwrap()
+    );
+    assert_eq!(serde_json::from_str::<PlacedHolder>(&old).unwrap(), placed);
+    let at = At::Device { exposure: Exposure::Passthrough };
+    let mut leases = [lease(1), lease(2)];
+    leases[0].holder.by = HeldBy::Placed(placed.clone());
+    leases[1].holder.by = HeldBy::Placed(PlacedHolder { at, ..placed });
     let Scratch { _dir, path } = scratch();
-    written(&path, &[Record::Lease(held.clone())]);
-    assert_eq!(replay(&path).unwrap().leases, [held]);
+    written(&path, &leases.clone().map(Record::Lease));
+    assert_eq!(replay(&path).unwrap().leases, leases);
+    assert_eq!(leases[1].exposure(), Exposure::Passthrough);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //!
 //! Every step can be repeated, so a lease that a crash left anywhere is brought on from there.
 
+mod devices;
 mod placed;
 mod reconcile;
 mod scrub;
@@ -36,7 +37,7 @@ use crate::audit::{self, AGENT, Audit};
 use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
-use crate::journal::{HeldBy, HeldLease, Holder};
+use crate::journal::{At, HeldBy, HeldLease, Holder};
 use crate::metrics;
 use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
@@ -191,6 +192,9 @@ impl Leases {
 
     /// Audit, slot, worker, bill, active.
     async fn serve(&self, held: &HeldLease) -> Result<(), (AgentError, Memory)> {
+        if !held.exposure().has_worker() {
+            return self.serve_device(held).await;
+        }
         let untouched = |error| (error, Memory::Untouched);
         let detail = json!({
             "grants": audit::granted(&held.lease),
@@ -243,11 +247,14 @@ impl Leases {
 
     fn order(&self, held: &HeldLease) -> WorkerOrder {
         let lease = held.lease.id;
-        let (slot_dir, access) = match held.holder.placed() {
-            None => (self.directories.slots_dir().join(lease.to_string()), SlotAccess::Private),
-            Some(by) => {
-                let folder = slot_folder(&self.directories.state, by.slot, by.folder);
-                (folder, SlotAccess::Mounted)
+        let at = held.holder.placed().map(|by| by.at);
+        let (slot_dir, access) = match at {
+            // A device's lease has no worker, and nobody asks for its order.
+            None | Some(At::Device { .. }) => {
+                (self.directories.slots_dir().join(lease.to_string()), SlotAccess::Private)
+            }
+            Some(At::Slot { slot, folder }) => {
+                (slot_folder(&self.directories.state, slot, folder), SlotAccess::Mounted)
             }
         };
         WorkerOrder {
@@ -333,6 +340,7 @@ impl Leases {
         }
         match memory {
             Memory::Untouched => {}
+            Memory::Used if !held.exposure().has_worker() => self.keep_out(&held).await?,
             Memory::Used => {
                 if let Err(error) = self.scrub(&held).await {
                     return Err(self.failed(&held, error).await);
@@ -361,6 +369,10 @@ impl Leases {
     /// Ends the worker, closes the bill, removes the slot.
     async fn drain(&self, held: &HeldLease, reason: &str) -> Result<(), AgentError> {
         let id = held.lease.id;
+        if !held.exposure().has_worker() {
+            self.drain_device(held, reason).await;
+            return Ok(());
+        }
         let last = self.link.stop(id).await.map_err(|error| AgentError {
             kind: ErrorKind::Driver,
             message: format!("the lease's worker cannot be ended: {}", sentence(&error)),
@@ -420,7 +432,8 @@ impl Leases {
         if let Err(error) = self.audit.sync().await {
             tracing::error!(error = sentence(&error), "the audit log is not on disk");
         }
-        let used = statuses.into_iter().map(used_by).collect();
+        let mut used: Vec<Used> = statuses.into_iter().map(used_by).collect();
+        used.extend(self.used_devices().await);
         self.usage.record(used).await.map_err(|error| internal(sentence(&error)))
     }
 

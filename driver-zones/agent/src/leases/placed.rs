@@ -32,8 +32,7 @@ impl Leases {
         let placed = tokio::spawn(async move {
             let placed = leases.place_for(&wanted).await;
             if let Err(error) = &placed {
-                leases.usage.refused(&wanted.tenant, error.kind, &error.message).await;
-                leases.audit_refused_placement(&wanted, error).await;
+                leases.refused(&wanted, error).await;
             }
             placed
         });
@@ -70,12 +69,7 @@ impl Leases {
         wanted: &Wanted,
     ) -> Result<Found, AgentError> {
         let boot = BootId::current().map_err(|error| internal(format!("no boot id: {error}")))?;
-        let placed = PlacedHolder {
-            name: wanted.holder.clone(),
-            slot: wanted.slot,
-            folder: wanted.folder,
-            boot,
-        };
+        let placed = PlacedHolder { name: wanted.holder.clone(), at: wanted.at, boot };
         let holder = Holder {
             by: HeldBy::Placed(placed),
             program: wanted.program.clone(),
@@ -97,10 +91,13 @@ impl Leases {
         self.book.with(reserve).await?
     }
 
-    async fn audit_refused_placement(&self, wanted: &Wanted, error: &AgentError) {
+    /// Notes that a lease was refused.
+    pub(crate) async fn refused(&self, wanted: &Wanted, error: &AgentError) {
+        self.usage.refused(&wanted.tenant, error.kind, &error.message).await;
         let detail = json!({
             "kind": error.kind.as_str(),
             "reason": error.message,
+            "exposure": wanted.at.exposure().as_str(),
             "gpus": wanted.placement.grants().len(),
             "memory_bytes": wanted.placement.memory().get(),
             "share_percent": wanted.placement.share_percent(),

@@ -24,6 +24,9 @@ impl Leases {
     pub async fn recover(self: &Arc<Self>, lost: Vec<LostLease>) -> Result<(), AgentError> {
         for LostLease { lease, reason } in lost {
             tracing::error!(lease = %lease.lease.id, %reason, "the node cannot hold it any more");
+            if !lease.exposure().has_worker() {
+                self.keep_out(&lease).await?;
+            }
         }
         let boot = BootId::current().map_err(|error| internal(format!("no boot id: {error}")))?;
         let held = self.book.with(|book| book.leases()).await?;
@@ -100,7 +103,7 @@ impl Leases {
             LeaseState::Active if abandoned => {
                 log_failure(id, self.end_in_turn(id, reason, Memory::Used).await);
             }
-            LeaseState::Active if served => {}
+            LeaseState::Active if served || !held.exposure().has_worker() => {}
             LeaseState::Active => match self.link.start(self.order(&held)).await {
                 Ok(_) => tracing::warn!(lease = %id, "it had no worker and has one again"),
                 Err(error) => tracing::error!(lease = %id, %error, "it has no worker"),

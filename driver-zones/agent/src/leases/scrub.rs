@@ -121,7 +121,7 @@ impl Leases {
         }
     }
 
-    async fn quarantine(&self, gpu: GpuUuid, reason: &str) -> Result<(), AgentError> {
+    pub(super) async fn quarantine(&self, gpu: GpuUuid, reason: &str) -> Result<(), AgentError> {
         tracing::error!(%gpu, reason, "in quarantine: it serves no new lease until it is cleared");
         let why = reason.to_owned();
         let fresh = self.book.with(move |book| book.quarantine(gpu, &why)).await?;
@@ -145,6 +145,7 @@ impl Leases {
             let message = format!("GPU {gpu} is not in quarantine; there is nothing to clear");
             return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
         }
+        self.check_clearable(gpu)?;
         let turns = self.take_gpus(&[gpu]).await;
         // Those whose end failed; no worker of theirs is left to use what they hold.
         let leases = self.book.with(|book| book.leases()).await?;

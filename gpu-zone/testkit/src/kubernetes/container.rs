@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,14 @@ pub struct Container {
     mounts: BTreeMap<String, String>,
     environment: BTreeMap<String, String>,
     libraries: TempDir,
+    nodes: BTreeSet<String>,
 }
 
 impl Container {
     pub(super) fn new(
         mounts: BTreeMap<String, String>,
         environment: BTreeMap<String, String>,
+        nodes: BTreeSet<String>,
     ) -> io::Result<Self> {
         let libraries = tempfile::Builder::new().prefix("gz-lib-").tempdir_in("/tmp")?;
         for (inside, outside) in &mounts {
@@ -28,12 +30,17 @@ impl Container {
                 symlink(outside, libraries.path().join(name))?;
             }
         }
-        Ok(Self { mounts, environment, libraries })
+        Ok(Self { mounts, environment, libraries, nodes })
     }
 
     /// Where on the node the folder or file is that the container sees at `inside`.
     pub fn on_node(&self, inside: &str) -> Option<PathBuf> {
         self.mounts.get(inside).map(PathBuf::from)
+    }
+
+    /// The device nodes that it has, and the names of its CDI devices.
+    pub fn nodes(&self) -> &BTreeSet<String> {
+        &self.nodes
     }
 
     /// `program`, started as in the container.

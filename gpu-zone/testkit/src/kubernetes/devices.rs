@@ -13,6 +13,9 @@ pub(super) struct Given {
     /// What the plugin answered: host path by path in the container, and the variables.
     pub(super) mounts: BTreeMap<String, String>,
     pub(super) environment: BTreeMap<String, String>,
+    /// Device nodes, and the names of CDI devices.
+    #[serde(default)]
+    pub(super) nodes: BTreeSet<String>,
 }
 
 /// By pod UID and container: what outlives a restart of the kubelet.

@@ -222,6 +222,7 @@ impl Kubelet {
             devices: devices.iter().map(|id| (*id).to_owned()).collect(),
             mounts: BTreeMap::new(),
             environment: BTreeMap::new(),
+            nodes: BTreeSet::new(),
         };
         state.checkpoint.pods.entry(pod.uid.clone()).or_default().insert(container.into(), given);
     }
@@ -290,7 +291,9 @@ impl Kubelet {
         let answer = answer.ok_or_else(|| AdmitError("the plugin answers nothing".into()))?;
         let mounts = answer.mounts.into_iter().map(|m| (m.container_path, m.host_path)).collect();
         let environment = answer.envs.into_iter().collect();
-        let given = Given { devices: chosen, mounts, environment };
+        let nodes = answer.devices.into_iter().map(|node| node.host_path);
+        let nodes = nodes.chain(answer.cdi_devices.into_iter().map(|cdi| cdi.name)).collect();
+        let given = Given { devices: chosen, mounts, environment, nodes };
         let mut state = self.shared.lock();
         let pods = &mut state.checkpoint.pods;
         pods.entry(pod.uid.clone()).or_default().insert(container.name.clone(), given);
@@ -321,7 +324,8 @@ impl Kubelet {
                 answer.await.map_err(|_| StartError("context deadline exceeded".into()))?;
             answer.map_err(|status| StartError(status.message().to_owned()))?;
         }
-        Container::new(given.mounts, given.environment).map_err(|e| StartError(e.to_string()))
+        Container::new(given.mounts, given.environment, given.nodes)
+            .map_err(|e| StartError(e.to_string()))
     }
 
     /// Forgets a pod: it is deleted, or over, and its containers are gone.

@@ -3,7 +3,7 @@
 use gpuzone_core::{ComputeShare, Grant, Placement};
 
 use super::*;
-use crate::journal::PlacedHolder;
+use crate::journal::{At, PlacedHolder};
 use crate::placements::Wanted;
 
 fn wanted(node: &Node, holder: &str, folder: u64) -> Wanted {
@@ -14,8 +14,10 @@ fn wanted(node: &Node, holder: &str, folder: u64) -> Wanted {
         holder: holder.parse().unwrap(),
         tenant: "acme".parse().unwrap(),
         placement,
-        slot: "slot-1".parse().unwrap(),
-        folder: gpuzone_api::SlotFolder::new(folder),
+        at: At::Slot {
+            slot: "slot-1".parse().unwrap(),
+            folder: gpuzone_api::SlotFolder::new(folder),
+        },
         program: "team/app".into(),
     }
 }

@@ -1,0 +1,165 @@
+//! Makes the leases of whole GPUs, and ends them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuzone_api::kubernetes::NodeName;
+use gpuzone_core::PciAddress;
+use tokio::sync::{Mutex, Notify, watch};
+
+use super::{WholeError, WholeGpu, of_devices};
+use crate::claim::{ClaimError, claim};
+use crate::holders::{HolderError, Holders, PodName};
+use crate::keep::{Verdict, verdict};
+use crate::keeper::{may_clear, runs};
+use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, WholeLease};
+
+/// The kubelet waits for 30 s.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// How often it is looked when nothing else asks for it.
+const REGULARLY: Duration = Duration::from_secs(20);
+
+/// Why a container does not start with its GPUs now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WholeLeaseError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Holder(#[from] HolderError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Devices(#[from] WholeError),
+    #[error("the API server has no pod {0}; if it was deleted, nothing is to be done")]
+    NoPod(PodName),
+    #[error("GPU {0} cannot be handed over now: {1}")]
+    NotReady(PciAddress, String),
+    #[error("the lease was not made within {PATIENCE:?}; it is tried again")]
+    Slow,
+}
+
+/// Makes and ends leases of whole GPUs. One for the node.
+pub(crate) struct WholeKeeper {
+    pub(crate) kubelet: KubeletLink,
+    pub(crate) api: ApiLink,
+    pub(crate) agent: AgentLink,
+    pub(crate) node: NodeName,
+    /// What there is, as the agent last said.
+    pub(crate) gpus: watch::Receiver<Arc<Vec<WholeGpu>>>,
+    /// One at a time: there are few, and each is quick.
+    pub(crate) turn: Mutex<()>,
+    pub(crate) stirred: Notify,
+}
+
+impl WholeKeeper {
+    /// Makes the lease of the container that holds `devices`, active when this returns; however
+    /// often it is asked, it is the same lease.
+    pub(crate) async fn prepare(
+        &self,
+        devices: &BTreeSet<PciAddress>,
+    ) -> Result<(), WholeLeaseError> {
+        let made = async {
+            let _turn = self.turn.lock().await;
+            self.prepare_in_turn(devices).await
+        };
+        tokio::time::timeout(PATIENCE, made).await.unwrap_or(Err(WholeLeaseError::Slow))
+    }
+
+    async fn prepare_in_turn(&self, devices: &BTreeSet<PciAddress>) -> Result<(), WholeLeaseError> {
+        let found = self.kubelet.holders().await?.find(devices)?;
+        let pod = self.api.pod(&found.pod).await?;
+        let pod = pod.ok_or_else(|| WholeLeaseError::NoPod(found.pod.clone()))?;
+        let label = self.api.tenant_label(&found.pod.namespace).await?;
+        let (label, container) = (label.as_deref(), found.container.as_deref());
+        let claim = claim(&pod, label, &self.node, container, devices.len())?;
+        let gpus = self.gpus.borrow().clone();
+        let claim = of_devices(claim, devices, &gpus)?;
+        for gpu in gpus.iter().filter(|gpu| devices.contains(&gpu.address)) {
+            if let Err(trouble) = &gpu.ready {
+                return Err(WholeLeaseError::NotReady(gpu.address, trouble.clone()));
+            }
+        }
+        match self.agent.place_whole(&claim, &pod.name).await {
+            Ok(()) => Ok(()),
+            // What is in its way may be leases of pods that are gone.
+            Err(LinkError::Refused(error)) if may_clear(&error) => {
+                self.sweep().await;
+                Ok(self.agent.place_whole(&claim, &pod.name).await?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sweeps for ever: when something stirs, and from time to time.
+    pub(crate) async fn sweep_regularly(&self) {
+        loop {
+            {
+                let _turn = self.turn.lock().await;
+                self.sweep().await;
+            }
+            self.make_missing().await;
+            let _ = tokio::time::timeout(REGULARLY, self.stirred.notified()).await;
+        }
+    }
+
+    /// Ends the leases of pods that are gone.
+    async fn sweep(&self) {
+        // In this order: what is listed as a lease was a pod's before the pods are listed.
+        let Ok(leases) = self.agent.whole_leases().await else { return };
+        if leases.is_empty() {
+            return;
+        }
+        let pods = self.api.pods().await.ok();
+        let holders: Option<Holders<PciAddress>> = self.kubelet.holders().await.ok();
+        let gpus = self.gpus.borrow().clone();
+        for lease in leases {
+            let device = gpus.iter().find(|gpu| lease.gpus.first() == Some(&gpu.gpu));
+            // What the agent does not list, nobody can be said to hold.
+            let Some(device) = device else { continue };
+            let (pod, name) = (&lease.holder.pod, lease.name.as_ref());
+            let verdict = verdict(pod, name, &device.address, pods.as_ref(), holders.as_ref());
+            match verdict {
+                Verdict::Keep => {}
+                Verdict::End(reason) => self.end(&lease, reason).await,
+            }
+        }
+    }
+
+    async fn end(&self, lease: &WholeLease, reason: &'static str) {
+        tracing::info!(lease = %lease.id, holder = %lease.holder, reason, "ended");
+        if let Err(error) = self.agent.end(&lease.id, reason).await {
+            tracing::warn!(lease = %lease.id, %error, "it could not be ended; it is tried again");
+        }
+    }
+
+    /// Makes the leases of containers that run without one: the kubelet does not ask for one that
+    /// starts before this plugin has registered again.
+    async fn make_missing(&self) {
+        if self.gpus.borrow().is_empty() {
+            return;
+        }
+        let (Ok(leases), Ok(pods), Ok(holders)) = (
+            self.agent.whole_leases().await,
+            self.api.pods().await,
+            self.kubelet.holders::<PciAddress>().await,
+        ) else {
+            return;
+        };
+        let by_name: BTreeMap<_, _> = pods.values().map(|pod| (&pod.name, pod)).collect();
+        for holding in holders.holdings() {
+            let Some(pod) = by_name.get(&holding.pod) else { continue };
+            let mut own = leases.iter().filter(|lease| lease.holder.pod == pod.uid);
+            let served = own.any(|lease| lease.holder.container.as_str() == holding.container);
+            if served || !runs(pod, &holding.container) {
+                continue;
+            }
+            match self.prepare(&holding.devices).await {
+                Ok(()) => tracing::info!(pod = %holding.pod, "it has a lease of its GPUs now"),
+                Err(error) => {
+                    tracing::error!(pod = %holding.pod, %error, "it has GPUs without a lease");
+                }
+            }
+        }
+    }
+}

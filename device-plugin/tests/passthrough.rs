@@ -1,0 +1,142 @@
+//! Whole GPUs by passthrough, from the pod to the lease: the real plugin and the real agent, with
+//! a folder that stands for sysfs, and a kubelet and an API server that are stand-ins.
+#[cfg(test)]
+#[allow(dead_code, reason = "it serves several test programs")]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use gpuzone_core::{ComputeShare, GpuUuid, Grant, MemoryBytes};
+    use gpuzone_testkit::kubernetes::Pod;
+    use gpuzone_testkit::{Node, Sysfs};
+
+    use super::support::{Cluster, NODE};
+
+    const RESOURCE: &str = "gpuzone.dev/passthrough";
+    const ADDRESSES: [&str; 2] = ["0000:3b:00.0", "0000:af:00.0"];
+
+    fn uuid(number: u8) -> GpuUuid {
+        GpuUuid::from_bytes([number; 16])
+    }
+
+    /// Two simulated GPUs, and two on vfio-pci beside them.
+    async fn start() -> (Cluster, Sysfs) {
+        let mut tables = String::from("[node]\nsysfs = \"sys\"\n");
+        for (number, address) in (1..).zip(ADDRESSES) {
+            tables += &format!(
+                "[[gpu]]\nuuid = \"{}\"\nexposure = \"passthrough\"\naddress = \"{address}\"\n\
+                 model = \"gpu-zone Simulated GPU\"\nmemory = \"80Gi\"\n",
+                uuid(number)
+            );
+        }
+        let mut node = Node::prepare(&Cluster::options(&tables)).unwrap();
+        let sysfs = Sysfs::new(&node.folder().join("sys")).unwrap();
+        for (group, address) in (12..).zip(ADDRESSES) {
+            sysfs.gpu(address, group).unwrap();
+        }
+        node.start_agent().unwrap();
+        let mut cluster = Cluster::of(node).await;
+        cluster.start_kubelet_for(RESOURCE, Vec::new());
+        cluster.start_plugin();
+        allocatable(&cluster, 2).await;
+        (cluster, sysfs)
+    }
+
+    async fn allocatable(cluster: &Cluster, count: usize) {
+        let holds = async |cluster: &Cluster| cluster.kubelet().allocatable() == count;
+        cluster.until(&format!("{count} whole GPUs"), holds).await;
+    }
+
+    /// A pod whose placement is of the first whole GPU.
+    fn whole_pod(cluster: &Cluster, namespace: &str, name: &str) -> Pod {
+        let memory = MemoryBytes::gib(80);
+        let grant = Grant { gpu: uuid(1), memory, share: ComputeShare::WHOLE };
+        let pod = Pod::new(namespace, name, &format!("uid-{name}"), 1);
+        cluster.placed(pod, &[("app", &[grant])])
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pod_gets_a_whole_gpu_and_the_next_not_what_it_left() {
+        let (mut cluster, sysfs) = start().await;
+        // Both resources are there, each at a socket of its own.
+        let folder = cluster.kubelet().folder().to_owned();
+        assert!(folder.join("gpuzone.dev_gpu.sock").exists());
+        assert!(folder.join("gpuzone.dev_passthrough.sock").exists());
+
+        let first = whole_pod(&cluster, "team", "a");
+        cluster.admit(&first).await;
+        let container = cluster.start_container(&first, "app").await;
+        let nodes: BTreeSet<&str> = container.nodes().iter().map(String::as_str).collect();
+        assert_eq!(nodes, BTreeSet::from(["/dev/vfio/12", "/dev/vfio/vfio"]));
+        let leases = cluster.node.leases().unwrap();
+        assert_eq!((leases.len(), leases[0].tenant()), (1, "team"));
+        let lease = leases[0].id().to_owned();
+
+        // The second pod was placed on the first GPU, too: the kubelet chose the other.
+        let second = whole_pod(&cluster, "team", "b");
+        cluster.admit(&second).await;
+        let container = cluster.start_container(&second, "app").await;
+        assert!(container.nodes().contains("/dev/vfio/13"), "{:?}", container.nodes());
+        cluster.leases(2).await;
+
+        // All restart, and the leases are the same.
+        cluster.kill_plugin();
+        cluster.node.kill_agent().unwrap();
+        let active = cluster.kubelet().active();
+        cluster.node.start_agent().unwrap();
+        cluster.start_kubelet_for(RESOURCE, active);
+        cluster.start_plugin();
+        allocatable(&cluster, 2).await;
+        cluster.start_container(&first, "app").await;
+        let leases = cluster.node.leases().unwrap();
+        assert!(leases.len() == 2 && leases.iter().any(|other| other.id() == lease));
+
+        // A pod that goes leaves a GPU that nobody can show to be clear.
+        cluster.delete(&first);
+        cluster.leases(1).await;
+        allocatable(&cluster, 1).await;
+        let path = format!("gpunodes/{NODE}/status");
+        let published = async |cluster: &Cluster| {
+            let status = cluster.api.patched(&path).unwrap_or_default();
+            let gpu = &status["status"]["gpus"][2];
+            gpu["exposure"] == "passthrough" && gpu["healthy"] == false
+        };
+        cluster.until("the GpuNode", published).await;
+        // And one that is bound to something else is not to be had either.
+        sysfs.bind(ADDRESSES[1], Some("nvidia")).unwrap();
+        allocatable(&cluster, 0).await;
+        assert!(cluster.log().contains("is bound to nvidia"), "{}", cluster.log());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_has_no_right_to_a_whole_gpu_does_not_start() {
+        let (cluster, sysfs) = start().await;
+        let bare = Pod::new("team", "bare", "uid-bare", 1);
+        let poor = whole_pod(&cluster, "small", "poor");
+        for (pod, part) in [(&bare, "leave spec.nodeName out"), (&poor, "quota of tenant 'small'")]
+        {
+            cluster.admit(pod).await;
+            let said = cluster.refusal(pod).await;
+            assert!(said.contains(part), "{said} lacks {part}");
+            cluster.delete(pod);
+        }
+        // A placement of a mediated GPU is none of a whole one.
+        let mediated = Pod::new("team", "m", "uid-m", 1);
+        let mediated = cluster.placed(mediated, &[("app", &[cluster.grant(0, 1)])]);
+        cluster.admit(&mediated).await;
+        let said = cluster.refusal(&mediated).await;
+        assert!(said.contains("does not hand over whole"), "{said}");
+        cluster.delete(&mediated);
+        // Its IOMMU group is shared after the kubelet gave it.
+        let late = whole_pod(&cluster, "team", "late");
+        cluster.admit(&late).await;
+        sysfs.function("0000:3b:00.1", "0x040300").unwrap();
+        sysfs.bind("0000:3b:00.1", Some("snd_hda_intel")).unwrap();
+        sysfs.group("0000:3b:00.1", 12).unwrap();
+        let said = cluster.refusal(&late).await;
+        assert!(said.contains("cannot be handed over now"), "{said}");
+        assert!(cluster.node.leases().unwrap().is_empty());
+    }
+}

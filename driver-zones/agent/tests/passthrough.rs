@@ -1,0 +1,140 @@
+//! Leases of whole GPUs that their holder has itself, with the real agent and a folder that stands
+//! for sysfs.
+#[cfg(test)]
+#[allow(dead_code, reason = "it serves several test programs")]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_api::agent::v1 as agent;
+    use gpuzone_api::placements::v1::placements_client::PlacementsClient;
+    use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
+    use gpuzone_api::{AgentError, ErrorKind, connect_channel};
+    use gpuzone_testkit::Sysfs;
+    use rustix::process::Signal;
+
+    use super::support::Node;
+
+    const WHOLE: &str = "GPU-00000000-0000-0000-0000-00000000abcd";
+    const ADDRESS: &str = "0000:3b:00.0";
+
+    /// A simulated GPU, and one on vfio-pci beside it that the driver does not see.
+    async fn start() -> (Node, Sysfs) {
+        let node = Node::prepare();
+        let sysfs = Sysfs::new(&node.path("sys")).unwrap();
+        sysfs.gpu(ADDRESS, 12).unwrap();
+        node.configure("run_dir = \"run\"", "run_dir = \"run\"\nsysfs = \"sys\"");
+        let table = format!(
+            "[[gpu]]\nuuid = \"{WHOLE}\"\nexposure = \"passthrough\"\naddress = \"{ADDRESS}\"\n\
+             model = \"gpu-zone Simulated GPU\"\nmemory = \"80Gi\"\n[usage]"
+        );
+        node.configure("[usage]", &table);
+        let mut node = node;
+        node.start_agent().await;
+        (node, sysfs)
+    }
+
+    fn wanted(holder: &str, gpu: &str, gib: u64, share_percent: u32) -> proto::PlaceRequest {
+        let memory_bytes = gib << 30;
+        proto::PlaceRequest {
+            holder: holder.into(),
+            tenant: "acme".into(),
+            gpus: vec![PlacedGpu { gpu_uuid: gpu.into(), memory_bytes, share_percent }],
+            slot: String::new(),
+            folder: String::new(),
+            program: "team/app".into(),
+            exposure: "passthrough".into(),
+        }
+    }
+
+    async fn client(node: &Node) -> PlacementsClient<tonic::transport::Channel> {
+        let socket = node.directories().agent_socket();
+        PlacementsClient::new(connect_channel(&socket).await.unwrap())
+    }
+
+    async fn place(
+        node: &Node,
+        asked: proto::PlaceRequest,
+    ) -> Result<proto::PlacedLease, AgentError> {
+        let placed = client(node).await.place(asked).await.map_err(AgentError::from)?;
+        Ok(placed.into_inner().lease.unwrap())
+    }
+
+    async fn gpus(node: &Node) -> Vec<agent::Gpu> {
+        let asked = agent::ListGpusRequest {};
+        node.client().await.list_gpus(asked).await.unwrap().into_inner().gpus
+    }
+
+    #[tokio::test]
+    async fn a_whole_gpu_is_leased_billed_and_kept_from_the_next() {
+        let (mut node, sysfs) = start().await;
+        let listed = gpus(&node).await;
+        let [mediated, whole] = listed.as_slice() else { panic!("{listed:?}") };
+        assert_eq!((mediated.exposure.as_str(), mediated.vfio.as_ref()), ("mediated", None));
+        let function = agent::VfioFunction { group: 12, device: "vfio12".into() };
+        assert_eq!(
+            (whole.exposure.as_str(), whole.vfio.as_ref()),
+            ("passthrough", Some(&function))
+        );
+
+        // A GPU of either kind is leased in its way only, and whole.
+        let on_mediated = place(&node, wanted("pod/1/a", &mediated.uuid, 16, 100)).await;
+        assert!(on_mediated.unwrap_err().message.contains("handed over as mediated"));
+        let in_slot = proto::PlaceRequest {
+            exposure: String::new(),
+            slot: "slot-1".into(),
+            folder: format!("{:016x}", 1),
+            ..wanted("pod/1/a", WHOLE, 80, 100)
+        };
+        assert!(place(&node, in_slot).await.unwrap_err().message.contains("as passthrough"));
+        let part = place(&node, wanted("pod/1/a", WHOLE, 40, 50)).await.unwrap_err();
+        assert!(part.message.contains("handed over whole"), "{}", part.message);
+        let poor =
+            proto::PlaceRequest { tenant: "small".into(), ..wanted("pod/1/a", WHOLE, 80, 100) };
+        assert_eq!(place(&node, poor).await.unwrap_err().kind, ErrorKind::Quota);
+        assert!(node.leases().await.is_empty());
+
+        // What sysfs says now counts.
+        sysfs.bind(ADDRESS, Some("nvidia")).unwrap();
+        let said = place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap_err().message;
+        assert!(said.contains("bound to nvidia, not to a VFIO driver"), "{said}");
+        assert!(gpus(&node).await[1].not_ready.is_some());
+        sysfs.bind(ADDRESS, Some("vfio-pci")).unwrap();
+        let lease = place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap();
+        assert_eq!((lease.state.as_str(), lease.exposure.as_str()), ("active", "passthrough"));
+        let twice = place(&node, wanted("pod/2/b", WHOLE, 80, 100)).await.unwrap_err();
+        assert_eq!(twice.kind, ErrorKind::NoRoom);
+
+        // It goes on through the agent's restart, and is the same lease.
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        assert_eq!(place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap().id, lease.id);
+
+        // At its end nobody can say that it is clear.
+        let end = proto::EndRequest { lease_id: lease.id.clone(), reason: "over".into() };
+        client(&node).await.end(end).await.unwrap();
+        assert!(node.leases().await.is_empty());
+        let reason = gpus(&node).await[1].quarantine.clone().unwrap();
+        assert!(reason.contains("tenant acme had it by passthrough"), "{reason}");
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        let next = place(&node, wanted("pod/2/b", WHOLE, 80, 100)).await.unwrap_err();
+        assert!(next.message.contains("is in quarantine"), "{}", next.message);
+        let clear = agent::ClearQuarantineRequest { gpu: WHOLE.into() };
+        let refused = node.client().await.clear_quarantine(clear).await.unwrap_err();
+        assert!(refused.message().contains("bind it to its own driver"), "{refused}");
+        node.signal_agent(Signal::INT);
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_contradicts_the_driver_is_refused() {
+        let node = Node::prepare();
+        let table = format!(
+            "[[gpu]]\nuuid = \"{WHOLE}\"\nexposure = \"passthrough\"\naddress = \"{ADDRESS}\"\n\
+             model = \"x\"\nmemory = \"80Gi\"\n[usage]"
+        );
+        node.configure("[usage]", &table);
+        let said = node.refused();
+        assert!(said.contains("needs [node] sysfs"), "{said}");
+    }
+}

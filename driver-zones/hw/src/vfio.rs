@@ -1,0 +1,255 @@
+//! Whether a PCI function can be handed to a VM over VFIO now, as sysfs shows it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use gpuzone_core::PciAddress;
+
+use crate::SysfsRoot;
+
+/// A function that is on a VFIO driver, and whose IOMMU group can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfioFunction {
+    /// Its IOMMU group: `/dev/vfio/<group>`.
+    pub group: u32,
+    /// Its name among VFIO devices, `vfioN`: `/dev/vfio/devices/vfioN`. `None` where the kernel
+    /// has no such devices.
+    pub device: Option<String>,
+}
+
+/// Why a function cannot be handed over.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// Nothing at that address.
+    #[error("there is no PCI function {0}; see whether lspci lists it")]
+    Missing(PciAddress),
+    /// Another driver has it, or none.
+    #[error("{address} is bound to {}, not to a VFIO driver; bind it to vfio-pci", driver.as_deref().unwrap_or("no driver"))]
+    Driver {
+        /// Which.
+        address: PciAddress,
+        /// To what.
+        driver: Option<String>,
+    },
+    /// Nothing keeps it from the machine's memory.
+    #[error(
+        "{0} has no IOMMU group; turn the IOMMU on in the firmware and on the kernel's command line"
+    )]
+    NoGroup(PciAddress),
+    /// Something else in its group has a driver.
+    #[error(
+        "{address} shares the IOMMU group {group} with {member}, which is bound to {driver}; bind that to vfio-pci, too, or to nothing"
+    )]
+    Member {
+        /// Which.
+        address: PciAddress,
+        /// The group.
+        group: u32,
+        /// The other one.
+        member: PciAddress,
+        /// What it is bound to.
+        driver: String,
+    },
+    /// Its group has another function that is handed out on its own: two tenants in one group.
+    #[error(
+        "{address} shares the IOMMU group {group} with {other}, which is handed out on its own; only one of a group can be"
+    )]
+    Shared {
+        /// Which.
+        address: PciAddress,
+        /// The group.
+        group: u32,
+        /// The other one.
+        other: PciAddress,
+    },
+    /// sysfs is not what it should be.
+    #[error("cannot read {}: {source}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Drivers for VFIO are called so: `vfio-pci`, and the vendors' variants of it.
+fn is_vfio(driver: &str) -> bool {
+    driver == "vfio-pci" || driver.ends_with("-vfio-pci") || driver.ends_with("_vfio_pci")
+}
+
+/// PCI classes of bridges that VFIO lets be: of the host, and from bus to bus. An NVSwitch is a
+/// bridge by its class, too, and not one of these.
+fn is_bridge(class: &str) -> bool {
+    class.starts_with("0x0600") || class.starts_with("0x0604")
+}
+
+/// The last part of what a link points to; `None` where there is no link.
+fn target(path: &Path) -> Result<Option<String>, NotReady> {
+    match std::fs::read_link(path) {
+        Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(NotReady::Unreadable { path: path.to_owned(), source }),
+    }
+}
+
+fn names(path: &Path) -> Result<Vec<String>, NotReady> {
+    let unreadable = |source| NotReady::Unreadable { path: path.to_owned(), source };
+    let entries = std::fs::read_dir(path).map_err(unreadable)?;
+    let name = |entry: io::Result<std::fs::DirEntry>| {
+        Ok(entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned())
+    };
+    entries.map(name).collect()
+}
+
+impl SysfsRoot {
+    /// Looks whether the function at `address` can be handed over on its own. `others` are those
+    /// that are handed out, too.
+    ///
+    /// # Errors
+    /// When it cannot; the error says why and what to do.
+    pub fn vfio(
+        &self,
+        address: PciAddress,
+        others: &BTreeSet<PciAddress>,
+    ) -> Result<VfioFunction, NotReady> {
+        let folder = self.function(address);
+        if !folder.is_dir() {
+            return Err(NotReady::Missing(address));
+        }
+        let driver = target(&folder.join("driver"))?;
+        if !driver.as_deref().is_some_and(is_vfio) {
+            return Err(NotReady::Driver { address, driver });
+        }
+        let group = target(&folder.join("iommu_group"))?.and_then(|group| group.parse().ok());
+        let group = group.ok_or(NotReady::NoGroup(address))?;
+        for member in names(&folder.join("iommu_group/devices"))? {
+            // What is no PCI function is on no PCI driver; the kernel checks it once more.
+            let Ok(member) = member.parse::<PciAddress>() else { continue };
+            if member != address {
+                self.check_member(address, group, member, others)?;
+            }
+        }
+        let device = match names(&folder.join("vfio-dev")) {
+            Ok(devices) => devices.into_iter().find(|name| name.starts_with("vfio")),
+            Err(NotReady::Unreadable { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(VfioFunction { group, device })
+    }
+
+    fn check_member(
+        &self,
+        address: PciAddress,
+        group: u32,
+        member: PciAddress,
+        others: &BTreeSet<PciAddress>,
+    ) -> Result<(), NotReady> {
+        if others.contains(&member) {
+            return Err(NotReady::Shared { address, group, other: member });
+        }
+        let folder = self.function(member);
+        let class = folder.join("class");
+        let class = std::fs::read_to_string(&class)
+            .map_err(|source| NotReady::Unreadable { path: class, source })?;
+        match target(&folder.join("driver"))? {
+            Some(driver) if !is_vfio(&driver) && !is_bridge(class.trim()) => {
+                Err(NotReady::Member { address, group, member, driver })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
+
+    const GPU: &str = "0000:3b:00.0";
+
+    struct Tree(TempDir);
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            tree.function(GPU, "0x030200", Some("vfio-pci"), Some(12));
+            tree
+        }
+
+        fn function(&self, address: &str, class: &str, driver: Option<&str>, group: Option<u32>) {
+            let device = self.0.path().join("bus/pci/devices").join(address);
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("class"), format!("{class}\n")).unwrap();
+            if let Some(driver) = driver {
+                let _ = std::fs::remove_file(device.join("driver"));
+                symlink(format!("../../../bus/pci/drivers/{driver}"), device.join("driver"))
+                    .unwrap();
+            }
+            if let Some(group) = group {
+                let group = self.0.path().join(format!("kernel/iommu_groups/{group}"));
+                std::fs::create_dir_all(group.join("devices")).unwrap();
+                symlink(&device, group.join("devices").join(address)).unwrap();
+                symlink(&group, device.join("iommu_group")).unwrap();
+            }
+        }
+
+        fn look(&self, others: &[&str]) -> Result<VfioFunction, String> {
+            let others = others.iter().map(|other| other.parse().unwrap()).collect();
+            let root = SysfsRoot(self.0.path().to_owned());
+            root.vfio(GPU.parse().unwrap(), &others).map_err(|error| error.to_string())
+        }
+    }
+
+    #[test]
+    fn what_is_ready_has_its_group_and_its_device() {
+        let tree = Tree::new();
+        assert_eq!(tree.look(&[]), Ok(VfioFunction { group: 12, device: None }));
+        let device = tree.0.path().join("bus/pci/devices").join(GPU).join("vfio-dev/vfio3");
+        std::fs::create_dir_all(device).unwrap();
+        // Its audio function goes with it, a bridge has a driver of its own.
+        tree.function("0000:3b:00.1", "0x040300", Some("vfio-pci"), Some(12));
+        tree.function("0000:3b:00.2", "0x0c0330", None, Some(12));
+        tree.function("0000:3a:00.0", "0x060400", Some("pcieport"), Some(12));
+        let ready = VfioFunction { group: 12, device: Some("vfio3".into()) };
+        assert_eq!(tree.look(&["0000:af:00.0"]), Ok(ready.clone()));
+        for variant in ["nvgrace_gpu_vfio_pci", "some-vfio-pci"] {
+            tree.function(GPU, "0x030200", Some(variant), None);
+            assert_eq!(tree.look(&[]), Ok(ready.clone()), "{variant}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_says_why() {
+        let says = |tree: &Tree, others: &[&str], part: &str| {
+            let said = tree.look(others).unwrap_err();
+            assert!(said.contains(part), "{said} lacks {part}");
+        };
+        let empty = Tree(tempfile::tempdir().unwrap());
+        says(&empty, &[], "there is no PCI function 0000:3b:00.0");
+        empty.function(GPU, "0x030200", None, Some(12));
+        says(&empty, &[], "is bound to no driver");
+        empty.function(GPU, "0x030200", Some("nvidia"), None);
+        says(&empty, &[], "is bound to nvidia, not to a VFIO driver");
+        let no_iommu = Tree(tempfile::tempdir().unwrap());
+        no_iommu.function(GPU, "0x030200", Some("vfio-pci"), None);
+        says(&no_iommu, &[], "turn the IOMMU on");
+
+        let tree = Tree::new();
+        tree.function("0000:3b:00.1", "0x040300", Some("snd_hda_intel"), Some(12));
+        says(&tree, &[], "0000:3b:00.1, which is bound to snd_hda_intel");
+        says(&tree, &["0000:3b:00.1"], "is handed out on its own");
+        let switch = Tree::new();
+        switch.function("0000:3c:00.0", "0x068000", Some("nvidia-nvswitch"), Some(12));
+        says(&switch, &[], "bound to nvidia-nvswitch");
+        let broken = Tree::new();
+        let member = broken.0.path().join("kernel/iommu_groups/12/devices/0000:99:00.0");
+        symlink("nowhere", member).unwrap();
+        says(&broken, &[], "cannot read");
+    }
+}
