@@ -48,7 +48,7 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Write the custom resources' definitions into the chart.
+    /// Write what the chart has of generated files: custom resources and roles.
     Crds,
 }
 
@@ -78,8 +78,8 @@ fn main() -> ExitCode {
 fn crds(repository: &Path) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(repository).args(["run", "--quiet", "--package", "gpuzone-crds", "--"]);
-    let status = cargo.arg("charts/gpu-zone/crds").status().context("cannot run cargo")?;
-    anyhow::ensure!(status.success(), "the definitions were not written: {status}");
+    let status = cargo.arg("charts/gpu-zone").status().context("cannot run cargo")?;
+    anyhow::ensure!(status.success(), "the chart's files were not written: {status}");
     Ok(())
 }
 

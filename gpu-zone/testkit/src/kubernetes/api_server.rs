@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,12 +10,14 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures::StreamExt;
+use gpuzone_api::kubernetes::Access;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::{ContainerKind, Pod};
+use super::access::{self, Gate};
+use super::{ContainerKind, Pod, Used};
 use crate::HarnessError;
 
 /// A small API server: pods and namespaces, by name, as a list, and as a watch. Dropping it ends
@@ -23,6 +25,7 @@ use crate::HarnessError;
 #[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
+    gate: Arc<Gate>,
     server: JoinHandle<()>,
     port: u16,
 }
@@ -49,7 +52,7 @@ impl Shared {
     }
 }
 
-fn status(code: StatusCode, reason: &str, message: &str) -> Response {
+pub(super) fn status(code: StatusCode, reason: &str, message: &str) -> Response {
     let body = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure",
         "reason": reason, "message": message, "code": code.as_u16(),
@@ -98,11 +101,14 @@ impl ApiServer {
             .route("/api/v1/namespaces/{namespace}", get(get_namespace))
             .route("/apis/gpuzone.dev/v1alpha1/{*rest}", get(get_custom).patch(patch))
             .with_state(Arc::clone(&shared));
+        let gate = Arc::new(Gate::default());
+        let check = axum::middleware::from_fn_with_state(Arc::clone(&gate), access::check);
+        let router = router.layer(check);
         let failed = || HarnessError::io("cannot serve an API server's stand-in");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed())?;
         let port = listener.local_addr().map_err(failed())?.port();
         let server = tokio::spawn(async move { drop(axum::serve(listener, router).await) });
-        Ok(Self { shared, server, port })
+        Ok(Self { shared, gate, server, port })
     }
 
     /// Writes a kubeconfig for it into `folder`.
@@ -121,6 +127,16 @@ impl ApiServer {
         std::fs::write(&path, config.to_string())
             .map_err(HarnessError::io(format!("cannot write {}", path.display())))?;
         Ok(path)
+    }
+
+    /// Refuses, from now on, what these tables do not allow.
+    pub fn allow_only(&self, role: &'static [Access]) {
+        self.gate.allow_only(role);
+    }
+
+    /// What was done so far, refused or not.
+    pub fn used(&self) -> BTreeSet<Used> {
+        self.gate.used()
     }
 
     /// Creates a pod, or changes it.
