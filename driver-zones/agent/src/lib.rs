@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod placements;
 mod run;
 mod service;
+pub mod supervise;
 pub mod usage;
 
 pub use run::{RunError, run};
