@@ -1,6 +1,7 @@
 //! Tasks of the project: `cargo demo`, and what `cargo xtask` lists.
 #![forbid(unsafe_code)]
 
+mod chart;
 mod demo;
 mod hostile;
 mod kernels;
@@ -50,6 +51,8 @@ enum Task {
     },
     /// Write what the chart has of generated files: custom resources and roles.
     Crds,
+    /// Lint the chart, render it with each file of values in its ci folder, and read the objects.
+    Chart,
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
             kernels::build(&repository(), stale)
         }
         Task::Crds => crds(&repository()),
+        Task::Chart => chart::check(&repository()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
