@@ -3,6 +3,8 @@
 
 mod chart;
 mod demo;
+mod dist;
+mod elf;
 mod hostile;
 mod kernels;
 mod probe;
@@ -53,6 +55,8 @@ enum Task {
     Crds,
     /// Lint the chart, render it with each file of values in its ci folder, and read the objects.
     Chart,
+    /// Build what the images have, in release, below `target/dist`.
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         }
         Task::Crds => crds(&repository()),
         Task::Chart => chart::check(&repository()),
+        Task::Dist => dist::build(&repository()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
