@@ -59,7 +59,8 @@ pub(crate) fn build(repository: &Path) -> anyhow::Result<()> {
 fn build_command(repository: &Path, work: &Path) -> Command {
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.current_dir(repository).args(["build", "--release", "--locked", "--target-dir"]);
-    build.arg(work).env_remove("RUSTFLAGS");
+    // An image need not carry the lines of its sources.
+    build.arg(work).env_remove("RUSTFLAGS").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     build
 }
 
