@@ -48,3 +48,41 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- define "gpu-zone.library" -}}
 {{- printf "%s/library/%s/libgpuzone_cuda.so" .Values.paths.state .Chart.AppVersion -}}
 {{- end -}}
+
+{{/* Of the extender's certificate, and of the one that the scheduler shows it. */}}
+{{- define "gpu-zone.serverSecret" -}}
+{{- .Values.scheduler.tls.serverSecret | default (printf "%s-scheduler-ext-tls" (include "gpu-zone.name" .)) -}}
+{{- end -}}
+{{- define "gpu-zone.clientSecret" -}}
+{{- .Values.scheduler.tls.clientSecret | default (printf "%s-scheduler-ext-client" (include "gpu-zone.name" .)) -}}
+{{- end -}}
+
+{{/* What kube-scheduler is told of the extender. Call with (dict "root" $ "tls" FOLDER). */}}
+{{- define "gpu-zone.extender" -}}
+{{- $name := printf "%s-scheduler-ext" (include "gpu-zone.name" .root) -}}
+- urlPrefix: https://{{ $name }}.{{ .root.Release.Namespace }}.svc:8443
+  filterVerb: filter
+  prioritizeVerb: prioritize
+  preemptVerb: preempt
+  bindVerb: bind
+  # Enough for its order to lead among the scheduler's own scores.
+  weight: {{ .root.Values.scheduler.weight }}
+  enableHTTPS: true
+  nodeCacheCapable: true
+  # Pods that ask for GPUs wait while the extender is away.
+  ignorable: false
+  # More than the pods of a group wait for each other.
+  httpTimeout: {{ add 10 .root.Values.scheduler.groupSeconds }}s
+  tlsConfig:
+    caFile: {{ .tls }}/ca.crt
+    certFile: {{ .tls }}/tls.crt
+    keyFile: {{ .tls }}/tls.key
+  managedResources:
+    - name: {{ .root.Values.resources.gpu }}
+    - name: {{ .root.Values.resources.memory }}
+      ignoredByScheduler: true
+    - name: {{ .root.Values.resources.memoryPercent }}
+      ignoredByScheduler: true
+    - name: {{ .root.Values.resources.share }}
+      ignoredByScheduler: true
+{{- end -}}

@@ -25,7 +25,7 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> list[str]:
         wrong += [f"{case.name}: {error}" for error in report["errors"]]
         chart.validate_schema(chart.merge_values(values))
         for name, text in chart.render(values, name="gpu-zone", namespace="gpu-zone").items():
-            if text.strip():
+            if text.strip() and name.endswith(".yaml"):
                 file = out / case.name.removesuffix("-values.yaml") / name.split("/templates/")[-1].replace("/", "-")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
