@@ -21,6 +21,7 @@ pub mod choose;
 pub mod claim;
 pub mod config;
 mod door;
+mod health;
 pub mod holders;
 pub mod keep;
 mod keeper;

@@ -1,3 +1,5 @@
+mod node;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -40,6 +42,7 @@ struct Objects {
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     patched: BTreeMap<String, Value>,
     patches: u64,
+    node: node::NodeObjects,
     away: bool,
 }
 
@@ -97,6 +100,7 @@ impl ApiServer {
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
             .route("/api/v1/namespaces/{namespace}", get(get_namespace))
             .route("/apis/gpuzone.dev/v1alpha1/{*rest}", get(get_custom).patch(patch))
+            .merge(node::routes())
             .with_state(Arc::clone(&shared));
         let failed = || HarnessError::io("cannot serve an API server's stand-in");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed())?;
