@@ -7,7 +7,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gpuzone_core::{ComputeShare, GpuHealth, GpuUuid, Lease, TenantId, TenantQuota, TimeTerms};
+use gpuzone_core::{
+    Cause, ComputeShare, GpuHealth, GpuUuid, Lease, TenantId, TenantQuota, TimeTerms,
+};
 use gpuzone_ledger::{
     AuditAppendError, AuditEvent, AuditKind, AuditLog, AuditOpenError, Opened, WriteError,
 };
@@ -97,6 +99,12 @@ pub(crate) fn health(gpu: GpuUuid, before: &GpuHealth, after: &GpuHealth) -> Opt
     };
     let (cause, reason) = of.why()?;
     Some(event(kind, AGENT, gpu, json!({ "cause": cause.to_string(), "reason": reason })))
+}
+
+/// A GPU in quarantine because nobody could clear what a lease had there.
+pub(crate) fn unscrubbed(gpu: GpuUuid, reason: &str) -> AuditEvent {
+    let detail = json!({ "cause": Cause::Scrub.to_string(), "reason": reason });
+    event(AuditKind::Quarantine, AGENT, gpu, detail)
 }
 
 fn limits(quotas: &Quotas) -> Value {

@@ -14,7 +14,7 @@ use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotId};
 use gpuzone_core::{
     ApplyError, Demand, GpuHealth, GpuUuid, GpuWatch, HealthTerms, Inventory, Lease, LeaseEvent,
     LeaseId, LeaseState, MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal, Request,
-    ReserveError, UnknownLease, ZoneId, admit,
+    ReserveError, Signal, UnknownLease, ZoneId, admit,
 };
 use gpuzone_wire::scrub::ScrubGpu;
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +24,7 @@ use crate::journal::{
     AppendError, HeldLease, Holder, Journal, Record, ReplayError, Replayed, replay,
 };
 use crate::placements::Wanted;
+use crate::usage::now;
 pub use health::HealthSeen;
 
 /// How many ended leases are remembered for those who ask again.
@@ -102,6 +103,22 @@ pub struct LostLease {
     pub lease: HeldLease,
     /// Why.
     pub reason: ReserveError,
+}
+
+impl LostLease {
+    /// Why its GPUs, if they are there again, serve nobody before somebody has cleared them.
+    pub(crate) fn unscrubbed(&self) -> String {
+        format!("what {} had there was not cleared: {}", self.lease.lease.id, self.reason)
+    }
+
+    fn condemn_gpus(&self, node: &mut NodeState) {
+        for grant in self.lease.lease.placement.grants() {
+            let mut watch = node.watch(grant.gpu);
+            let unscrubbed = Signal::ScrubFailed(self.unscrubbed());
+            watch.observe(&unscrubbed, now(), &HealthTerms::default());
+            node.set_watch(grant.gpu, watch);
+        }
+    }
 }
 
 /// What is free of a GPU.
@@ -183,7 +200,11 @@ impl Book {
         for lease in leases {
             match node.restore(lease.lease.clone()) {
                 Ok(_) => kept.push(lease),
-                Err(reason) => lost.push(LostLease { lease, reason }),
+                Err(reason) => {
+                    let lost_lease = LostLease { lease, reason };
+                    lost_lease.condemn_gpus(&mut node);
+                    lost.push(lost_lease);
+                }
             }
         }
         let journal = Journal::rewrite(journal, kept.iter(), node.watches())?;

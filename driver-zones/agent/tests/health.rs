@@ -7,6 +7,7 @@ mod support;
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     use gpuzone_agent::broker::BrokerLink;
     use gpuzone_api::agent::v1 as proto;
@@ -191,6 +192,43 @@ mod tests {
         node.start_agent().await;
         assert_eq!(gpu(&node).await.cause, "lost");
         clear(&node).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_gpu_that_went_with_a_lease_on_it_comes_back_into_quarantine() {
+        let mut node = start("").await;
+        node.lease(1).await.unwrap();
+        node.signal_agent(Signal::KILL);
+        goes_wrong(&node, "lost");
+        node.start_agent().await;
+        assert!(node.leases().await.is_empty());
+        node.signal_agent(Signal::KILL);
+        goes_wrong(&node, "found");
+        node.start_agent().await;
+        let back = gpu(&node).await;
+        assert_eq!(back.cause, "scrub");
+        assert!(back.quarantine.unwrap().contains("had there was not cleared"));
+        clear(&node).await.unwrap();
+        node.run_in(&node.lease(1).await.unwrap(), "saxpy");
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_goes_silent_is_opened_anew_and_heard_again() {
+        let node = start("").await;
+        // So many rows in a GPU's table cannot be: its driver answers nothing any more.
+        let state =
+            std::fs::File::options().read(true).write(true).open(node.path("gpus/gpu-0.state"));
+        let (state, rows) = (state.unwrap(), 64 + 8);
+        state.write_all_at(&[0xff; 8], rows).unwrap();
+        until_out(&node, "driver").await;
+        assert_eq!(gpu(&node).await.quarantine, None);
+        let anew = "its library is opened anew";
+        node.eventually(anew, async |node| node.log().contains(anew)).await;
+        // No worker has allocated anything.
+        state.write_all_at(&[0; 8], rows).unwrap();
+        until_well(&node).await;
+        goes_wrong(&node, "xid 79");
+        until_out(&node, "xid-79").await;
     }
 
     #[tokio::test]

@@ -194,3 +194,30 @@ fn trouble(gpu: &Gpu) -> Option<String> {
     let from = printable(&gpu.recovered_from);
     Some(format!("\nGPU {index} serves again since {at}. It was out because of: {from}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_says_how_a_gpu_is_and_what_to_do() {
+        let well = Gpu { recovered_from: "Xid 79\u{1b}[2J".into(), ..Gpu::default() };
+        let again = Gpu { recovered_unix_ns: Some(1_700_000_000_000_000_000), ..well.clone() };
+        let why = Some("Xid 79: it is lost".to_owned());
+        let suspended = Gpu { out_of_service: why.clone(), ..again.clone() };
+        let condemned = Gpu { quarantine: why, ..suspended.clone() };
+        let cases = [
+            (&well, "ok", None),
+            (&again, "ok", Some("serves again since 2023-11-14T22:13:20Z. It was out")),
+            (&suspended, "suspended", Some("is suspended and serves no new lease for now: Xid 79")),
+            (&condemned, "quarantine", Some("gpu-zone gpus --clear-quarantine 0")),
+        ];
+        for (gpu, word, part) in cases {
+            assert_eq!(health(gpu).0, word);
+            let said = trouble(gpu);
+            assert_eq!(said.is_some(), part.is_some(), "{said:?}");
+            assert!(said.as_ref().is_none_or(|said| said.contains(part.unwrap())), "{said:?}");
+            assert!(!table(std::slice::from_ref(gpu)).contains('\u{1b}'));
+        }
+    }
+}
