@@ -2,6 +2,7 @@
 
 mod agent;
 mod api;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
 use gpuzone_api::SlotId;
@@ -16,14 +15,12 @@ use crate::answer;
 use crate::choose::device;
 use crate::config::Config;
 use crate::door::{Door, Listing};
+use crate::health::{self, Reporter, Word};
 use crate::keeper::Keeper;
 use crate::kubelet::Registration;
-use crate::links::{AgentLink, ApiLink, KubeletLink, numa_nodes};
-use crate::publish::Publisher;
+use crate::links::{AgentLink, ApiLink, KubeletLink};
 use crate::slots::{OpenError, Slots};
 
-/// How often the agent is asked how its GPUs are.
-const ASK: Duration = Duration::from_secs(2);
 const CDI_FILE: &str = "gpuzone.dev-library.json";
 
 /// Why the plugin does not run.
@@ -65,7 +62,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         write_cdi(folder, &library)?;
     }
     let client = client(&config).await?;
-    let publisher = Publisher::new(client.clone(), config.node.clone());
+    let reporter = Reporter::new(client.clone(), config.node.clone());
+    let (words, said) = watch::channel(Word::None);
     let keeper = Arc::new(keeper(&config, client, slots));
     let (listings, listing) = watch::channel(list(config.slots, true, &BTreeSet::new()));
     let door = Door {
@@ -82,7 +80,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         () = registration.keep() => {}
         () = keeper.sweep_regularly() => {}
         () = stir(&keeper) => {}
-        () = watch_gpus(&keeper.agent, config.slots, &listings, publisher) => {}
+        () = health::follow(&keeper.agent, &words) => {}
+        () = reporter.report(said.clone()) => {}
+        () = list_gpus(said, config.slots, &listings) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
@@ -139,42 +139,27 @@ async fn stir(keeper: &Keeper) {
 }
 
 /// Lists slots as the node's GPUs are: any slot may get any GPU, so each is near to all of their
-/// NUMA nodes, and none is to be had when no GPU takes new leases. An agent that does not answer
-/// changes nothing: its pods' containers say so when they start, and start when it is back.
-async fn watch_gpus(
-    agent: &AgentLink,
-    count: u16,
-    listings: &watch::Sender<Listing>,
-    mut publisher: Publisher,
-) {
-    let mut unpublished = String::new();
+/// NUMA nodes, and none is to be had when no GPU takes new leases. While one does, all are: a slot
+/// is a place for a container and no part of a GPU, and how much the node has left is what the
+/// scheduler's extender reads in the GpuNode. An agent that does not answer changes nothing: its
+/// pods' containers say so when they start, and start when it is back.
+async fn list_gpus(mut said: watch::Receiver<Word>, count: u16, listings: &watch::Sender<Listing>) {
     loop {
-        match agent.gpus().await {
-            Ok((driver, gpus)) => {
-                match publisher.publish(&driver, &gpus).await {
-                    Ok(_) => unpublished.clear(),
-                    Err(error) => {
-                        let error = error.to_string();
-                        // Once: it goes on as long as the API server is away.
-                        if error != unpublished {
-                            tracing::warn!(error, "the node's GPUs are not published");
-                        }
-                        unpublished = error;
-                    }
+        let word = said.borrow_and_update().clone();
+        if let Word::Says(gpus) = word {
+            let healthy = gpus.serves();
+            let listing = list(count, healthy, &gpus.numa);
+            listings.send_if_modified(|now| {
+                let changed = *now != listing;
+                if changed {
+                    tracing::info!(healthy, gpus = gpus.status.total, "slots are listed anew");
+                    *now = listing;
                 }
-                let healthy = gpus.iter().any(|gpu| gpu.quarantine.is_none());
-                let listing = list(count, healthy, &numa_nodes(&gpus));
-                listings.send_if_modified(|now| {
-                    let changed = *now != listing;
-                    if changed {
-                        tracing::info!(healthy, gpus = gpus.len(), "slots are listed anew");
-                        *now = listing;
-                    }
-                    changed
-                });
-            }
-            Err(error) => tracing::debug!(%error, "the list of slots stays as it is"),
+                changed
+            });
         }
-        tokio::time::sleep(ASK).await;
+        if said.changed().await.is_err() {
+            return;
+        }
     }
 }

@@ -4,7 +4,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Priority, Request, TimeTerms, ZoneName,
+    Noted, Priority, Request, TimeTerms, Timestamp, Xid, ZoneName,
 };
 use gpuzone_hw::GpuUse;
 use gpuzone_wire::control::LeaseStatus;
@@ -146,6 +146,10 @@ fn counters(status: LeaseStatus) -> proto::Counters {
 }
 
 pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu {
+    let why = room.health.why();
+    let recovered = room.watch.recovered();
+    let waits = matches!(room.health, GpuHealth::Quarantined { .. });
+    let reason = why.map(|(_, reason)| reason.to_owned());
     proto::Gpu {
         uuid: gpu.uuid.to_string(),
         index: gpu.index,
@@ -162,10 +166,24 @@ pub(crate) fn gpu(gpu: &Gpu, room: GpuRoom, used: Option<&GpuUse>) -> proto::Gpu
         used_memory_bytes: used.map(|used| used.used.get()),
         utilization_percent: used.and_then(|used| used.utilization_percent),
         leases: room.leases,
-        quarantine: match room.health {
-            GpuHealth::Healthy => None,
-            GpuHealth::Quarantined { reason } => Some(reason),
-        },
+        quarantine: reason.clone().filter(|_| waits),
+        out_of_service: reason,
+        cause: why.map_or_else(String::new, |(cause, _)| cause.to_string()),
+        out_since_unix_ns: room.watch.since().map(Timestamp::nanoseconds),
+        recovered_unix_ns: recovered.map(|recovered| recovered.at.nanoseconds()),
+        recovered_from: recovered.map_or_else(String::new, |recovered| recovered.from.clone()),
+        xids: room.watch.noted().iter().map(xid).collect(),
+    }
+}
+
+fn xid((xid, noted): (&Xid, &Noted)) -> proto::SeenXid {
+    let entry = xid.entry();
+    proto::SeenXid {
+        number: xid.number(),
+        class: entry.class.as_str().to_owned(),
+        what: entry.what.to_owned(),
+        count: noted.count,
+        last_unix_ns: noted.last.nanoseconds(),
     }
 }
 

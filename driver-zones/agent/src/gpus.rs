@@ -1,18 +1,23 @@
 //! The node's GPUs, through NVML.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_core::{GpuUuid, Inventory};
-use gpuzone_hw::{DiscoverError, GpuUse, NvmlLibrary, OpenError, SysfsRoot};
+use gpuzone_hw::{DiscoverError, Discovered, GpuUse, NvmlLibrary, OpenError, SysfsRoot};
 
 use crate::config::{Config, DriverKind};
 
 /// The GPUs and the library that knows them.
 pub struct Gpus {
-    library: NvmlLibrary,
+    /// None while it is opened anew.
+    library: Mutex<Option<Arc<NvmlLibrary>>>,
+    path: PathBuf,
     inventory: Inventory,
     driver_version: String,
+    /// Those whose events are not heard.
+    unheard: Mutex<BTreeSet<GpuUuid>>,
 }
 
 /// Why the GPUs are not known.
@@ -46,10 +51,49 @@ impl Gpus {
         let opened = NvmlLibrary::open(&config.nvml_library);
         let library = opened.map_err(|source| DiscoveryError::Open { driver, source })?;
         let discover = |source| DiscoveryError::Discover { driver, source };
-        let inventory = library.inventory(&SysfsRoot::default(), driver.backing());
-        let inventory = inventory.map_err(discover)?;
+        let found = library.inventory(&SysfsRoot::default(), driver.backing());
+        let Discovered { inventory, lost } = found.map_err(discover)?;
+        for index in lost {
+            tracing::error!(index, "the driver has lost this GPU; the node serves without it");
+        }
         let driver_version = library.driver_version().map_err(discover)?;
-        Ok(Self { library, inventory, driver_version })
+        let (path, library) = (config.nvml_library.clone(), Mutex::new(Some(Arc::new(library))));
+        Ok(Self { library, path, inventory, driver_version, unheard: Mutex::default() })
+    }
+
+    /// The library, unless it is being opened anew.
+    pub(crate) fn library(&self) -> Option<Arc<NvmlLibrary>> {
+        lock(&self.library).clone()
+    }
+
+    /// Lets go of the library. It is closed when nobody uses it any more.
+    pub(crate) fn close(&self) {
+        *lock(&self.library) = None;
+    }
+
+    /// Opens the library again.
+    ///
+    /// # Errors
+    /// When its driver does not answer.
+    pub(crate) fn open(&self) -> Result<(), OpenError> {
+        let library = NvmlLibrary::open(&self.path)?;
+        *lock(&self.library) = Some(Arc::new(library));
+        Ok(())
+    }
+
+    /// Whether a GPU's events are heard.
+    pub(crate) fn set_events(&self, gpu: GpuUuid, heard: bool) {
+        let mut unheard = lock(&self.unheard);
+        if heard {
+            unheard.remove(&gpu);
+        } else {
+            unheard.insert(gpu);
+        }
+    }
+
+    /// Whether all GPUs' events are heard.
+    pub(crate) fn hears_events(&self) -> bool {
+        lock(&self.unheard).is_empty()
     }
 
     /// What there is.
@@ -65,8 +109,9 @@ impl Gpus {
     /// What is in use now, of each GPU of which NVML says it.
     pub async fn used(self: Arc<Self>) -> BTreeMap<GpuUuid, GpuUse> {
         let ask = move || {
+            let Some(library) = self.library() else { return BTreeMap::new() };
             let uuids = self.inventory.gpus().iter().map(|gpu| gpu.uuid);
-            let used = uuids.filter_map(|gpu| match self.library.gpu_use(gpu) {
+            let used = uuids.filter_map(|gpu| match library.gpu_use(gpu) {
                 Ok(used) => Some((gpu, used)),
                 Err(error) => {
                     tracing::warn!(%gpu, %error, "its use is not known");
@@ -78,4 +123,8 @@ impl Gpus {
         // A driver that hangs keeps its own thread waiting and nobody else.
         tokio::task::spawn_blocking(ask).await.unwrap_or_default()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@
 //!  client ──gRPC──▶ service ──▶ leases ──┬─▶ book (one thread) ─▶ journal
 //!                                        ├─▶ broker link ──▶ broker ──▶ workers
 //!                                        └─▶ usage, audit ──▶ ledger, audit log
+//!  driver ──events, looks──▶ health ──────▶ leases (what a GPU may have)
 //!  scraper ─HTTP─▶ metrics: counts, and a look at all of these
 //! ```
 //!
@@ -21,6 +22,7 @@ mod errors;
 #[cfg(test)]
 mod fixtures;
 pub mod gpus;
+mod health;
 pub mod journal;
 pub mod leases;
 pub mod metrics;

@@ -26,11 +26,12 @@ use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerError, BrokerKeeper, BrokerLink};
 use crate::config::{Config, DriverKind, SIM_CONFIG_VARIABLE};
 use crate::gpus::{DiscoveryError, Gpus};
+use crate::health;
 use crate::journal::ReplayError;
 use crate::leases::Leases;
 use crate::metrics::{self, BindError};
 use crate::placements::PlacementService;
-use crate::service::Service;
+use crate::service::{Service, Watchers};
 use crate::usage::{UsageBook, now};
 
 /// How long open connections may delay the end.
@@ -132,6 +133,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let inventory = gpus.inventory().clone();
     let (book, lost) =
         Book::open(&directories.journal(), inventory.clone(), config.quotas.clone())?;
+    let book = book.with_health(config.health.clone());
     let book = BookHandle::open(book).map_err(RunError::Process)?;
     let path = directories.ledger();
     let usage = UsageBook::open(&path).map_err(|source| RunError::Ledger { path, source })?;
@@ -157,7 +159,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (closing, closed) = watch::channel(false);
     let replaced = Arc::new(Notify::new());
     let kept = tokio::spawn(Arc::new(keeper).keep(broker, closed, Arc::clone(&replaced)));
+    let watched = health::start(Arc::clone(&leases), Arc::clone(&gpus));
+    let watched = watched.map_err(RunError::Process)?;
     let mut chores = vec![
+        tokio::spawn(watched),
         tokio::spawn(flush_regularly(Arc::clone(&leases), config.flush)),
         tokio::spawn(reconcile_regularly(Arc::clone(&leases), replaced)),
     ];
@@ -224,11 +229,13 @@ async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result
     let (end, ended) = watch::channel(false);
     let placements = PlacementService { leases: Arc::clone(leases) };
     let (about, zone) = (about(config, &gpus), config.zone.clone());
-    let service = Service { leases: Arc::clone(leases), about, zone, gpus, end };
+    let (stop, stopped) = watch::channel(false);
+    let driver = config.driver.as_str();
+    let watchers = Watchers::new(Arc::clone(leases), driver, stopped.clone());
+    let service = Service { leases: Arc::clone(leases), about, zone, gpus, watchers, end };
     let socket = config.directories.agent_socket();
     let listener = files::bind(&socket)?;
     tracing::info!(socket = %socket.display(), driver = config.driver.as_str(), "serving");
-    let (stop, stopped) = watch::channel(false);
     let mut server = tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(AgentServer::new(service))

@@ -1,5 +1,7 @@
 //! The gRPC service: messages in, [`Leases`] asked, messages out.
 
+mod gpus;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -18,11 +20,13 @@ use crate::convert;
 use crate::errors::internal;
 use crate::gpus::Gpus;
 use crate::leases::{Leases, PROGRAM_ENDED, asker};
+pub(crate) use gpus::Watchers;
 
 /// The agent, as its clients see it.
 pub(crate) struct Service {
     pub(crate) leases: Arc<Leases>,
     pub(crate) gpus: Arc<Gpus>,
+    pub(crate) watchers: Watchers,
     pub(crate) about: proto::DescribeReply,
     /// What programs' zones are told.
     pub(crate) zone: ZonePolicy,
@@ -62,11 +66,19 @@ impl Agent for Service {
 
     async fn list_gpus(&self, _: Request<proto::ListGpusRequest>) -> Answer<proto::ListGpusReply> {
         let used = Arc::clone(&self.gpus).used().await;
-        let mut gpus = Vec::new();
-        for gpu in self.leases.inventory.gpus() {
-            gpus.push(convert::gpu(gpu, self.room(gpu.uuid).await?, used.get(&gpu.uuid)));
-        }
+        let rooms = gpus::rooms(&self.leases).await?;
+        let gpus = self.leases.inventory.gpus().iter().zip(rooms);
+        let gpus = gpus.map(|(gpu, room)| convert::gpu(gpu, room, used.get(&gpu.uuid))).collect();
         Ok(Response::new(proto::ListGpusReply { gpus }))
+    }
+
+    type WatchGpusStream = gpus::Watching;
+
+    async fn watch_gpus(
+        &self,
+        _: Request<proto::WatchGpusRequest>,
+    ) -> Answer<Self::WatchGpusStream> {
+        Ok(Response::new(self.watchers.watch()?))
     }
 
     async fn create_lease(

@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod health;
 mod ids;
 mod inventory;
 mod lease;
@@ -21,10 +22,14 @@ mod time_terms;
 mod units;
 mod usage;
 
+pub use health::{
+    Cause, GpuHealth, GpuWatch, HealthTerms, Level, Noted, Recovered, Signal, Xid, XidClass,
+    XidEntry,
+};
 pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
-pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};
+pub use node::{ApplyError, Lease, NodeState, ReserveError, UnknownLease};
 pub use placement::{Grant, InvalidPlacement, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
 pub use request::{Exposure, GpuCount, InvalidGpuCount, Request};

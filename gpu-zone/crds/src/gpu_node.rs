@@ -91,10 +91,18 @@ pub struct GpuEntry {
     pub simulated: bool,
     /// Whether it takes new leases.
     pub healthy: bool,
-    /// Why not.
+    /// Why not, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub reason: Option<String>,
+    /// One word for why not, like `zone` or `xid-79`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[a-z0-9-]{1,32}$"))]
+    pub cause: Option<String>,
+    /// Whether it takes none until an operator clears it. If not, it does again when what is wrong
+    /// has been away for a while.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_operator: bool,
 }
 
 /// At most `most` bytes of a text, cut between characters.
@@ -115,10 +123,7 @@ impl GpuEntry {
 
     /// A GPU as discovery saw it.
     pub fn new(gpu: &Gpu, health: &GpuHealth) -> Self {
-        let reason = match health {
-            GpuHealth::Healthy => None,
-            GpuHealth::Quarantined { reason } => Some(reason.clone()),
-        };
+        let why = health.why();
         Self {
             uuid: gpu.uuid.to_string(),
             index: gpu.index,
@@ -129,8 +134,10 @@ impl GpuEntry {
             nvlink_peers: gpu.nvlink_peers.iter().map(ToString::to_string).collect(),
             mig_capable: gpu.mig_capable,
             simulated: gpu.backing == GpuBacking::Simulated,
-            healthy: reason.is_none(),
-            reason,
+            healthy: health.serves(),
+            reason: why.map(|(_, reason)| reason.to_owned()),
+            cause: why.map(|(cause, _)| cause.to_string()),
+            needs_operator: matches!(health, GpuHealth::Quarantined { .. }),
         }
         .bounded()
     }
@@ -161,7 +168,7 @@ pub fn inventory_version(driver: &str, gpus: &[GpuEntry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpuzone_core::{ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
+    use gpuzone_core::{Cause, ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
 
     fn gpu(n: u8) -> Gpu {
         Gpu {
@@ -180,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_largest_status_is_small() {
-        let sick = GpuHealth::Quarantined { reason: "ä".repeat(2000) };
+        let sick = GpuHealth::Quarantined { cause: Cause::Scrub, reason: "ä".repeat(2000) };
         let gpus = (0..70).map(|n| GpuEntry::new(&gpu(n), &sick)).collect();
         let status = GpuNodeStatus::new("nvidia", gpus);
         assert_eq!((status.total, status.healthy), (64, 0));
@@ -194,7 +201,7 @@ mod tests {
         let entry = |health| vec![GpuEntry::new(&gpu(1), &health)];
         let well = GpuNodeStatus::new("nvidia", entry(GpuHealth::Healthy));
         assert_eq!(well, GpuNodeStatus::new("nvidia", entry(GpuHealth::Healthy)));
-        let sick = entry(GpuHealth::Quarantined { reason: "scrub".into() });
+        let sick = entry(GpuHealth::Quarantined { cause: Cause::Scrub, reason: "scrub".into() });
         let sick = GpuNodeStatus::new("nvidia", sick);
         assert_ne!(well.inventory_version, sick.inventory_version);
         assert_eq!((well.healthy, sick.healthy), (1, 0));

@@ -5,12 +5,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gpuzone_core::{MemoryBytes, TenantId, TenantQuota};
+use gpuzone_core::{HealthTerms, MemoryBytes, TenantId, TenantQuota};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::health::Health;
 use super::{ConfigError, DriverKind, ZonePolicy};
 use crate::leases::ScrubSettings;
 use crate::metrics::Listen;
@@ -31,6 +32,7 @@ pub(super) struct File {
     pub(super) worker: Caps,
     pub(super) fair_time: FairTime,
     pub(super) scrub: ScrubSettings,
+    pub(super) health: HealthTerms,
     pub(super) metrics: Metrics,
 }
 
@@ -57,6 +59,8 @@ struct Tables {
     fair_time: FairTime,
     #[serde(default)]
     scrub: Scrub,
+    #[serde(default)]
+    health: Health,
     #[serde(default)]
     metrics: Metrics,
 }
@@ -203,7 +207,7 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let tables: Tables = toml::from_str(text).map_err(|error| explain(path, text, &error))?;
     let Tables { node, driver, shim, binaries, usage, zone, tenants, .. } = tables;
-    let Tables { worker, fair_time, scrub, metrics, .. } = tables;
+    let Tables { worker, fair_time, scrub, health, metrics, .. } = tables;
     let mut tenants: BTreeMap<TenantId, TenantQuota> =
         tenants.into_iter().map(|(tenant, quota)| (tenant, quota.into())).collect();
     let default = tenants.iter().find(|(tenant, _)| tenant.as_str() == DEFAULT);
@@ -224,6 +228,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
         worker,
         fair_time,
         scrub: scrub.into(),
+        health: health.into(),
         metrics,
     })
 }

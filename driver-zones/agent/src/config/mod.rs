@@ -1,6 +1,7 @@
 //! The agent's configuration: a TOML file, flags over it, and what follows from both.
 
 mod file;
+mod health;
 mod libraries;
 mod sandbox;
 mod zone;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gpuzone_api::Directories;
-use gpuzone_core::{GpuBacking, TenantId, TenantQuota};
+use gpuzone_core::{GpuBacking, HealthTerms, TenantId, TenantQuota};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
@@ -92,6 +93,8 @@ pub struct Config {
     pub fair_time: FairTime,
     /// How memory is cleared when a lease ends.
     pub scrub: ScrubSettings,
+    /// When a GPU serves nobody new, and when it does again.
+    pub health: HealthTerms,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<Listen>,
 }
@@ -255,6 +258,7 @@ impl Config {
             caps: file.worker,
             fair_time: file.fair_time,
             scrub: file.scrub,
+            health: file.health,
             metrics: listen,
         })
     }

@@ -1,3 +1,5 @@
+mod node;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,7 @@ struct Objects {
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     patched: BTreeMap<String, Value>,
     patches: u64,
+    node: node::NodeObjects,
     away: bool,
 }
 
@@ -100,6 +103,7 @@ impl ApiServer {
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
             .route("/api/v1/namespaces/{namespace}", get(get_namespace))
             .route("/apis/gpuzone.dev/v1alpha1/{*rest}", get(get_custom).patch(patch))
+            .merge(node::routes())
             .with_state(Arc::clone(&shared));
         let gate = Arc::new(Gate::default());
         let check = axum::middleware::from_fn_with_state(Arc::clone(&gate), access::check);
