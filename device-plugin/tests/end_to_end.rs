@@ -9,8 +9,8 @@ mod tests {
     use gpuzone_api::kubelet::v1beta1::{
         AllocateRequest, ContainerAllocateRequest, PreStartContainerRequest,
     };
-    use gpuzone_api::kubernetes::{DEVICE_PLUGIN_ACCESS, TENANT_LABEL};
-    use gpuzone_testkit::kubernetes::{ContainerKind, Pod, Used};
+    use gpuzone_api::kubernetes::TENANT_LABEL;
+    use gpuzone_testkit::kubernetes::{ContainerKind, Pod};
 
     use super::support::{Cluster, NODE};
 
@@ -50,23 +50,6 @@ mod tests {
         assert_ne!(folder(&container), folder(&app));
         cluster.works(&container);
         cluster.fails(&app);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn its_role_is_what_it_uses() {
-        let cluster = Cluster::start().await;
-        let pod = cluster.small_pod("pod");
-        cluster.admit(&pod).await;
-        cluster.works(&cluster.start_container(&pod, "app").await);
-        let role = Used::all(DEVICE_PLUGIN_ACCESS);
-        // The node's inventory is written beside; what the role lacks was refused meanwhile.
-        for _ in 0..300 {
-            if cluster.api.used() == role {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        assert_eq!(cluster.api.used(), role, "left: used; right: the role");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

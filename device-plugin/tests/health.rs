@@ -9,6 +9,8 @@ mod tests {
     use std::io::Write;
     use std::time::Instant;
 
+    use gpuzone_api::kubernetes::DEVICE_PLUGIN_ACCESS;
+    use gpuzone_testkit::kubernetes::Used;
     use serde_json::Value;
 
     use super::support::{Cluster, NODE};
@@ -124,6 +126,12 @@ mod tests {
         assert!((3..=4).contains(&writes), "{writes} writes for as many changes");
         let container = cluster.start_container(&pod, "app").await;
         cluster.works(&container);
+
+        // The same again is counted, and now each right of its role was of use; what the role
+        // lacks was refused all along.
+        goes_wrong(&cluster, 0, "xid 79");
+        let role = Used::all(DEVICE_PLUGIN_ACCESS);
+        cluster.until("all rights used", async |c| c.api.used() == role).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

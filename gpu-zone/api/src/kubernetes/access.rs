@@ -14,10 +14,15 @@ pub struct Access {
     pub verbs: &'static [&'static str],
 }
 
-/// Of the device plugin.
+/// Of the device plugin. Without the last three it does the rest, and says what is missing.
+///
+/// Whoever applies an object that is not there needs `create` as well as `patch`.
 pub const DEVICE_PLUGIN_ACCESS: &[Access] = &[
     Access { group: "", resource: "pods", verbs: &["get", "list", "watch"] },
     Access { group: "", resource: "namespaces", verbs: &["get"] },
-    Access { group: "gpuzone.dev", resource: "gpunodes", verbs: &["get", "patch"] },
+    Access { group: "gpuzone.dev", resource: "gpunodes", verbs: &["get", "create", "patch"] },
     Access { group: "gpuzone.dev", resource: "gpunodes/status", verbs: &["patch"] },
+    Access { group: "events.k8s.io", resource: "events", verbs: &["create", "patch"] },
+    Access { group: "", resource: "nodes", verbs: &["get"] },
+    Access { group: "", resource: "nodes/status", verbs: &["patch"] },
 ];

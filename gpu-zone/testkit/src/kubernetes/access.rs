@@ -53,7 +53,7 @@ impl Gate {
     }
 
     /// Notes it and says whether it may be.
-    fn admits(&self, used: Used) -> bool {
+    pub(super) fn admits(&self, used: Used) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = state.1.as_ref().is_none_or(|allowed| allowed.contains(&used));
         state.0.insert(used);

@@ -27,13 +27,13 @@ use crate::HarnessError;
 #[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
-    gate: Arc<Gate>,
     server: JoinHandle<()>,
     port: u16,
 }
 
 #[derive(Debug)]
 struct Shared {
+    gate: Arc<Gate>,
     objects: Mutex<Objects>,
     events: broadcast::Sender<Value>,
 }
@@ -97,7 +97,7 @@ impl ApiServer {
     /// When no port can be had.
     pub async fn start() -> Result<Self, HarnessError> {
         let (events, _) = broadcast::channel(1024);
-        let shared = Arc::new(Shared { objects: Mutex::default(), events });
+        let shared = Arc::new(Shared { gate: Arc::default(), objects: Mutex::default(), events });
         let router = Router::new()
             .route("/api/v1/pods", get(list_pods))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
@@ -105,14 +105,14 @@ impl ApiServer {
             .route("/apis/gpuzone.dev/v1alpha1/{*rest}", get(get_custom).patch(patch))
             .merge(node::routes())
             .with_state(Arc::clone(&shared));
-        let gate = Arc::new(Gate::default());
-        let check = axum::middleware::from_fn_with_state(Arc::clone(&gate), access::check);
+        let gate = Arc::clone(&shared.gate);
+        let check = axum::middleware::from_fn_with_state(gate, access::check);
         let router = router.layer(check);
         let failed = || HarnessError::io("cannot serve an API server's stand-in");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed())?;
         let port = listener.local_addr().map_err(failed())?.port();
         let server = tokio::spawn(async move { drop(axum::serve(listener, router).await) });
-        Ok(Self { shared, gate, server, port })
+        Ok(Self { shared, server, port })
     }
 
     /// Writes a kubeconfig for it into `folder`.
@@ -135,12 +135,12 @@ impl ApiServer {
 
     /// Refuses, from now on, what these tables do not allow.
     pub fn allow_only(&self, role: &'static [Access]) {
-        self.gate.allow_only(role);
+        self.shared.gate.allow_only(role);
     }
 
     /// What was done so far, refused or not.
     pub fn used(&self) -> BTreeSet<Used> {
-        self.gate.used()
+        self.shared.gate.used()
     }
 
     /// Creates a pod, or changes it.
@@ -294,6 +294,14 @@ async fn patch(
         return status(StatusCode::BAD_REQUEST, "BadRequest", "only JSON is read here");
     };
     let mut objects = shared.lock();
+    // Whoever applies what is not there creates it, and has to have the right to.
+    if !path.ends_with("/status") && !objects.patched.contains_key(&path) {
+        let resource = path.split('/').next().unwrap_or_default().to_owned();
+        let create = Used { group: "gpuzone.dev".into(), resource, verb: "create" };
+        if !shared.gate.admits(create) {
+            return status(StatusCode::FORBIDDEN, "Forbidden", "cannot create it");
+        }
+    }
     objects.patches += 1;
     objects.patched.insert(path, object.clone());
     Json(object).into_response()
