@@ -318,6 +318,12 @@ async fn reconcile_regularly(leases: Arc<Leases>, replaced: Arc<Notify>) {
                 }
             }
         }
+        let programs = leases.directories.programs_dir();
+        // Looks at processes and files; ends what there is of a killed zone, which takes a while.
+        let settled = tokio::task::spawn_blocking(move || files::settle(&programs)).await;
+        if let Err(error) = settled {
+            tracing::warn!(%error, "what killed zones left could not be looked at now");
+        }
         if let Err(error) = leases.reconcile().await {
             tracing::warn!(%error, "leases and workers could not be compared now");
         }

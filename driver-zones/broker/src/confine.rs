@@ -122,6 +122,7 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
             each,
             zones,
         }),
+        record: None,
         filter: Filter::Worker,
         limits: Limits {
             pids: Some(MOST_THREADS),

@@ -52,6 +52,7 @@ fn unusable(path: &Path, source: io::Error) -> RunError {
 pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunError> {
     let (slots, folder) = (directories.slots_dir(), directories.shim_dir());
     private_dir(&slots).map_err(|source| unusable(&slots, source))?;
+    settle(&directories.programs_dir());
     let links = || -> io::Result<()> {
         private_dir(&folder)?;
         for name in SHIM_NAMES {
@@ -91,15 +92,32 @@ pub(super) fn clear(directories: &Directories) {
     }
     log_failure(remove(&directories.shim_dir()));
     clear_zones(&directories.zones_dir());
-    for folder in [zone, directories.slots_dir(), directories.zones_dir()] {
+    settle(&directories.programs_dir());
+    let (slots, zones, programs) =
+        (directories.slots_dir(), directories.zones_dir(), directories.programs_dir());
+    for folder in [zone, slots, zones, programs] {
         match std::fs::remove_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A program that runs on without its lease.
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                    && folder == directories.programs_dir() => {}
             other => log_failure(other),
         }
     }
     log_failure(remove(&directories.run.join(RUN_LOCK)));
     // Last: whoever waits for the agent's end waits for this.
     remove_socket(directories);
+}
+
+/// Takes away what killed launchers left of zones that had one program each. Those whose launchers
+/// live go on, and are nobody else's.
+pub(super) fn settle(programs: &Path) {
+    match gpuzone_zone::settle(programs) {
+        Ok(zones) if zones.is_empty() => {}
+        Ok(zones) => tracing::warn!(?zones, "nobody cleaned up behind these zones; it is done now"),
+        Err(error) => tracing::warn!(%error, "what killed zones left cannot be looked at now"),
+    }
 }
 
 /// What killed keepers left. A keeper that lives has its lock, and takes its folder away itself.

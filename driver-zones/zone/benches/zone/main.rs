@@ -109,6 +109,7 @@ fn spec(own_pids: bool) -> Spec {
         network: false,
         own_pids,
         users: Some(UserRanges::default()),
+        record: None,
         filter: if own_pids { Filter::Workload } else { Filter::Worker },
         limits: Limits {
             memory: Some(4 << 30),

@@ -17,7 +17,7 @@ mod supervisor;
 mod users;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
-pub(crate) use cgroup::is_name;
+pub(crate) use cgroup::{end_groups, is_name};
 pub use filter::{FilterError, programs};
 pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
@@ -26,4 +26,6 @@ pub use spec::{
     Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
 };
 pub use start::{Held, SandboxError, Sandboxed};
+pub(crate) use stats::of as stats_of;
 pub use supervisor::{SuperviseError, confine_supervisor};
+pub(crate) use users::sweep as sweep_claims;

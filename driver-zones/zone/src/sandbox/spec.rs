@@ -273,6 +273,10 @@ pub struct Spec {
     /// starts it.
     #[serde(default)]
     pub users: Option<UserRanges>,
+    /// The folder in which the launcher writes the zone down, which it owns then. Left out:
+    /// whoever started the launcher owns the zone, and writes it down.
+    #[serde(default)]
+    pub record: Option<PathBuf>,
     /// System calls.
     pub filter: Filter,
     /// Limits.

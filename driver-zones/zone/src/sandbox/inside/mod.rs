@@ -8,6 +8,7 @@ mod files;
 mod init;
 mod janitor;
 mod namespaces;
+mod own;
 mod programs;
 mod restrict;
 mod root;
@@ -23,6 +24,7 @@ use std::process::Command;
 
 use crate::sandbox::cgroup::{self, Groups};
 use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
+use crate::zones::single::Single;
 
 /// Exit code where the zone could not be made; the reason is in the report.
 pub const EXIT_FAILED: u8 = 125;
@@ -98,7 +100,13 @@ enum Inner {
 /// process is not the program itself.
 pub fn run(orders: File, report: OwnedFd, runs: Runs) -> u8 {
     let mut report = File::from(report);
-    match prepare(orders).and_then(|setup| begin(setup, &mut report, runs)) {
+    let mut owned = None;
+    let began = prepare(orders).and_then(|setup| begin(setup, &mut owned, &mut report, runs));
+    // Only the first process gets here, and nothing of the zone is left then.
+    if let Some(single) = owned {
+        single.gone();
+    }
+    match began {
         Ok(code) => code,
         Err(error) => {
             say(&mut report, &Report::Failed(error.to_string()));
@@ -127,7 +135,12 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
     Ok(Setup { spec, groups: Groups::default(), users: None, handed: None, missing: Vec::new() })
 }
 
-fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupError> {
+fn begin(
+    mut setup: Setup,
+    owned: &mut Option<Single>,
+    report: &mut File,
+    runs: Runs,
+) -> Result<u8, SetupError> {
     let runs = match runs {
         Runs::Program(command) => Inner::Program(program(command)?),
         Runs::Requests(_) if !setup.spec.own_pids => {
@@ -136,12 +149,13 @@ fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupErr
         }
         Runs::Requests(requests) => Inner::Requests(requests),
     };
-    hold(&mut setup)?;
+    *owned = own::start(&setup.spec)?;
+    hold(&mut setup, owned.as_ref())?;
     users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     let mut program = match (setup.spec.own_pids, runs) {
         (false, Inner::Program(program)) => program,
-        (_, runs) => return init::supervise(setup, report, runs),
+        (_, runs) => return init::supervise(setup, owned, report, runs),
     };
     finish(&mut setup)?;
     say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
@@ -185,12 +199,14 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
 
 /// Takes what a zone has of the host's for as long as it lives: numbers of users, and control
 /// groups, which its first process joins later. The janitor gives both back.
-fn hold(setup: &mut Setup) -> Result<(), SetupError> {
+fn hold(setup: &mut Setup, owned: Option<&Single>) -> Result<(), SetupError> {
     users::claim(setup)?;
     let (groups, unset) = Groups::make(&setup.spec.zone, &setup.spec.limits);
     // Before anything can fail: whatever was made is removed.
     let claim = setup.users.as_ref().map(users::Users::claim);
-    janitor::start(&groups, claim).map_err(step("cannot start the zone's janitor"))?;
+    let record = owned.map(Single::files);
+    let record = record.as_ref().map_or(&[][..], |files| &files[..]);
+    janitor::start(&groups, claim, record).map_err(step("cannot start the zone's janitor"))?;
     setup.groups = groups;
     for (feature, reason) in unset {
         setup.lacks(feature, reason)?;
