@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use gpuzone_api::{Directories, SLOT_SOCKET, check_socket_path};
+use gpuzone_api::{Directories, PLACED_SLOTS_DIR, SLOT_SOCKET, check_socket_path};
 use gpuzone_zone::files::{PidLock, private_dir, remove};
 use tokio::net::UnixListener;
 
@@ -51,7 +51,10 @@ fn unusable(path: &Path, source: io::Error) -> RunError {
 /// Makes the folders for slots and for the library that programs get.
 pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunError> {
     let (slots, folder) = (directories.slots_dir(), directories.shim_dir());
-    private_dir(&slots).map_err(|source| unusable(&slots, source))?;
+    // Those of pods are made by whoever places them; the broker is given the folder of all.
+    for slots in [&slots, &directories.state.join(PLACED_SLOTS_DIR)] {
+        private_dir(slots).map_err(|source| unusable(slots, source))?;
+    }
     settle(&directories.programs_dir());
     let links = || -> io::Result<()> {
         private_dir(&folder)?;

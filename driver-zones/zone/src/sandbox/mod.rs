@@ -23,9 +23,10 @@ pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
 pub use spec::{
-    Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
+    Demand, Feature, Filter, LIBRARIES, Limits, Missing, Mount, Policy, Report, Root, Spec,
+    UserRanges,
 };
 pub use start::{Held, SandboxError, Sandboxed};
 pub(crate) use stats::of as stats_of;
-pub use supervisor::{SuperviseError, confine_supervisor};
+pub use supervisor::{SuperviseError, Supervisor, confine_supervisor, libraries};
 pub(crate) use users::sweep as sweep_claims;

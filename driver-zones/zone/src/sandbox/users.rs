@@ -37,6 +37,12 @@ pub(crate) fn claim(ranges: UserRanges) -> io::Result<Claim> {
     claim_in(Path::new(FOLDER), ranges)
 }
 
+/// The folder with the claims, which is made if it is not there.
+pub(crate) fn folder() -> io::Result<&'static Path> {
+    private_dir(Path::new(FOLDER))?;
+    Ok(Path::new(FOLDER))
+}
+
 /// Removes the claims of zones that have ended and whose janitors were killed, as the next claim
 /// would.
 pub(crate) fn sweep() {

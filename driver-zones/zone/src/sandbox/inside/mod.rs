@@ -23,7 +23,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::sandbox::cgroup::{self, Groups};
-use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
+use crate::sandbox::spec::{Demand, Feature, Filter, Missing, Report, Spec};
 use crate::zones::single::Single;
 
 /// Exit code where the zone could not be made; the reason is in the report.
@@ -73,6 +73,15 @@ impl Setup {
                 self.missing.push(Missing { feature, reason });
                 Ok(())
             }
+        }
+    }
+
+    /// Whether its program makes zones: it is neither ended nor cleaned up behind with its group,
+    /// in which theirs may be, and sees the paths of the host's groups.
+    fn makes_zones(&self) -> bool {
+        match self.spec.filter {
+            Filter::Broker => true,
+            Filter::Worker | Filter::Workload => false,
         }
     }
 
@@ -142,15 +151,24 @@ fn begin(
     runs: Runs,
 ) -> Result<u8, SetupError> {
     let runs = match runs {
-        Runs::Program(command) => Inner::Program(program(command)?),
+        Runs::Program(_) | Runs::Requests(_)
+            if setup.makes_zones() && (setup.spec.own_pids || setup.spec.users.is_some()) =>
+        {
+            let message =
+                "a program that makes zones has the host's users and numbers of processes";
+            return Err(SetupError::Spec(message.to_owned()));
+        }
         Runs::Requests(_) if !setup.spec.own_pids => {
             let message = "a zone for several programs numbers its processes on its own";
             return Err(SetupError::Spec(message.to_owned()));
         }
+        Runs::Program(command) => Inner::Program(program(command)?),
         Runs::Requests(requests) => Inner::Requests(requests),
     };
     *owned = own::start(&setup.spec)?;
-    hold(&mut setup, owned.as_ref())?;
+    if !setup.makes_zones() {
+        hold(&mut setup, owned.as_ref())?;
+    }
     users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     let mut program = match (setup.spec.own_pids, runs) {
@@ -185,7 +203,9 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
         setup.lacks(feature, reason)?;
     }
     users::become_own(setup)?;
-    namespaces::enter_inner(setup)?;
+    if !setup.makes_zones() {
+        namespaces::enter_inner(setup)?;
+    }
     if setup.has(Feature::Mount) {
         root::enter(setup)?;
     }
