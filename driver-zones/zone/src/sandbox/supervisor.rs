@@ -24,7 +24,8 @@ const SETTINGS: [&str; 5] =
 const GROUPS: &str = "/sys/fs/cgroup";
 
 /// What root needs to make zones: users and groups of theirs (`SETFCAP` to have root itself mapped
-/// into one, user_namespaces(7)), mounts, processes of theirs.
+/// into one, user_namespaces(7)), mounts, processes of theirs, and control groups in folders that
+/// are nobody's to write to by their mode (`DAC_OVERRIDE`).
 fn needed() -> CapabilitySet {
     CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
