@@ -196,7 +196,10 @@ mod tests {
             let lease = node.lease(4).await.unwrap();
             node.run_in(&lease, "matmul");
             send(broker, Signal::KILL);
-            node.eventually("a new broker", async |node| node.broker().await != broker).await;
+            node.eventually("a new broker", async |node| {
+                node.broker_that_answers().await.is_some_and(|pid| pid != broker)
+            })
+            .await;
         }
     }
 

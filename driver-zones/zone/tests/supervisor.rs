@@ -96,7 +96,7 @@ mod tests {
             return;
         }
         let name = format!("gpu-zone-test-{}", std::process::id());
-        let address = std::os::unix::net::SocketAddr::from(abstract_name(&name));
+        let address = abstract_name(&name);
         let _listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
         let abstract_socket = format!(
             "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0) or exit 1; \

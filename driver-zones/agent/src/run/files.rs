@@ -52,10 +52,11 @@ fn unusable(path: &Path, source: io::Error) -> RunError {
 pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunError> {
     let (slots, folder) = (directories.slots_dir(), directories.shim_dir());
     // Those of pods are made by whoever places them; the broker is given the folder of all.
-    for slots in [&slots, &directories.state.join(PLACED_SLOTS_DIR)] {
-        private_dir(slots).map_err(|source| unusable(slots, source))?;
+    let (placed, programs) = (directories.state.join(PLACED_SLOTS_DIR), directories.programs_dir());
+    for folder in [&slots, &placed, &programs] {
+        private_dir(folder).map_err(|source| unusable(folder, source))?;
     }
-    settle(&directories.programs_dir());
+    settle(&programs);
     let links = || -> io::Result<()> {
         private_dir(&folder)?;
         for name in SHIM_NAMES {

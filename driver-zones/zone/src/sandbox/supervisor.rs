@@ -181,12 +181,10 @@ mod tests {
         let writable: Vec<_> = writable.map(|mount| mount.source.to_str().unwrap()).collect();
         assert_eq!(writable, ["/proc", GROUPS, "/run/gz/driver-zone"]);
         for mount in spec.mounts.iter().filter(|mount| !mount.write) {
-            let known = |path: &&str| mount.source == Path::new(path);
+            let known = |path: &&str| mount.source == Path::new(*path);
             let named = mount.source == Path::new("/opt/worker");
             assert!(
-                named
-                    || LIBRARIES.iter().any(|path| known(&path))
-                    || SETTINGS.iter().any(|path| known(&path)),
+                named || LIBRARIES.iter().any(known) || SETTINGS.iter().any(known),
                 "{mount:?}"
             );
         }

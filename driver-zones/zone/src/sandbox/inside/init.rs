@@ -51,7 +51,8 @@ enum Place {
 }
 
 impl Place {
-    /// The program's own process has it from here on, and lets go of it by becoming the program.
+    /// In process 1, when the program's own process has it, too, which lets go of it by becoming the
+    /// program.
     fn leave_the_start(&mut self) {
         if let Self::Inside { starts, .. } = self {
             *starts = None;
