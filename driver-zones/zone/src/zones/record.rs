@@ -75,7 +75,8 @@ pub(super) fn path(folder: &Path, zone: &str) -> PathBuf {
 /// Replaces the record; whatever happens, it is the old one or the new one.
 pub(super) fn write(path: &Path, record: &Record) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default();
-    write_at(&open(path.parent().unwrap_or(Path::new(".")))?, name, record)
+    let folder = open(path.parent().unwrap_or(Path::new(".")))?;
+    write_at(&folder, name, &Path::new(name).with_extension("new"), record)
 }
 
 /// A folder of records, for [`write_at`] and [`remove_at`].
@@ -84,17 +85,22 @@ pub(super) fn open(folder: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(folder, flags, Mode::empty())?)
 }
 
-pub(super) fn write_at(folder: &OwnedFd, name: &OsStr, record: &Record) -> io::Result<()> {
-    let new = half(Path::new(name), record.process);
+/// By way of `new` in the same folder.
+pub(super) fn write_at(
+    folder: &OwnedFd,
+    name: &OsStr,
+    new: &Path,
+    record: &Record,
+) -> io::Result<()> {
     remove_at(folder, new.as_os_str())?;
     // Made anew, so that nobody's link is written through.
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let mut file = File::from(openat(folder, &new, flags, Mode::from_raw_mode(0o644))?);
+    let mut file = File::from(openat(folder, new, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(&serde_json::to_vec(record)?)?;
-    Ok(renameat(folder, &new, folder, name)?)
+    Ok(renameat(folder, new, folder, name)?)
 }
 
-/// Where a record is written before it takes the place of the one at `path`.
+/// Where a launcher writes a record before it takes the place of the one at `path`.
 pub(super) fn half(path: &Path, process: ProcessId) -> PathBuf {
     path.with_extension(format!("{}{HALF}", process.pid))
 }
@@ -113,8 +119,8 @@ pub(super) struct Found {
     /// Records, by the name of their zone.
     pub(super) records: Vec<(String, PathBuf)>,
     /// Records that are being written, or were when their writer was killed, by the number of
-    /// the process that they are about.
-    pub(super) halves: Vec<(u32, PathBuf)>,
+    /// the process that they are about where its launcher owns the zone.
+    pub(super) halves: Vec<(Option<u32>, PathBuf)>,
 }
 
 pub(super) fn all(folder: &Path) -> io::Result<Found> {
@@ -123,7 +129,7 @@ pub(super) fn all(folder: &Path) -> io::Result<Found> {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let zone = name.strip_suffix(SUFFIX).filter(|zone| crate::sandbox::is_name(zone));
-        let half = name.strip_suffix(HALF).and_then(|name| name.rsplit('.').next()?.parse().ok());
+        let half = name.strip_suffix(HALF).map(|name| name.rsplit('.').next()?.parse().ok());
         match (zone, half) {
             (Some(zone), _) => found.records.push((zone.to_owned(), path)),
             (None, Some(pid)) => found.halves.push((pid, path)),

@@ -84,7 +84,8 @@ impl Single {
     /// Takes on the state after `event`, written down first. On an error the zone is to be ended.
     pub(crate) fn enter(&mut self, event: ZoneEvent) -> Result<(), EnterError> {
         let (name, folder) = (self.path.file_name().unwrap_or_default(), &self.folder);
-        let write = |record: &Record| record::write_at(folder, name, record);
+        let half = record::half(Path::new(name), self.record.process);
+        let write = |record: &Record| record::write_at(folder, name, &half, record);
         record::enter(&mut self.record, event, write).map(drop)
     }
 
@@ -130,7 +131,7 @@ pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
 pub fn settle(folder: &Path) -> io::Result<Vec<String>> {
     let Found { records, halves } = found(folder)?;
     for (pid, half) in halves {
-        if ProcessId::of(pid)?.is_none() {
+        if pid.is_some_and(|pid| ProcessId::of(pid).is_ok_and(|alive| alive.is_none())) {
             crate::files::remove(&half)?;
         }
     }
