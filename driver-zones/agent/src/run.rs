@@ -11,7 +11,7 @@ use std::time::Duration;
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::AgentServer;
 use gpuzone_api::placements::v1::placements_server::PlacementsServer;
-use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, SocketPathTooLong};
+use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, PLACED_SLOTS_DIR, SocketPathTooLong};
 use gpuzone_ledger::{AuditKind, OpenError};
 use gpuzone_wire::control::{BrokerConfig, Driver};
 use gpuzone_zone::files::LockError;
@@ -148,7 +148,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let zone_dir = directories.run.join(DRIVER_ZONE_DIR);
     let link = BrokerLink::new(zone_dir.join(files::CONTROL_SOCKET));
     let broker_config = broker_config(&config, zone_dir);
-    let keeper = BrokerKeeper::new(config.broker.clone(), broker_config, link.clone());
+    let slots = vec![directories.slots_dir(), directories.state.join(PLACED_SLOTS_DIR)];
+    let keeper = BrokerKeeper::new(config.broker.clone(), broker_config, slots, link.clone());
     let broker = keeper.ensure().await?;
     let (to_audit, folders) = (audit.clone(), directories.clone());
     let leases = Leases::new(book, link.clone(), usage, to_audit, folders, inventory, config.scrub);
@@ -324,6 +325,12 @@ async fn reconcile_regularly(leases: Arc<Leases>, replaced: Arc<Notify>) {
                     leases.saw_broker(Some(pid)).await;
                 }
             }
+        }
+        let programs = leases.directories.programs_dir();
+        // Looks at processes and files; ends what there is of a killed zone, which takes a while.
+        let settled = tokio::task::spawn_blocking(move || files::settle(&programs)).await;
+        if let Err(error) = settled {
+            tracing::warn!(%error, "what killed zones left could not be looked at now");
         }
         if let Err(error) = leases.reconcile().await {
             tracing::warn!(%error, "leases and workers could not be compared now");
