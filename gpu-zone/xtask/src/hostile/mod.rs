@@ -80,7 +80,7 @@ impl Field {
     }
 
     fn measure(&mut self, attack: Attack, long: bool) -> anyhow::Result<Row> {
-        let (calm, seconds) = if long { (3.0, 10.0) } else { (1.5, 1.5) };
+        let (calm, seconds) = (1.5, if long { 10.0 } else { 1.5 });
         let calm = Duration::from_secs_f64(calm);
         let before = self.calm(calm)?;
         let processor = self.processor;
