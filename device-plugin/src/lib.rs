@@ -6,6 +6,8 @@
 //!     │                                             ├─▶ API server: that pod's placement
 //!     │                                             └─▶ agent: the lease, in the slot's folder
 //!     └─kubelet.sock made anew──▶ registrar: register again
+//!  agent ────WatchGpus──────────▶ health ─┬─▶ door: the list of slots
+//!                                         └─▶ API server: GpuNode, the node's events and condition
 //! ```
 //!
 //! Architecture invariant: nothing is decided here from memory. Which pod holds a slot is the
@@ -21,6 +23,7 @@ pub mod choose;
 pub mod claim;
 pub mod config;
 mod door;
+mod health;
 pub mod holders;
 pub mod keep;
 mod keeper;

@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod pods;
+mod stream;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-pub(crate) use agent::{AgentLink, PlacedLease, WholeLease, is_mediated, numa_nodes};
-pub(crate) use api::{ApiLink, within};
+pub(crate) use agent::{AgentLink, PlacedLease, WholeLease, numa_nodes};
+pub(crate) use api::{ApiLink, sentence, within};
 
 use crate::holders::Holders;
 

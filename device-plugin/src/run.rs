@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use gpuzone_api::SlotId;
-use gpuzone_api::agent::v1::Gpu;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
@@ -17,15 +16,15 @@ use crate::answer::{self, VfioDevice, VfioInterface};
 use crate::choose::device;
 use crate::config::Config;
 use crate::door::{Door, Listing};
+use crate::health::{self, NodeGpus, Reporter, Word};
 use crate::keeper::Keeper;
 use crate::kubelet::Registration;
-use crate::links::{AgentLink, ApiLink, KubeletLink, is_mediated, numa_nodes};
-use crate::publish::Publisher;
+use crate::links::{AgentLink, ApiLink, KubeletLink, sentence};
 use crate::slots::{OpenError, Slots};
-use crate::whole::{WholeDoor, WholeGpu, WholeKeeper, whole_gpus};
+use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 
-/// How often the agent is asked how its GPUs are.
-const ASK: Duration = Duration::from_secs(2);
+/// When whole GPUs could not be listed, it is tried again so much later.
+const LIST_AGAIN: Duration = Duration::from_secs(10);
 const CDI_FILE: &str = "gpuzone.dev-library.json";
 const CDI_WHOLE_FILE: &str = "gpuzone.dev-passthrough.json";
 
@@ -68,7 +67,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         write_cdi(folder, CDI_FILE, &answer::cdi_spec(&library))?;
     }
     let client = client(&config).await?;
-    let publisher = Publisher::new(client.clone(), config.node.clone());
+    let reporter = Reporter::new(client.clone(), config.node.clone());
+    let (words, said) = watch::channel(Word::None);
     let (whole, whole_gpus) = watch::channel(Arc::default());
     let whole_keeper = Arc::new(whole_keeper(&config, client.clone(), whole_gpus));
     let keeper = Arc::new(keeper(&config, client, slots));
@@ -97,7 +97,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         () = register_whole(whole_registration, &whole_keeper) => {}
         () = whole_keeper.sweep_regularly() => {}
         () = stir(&keeper, &whole_keeper) => {}
-        () = watch_gpus(&keeper.agent, offers, publisher) => {}
+        () = health::follow(&keeper.agent, config.vfio, &words) => {}
+        () = reporter.report(said.clone()) => {}
+        () = list_gpus(said, offers) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
@@ -211,64 +213,70 @@ struct Offers<'a> {
 }
 
 impl Offers<'_> {
+    /// Lists slots: any slot may get any mediated GPU, so each is near to all of their NUMA nodes,
+    /// and none is to be had when no such GPU takes new leases. While one does, all are: a slot is
+    /// a place for a container and no part of a GPU, and how much the node has left is what the
+    /// scheduler's extender reads in the GpuNode.
+    fn slots(&self, gpus: &NodeGpus) {
+        let healthy = gpus.serves_slots();
+        let listing = list(self.config.slots, healthy, &gpus.numa);
+        self.listings.send_if_modified(|now| {
+            let changed = *now != listing;
+            if changed {
+                tracing::info!(healthy, gpus = gpus.status.total, "slots are listed anew");
+                *now = listing;
+            }
+            changed
+        });
+    }
+
     /// Lists whole GPUs as the agent has them now.
-    fn whole(&self, gpus: &[Gpu]) {
-        let now = whole_gpus(gpus, self.config.vfio);
-        if **self.whole.borrow() == now {
-            return;
+    ///
+    /// # Errors
+    /// When runtimes cannot be told of them: a container would name devices that nobody knows.
+    fn whole(&self, gpus: &[WholeGpu]) -> Result<(), RunError> {
+        if self.whole.borrow().as_slice() == gpus {
+            return Ok(());
         }
-        let ready: Vec<_> = now.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
-        tracing::info!(gpus = now.len(), ready = ready.len(), "whole GPUs are listed anew");
-        for gpu in &now {
+        let ready: Vec<_> = gpus.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
+        if let Some(folder) = &self.config.cdi_dir {
+            write_cdi_whole(folder, self.config.vfio, &ready)?;
+        }
+        tracing::info!(gpus = gpus.len(), ready = ready.len(), "whole GPUs are listed anew");
+        for gpu in gpus {
             if let Err(trouble) = &gpu.ready {
                 tracing::warn!(address = %gpu.address, trouble, "it cannot be handed over now");
             }
         }
-        if let Some(folder) = &self.config.cdi_dir {
-            // Without it nothing is listed: a container would name devices that nobody knows.
-            if let Err(error) = write_cdi_whole(folder, self.config.vfio, &ready) {
-                tracing::error!(%error, "whole GPUs are listed as before");
-                return;
-            }
-        }
-        self.whole.send_replace(Arc::new(now));
+        self.whole.send_replace(Arc::new(gpus.to_vec()));
+        Ok(())
     }
 }
 
-/// Lists slots as the node's GPUs are: any slot may get any GPU, so each is near to all of their
-/// NUMA nodes, and none is to be had when no GPU takes new leases. An agent that does not answer
-/// changes nothing: its pods' containers say so when they start, and start when it is back.
-async fn watch_gpus(agent: &AgentLink, offers: Offers<'_>, mut publisher: Publisher) {
-    let Offers { config, listings, .. } = offers;
-    let mut unpublished = String::new();
+/// Lists what there is as the node's GPUs are. An agent that does not answer changes nothing: its
+/// pods' containers say so when they start, and start when it is back.
+async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_>) {
     loop {
-        match agent.gpus().await {
-            Ok((driver, gpus)) => {
-                match publisher.publish(&driver, &gpus).await {
-                    Ok(_) => unpublished.clear(),
-                    Err(error) => {
-                        let error = error.to_string();
-                        // Once: it goes on as long as the API server is away.
-                        if error != unpublished {
-                            tracing::warn!(error, "the node's GPUs are not published");
-                        }
-                        unpublished = error;
-                    }
-                }
-                offers.whole(&gpus);
-                let healthy = gpus.iter().any(|gpu| is_mediated(gpu) && gpu.quarantine.is_none());
-                let listing = list(config.slots, healthy, &numa_nodes(&gpus));
-                listings.send_if_modified(|now| {
-                    let changed = *now != listing;
-                    if changed {
-                        tracing::info!(healthy, gpus = gpus.len(), "slots are listed anew");
-                        *now = listing;
-                    }
-                    changed
-                });
+        let word = said.borrow_and_update().clone();
+        let listed = match word {
+            Word::Says(gpus) => {
+                offers.slots(&gpus);
+                offers.whole(&gpus.whole)
             }
-            Err(error) => tracing::debug!(%error, "the list of slots stays as it is"),
+            Word::None | Word::Silent(_) => Ok(()),
+        };
+        let again = async {
+            match listed {
+                Ok(()) => std::future::pending().await,
+                Err(error) => {
+                    tracing::error!(error = sentence(&error), "whole GPUs are listed as before");
+                    tokio::time::sleep(LIST_AGAIN).await;
+                }
+            }
+        };
+        tokio::select! {
+            changed = said.changed() => if changed.is_err() { return },
+            () = again => {}
         }
-        tokio::time::sleep(ASK).await;
     }
 }

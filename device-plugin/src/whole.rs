@@ -75,7 +75,7 @@ pub fn whole_gpus(gpus: &[Gpu], interface: VfioInterface) -> Vec<WholeGpu> {
 
 fn read(gpu: &Gpu, interface: VfioInterface) -> Option<WholeGpu> {
     let address: PciAddress = gpu.pci_address.parse().ok()?;
-    let trouble = gpu.quarantine.as_ref().or(gpu.not_ready.as_ref());
+    let trouble = gpu.out_of_service.as_ref().or(gpu.not_ready.as_ref());
     let ready = match (trouble, &gpu.vfio) {
         (Some(trouble), _) => Err(trouble.clone()),
         (None, None) => Err("the agent does not say what a VM is to open".to_owned()),
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_is_unhealthy_and_what_is_mediated_is_not_listed() {
         let mediated = Gpu { exposure: "mediated".into(), ..gpu(1, 80) };
-        let sick = Gpu { quarantine: Some("q".into()), ..gpu(2, 80) };
+        let sick = Gpu { out_of_service: Some("q".into()), ..gpu(2, 80) };
         let bound = Gpu { vfio: None, not_ready: Some("bound to nvidia".into()), ..gpu(3, 80) };
         let agent = [mediated, sick, bound, gpu(4, 80)];
         let listed = devices(&whole_gpus(&agent, VfioInterface::Group));

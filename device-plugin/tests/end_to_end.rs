@@ -1,6 +1,7 @@
 //! The real plugin and the real agent with simulated GPUs, under a kubelet and an API server that
 //! are stand-ins: pods really run kernels through their slots.
 #[cfg(test)]
+#[allow(dead_code, reason = "it serves several test programs")]
 mod support;
 
 #[cfg(test)]

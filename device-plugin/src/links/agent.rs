@@ -2,8 +2,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use gpuzone_api::agent::v1::agent_client::AgentClient;
-use gpuzone_api::agent::v1::{DescribeRequest, Gpu, ListGpusRequest};
+use gpuzone_api::agent::v1::Gpu;
 use gpuzone_api::kubernetes::PodUid;
 use gpuzone_api::placements::v1::placements_client::PlacementsClient;
 use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
@@ -121,7 +120,7 @@ impl AgentLink {
         Self { socket }
     }
 
-    async fn channel(&self) -> Result<Channel, LinkError> {
+    pub(super) async fn channel(&self) -> Result<Channel, LinkError> {
         match tokio::time::timeout(PATIENCE, connect_channel(&self.socket)).await {
             Ok(connected) => connected.map_err(|error| LinkError::Agent(error.to_string())),
             Err(_) => Err(LinkError::Agent(format!("nothing within {PATIENCE:?}"))),
@@ -195,18 +194,10 @@ impl AgentLink {
             other => other.map(drop),
         }
     }
-
-    /// The node's GPUs, and which driver they have.
-    pub(crate) async fn gpus(&self) -> Result<(String, Vec<Gpu>), LinkError> {
-        let mut client = AgentClient::new(self.channel().await?);
-        let about = within(PATIENCE, client.describe(DescribeRequest {})).await?;
-        let listed = within(PATIENCE, client.list_gpus(ListGpusRequest {})).await?;
-        Ok((about.driver, listed.gpus))
-    }
 }
 
 /// Whether leases in slots can be of a GPU.
-pub(crate) fn is_mediated(gpu: &Gpu) -> bool {
+fn is_mediated(gpu: &Gpu) -> bool {
     gpu.exposure == Exposure::Mediated.as_str()
 }
 

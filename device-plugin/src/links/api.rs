@@ -33,7 +33,7 @@ fn failed(what: &'static str, error: &kube::Error) -> LinkError {
 }
 
 /// An error with its reasons, in one line.
-fn sentence(error: &dyn std::error::Error) -> String {
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use gpuzone_api::kubernetes::{PLACEMENT_ANNOTATION, PodPlacement};
+use gpuzone_api::kubernetes::{DEVICE_PLUGIN_ACCESS, PLACEMENT_ANNOTATION, PodPlacement};
 use gpuzone_core::{ComputeShare, GpuUuid, Grant, MemoryBytes, Placement};
 use gpuzone_testkit::kubernetes::{ApiServer, Container, Kubelet, Pod};
 use gpuzone_testkit::{Node, Options};
@@ -52,6 +52,7 @@ impl Cluster {
         let gpus = listed["gpus"].as_array().unwrap().iter();
         let gpus = gpus.map(|gpu| gpu["uuid"].as_str().unwrap().parse().unwrap()).collect();
         let api = ApiServer::start().await.unwrap();
+        api.allow_only(DEVICE_PLUGIN_ACCESS);
         let mut cluster = Self { node, api, kubelet: None, plugin: None, gpus };
         cluster.start_kubelet(Vec::new());
         cluster

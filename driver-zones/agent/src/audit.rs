@@ -7,7 +7,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gpuzone_core::{ComputeShare, GpuUuid, Lease, TenantId, TenantQuota, TimeTerms};
+use gpuzone_core::{
+    Cause, ComputeShare, GpuHealth, GpuUuid, Lease, TenantId, TenantQuota, TimeTerms,
+};
 use gpuzone_ledger::{
     AuditAppendError, AuditEvent, AuditKind, AuditLog, AuditOpenError, Opened, WriteError,
 };
@@ -84,9 +86,25 @@ pub(crate) fn timed(time: TimeTerms) -> Value {
     })
 }
 
-/// A GPU put into quarantine.
-pub(crate) fn quarantined(gpu: GpuUuid, reason: &str) -> AuditEvent {
-    event(AuditKind::Quarantine, AGENT, gpu, json!({ "reason": reason }))
+/// A GPU's health, for the log; nothing when only the words for it changed.
+pub(crate) fn health(gpu: GpuUuid, before: &GpuHealth, after: &GpuHealth) -> Option<AuditEvent> {
+    let cause = |health: &GpuHealth| health.why().map(|(cause, _)| cause);
+    if before.as_str() == after.as_str() && cause(before) == cause(after) {
+        return None;
+    }
+    let (kind, of) = match after {
+        GpuHealth::Healthy => (AuditKind::Recovery, before),
+        GpuHealth::Suspended { .. } => (AuditKind::Suspension, after),
+        GpuHealth::Quarantined { .. } => (AuditKind::Quarantine, after),
+    };
+    let (cause, reason) = of.why()?;
+    Some(event(kind, AGENT, gpu, json!({ "cause": cause.to_string(), "reason": reason })))
+}
+
+/// A GPU in quarantine because nobody could clear what a lease had there.
+pub(crate) fn unscrubbed(gpu: GpuUuid, reason: &str) -> AuditEvent {
+    let detail = json!({ "cause": Cause::Scrub.to_string(), "reason": reason });
+    event(AuditKind::Quarantine, AGENT, gpu, detail)
 }
 
 fn limits(quotas: &Quotas) -> Value {

@@ -4,15 +4,17 @@
 //! Invariant: what the book says is in the journal. A change that the journal did not take did
 //! not happen.
 
+mod health;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::Path;
 
 use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotId};
 use gpuzone_core::{
-    ApplyError, Demand, Exposure, GpuHealth, GpuUuid, Inventory, Lease, LeaseEvent, LeaseId,
-    LeaseState, MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal, Request, ReserveError,
-    UnknownLease, ZoneId, admit,
+    ApplyError, Demand, Exposure, GpuHealth, GpuUuid, GpuWatch, HealthTerms, Inventory, Lease,
+    LeaseEvent, LeaseId, LeaseState, MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal,
+    Request, ReserveError, Signal, UnknownLease, ZoneId, admit,
 };
 use gpuzone_wire::scrub::ScrubGpu;
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +24,8 @@ use crate::journal::{
     AppendError, At, HeldLease, Holder, Journal, Record, ReplayError, Replayed, replay,
 };
 use crate::placements::Wanted;
+use crate::usage::now;
+pub use health::HealthSeen;
 
 /// How many ended leases are remembered for those who ask again.
 const REMEMBERED: usize = 1000;
@@ -32,6 +36,7 @@ pub struct Book {
     node: NodeState,
     holders: BTreeMap<LeaseId, Holder>,
     quotas: Quotas,
+    health: HealthTerms,
     journal: Journal,
     ended: VecDeque<HeldLease>,
 }
@@ -100,6 +105,22 @@ pub struct LostLease {
     pub reason: ReserveError,
 }
 
+impl LostLease {
+    /// Why its GPUs, if they are there again, serve nobody before somebody has cleared them.
+    pub(crate) fn unscrubbed(&self) -> String {
+        format!("what {} had there was not cleared: {}", self.lease.lease.id, self.reason)
+    }
+
+    fn condemn_gpus(&self, node: &mut NodeState) {
+        for grant in self.lease.lease.placement.grants() {
+            let mut watch = node.watch(grant.gpu);
+            let unscrubbed = Signal::ScrubFailed(self.unscrubbed());
+            watch.observe(&unscrubbed, now(), &HealthTerms::default());
+            node.set_watch(grant.gpu, watch);
+        }
+    }
+}
+
 /// What is free of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuRoom {
@@ -111,6 +132,8 @@ pub struct GpuRoom {
     pub leases: u32,
     /// Whether it serves new ones.
     pub health: GpuHealth,
+    /// What else is known of its health.
+    pub watch: GpuWatch,
 }
 
 impl Refusal {
@@ -124,7 +147,7 @@ impl Refusal {
                 | PlacementRefusal::NoSuchModel { .. }
                 | PlacementRefusal::TooFewGpus { .. }
                 | PlacementRefusal::LargerThanAnyGpu { .. }
-                | PlacementRefusal::Quarantined { .. }
+                | PlacementRefusal::Unhealthy { .. }
                 | PlacementRefusal::NoRoom { .. },
             ) => ErrorKind::NoRoom,
             Self::Reserve(
@@ -132,7 +155,8 @@ impl Refusal {
                 | ReserveError::UnknownGpu(_)
                 | ReserveError::Exposed { .. }
                 | ReserveError::NotWhole { .. }
-                | ReserveError::Quarantined(_),
+                | ReserveError::Quarantined(_)
+                | ReserveError::Suspended(_),
             ) => ErrorKind::NoRoom,
             Self::Quota(
                 QuotaRefusal::NoQuota(_)
@@ -172,19 +196,29 @@ impl Book {
     ) -> Result<(Self, Vec<LostLease>), ReplayError> {
         let mut node = NodeState::new(inventory);
         let (mut kept, mut lost) = (Vec::new(), Vec::new());
-        let Replayed { leases, quarantined } = replay(journal)?;
-        for (gpu, reason) in &quarantined {
-            node.quarantine(*gpu, reason);
+        let Replayed { leases, watches } = replay(journal)?;
+        for (gpu, watch) in watches {
+            node.set_watch(gpu, watch);
         }
         for lease in leases {
             match node.restore(lease.lease.clone()) {
                 Ok(_) => kept.push(lease),
-                Err(reason) => lost.push(LostLease { lease, reason }),
+                Err(reason) => {
+                    let lost_lease = LostLease { lease, reason };
+                    lost_lease.condemn_gpus(&mut node);
+                    lost.push(lost_lease);
+                }
             }
         }
-        let journal = Journal::rewrite(journal, kept.iter(), node.quarantined())?;
+        let journal = Journal::rewrite(journal, kept.iter(), node.watches())?;
         let holders = kept.into_iter().map(|held| (held.lease.id, held.holder)).collect();
-        Ok((Self { node, holders, quotas, journal, ended: VecDeque::new() }, lost))
+        let (health, ended) = (HealthTerms::default(), VecDeque::new());
+        Ok((Self { node, holders, quotas, health, journal, ended }, lost))
+    }
+
+    /// The same, with other terms of GPUs' health.
+    pub fn with_health(self, health: HealthTerms) -> Self {
+        Self { health, ..self }
     }
 
     /// Places and admits a request and sets its GPUs aside.
@@ -300,8 +334,7 @@ impl Book {
     fn compact(&mut self) {
         let leases = self.leases();
         if self.journal.is_long(leases.len()) {
-            let quarantined = self.node.quarantined();
-            match Journal::rewrite(self.journal.path(), leases.iter(), quarantined) {
+            match Journal::rewrite(self.journal.path(), leases.iter(), self.node.watches()) {
                 Ok(journal) => self.journal = journal,
                 // The long one serves as well.
                 Err(error) => tracing::warn!(%error, "the journal could not be shortened"),
@@ -335,38 +368,13 @@ impl Book {
         let holds = |lease: &&Lease| lease.placement.grants().iter().any(|g| g.gpu == gpu);
         let leases = self.node.leases().filter(holds).count();
         let leases = u32::try_from(leases).unwrap_or(u32::MAX);
-        Some(GpuRoom { memory, share, leases, health: self.node.health(gpu)? })
-    }
-
-    /// Keeps new leases from a GPU; false when it was in quarantine already.
-    ///
-    /// # Errors
-    /// When the journal cannot be written. It is kept from them until the agent ends all the
-    /// same.
-    pub fn quarantine(&mut self, gpu: GpuUuid, reason: &str) -> Result<bool, AppendError> {
-        if self.is_quarantined(gpu) {
-            return Ok(false);
-        }
-        self.node.quarantine(gpu, reason);
-        self.journal.append(&Record::Quarantined { gpu, reason: reason.to_owned() })?;
-        Ok(true)
-    }
-
-    /// Lets a GPU serve again; false when it was not in quarantine.
-    ///
-    /// # Errors
-    /// When the journal cannot be written. It stays in quarantine then.
-    pub fn clear_quarantine(&mut self, gpu: GpuUuid) -> Result<bool, AppendError> {
-        if !self.is_quarantined(gpu) {
-            return Ok(false);
-        }
-        self.journal.append(&Record::QuarantineCleared { gpu })?;
-        Ok(self.node.clear_quarantine(gpu))
-    }
-
-    /// Whether a GPU is in quarantine.
-    pub fn is_quarantined(&self, gpu: GpuUuid) -> bool {
-        self.node.quarantined().any(|(quarantined, _)| quarantined == gpu)
+        Some(GpuRoom {
+            memory,
+            share,
+            leases,
+            health: self.node.health(gpu)?,
+            watch: self.node.watch(gpu),
+        })
     }
 
     /// What a scrub may hold of a GPU for a moment: what no lease may ask for, and what those

@@ -4,7 +4,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Priority, Request, TimeTerms, ZoneName,
+    Noted, Priority, Request, TimeTerms, Timestamp, Xid, ZoneName,
 };
 use gpuzone_hw::{GpuUse, NotReady, VfioFunction};
 use gpuzone_wire::control::LeaseStatus;
@@ -145,18 +145,24 @@ fn counters(status: LeaseStatus) -> proto::Counters {
     }
 }
 
+/// How a GPU is handed over, and whether it can be now; the second is about devices only.
+pub(crate) struct Handover<'a> {
+    pub(crate) exposure: Exposure,
+    pub(crate) vfio: Option<&'a Result<VfioFunction, NotReady>>,
+}
+
 pub(crate) fn gpu(
     gpu: &Gpu,
-    exposure: Exposure,
+    handover: Handover<'_>,
     room: GpuRoom,
     used: Option<&GpuUse>,
-    vfio: Option<&Result<VfioFunction, NotReady>>,
 ) -> proto::Gpu {
-    let (vfio, not_ready) = match vfio {
-        Some(Ok(VfioFunction { group, device })) => {
-            let device = device.clone().unwrap_or_default();
-            (Some(proto::VfioFunction { group: *group, device }), None)
-        }
+    let why = room.health.why();
+    let recovered = room.watch.recovered();
+    let waits = matches!(room.health, GpuHealth::Quarantined { .. });
+    let reason = why.map(|(_, reason)| reason.to_owned());
+    let (vfio, not_ready) = match handover.vfio {
+        Some(Ok(function)) => (Some(vfio_function(function)), None),
         Some(Err(error)) => (None, Some(error.to_string())),
         None => (None, None),
     };
@@ -176,13 +182,31 @@ pub(crate) fn gpu(
         used_memory_bytes: used.map(|used| used.used.get()),
         utilization_percent: used.and_then(|used| used.utilization_percent),
         leases: room.leases,
-        exposure: exposure.to_string(),
+        quarantine: reason.clone().filter(|_| waits),
+        out_of_service: reason,
+        cause: why.map_or_else(String::new, |(cause, _)| cause.to_string()),
+        out_since_unix_ns: room.watch.since().map(Timestamp::nanoseconds),
+        recovered_unix_ns: recovered.map(|recovered| recovered.at.nanoseconds()),
+        recovered_from: recovered.map_or_else(String::new, |recovered| recovered.from.clone()),
+        xids: room.watch.noted().iter().map(xid).collect(),
+        exposure: handover.exposure.to_string(),
         vfio,
         not_ready,
-        quarantine: match room.health {
-            GpuHealth::Healthy => None,
-            GpuHealth::Quarantined { reason } => Some(reason),
-        },
+    }
+}
+
+fn vfio_function(VfioFunction { group, device }: &VfioFunction) -> proto::VfioFunction {
+    proto::VfioFunction { group: *group, device: device.clone().unwrap_or_default() }
+}
+
+fn xid((xid, noted): (&Xid, &Noted)) -> proto::SeenXid {
+    let entry = xid.entry();
+    proto::SeenXid {
+        number: xid.number(),
+        class: entry.class.as_str().to_owned(),
+        what: entry.what.to_owned(),
+        count: noted.count,
+        last_unix_ns: noted.last.nanoseconds(),
     }
 }
 

@@ -1,24 +1,29 @@
 //! The node's GPUs, through NVML.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_core::{
     ComputeCapability, Exposure, Gpu, GpuBacking, GpuUuid, Inventory, InventoryError, PciAddress,
 };
 use gpuzone_hw::{
-    DiscoverError, GpuUse, NotReady, NvmlLibrary, OpenError, SysfsRoot, VfioFunction,
+    DiscoverError, Discovered, GpuUse, NotReady, NvmlLibrary, OpenError, SysfsRoot, VfioFunction,
 };
 
 use crate::config::{Config, DriverKind, PassthroughGpu};
 
 /// The GPUs and the library that knows them.
 pub struct Gpus {
-    library: NvmlLibrary,
+    /// None while it is opened anew.
+    library: Mutex<Option<Arc<NvmlLibrary>>>,
+    path: PathBuf,
     inventory: Inventory,
     driver_version: String,
     passthrough: Vec<PassthroughGpu>,
     sysfs: SysfsRoot,
+    /// Those whose events are not heard.
+    unheard: Mutex<BTreeSet<GpuUuid>>,
 }
 
 /// Why the GPUs are not known.
@@ -67,17 +72,68 @@ impl Gpus {
         let opened = NvmlLibrary::open(&config.nvml_library);
         let library = opened.map_err(|source| DiscoveryError::Open { driver, source })?;
         let discover = |source| DiscoveryError::Discover { driver, source };
-        let inventory = library.inventory(&config.sysfs, driver.backing());
-        let inventory = inventory.map_err(discover)?;
+        let found = library.inventory(&config.sysfs, driver.backing());
+        let Discovered { inventory, lost } = found.map_err(discover)?;
+        for index in lost {
+            tracing::error!(index, "the driver has lost this GPU; the node serves without it");
+        }
         let inventory = with_passthrough(inventory, config)?;
         let driver_version = library.driver_version().map_err(discover)?;
-        let (passthrough, sysfs) = (config.passthrough.clone(), config.sysfs.clone());
-        Ok(Self { library, inventory, driver_version, passthrough, sysfs })
+        Ok(Self {
+            library: Mutex::new(Some(Arc::new(library))),
+            path: config.nvml_library.clone(),
+            inventory,
+            driver_version,
+            passthrough: config.passthrough.clone(),
+            sysfs: config.sysfs.clone(),
+            unheard: Mutex::default(),
+        })
+    }
+
+    /// The library, unless it is being opened anew.
+    pub(crate) fn library(&self) -> Option<Arc<NvmlLibrary>> {
+        lock(&self.library).clone()
+    }
+
+    /// Lets go of the library. It is closed when nobody uses it any more.
+    pub(crate) fn close(&self) {
+        *lock(&self.library) = None;
+    }
+
+    /// Opens the library again.
+    ///
+    /// # Errors
+    /// When its driver does not answer.
+    pub(crate) fn open(&self) -> Result<(), OpenError> {
+        let library = NvmlLibrary::open(&self.path)?;
+        *lock(&self.library) = Some(Arc::new(library));
+        Ok(())
+    }
+
+    /// Whether a GPU's events are heard.
+    pub(crate) fn set_events(&self, gpu: GpuUuid, heard: bool) {
+        let mut unheard = lock(&self.unheard);
+        if heard {
+            unheard.remove(&gpu);
+        } else {
+            unheard.insert(gpu);
+        }
+    }
+
+    /// Whether all GPUs' events are heard.
+    pub(crate) fn hears_events(&self) -> bool {
+        lock(&self.unheard).is_empty()
     }
 
     /// What there is.
     pub fn inventory(&self) -> &Inventory {
         &self.inventory
+    }
+
+    /// The GPUs that our driver is to answer for. The others are on another one.
+    pub(crate) fn of_driver(&self) -> impl Iterator<Item = GpuUuid> {
+        let uuids = self.inventory.gpus().iter().map(|gpu| gpu.uuid);
+        uuids.filter(|gpu| self.inventory.exposure(*gpu).has_worker())
     }
 
     /// The driver's version, as it says it.
@@ -96,11 +152,8 @@ impl Gpus {
     /// What is in use now, of each GPU of which NVML says it.
     pub async fn used(self: Arc<Self>) -> BTreeMap<GpuUuid, GpuUse> {
         let ask = move || {
-            let uuids = self.inventory.gpus().iter().map(|gpu| gpu.uuid);
-            // Another driver has the rest.
-            let ours = |gpu: &GpuUuid| self.inventory.exposure(*gpu).has_worker();
-            let uuids = uuids.filter(ours);
-            let used = uuids.filter_map(|gpu| match self.library.gpu_use(gpu) {
+            let Some(library) = self.library() else { return BTreeMap::new() };
+            let used = self.of_driver().filter_map(|gpu| match library.gpu_use(gpu) {
                 Ok(used) => Some((gpu, used)),
                 Err(error) => {
                     tracing::warn!(%gpu, %error, "its use is not known");
@@ -151,4 +204,8 @@ fn described(wanted: &PassthroughGpu, index: u32, config: &Config) -> Gpu {
         mig_capable: false,
         backing,
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

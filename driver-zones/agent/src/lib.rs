@@ -4,6 +4,7 @@
 //!  client ──gRPC──▶ service ──▶ leases ──┬─▶ book (one thread) ─▶ journal
 //!                                        ├─▶ broker link ──▶ broker ──▶ workers
 //!                                        └─▶ usage, audit ──▶ ledger, audit log
+//!  driver ──events, looks──▶ health ──────▶ leases (what a GPU may have)
 //!  scraper ─HTTP─▶ metrics: counts, and a look at all of these
 //! ```
 //!
@@ -21,12 +22,14 @@ mod errors;
 #[cfg(test)]
 mod fixtures;
 pub mod gpus;
+mod health;
 pub mod journal;
 pub mod leases;
 pub mod metrics;
 pub mod placements;
 mod run;
 mod service;
+pub mod supervise;
 pub mod usage;
 
 pub use run::{RunError, run};

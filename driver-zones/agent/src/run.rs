@@ -11,7 +11,7 @@ use std::time::Duration;
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::AgentServer;
 use gpuzone_api::placements::v1::placements_server::PlacementsServer;
-use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, SocketPathTooLong};
+use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, PLACED_SLOTS_DIR, SocketPathTooLong};
 use gpuzone_ledger::{AuditKind, OpenError};
 use gpuzone_wire::control::{BrokerConfig, Driver};
 use gpuzone_zone::files::LockError;
@@ -26,11 +26,12 @@ use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerError, BrokerKeeper, BrokerLink};
 use crate::config::{Config, DriverKind, SIM_CONFIG_VARIABLE};
 use crate::gpus::{DiscoveryError, Gpus};
+use crate::health;
 use crate::journal::ReplayError;
 use crate::leases::Leases;
 use crate::metrics::{self, BindError};
 use crate::placements::PlacementService;
-use crate::service::Service;
+use crate::service::{Service, Watchers};
 use crate::usage::{UsageBook, now};
 
 /// How long open connections may delay the end.
@@ -132,6 +133,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let inventory = gpus.inventory().clone();
     let (book, lost) =
         Book::open(&directories.journal(), inventory.clone(), config.quotas.clone())?;
+    let book = book.with_health(config.health.clone());
     let book = BookHandle::open(book).map_err(RunError::Process)?;
     let path = directories.ledger();
     let usage = UsageBook::open(&path).map_err(|source| RunError::Ledger { path, source })?;
@@ -146,7 +148,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let zone_dir = directories.run.join(DRIVER_ZONE_DIR);
     let link = BrokerLink::new(zone_dir.join(files::CONTROL_SOCKET));
     let broker_config = broker_config(&config, zone_dir);
-    let keeper = BrokerKeeper::new(config.broker.clone(), broker_config, link.clone());
+    let slots = vec![directories.slots_dir(), directories.state.join(PLACED_SLOTS_DIR)];
+    let keeper = BrokerKeeper::new(config.broker.clone(), broker_config, slots, link.clone());
     let broker = keeper.ensure().await?;
     let (to_audit, folders) = (audit.clone(), directories.clone());
     let leases = Leases::new(book, link.clone(), usage, to_audit, folders, inventory, config.scrub);
@@ -157,7 +160,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (closing, closed) = watch::channel(false);
     let replaced = Arc::new(Notify::new());
     let kept = tokio::spawn(Arc::new(keeper).keep(broker, closed, Arc::clone(&replaced)));
+    let watched = health::start(Arc::clone(&leases), Arc::clone(&gpus));
+    let watched = watched.map_err(RunError::Process)?;
     let mut chores = vec![
+        tokio::spawn(watched),
         tokio::spawn(flush_regularly(Arc::clone(&leases), config.flush)),
         tokio::spawn(reconcile_regularly(Arc::clone(&leases), replaced)),
     ];
@@ -224,11 +230,13 @@ async fn serve(config: &Config, leases: &Arc<Leases>, gpus: Arc<Gpus>) -> Result
     let (end, ended) = watch::channel(false);
     let placements = PlacementService { leases: Arc::clone(leases), gpus: Arc::clone(&gpus) };
     let (about, zone) = (about(config, &gpus), config.zone.clone());
-    let service = Service { leases: Arc::clone(leases), about, zone, gpus, end };
+    let (stop, stopped) = watch::channel(false);
+    let driver = config.driver.as_str();
+    let watchers = Watchers::new(Arc::clone(leases), Arc::clone(&gpus), driver, stopped.clone());
+    let service = Service { leases: Arc::clone(leases), about, zone, gpus, watchers, end };
     let socket = config.directories.agent_socket();
     let listener = files::bind(&socket)?;
     tracing::info!(socket = %socket.display(), driver = config.driver.as_str(), "serving");
-    let (stop, stopped) = watch::channel(false);
     let mut server = tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(AgentServer::new(service))
@@ -317,6 +325,12 @@ async fn reconcile_regularly(leases: Arc<Leases>, replaced: Arc<Notify>) {
                     leases.saw_broker(Some(pid)).await;
                 }
             }
+        }
+        let programs = leases.directories.programs_dir();
+        // Looks at processes and files; ends what there is of a killed zone, which takes a while.
+        let settled = tokio::task::spawn_blocking(move || files::settle(&programs)).await;
+        if let Err(error) = settled {
+            tracing::warn!(%error, "what killed zones left could not be looked at now");
         }
         if let Err(error) = leases.reconcile().await {
             tracing::warn!(%error, "leases and workers could not be compared now");

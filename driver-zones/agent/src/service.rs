@@ -1,5 +1,7 @@
 //! The gRPC service: messages in, [`Leases`] asked, messages out.
 
+mod gpus;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -14,15 +16,17 @@ use tonic::{Request, Response, Status};
 
 use crate::book::GpuRoom;
 use crate::config::ZonePolicy;
-use crate::convert;
+use crate::convert::{self, Handover};
 use crate::errors::internal;
 use crate::gpus::Gpus;
 use crate::leases::{Leases, PROGRAM_ENDED, asker};
+pub(crate) use gpus::Watchers;
 
 /// The agent, as its clients see it.
 pub(crate) struct Service {
     pub(crate) leases: Arc<Leases>,
     pub(crate) gpus: Arc<Gpus>,
+    pub(crate) watchers: Watchers,
     pub(crate) about: proto::DescribeReply,
     /// What programs' zones are told.
     pub(crate) zone: ZonePolicy,
@@ -62,15 +66,17 @@ impl Agent for Service {
 
     async fn list_gpus(&self, _: Request<proto::ListGpusRequest>) -> Answer<proto::ListGpusReply> {
         let used = Arc::clone(&self.gpus).used().await;
-        let vfio = self.gpus.vfio();
-        let mut gpus = Vec::new();
-        let inventory = &self.leases.inventory;
-        for gpu in inventory.gpus() {
-            let (exposure, room) = (inventory.exposure(gpu.uuid), self.room(gpu.uuid).await?);
-            let (used, vfio) = (used.get(&gpu.uuid), vfio.get(&gpu.uuid));
-            gpus.push(convert::gpu(gpu, exposure, room, used, vfio));
-        }
+        let gpus = gpus::listed(&self.leases, &self.gpus, &used).await?;
         Ok(Response::new(proto::ListGpusReply { gpus }))
+    }
+
+    type WatchGpusStream = gpus::Watching;
+
+    async fn watch_gpus(
+        &self,
+        _: Request<proto::WatchGpusRequest>,
+    ) -> Answer<Self::WatchGpusStream> {
+        Ok(Response::new(self.watchers.watch()?))
     }
 
     async fn create_lease(
@@ -137,9 +143,10 @@ impl Agent for Service {
         let report = cleared.await.map_err(|error| internal(error.to_string()))??;
         let used = Arc::clone(&self.gpus).used().await;
         let room = self.room(uuid).await?;
-        let exposure = inventory.exposure(uuid);
+        // Only a GPU that is no device by itself can be cleared.
+        let handover = Handover { exposure: inventory.exposure(uuid), vfio: None };
         let gpu = inventory.gpu(uuid);
-        let gpu = gpu.map(|gpu| convert::gpu(gpu, exposure, room, used.get(&uuid), None));
+        let gpu = gpu.map(|gpu| convert::gpu(gpu, handover, room, used.get(&uuid)));
         Ok(Response::new(proto::ClearQuarantineReply {
             gpu,
             overwritten_bytes: report.overwritten.get(),

@@ -11,7 +11,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use gpuzone_api::agent::v1 as proto;
     use gpuzone_api::{AgentError, ErrorKind};
@@ -162,6 +162,45 @@ mod tests {
         })
         .await;
         node.lease(4).await.unwrap();
+    }
+
+    /// A broker and the one after it.
+    #[tokio::test]
+    async fn a_broker_sees_nothing_of_the_host_but_what_it_needs_as_root() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root may look at a broker's root");
+            return;
+        }
+        let node = Node::start().await;
+        let missing = "the broker runs without a part of its sandbox";
+        for _ in 0..2 {
+            let broker = node.broker().await;
+            if node.log().contains(missing) {
+                println!("skipped: this host lacks a part of the sandbox: {}", node.log());
+                return;
+            }
+            let root = PathBuf::from(format!("/proc/{broker}/root"));
+            let names = |folder: &Path| -> Vec<String> {
+                let entries = std::fs::read_dir(root.join(folder)).unwrap();
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+            };
+            for absent in ["home", "root", "var", "opt", "boot"] {
+                assert!(!names(Path::new("")).contains(&absent.to_owned()), "{absent}");
+            }
+            assert_eq!(names(Path::new("etc")), ["ld.so.cache"]);
+            for name in ["net", "mnt", "ipc", "uts"] {
+                let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+                assert_ne!(of(&broker.to_string()), of("self"), "{name}");
+            }
+            // Workers are started and ended from there, and so is the next broker.
+            let lease = node.lease(4).await.unwrap();
+            node.run_in(&lease, "matmul");
+            send(broker, Signal::KILL);
+            node.eventually("a new broker", async |node| {
+                node.broker_that_answers().await.is_some_and(|pid| pid != broker)
+            })
+            .await;
+        }
     }
 
     #[tokio::test]

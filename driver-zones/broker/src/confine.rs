@@ -8,22 +8,11 @@
 
 use gpuzone_wire::control::{self as wire, BrokerConfig, Sandbox};
 use gpuzone_zone::sandbox::{
-    Demand, Feature, Filter, Launch, LaunchError, Limits, Missing, Mount, Order, Policy, Root,
-    SandboxError, Sandboxes, Spec, UserRanges,
+    Filter, Launch, LaunchError, Limits, Missing, Mount, Order, Policy, Root, SandboxError,
+    Sandboxes, Spec, UserRanges, libraries,
 };
 use gpuzone_zone::{Zone, ZoneError, Zones};
 
-/// Where the libraries are that the driver's libraries need; the others they name by path.
-const LIBRARIES: [&str; 8] = [
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/lib32",
-    "/usr/local/lib",
-    "/lib",
-    "/lib64",
-    "/lib32",
-    "/etc/ld.so.cache",
-];
 /// More than any worker within its caps needs, and no fork bomb.
 const MOST_THREADS: u64 = 4096;
 /// Many threads in one worker are no more of the processors for it than few in another.
@@ -97,12 +86,7 @@ pub(crate) async fn begin(zone: &Zone<Sandboxes>) -> Result<(), ConfineError> {
 }
 
 fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, ConfineError> {
-    let is_link = |path: &&str| std::path::Path::new(path).is_symlink();
-    let mut mounts: Vec<Mount> = LIBRARIES
-        .iter()
-        .filter(|path| !is_link(path))
-        .map(|path| Mount::read_if_there(*path))
-        .collect();
+    let mut mounts: Vec<Mount> = libraries().collect();
     let driver = [&config.worker, &config.driver.cuda_library, &config.driver.nvml_library];
     mounts.extend(driver.into_iter().map(Mount::read));
     mounts.extend(sandbox.read.iter().map(Mount::read));
@@ -122,6 +106,7 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
             each,
             zones,
         }),
+        record: None,
         filter: Filter::Worker,
         limits: Limits {
             pids: Some(MOST_THREADS),
@@ -134,20 +119,16 @@ fn spec(config: &BrokerConfig, sandbox: &Sandbox, zone: &str) -> Result<Spec, Co
 }
 
 fn policy(sandbox: &Sandbox) -> Result<Policy, ConfineError> {
-    let known = |name: &String| Feature::ALL.into_iter().find(|feature| feature.as_str() == name);
-    let mut policy = Policy { default: Demand::Warn, ..Policy::default() };
-    for name in &sandbox.require {
-        let feature = known(name).ok_or_else(|| {
-            ConfineError::Sandbox(format!("a sandbox has no feature '{name}' to be required"))
-        })?;
-        policy.features.insert(feature, Demand::Require);
-    }
-    Ok(policy)
+    Policy::requiring(&sandbox.require).map_err(|name| {
+        ConfineError::Sandbox(format!("a sandbox has no feature '{name}' to be required"))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use gpuzone_zone::sandbox::{Demand, Feature};
 
     use super::*;
 

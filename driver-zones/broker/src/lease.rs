@@ -170,6 +170,7 @@ impl Lease {
         if let Err(error) = self.task.await {
             tracing::error!(lease = %self.shared.order.lease, %error, "the lease's task failed");
         }
+        self.shared.common.turns.forget(self.shared.lease());
         self.shared.status()
     }
 }

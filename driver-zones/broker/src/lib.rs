@@ -59,14 +59,20 @@ pub enum RunError {
     Zone(PathBuf, #[source] io::Error),
 }
 
-/// Serves the driver zone that the file at `config` describes, until the agent ends it.
+/// What the agent wrote for the broker.
+///
+/// # Errors
+/// When the file at `config` cannot be read, or is something else.
+pub fn configuration(config: &Path) -> Result<BrokerConfig, RunError> {
+    let bytes = std::fs::read(config).map_err(|error| RunError::Config(config.into(), error))?;
+    serde_json::from_slice(&bytes).map_err(|error| RunError::Json(config.into(), error))
+}
+
+/// Serves the driver zone that `read` describes, until the agent ends it.
 ///
 /// # Errors
 /// When the zone is served by another broker, or its files cannot be used.
-pub async fn run(config: &Path) -> Result<(), RunError> {
-    let bytes = std::fs::read(config).map_err(|error| RunError::Config(config.into(), error))?;
-    let read: BrokerConfig =
-        serde_json::from_slice(&bytes).map_err(|error| RunError::Json(config.into(), error))?;
+pub async fn run(read: BrokerConfig) -> Result<(), RunError> {
     let zone_dir = read.zone_dir.clone();
     let zone = |error| RunError::Zone(zone_dir.clone(), error);
     private_dir(&zone_dir).map_err(zone)?;

@@ -54,7 +54,7 @@ pub(crate) async fn scrub(
 ) -> Result<Vec<ScrubReport>, ScrubError> {
     let lease = order.lease;
     let scrubbed = in_a_worker(common, order, log, socket, &turn).await;
-    common.turns.leave(lease);
+    common.turns.forget(lease);
     // What it said is in the error.
     remove(log)?;
     remove(socket)?;

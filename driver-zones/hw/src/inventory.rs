@@ -15,6 +15,15 @@ const DRIVER_MARK: &str = "simulated";
 /// NVML numbers a GPU's links from 0; no GPU has more.
 const MAX_LINKS: u32 = 18;
 
+/// What discovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// The GPUs that the driver reaches.
+    pub inventory: Inventory,
+    /// NVML's indices of those that it has lost. The others serve without them.
+    pub lost: Vec<u32>,
+}
+
 impl NvmlLibrary {
     /// The GPUs of this node. `backing` is what the configuration says that they are.
     ///
@@ -25,15 +34,21 @@ impl NvmlLibrary {
         &self,
         sysfs: &SysfsRoot,
         backing: GpuBacking,
-    ) -> Result<Inventory, DiscoverError> {
+    ) -> Result<Discovered, DiscoverError> {
         let driver = self.driver_version()?;
         let count = self
             .nvml
             .device_count()
             .map_err(|e| DiscoverError::Node { what: "number of GPUs", source: e.into() })?;
-        let mut found = Vec::new();
+        let (mut found, mut lost) = (Vec::new(), Vec::new());
         for index in 0..count {
-            let device = self.nvml.device_by_index(index).map_err(query("handle", index))?;
+            let device = match self.nvml.device_by_index(index) {
+                Err(NvmlError::GpuLost) => {
+                    lost.push(index);
+                    continue;
+                }
+                other => other.map_err(query("handle", index))?,
+            };
             let gpu = describe(&device, index, sysfs, backing)?;
             check_backing(&gpu, &driver)?;
             found.push((device, gpu));
@@ -42,7 +57,7 @@ impl NvmlLibrary {
         let gpus = found
             .into_iter()
             .map(|(device, gpu)| Gpu { nvlink_peers: peers(&device, &by_address), ..gpu });
-        Ok(Inventory::new(gpus.collect())?)
+        Ok(Discovered { inventory: Inventory::new(gpus.collect())?, lost })
     }
 }
 

@@ -9,8 +9,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use gpuzone_core::{GpuBacking, GpuUuid, Inventory, MemoryBytes};
-use gpuzone_hw::{DiscoverError, NvmlLibrary, OpenError, SysfsRoot, UseError};
+use gpuzone_core::{GpuBacking, GpuUuid, Inventory, MemoryBytes, Xid};
+use gpuzone_hw::{
+    Condition, DeviceEvent, DiscoverError, EventsError, NvmlLibrary, OpenError, RecoveryAction,
+    SysfsRoot, UseError,
+};
 use gpuzone_sim_device::{Config, SimulatedNode};
 
 const CHILD: &str = "GPUZONE_TEST_LIBRARY";
@@ -63,7 +66,7 @@ fn in_child_library() -> Option<PathBuf> {
 }
 
 fn discover(library: &NvmlLibrary, backing: GpuBacking) -> Result<Inventory, DiscoverError> {
-    library.inventory(&SysfsRoot::default(), backing)
+    library.inventory(&SysfsRoot::default(), backing).map(|found| found.inventory)
 }
 
 #[test]
@@ -97,6 +100,87 @@ fn child_discovers() {
     let unknown = GpuUuid::from_bytes([7; 16]);
     assert!(matches!(library.gpu_use(unknown), Err(UseError::UnknownGpu(gpu)) if gpu == unknown));
     println!("child saw it all");
+}
+
+/// What a tester appends to a GPU's file.
+fn goes_wrong(gpu: usize, what: &str) {
+    let folder = Config::from_env().unwrap().state_dir;
+    let path = folder.join(format!("gpu-{gpu}.faults"));
+    let mut file = std::fs::File::options().append(true).open(path).unwrap();
+    std::io::Write::write_all(&mut file, format!("{what}\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn child_is_told_what_goes_wrong() {
+    let Some(path) = in_child_library() else { return };
+    let library = NvmlLibrary::open(&path).unwrap();
+    let inventory = discover(&library, GpuBacking::Simulated).unwrap();
+    let [a, b] = [inventory.gpus()[0].uuid, inventory.gpus()[1].uuid];
+    let well = Condition::Reached { remap_failed: false, action: None };
+    assert_eq!((library.condition(a), library.condition(b)), (well.clone(), well.clone()));
+    goes_wrong(0, "xid 13");
+    let (of_a, of_b) = (library.events(a).unwrap(), library.events(b).unwrap());
+    let long = std::time::Duration::from_secs(20);
+    let none = std::time::Duration::from_millis(50);
+    assert_eq!(of_a.next(none).unwrap(), None, "it happened before anybody asked");
+    goes_wrong(0, "no line of ours\nxid 79");
+    goes_wrong(1, "ecc");
+    goes_wrong(1, "action 1");
+    assert_eq!(of_a.next(long).unwrap(), Some(DeviceEvent::Xid(Xid::new(79))));
+    assert_eq!(of_b.next(long).unwrap(), Some(DeviceEvent::UncorrectableEcc));
+    assert_eq!(of_a.next(none).unwrap(), None);
+    let asks = Condition::Reached { remap_failed: false, action: Some(RecoveryAction::Reset) };
+    assert_eq!((library.condition(a), library.condition(b)), (well, asks));
+    // One that comes while it is waited for.
+    let late = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(none);
+            goes_wrong(1, "xid 31");
+        });
+        of_b.next(long).unwrap()
+    });
+    assert_eq!(late, Some(DeviceEvent::Xid(Xid::new(31))));
+
+    goes_wrong(0, "lost");
+    goes_wrong(1, "remap-failed");
+    assert_eq!(library.condition(a), Condition::Lost);
+    assert!(matches!(library.condition(b), Condition::Reached { remap_failed: true, .. }));
+    assert!(matches!(library.events(a), Err(EventsError::Lost(gpu)) if gpu == a));
+    let found = library.inventory(&SysfsRoot::default(), GpuBacking::Simulated).unwrap();
+    assert_eq!((found.inventory.gpus().len(), found.lost), (1, vec![0]));
+    goes_wrong(0, "found");
+    assert!(matches!(library.condition(a), Condition::Reached { .. }));
+    println!("child was told");
+}
+
+#[test]
+fn child_is_told_nothing() {
+    let Some(path) = in_child_library() else { return };
+    let library = NvmlLibrary::open(&path).unwrap();
+    let inventory = discover(&library, GpuBacking::Simulated).unwrap();
+    let gpu = inventory.gpus()[0].uuid;
+    assert!(matches!(library.events(gpu), Err(EventsError::Unsupported(of)) if of == gpu));
+    assert!(matches!(library.condition(gpu), Condition::Reached { .. }));
+    println!("child was told so");
+}
+
+#[test]
+fn what_goes_wrong_is_told_if_the_driver_tells_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library();
+    for (name, config, said) in [
+        ("child_is_told_what_goes_wrong", NODE.to_owned(), "child was told"),
+        (
+            "child_is_told_nothing",
+            format!("{NODE}[fault]\nevents = \"unsupported\"\n"),
+            "child was told so",
+        ),
+    ] {
+        let output = in_child(name, &library, folder.path(), &config);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(said), "{text}\n{errors}");
+    }
 }
 
 #[test]

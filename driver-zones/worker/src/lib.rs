@@ -11,6 +11,7 @@
 
 pub mod busy;
 pub mod driver;
+mod greetings;
 pub mod harden;
 pub mod images;
 pub mod ledger;

@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gpuzone_wire::handover::EXIT_REPLACE;
 use gpuzone_wire::hello::{self, Hello, HelloError, Welcome};
@@ -18,13 +18,14 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::busy::BusyClock;
+use crate::greetings::Greetings;
 use crate::log;
 use crate::session::{Ended, Lease, Session, SessionPeer, serve};
 
 /// How long a process that connected may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the busy time of work under way is published.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+const TICK: Duration = Duration::from_millis(200);
 
 /// Why the worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,12 @@ pub fn run(lease: &Arc<Lease>, listener: &OwnedFd) -> Result<i32, ServeError> {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let ended = Arc::new(eventfd(0, flags).map_err(ServeError::Wait)?);
     let mut tenants: Vec<Tenant> = Vec::new();
+    let (began, mut greetings) = (Instant::now(), Greetings::new());
     loop {
-        let accepted = wait(listener, &ended, &tenants)?;
+        let pause = greetings.wait(began.elapsed());
+        let accepted = wait(listener, pause, &ended, &tenants)?;
         if accepted && let Some(socket) = accept(listener)? {
+            greetings.greeted(began.elapsed());
             admit(lease, socket, &ended, &mut tenants);
         }
         reap(&mut tenants);
@@ -71,15 +75,21 @@ pub fn run(lease: &Arc<Lease>, listener: &OwnedFd) -> Result<i32, ServeError> {
     }
 }
 
-/// Waits for something to happen; whether somebody wants in. Tells sessions whose tenant went.
-fn wait(listener: &OwnedFd, ended: &OwnedFd, tenants: &[Tenant]) -> Result<bool, ServeError> {
+/// Waits for something to happen; whether somebody wants in, which is not looked at while there
+/// is a `pause`. Tells sessions whose tenant went.
+fn wait(
+    listener: &OwnedFd,
+    pause: Duration,
+    ended: &OwnedFd,
+    tenants: &[Tenant],
+) -> Result<bool, ServeError> {
     let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
     let watched: Vec<&Tenant> =
         tenants.iter().filter(|tenant| !tenant.peer.gone.load(Ordering::SeqCst)).collect();
-    let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+    let wanted = if pause.is_zero() { PollFlags::IN } else { PollFlags::empty() };
+    let mut fds = vec![PollFd::new(listener, wanted), PollFd::new(ended, PollFlags::IN)];
     fds.extend(watched.iter().map(|tenant| PollFd::new(&*tenant.socket, PollFlags::RDHUP)));
-    let timeout = if tenants.is_empty() { None } else { Some(&TICK) };
-    match poll(&mut fds, timeout) {
+    match poll(&mut fds, until(pause, tenants).as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(ServeError::Wait(error)),
     }
@@ -102,6 +112,14 @@ fn wait(listener: &OwnedFd, ended: &OwnedFd, tenants: &[Tenant]) -> Result<bool,
         return Err(ServeError::Listener(Errno::BADF));
     }
     Ok(first.contains(PollFlags::IN))
+}
+
+/// How long to wait if nothing happens.
+fn until(pause: Duration, tenants: &[Tenant]) -> Option<Timespec> {
+    let tick = (!tenants.is_empty()).then_some(TICK);
+    let pause = (!pause.is_zero()).then_some(pause);
+    let shorter = tick.into_iter().chain(pause).min()?;
+    Timespec::try_from(shorter).ok()
 }
 
 fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, ServeError> {

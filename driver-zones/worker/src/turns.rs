@@ -280,7 +280,9 @@ impl Turns {
             let state = gpu.state();
             let watched = state.held && state.contended;
             let until = state.kept_until();
-            watched.then(|| until.map_or(LOOK_EVERY, |until| until.saturating_sub(now)))
+            // Were it left unused from now on, it would be kept at least that long.
+            let used = LOOK_EVERY.max(state.pauses.worth_waiting());
+            watched.then(|| until.map_or(used, |until| until.saturating_sub(now)))
         });
         each.min()
     }

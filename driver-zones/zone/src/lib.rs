@@ -23,4 +23,5 @@ pub use environment::{SetVariableError, set_variable};
 pub use identity::{BootId, ProcessId};
 pub use process::{Exit, Process};
 pub use state::{WrongEvent, ZoneEvent, ZoneState};
+pub use zones::single::{Listed, list, settle};
 pub use zones::{RecordError, START_LIMIT, Unreadable, Zone, ZoneError, Zones};

@@ -5,7 +5,8 @@
 //!
 //! With `--requests`, the zone has no program of its own: it runs those that are asked for over the
 //! socket FD. With `--keep`, this process keeps such a zone for `gpu-zone`, as `Order` says, and
-//! FD is the first program's connection. `--probe` prints what this host lacks.
+//! FD is the first program's connection. `--probe` prints what this host lacks, and `--list` the
+//! zones of one program each that are written down in FOLDER.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,7 +19,7 @@ use gpuzone_zone::sandbox::{self, Runs};
 const USAGE: &str = "usage: gpu-zone-sandbox --orders FD --report FD -- FILE NAME [ARG]...\n\
                      \x20      gpu-zone-sandbox --orders FD --report FD --requests FD\n\
                      \x20      gpu-zone-sandbox --orders FD --report FD --keep FD\n\
-                     \x20      gpu-zone-sandbox --probe | --version";
+                     \x20      gpu-zone-sandbox --probe | --list FOLDER | --version";
 
 #[allow(clippy::print_stdout, reason = "a program")]
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("--probe") => return probe(),
+        Some("--list") => return list(&words[1..]),
         Some(_) | None => {}
     }
     match orders(words).and_then(Orders::take) {
@@ -129,6 +131,23 @@ fn probe() -> ExitCode {
         .map_err(sandbox::SandboxError::Speak)
         .and_then(|own| sandbox::probe(&own));
     match missing.map(|missing| serde_json::to_string(&missing)) {
+        Ok(Ok(json)) => {
+            println!("{json}");
+            ExitCode::SUCCESS
+        }
+        Ok(Err(error)) => fail(&error),
+        Err(error) => fail(&error),
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "a program")]
+fn list(words: &[OsString]) -> ExitCode {
+    let [folder] = words else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let listed = gpuzone_zone::list(folder.as_ref());
+    match listed.map(|listed| serde_json::to_string(&listed)) {
         Ok(Ok(json)) => {
             println!("{json}");
             ExitCode::SUCCESS

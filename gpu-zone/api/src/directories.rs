@@ -10,6 +10,8 @@ pub const SLOTS_DIR: &str = "slots";
 pub const DRIVER_ZONE_DIR: &str = "driver-zone";
 /// Folder of the zones that several programs share, in the run directory.
 pub const ZONES_DIR: &str = "zones";
+/// Folder of the records of zones that have one program each, in the run directory.
+pub const PROGRAMS_DIR: &str = "programs";
 /// File name of a slot's socket in the slot's folder.
 pub const SLOT_SOCKET: &str = "cuda.sock";
 /// Environment variable that names a program's slot folder.
@@ -99,6 +101,11 @@ impl Directories {
     /// The folder of zones that several programs share, each with a folder of its name.
     pub fn zones_dir(&self) -> PathBuf {
         self.run.join(ZONES_DIR)
+    }
+
+    /// The folder in which zones of one program each are written down.
+    pub fn programs_dir(&self) -> PathBuf {
+        self.run.join(PROGRAMS_DIR)
     }
 
     /// The ledger's database.

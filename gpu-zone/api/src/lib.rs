@@ -47,8 +47,8 @@ pub mod kubelet {
 
 pub use client::{AgentClient, ConnectError, connect, connect_channel};
 pub use directories::{
-    AGENT_SOCKET, DRIVER_ZONE_DIR, Directories, MAX_SOCKET_PATH, SHIM_DIR, SLOT_SOCKET,
-    SLOT_VARIABLE, SLOTS_DIR, SocketPathTooLong, ZONES_DIR, check_socket_path,
+    AGENT_SOCKET, DRIVER_ZONE_DIR, Directories, MAX_SOCKET_PATH, PROGRAMS_DIR, SHIM_DIR,
+    SLOT_SOCKET, SLOT_VARIABLE, SLOTS_DIR, SocketPathTooLong, ZONES_DIR, check_socket_path,
 };
 pub use error::{AgentError, ERROR_KEY, ErrorKind, UnknownErrorKind};
 pub use slot::{

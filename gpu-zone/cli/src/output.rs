@@ -50,6 +50,12 @@ pub(crate) fn seconds(nanoseconds: u64) -> String {
     format!("{:.2} s", nanoseconds as f64 / 1e9)
 }
 
+/// A moment, to the second.
+pub(crate) fn time(unix_ns: u64) -> String {
+    let seconds = i64::try_from(unix_ns / 1_000_000_000).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| "?".to_owned(), |time| time.to_string())
+}
+
 /// The line below each listing with a simulated GPU in it.
 pub(crate) const SIMULATED: &str =
     "GPUs marked 'simulated' are computed on the CPU; they are not hardware.";

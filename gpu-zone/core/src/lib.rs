@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod exposure;
+mod health;
 mod ids;
 mod inventory;
 mod lease;
@@ -23,10 +24,14 @@ mod units;
 mod usage;
 
 pub use exposure::{Exposure, InvalidExposure};
+pub use health::{
+    Cause, GpuHealth, GpuWatch, HealthTerms, Level, Noted, Recovered, Signal, Xid, XidClass,
+    XidEntry,
+};
 pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
-pub use node::{ApplyError, GpuHealth, Lease, NodeState, ReserveError, UnknownLease};
+pub use node::{ApplyError, Lease, NodeState, ReserveError, UnknownLease};
 pub use placement::{Grant, InvalidPlacement, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};
 pub use request::{GpuCount, InvalidGpuCount, Request};

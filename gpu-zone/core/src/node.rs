@@ -3,9 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Admission, ComputeShare, Exposure, Gpu, GpuUuid, Grant, Holdings, IllegalTransition, Inventory,
-    LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement, PlacementRefusal, Request, TenantId,
-    TimeTerms, ZoneId,
+    Admission, ComputeShare, Exposure, Gpu, GpuHealth, GpuUuid, GpuWatch, Grant, Holdings,
+    IllegalTransition, Inventory, LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement,
+    PlacementRefusal, Request, TenantId, TimeTerms, ZoneId,
 };
 
 /// A placement made real.
@@ -34,20 +34,8 @@ pub struct Lease {
 pub struct NodeState {
     inventory: Inventory,
     leases: BTreeMap<LeaseId, Lease>,
-    /// Why a GPU serves nobody new; the others are healthy.
-    quarantined: BTreeMap<GpuUuid, String>,
-}
-
-/// Whether a GPU serves new leases.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GpuHealth {
-    /// It does.
-    Healthy,
-    /// It does not, until an operator clears it; leases that it serves already go on.
-    Quarantined {
-        /// What was wrong with it.
-        reason: String,
-    },
+    /// What is known of each GPU's health; of the others there is nothing to know.
+    watches: BTreeMap<GpuUuid, GpuWatch>,
 }
 
 /// Why an admitted placement cannot be reserved.
@@ -62,6 +50,9 @@ pub enum ReserveError {
     /// It was put into quarantine since the placement was made.
     #[error("GPU {0} is in quarantine; `gpu-zone gpus` says why")]
     Quarantined(GpuUuid),
+    /// Something was wrong with it since the placement was made, and may be over by itself.
+    #[error("GPU {0} serves no new lease for now; `gpu-zone gpus` says why, try again later")]
+    Suspended(GpuUuid),
     /// It is handed over in another way, as the configuration says now.
     #[error(
         "GPU {gpu} is handed over as {exposure} on this node, and {asked} is asked for; `gpu-zone gpus` lists how each is"
@@ -109,7 +100,7 @@ struct Free {
 impl NodeState {
     /// A node with these GPUs and no lease.
     pub fn new(inventory: Inventory) -> Self {
-        Self { inventory, leases: BTreeMap::new(), quarantined: BTreeMap::new() }
+        Self { inventory, leases: BTreeMap::new(), watches: BTreeMap::new() }
     }
 
     /// The GPUs.
@@ -146,26 +137,31 @@ impl NodeState {
     /// Whether a GPU serves new leases; `None` for a GPU that is not here.
     pub fn health(&self, gpu: GpuUuid) -> Option<GpuHealth> {
         self.inventory.gpu(gpu)?;
-        Some(match self.quarantined.get(&gpu) {
-            Some(reason) => GpuHealth::Quarantined { reason: reason.clone() },
-            None => GpuHealth::Healthy,
-        })
+        Some(self.watches.get(&gpu).map_or(GpuHealth::Healthy, GpuWatch::health))
     }
 
-    /// Keeps new leases from a GPU. The first reason stands: later faults follow from it.
-    /// A GPU that is not here may come back, so it is remembered, too.
-    pub fn quarantine(&mut self, gpu: GpuUuid, reason: &str) {
-        self.quarantined.entry(gpu).or_insert_with(|| reason.to_owned());
+    /// What is known of a GPU's health.
+    pub fn watch(&self, gpu: GpuUuid) -> GpuWatch {
+        self.watches.get(&gpu).cloned().unwrap_or_default()
     }
 
-    /// Lets a GPU serve new leases again; whether it was in quarantine.
-    pub fn clear_quarantine(&mut self, gpu: GpuUuid) -> bool {
-        self.quarantined.remove(&gpu).is_some()
+    /// Puts what is known of a GPU's health in the place of what was known. A GPU that is not
+    /// here may come back, so it is remembered, too.
+    pub fn set_watch(&mut self, gpu: GpuUuid, watch: GpuWatch) {
+        if watch == GpuWatch::default() {
+            self.watches.remove(&gpu);
+        } else {
+            self.watches.insert(gpu, watch);
+        }
     }
 
-    /// All GPUs in quarantine, with the reason.
-    pub fn quarantined(&self) -> impl Iterator<Item = (GpuUuid, &str)> {
-        self.quarantined.iter().map(|(gpu, reason)| (*gpu, reason.as_str()))
+    /// What is known of the health of each GPU of which something is.
+    pub fn watches(&self) -> impl Iterator<Item = (GpuUuid, &GpuWatch)> {
+        self.watches.iter().map(|(gpu, watch)| (*gpu, watch))
+    }
+
+    fn serves(&self, gpu: GpuUuid) -> bool {
+        self.watches.get(&gpu).is_none_or(|watch| watch.health().serves())
     }
 
     fn free(&self, gpu: &Gpu) -> Free {
@@ -231,12 +227,12 @@ impl NodeState {
             let (asked, present) = (request.gpus.get(), candidates.len());
             return Err(PlacementRefusal::TooFewGpus { asked, present });
         }
-        let healthy = |gpu: &&Gpu| !self.quarantined.contains_key(&gpu.uuid);
+        let healthy = |gpu: &&Gpu| self.serves(gpu.uuid);
         let gpus = candidates.len();
         let candidates: Vec<&Gpu> = candidates.into_iter().filter(healthy).collect();
         if (candidates.len() as u64) < u64::from(request.gpus.get()) {
-            let (asked, quarantined) = (request.gpus.get(), gpus - candidates.len());
-            return Err(PlacementRefusal::Quarantined { asked, gpus, quarantined });
+            let (asked, unhealthy) = (request.gpus.get(), gpus - candidates.len());
+            return Err(PlacementRefusal::Unhealthy { asked, gpus, unhealthy });
         }
         Ok(candidates)
     }
@@ -264,8 +260,8 @@ impl NodeState {
     /// are handed over mediated.
     ///
     /// # Errors
-    /// When the identifier is taken, a GPU is in quarantine or handed over otherwise, or the room
-    /// is gone. Nothing changes then.
+    /// When the identifier is taken, a GPU serves nobody new or is handed over otherwise, or the
+    /// room is gone. Nothing changes then.
     pub fn reserve(
         &mut self,
         id: LeaseId,
@@ -303,8 +299,10 @@ impl NodeState {
 
     fn check_serves(&self, asked: Exposure, grant: &Grant) -> Result<(), ReserveError> {
         let gpu = grant.gpu;
-        if self.quarantined.contains_key(&gpu) {
-            return Err(ReserveError::Quarantined(gpu));
+        match self.watches.get(&gpu).map_or(GpuHealth::Healthy, GpuWatch::health) {
+            GpuHealth::Healthy => {}
+            GpuHealth::Suspended { .. } => return Err(ReserveError::Suspended(gpu)),
+            GpuHealth::Quarantined { .. } => return Err(ReserveError::Quarantined(gpu)),
         }
         let exposure = self.inventory.exposure(gpu);
         if exposure != asked {

@@ -138,15 +138,15 @@ pub enum PlacementRefusal {
     },
     /// Enough GPUs are there, but not enough that may be used.
     #[error(
-        "needs {asked} GPU(s): {quarantined} of the {gpus} that match are in quarantine. `gpu-zone gpus` says why; an operator clears one with `gpu-zone gpus --clear-quarantine GPU`"
+        "needs {asked} GPU(s): {unhealthy} of the {gpus} that match are suspended or in quarantine. `gpu-zone gpus` says why and what to do"
     )]
-    Quarantined {
+    Unhealthy {
         /// How many were asked for.
         asked: u32,
         /// How many match.
         gpus: usize,
-        /// How many of those are in quarantine.
-        quarantined: usize,
+        /// How many of those serve nobody new.
+        unhealthy: usize,
     },
     /// Would fit an empty node, not this one now.
     #[error(

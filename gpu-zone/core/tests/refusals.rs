@@ -8,10 +8,10 @@
 use std::collections::BTreeSet;
 
 use gpuzone_core::{
-    ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
-    GpuUuid, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId, LeaseState,
-    MemoryBytes, NodeState, PciAddress, Priority, Request, ReserveError, TenantQuota, TimeTerms,
-    ZoneId, admit,
+    Cause, ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
+    GpuUuid, HealthTerms, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId,
+    LeaseState, MemoryBytes, NodeState, PciAddress, Priority, Request, ReserveError, Signal,
+    TenantQuota, TimeTerms, Timestamp, ZoneId, admit,
 };
 
 fn gpu(index: u8, gib: u64) -> Gpu {
@@ -206,10 +206,13 @@ fn a_gpu_in_quarantine_serves_nobody_new() {
     let [large, small] = [GpuUuid::from_bytes([1; 16]), GpuUuid::from_bytes([0; 16])];
     let held = lease(&mut node, 1, &ask(1, Some("20Gi"), None));
     let late = node.place(&ask(1, Some("4Gi"), None)).unwrap();
-    node.quarantine(large, "its scrub failed");
-    node.quarantine(large, "and again");
-    let reason = "its scrub failed".to_owned();
-    assert_eq!(node.health(large), Some(GpuHealth::Quarantined { reason }));
+    let (now, terms) = (Timestamp::from_nanoseconds(1), HealthTerms::default());
+    let mut watch = node.watch(large);
+    watch.observe(&Signal::ScrubFailed("its scrub failed".into()), now, &terms);
+    watch.observe(&Signal::ScrubFailed("and again".into()), now, &terms);
+    node.set_watch(large, watch.clone());
+    let (cause, reason) = (Cause::Scrub, "its scrub failed".to_owned());
+    assert_eq!(node.health(large), Some(GpuHealth::Quarantined { cause, reason }));
     assert_eq!(node.health(small), Some(GpuHealth::Healthy));
     // What was placed before is not reserved after; a lease that is there goes on.
     let gpu = late.grants()[0].gpu;
@@ -223,16 +226,16 @@ fn a_gpu_in_quarantine_serves_nobody_new() {
     assert!(node.lease(held).is_some());
     assert_eq!(node.place(&ask(1, Some("4Gi"), None)).unwrap().grants()[0].gpu, small);
     let said = refusal(&node, &ask(1, Some("20Gi"), None));
-    assert!(said.starts_with("needs 1 GPU(s): 1 of the 1 that match are in quarantine"), "{said}");
+    assert!(said.starts_with("needs 1 GPU(s): 1 of the 1 that match are suspended"), "{said}");
     let said = refusal(&node, &ask(2, Some("1Gi"), None));
-    assert!(said.starts_with("needs 2 GPU(s): 1 of the 2 that match are in quarantine"), "{said}");
+    assert!(said.starts_with("needs 2 GPU(s): 1 of the 2 that match are suspended"), "{said}");
     // A journal brings it back.
     let restored = node.lease(held).unwrap().clone();
     node.apply(held, LeaseEvent::Drain).unwrap();
     node.apply(held, LeaseEvent::Drained).unwrap();
     node.apply(held, LeaseEvent::Scrubbed).unwrap();
     node.restore(restored).unwrap();
-    assert!(node.clear_quarantine(large));
-    assert!(!node.clear_quarantine(large));
+    watch.clear(now);
+    node.set_watch(large, watch);
     assert_eq!(node.place(&ask(1, Some("4Gi"), None)).unwrap().grants()[0].gpu, large);
 }

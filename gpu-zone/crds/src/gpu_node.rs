@@ -103,10 +103,18 @@ pub struct GpuEntry {
     pub partitions: Vec<PartitionEntry>,
     /// Whether it takes new leases.
     pub healthy: bool,
-    /// Why not.
+    /// Why not, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub reason: Option<String>,
+    /// One word for why not, like `zone` or `xid-79`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[a-z0-9-]{1,32}$"))]
+    pub cause: Option<String>,
+    /// Whether it takes none until an operator clears it. If not, it does again when what is wrong
+    /// has been away for a while.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_operator: bool,
 }
 
 /// The partitions of one profile that a GPU has. How many are free follows from the pods that
@@ -147,10 +155,7 @@ impl GpuEntry {
 
     /// A GPU as discovery saw it, which is handed over mediated.
     pub fn new(gpu: &Gpu, health: &GpuHealth) -> Self {
-        let reason = match health {
-            GpuHealth::Healthy => None,
-            GpuHealth::Quarantined { reason } => Some(reason.clone()),
-        };
+        let why = health.why();
         Self {
             uuid: gpu.uuid.to_string(),
             index: gpu.index,
@@ -163,8 +168,10 @@ impl GpuEntry {
             simulated: gpu.backing == GpuBacking::Simulated,
             exposure: Exposure::Mediated,
             partitions: Vec::new(),
-            healthy: reason.is_none(),
-            reason,
+            healthy: health.serves(),
+            reason: why.map(|(_, reason)| reason.to_owned()),
+            cause: why.map(|(cause, _)| cause.to_string()),
+            needs_operator: matches!(health, GpuHealth::Quarantined { .. }),
         }
         .bounded()
     }
@@ -195,7 +202,7 @@ pub fn inventory_version(driver: &str, gpus: &[GpuEntry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpuzone_core::{ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
+    use gpuzone_core::{Cause, ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
 
     fn gpu(n: u8) -> Gpu {
         Gpu {
@@ -214,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_largest_status_is_small() {
-        let sick = GpuHealth::Quarantined { reason: "ä".repeat(2000) };
+        let sick = GpuHealth::Quarantined { cause: Cause::Scrub, reason: "ä".repeat(2000) };
         let gpus = (0..70).map(|n| GpuEntry::new(&gpu(n), &sick)).collect();
         let status = GpuNodeStatus::new("nvidia", gpus);
         assert_eq!((status.total, status.healthy), (64, 0));
@@ -237,7 +244,7 @@ mod tests {
         let entry = |health| vec![GpuEntry::new(&gpu(1), &health)];
         let well = GpuNodeStatus::new("nvidia", entry(GpuHealth::Healthy));
         assert_eq!(well, GpuNodeStatus::new("nvidia", entry(GpuHealth::Healthy)));
-        let sick = entry(GpuHealth::Quarantined { reason: "scrub".into() });
+        let sick = entry(GpuHealth::Quarantined { cause: Cause::Scrub, reason: "scrub".into() });
         let sick = GpuNodeStatus::new("nvidia", sick);
         assert_ne!(well.inventory_version, sick.inventory_version);
         assert_eq!((well.healthy, sick.healthy), (1, 0));

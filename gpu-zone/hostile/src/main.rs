@@ -15,7 +15,7 @@ mod spec;
 mod zone;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
 
@@ -88,8 +88,10 @@ fn run(what: What) -> anyhow::Result<String> {
             let length = Duration::try_from_secs_f64(seconds)?;
             let scale = if long { Scale::Long } else { Scale::Short };
             let arena = Arena::here(length, scale)?;
-            say(&format!("{name}: begun"));
+            let from = now()?;
             let found = (attack.run)(&arena)?;
+            // For whoever looks at what others got done meanwhile.
+            say(&format!("{name}: from={from} to={}", now()?));
             Ok(format!("{name}: ended, {found}"))
         }
         What::Die { opcode, point } => death::die(opcode, point),
@@ -98,6 +100,11 @@ fn run(what: What) -> anyhow::Result<String> {
             std::thread::sleep(Duration::from_secs(60));
         },
     }
+}
+
+/// Microseconds of the wall clock, which all processes share.
+fn now() -> anyhow::Result<u128> {
+    Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_micros())
 }
 
 #[expect(clippy::print_stdout, reason = "a program's output")]

@@ -243,9 +243,8 @@ fn signal_all() -> anyhow::Result<()> {
 pub(crate) fn output(arena: &Arena) -> anyhow::Result<String> {
     let line = "\x1b]0;owned\x07\x1b[2J\x1b[31mgpu-zone: all is well\r\n\u{202e}".repeat(2000);
     let (mut out, mut error) = (std::io::stdout().lock(), std::io::stderr().lock());
-    let most = arena.pick(64_u64 << 20, 4 << 30);
     let mut bytes = 0_u64;
-    while bytes < most && (arena.goes_on() || bytes < 1 << 20) {
+    while arena.goes_on() || bytes < 1 << 20 {
         out.write_all(line.as_bytes())?;
         error.write_all(line.as_bytes())?;
         bytes += 2 * line.len() as u64;

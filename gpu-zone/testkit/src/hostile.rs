@@ -8,6 +8,9 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::{Artifacts, Finished, HarnessError, Holdings, Node, Role, Running};
 
+/// The honest tenant's part of the GPU's time, in per cent; the hostile one has the rest.
+pub const NEIGHBOURS_SHARE: u32 = 90;
+
 /// What a hostile tenant can do; `gpuzone-hostile` has it.
 #[derive(Clone, Debug)]
 pub struct Attack {
@@ -17,7 +20,7 @@ pub struct Attack {
     pub about: String,
     /// How long it takes in the short set, in seconds.
     pub seconds: f64,
-    /// The honest tenant that it takes no more than, by name: "spin" computes on the host's
+    /// The honest tenant that may take as much, by name: "spin" computes on the host's
     /// processors, "work" on the GPU.
     pub like: String,
     /// Whether it needs a zone around it, or is the machine's misfortune.
@@ -63,7 +66,8 @@ impl Attack {
         let program = node.artifacts().file("gpuzone-hostile")?;
         let folder = node.folder().join("work");
         std::fs::create_dir_all(&folder).map_err(HarnessError::io("cannot make a folder"))?;
-        let lease = ["run", "--tenant", "mallory", "--memory", "512Mi", "--share", "10", "--"];
+        let share = (100 - NEIGHBOURS_SHARE).to_string();
+        let lease = ["run", "--tenant", "mallory", "--memory", "512Mi", "--share", &share, "--"];
         let mut command = node.cli(lease)?;
         command.current_dir(folder).arg(program).args(["attack", &self.name, "--seconds"]);
         command.arg(manner.seconds.to_string()).args(manner.long.then_some("--long"));
@@ -73,7 +77,7 @@ impl Attack {
         let end = Instant::now() + manner.limit;
         while running.runs()? && Instant::now() < end {
             watch.look(node, manner);
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(20));
         }
         let finished = running.finish(Duration::from_secs(1))?;
         Ok(Made { finished, worker: watch.worker, growth: watch.folders.saturating_sub(folders) })
@@ -158,9 +162,10 @@ fn bytes(node: &Node) -> u64 {
 /// When it does not begin.
 pub fn neighbour(node: &Node, limit: Duration) -> Result<Running, HarnessError> {
     let program = node.artifacts().file("gpuzone-workload")?.to_owned();
-    let lease = ["run", "--tenant", "globex", "--memory", "256Mi", "--share", "90", "--"];
+    let share = NEIGHBOURS_SHARE.to_string();
+    let lease = ["run", "--tenant", "globex", "--memory", "256Mi", "--share", &share, "--"];
     let mut command = node.cli(lease)?;
-    command.arg(program).arg("meter");
+    command.arg(program).args(["meter", "--every", "50"]);
     let mut neighbour = Running::start_fed(command)?;
     neighbour.wait_for("meter: window=1", limit)?;
     Ok(neighbour)

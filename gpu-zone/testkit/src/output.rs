@@ -86,6 +86,9 @@ pub struct Running {
     stderr: Stream,
 }
 
+/// How much of an output is kept: its end. A program may print without end.
+const KEPT: usize = 4 << 20;
+
 /// An output that a thread collects.
 #[derive(Debug)]
 struct Stream {
@@ -98,10 +101,14 @@ impl Stream {
         let text = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&text);
         let reader = std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
+            let mut buffer = vec![0; 64 << 10];
             while let Ok(length @ 1..) = from.read(&mut buffer) {
                 let mut text = sink.lock().unwrap_or_else(PoisonError::into_inner);
                 text.extend_from_slice(&buffer[..length]);
+                if text.len() > 2 * KEPT {
+                    let dropped = text.len() - KEPT;
+                    text.drain(..dropped);
+                }
             }
         });
         Self { text, reader: Some(reader) }
@@ -162,7 +169,7 @@ impl Running {
         self.child.id()
     }
 
-    /// What it has written to standard output so far.
+    /// What it has written to standard output so far; of more than some MiB, the end.
     pub fn stdout(&self) -> String {
         self.stdout.so_far()
     }
@@ -258,6 +265,18 @@ mod tests {
         assert_eq!(finished.stderr, "no\n");
         assert!(finished.number("other").is_err());
         assert!(finished.ok().unwrap_err().to_string().contains("no"));
+    }
+
+    #[test]
+    fn of_much_the_end_is_kept() {
+        let finished = shell("head -c 20000000 /dev/zero; echo end=1");
+        let finished = finished.finish(Duration::from_secs(30)).unwrap();
+        assert!(finished.stdout.ends_with("end=1\n"));
+        assert!(
+            (KEPT..=2 * KEPT + 6).contains(&finished.stdout.len()),
+            "{}",
+            finished.stdout.len()
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::ensure;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
@@ -16,7 +16,8 @@ const N: u32 = 2048;
 /// Launches before the result is looked at: the GPU is kept busy meanwhile.
 const BATCH: u32 = 16;
 
-/// Launches, checks, counts; a line for each piece of time.
+/// Launches, checks, counts; a line for each piece of time, with the moment of its end by the
+/// wall clock, in microseconds.
 #[expect(clippy::print_stdout, reason = "a program's output")]
 pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
     let every = Duration::from_millis(every.into());
@@ -47,7 +48,9 @@ pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
         done += u64::from(BATCH);
         let passed = since.elapsed();
         if passed >= every {
-            println!("meter: window={window} launches={done} microseconds={}", passed.as_micros());
+            let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_micros();
+            let passed = passed.as_micros();
+            println!("meter: window={window} launches={done} microseconds={passed} at={at}");
             (done, window, since) = (0, window + 1, Instant::now());
         }
     }

@@ -1,7 +1,10 @@
 //! Tasks of the project: `cargo demo`, and what `cargo xtask` lists.
 #![forbid(unsafe_code)]
 
+mod chart;
 mod demo;
+mod dist;
+mod elf;
 mod hostile;
 mod kernels;
 mod probe;
@@ -48,8 +51,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Write the custom resources' definitions into the chart.
+    /// Write what the chart has of generated files: custom resources and roles.
     Crds,
+    /// Lint the chart, render it with each file of values in its ci folder, and read the objects.
+    Chart,
+    /// Build what the images have, in release, below `target/dist`.
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -64,6 +71,8 @@ fn main() -> ExitCode {
             kernels::build(&repository(), stale)
         }
         Task::Crds => crds(&repository()),
+        Task::Chart => chart::check(&repository()),
+        Task::Dist => dist::build(&repository()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,8 +87,8 @@ fn main() -> ExitCode {
 fn crds(repository: &Path) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(repository).args(["run", "--quiet", "--package", "gpuzone-crds", "--"]);
-    let status = cargo.arg("charts/gpu-zone/crds").status().context("cannot run cargo")?;
-    anyhow::ensure!(status.success(), "the definitions were not written: {status}");
+    let status = cargo.arg("charts/gpu-zone").status().context("cannot run cargo")?;
+    anyhow::ensure!(status.success(), "the chart's files were not written: {status}");
     Ok(())
 }
 

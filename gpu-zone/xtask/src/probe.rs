@@ -9,9 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use crate::elf;
+
 const NAME: &str = "gpu-zone-probe";
-/// Program headers of this type name the loader; what has none is static.
-const PT_INTERP: u32 = 3;
 
 /// Builds it below `target/probe`; with `check`, also shows that it is static and starts in an
 /// empty root.
@@ -34,7 +34,7 @@ pub(crate) fn build(repository: &Path, check: bool) -> anyhow::Result<()> {
     std::fs::copy(&built, &program).with_context(|| format!("cannot copy {}", built.display()))?;
     println!("built      {}", program.display());
     if check {
-        is_static(&program)?;
+        elf::is_static(&program)?;
         println!("static     it names no loader");
         starts_in_an_empty_root(&program, &work)?;
     }
@@ -52,33 +52,6 @@ fn cargo(repository: &Path, work: &Path, change: impl FnOnce(&mut Command)) -> a
         bail!("cargo failed: {status}");
     }
     Ok(())
-}
-
-/// Reads the program's headers: a 64-bit ELF file that asks for no loader.
-fn is_static(program: &Path) -> anyhow::Result<()> {
-    let bytes =
-        std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let headers = headers(&bytes).context("the program is no 64-bit ELF file")?;
-    if headers.contains(&PT_INTERP) {
-        bail!("{} asks for a loader: it is not static", program.display());
-    }
-    Ok(())
-}
-
-/// The types of an ELF file's program headers.
-fn headers(bytes: &[u8]) -> Option<Vec<u32>> {
-    if bytes.get(..5)? != b"\x7fELF\x02" {
-        return None;
-    }
-    let half =
-        |at: usize| Some(usize::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)));
-    let start = u64::from_le_bytes(bytes.get(32..40)?.try_into().ok()?);
-    let (start, size, count) = (usize::try_from(start).ok()?, half(54)?, half(56)?);
-    let kind = |n: usize| {
-        let at = start.checked_add(n.checked_mul(size)?)?;
-        Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
-    };
-    (0..count).map(kind).collect()
 }
 
 /// Runs it where there is nothing but itself. What it says of that place does not matter: it has
@@ -116,18 +89,4 @@ fn starts_in_an_empty_root(program: &Path, work: &Path) -> anyhow::Result<()> {
     }
     println!("SKIPPED    the start in an empty root: {}", refused.join("; "));
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_program_with_a_loader_is_seen() {
-        // This one is linked as the toolchain does by default.
-        let own = std::fs::read(std::env::current_exe().expect("a path")).expect("readable");
-        assert!(headers(&own).expect("an ELF file").contains(&PT_INTERP));
-        assert_eq!(headers(b"#!/bin/sh\n"), None);
-        assert_eq!(headers(own.get(..60).expect("longer")), None);
-    }
 }

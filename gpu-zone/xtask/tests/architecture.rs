@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-core", &[]),
     ("gpuzone-cuda-abi", &[]),
     ("gpuzone-api", &["gpuzone-core"]),
-    ("gpuzone-crds", &["gpuzone-core"]),
+    ("gpuzone-crds", &["gpuzone-api", "gpuzone-core"]),
     ("gpuzone-wire", &["gpuzone-core", "gpuzone-cuda-abi"]),
     ("gpuzone-cuda", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-ledger", &["gpuzone-core"]),

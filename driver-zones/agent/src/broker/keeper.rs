@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpuzone_wire::control::BrokerConfig;
+use gpuzone_wire::control::{BrokerConfig, Sandbox};
 use gpuzone_zone::files::{private_dir, write_atomically};
-use gpuzone_zone::sandbox::{Launch, LaunchError};
+use gpuzone_zone::sandbox::{
+    Launch, LaunchError, Missing, Policy, SandboxError, Sandboxed, Supervisor,
+};
 use gpuzone_zone::{Process, ProcessId};
 use tokio::sync::{Notify, watch};
 
@@ -18,6 +20,8 @@ use super::{BrokerLink, LinkError};
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// Its name among zones, and its host's name.
+const ZONE: &str = "driver-zone";
 /// A log larger than this is begun anew with the next broker.
 const LOG_LIMIT: u64 = 10 << 20;
 
@@ -27,6 +31,8 @@ pub struct BrokerKeeper {
     /// The broker's program.
     program: PathBuf,
     config: BrokerConfig,
+    /// Folders in which it makes slots.
+    slots: Vec<PathBuf>,
     link: BrokerLink,
 }
 
@@ -49,6 +55,12 @@ pub enum BrokerError {
     /// Its program cannot be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// It could not be started in a sandbox.
+    #[error("the driver zone's broker cannot be started in its sandbox")]
+    Sandbox(#[from] SandboxError),
+    /// The configuration requires what there is not.
+    #[error("a sandbox has no feature '{0}' to be required")]
+    Feature(String),
     /// It runs and does not answer.
     #[error("the driver zone's broker does not come up; its log is {}", .log.display())]
     Silent {
@@ -66,9 +78,15 @@ pub enum BrokerError {
 }
 
 impl BrokerKeeper {
-    /// A keeper of the broker that is described by `config`, run by `program`.
-    pub fn new(program: PathBuf, config: BrokerConfig, link: BrokerLink) -> Self {
-        Self { program, config, link }
+    /// A keeper of the broker that is described by `config`, run by `program`, and makes slots in
+    /// `slots`, which are there.
+    pub fn new(
+        program: PathBuf,
+        config: BrokerConfig,
+        slots: Vec<PathBuf>,
+        link: BrokerLink,
+    ) -> Self {
+        Self { program, config, slots, link }
     }
 
     fn config_path(&self) -> PathBuf {
@@ -127,7 +145,7 @@ impl BrokerKeeper {
     }
 
     async fn start(&self) -> Result<Process, BrokerError> {
-        let process = self.launch()?;
+        let process = self.launch().await?;
         let end = Instant::now() + ANSWER_LIMIT;
         loop {
             let source = match self.link.hello().await {
@@ -147,7 +165,7 @@ impl BrokerKeeper {
         }
     }
 
-    fn launch(&self) -> Result<Process, BrokerError> {
+    async fn launch(&self) -> Result<Process, BrokerError> {
         let prepare = || -> io::Result<Launch> {
             let null = || File::options().read(true).write(true).open("/dev/null");
             let log = self.log_path();
@@ -171,9 +189,44 @@ impl BrokerKeeper {
                 inherit: Vec::new(),
             })
         };
-        let dir = self.config.zone_dir.clone();
-        let launch = prepare().map_err(|source| BrokerError::Prepare { dir, source })?;
-        Ok(launch.start()?)
+        let unprepared =
+            |source| BrokerError::Prepare { dir: self.config.zone_dir.clone(), source };
+        let launch = prepare().map_err(unprepared)?;
+        let Some(sandbox) = &self.config.sandbox else { return Ok(launch.start()?) };
+        let spec = self.view(sandbox)?.spec().map_err(unprepared)?;
+        let launcher = sandbox.launcher.clone();
+        let (process, held) = Sandboxed { launcher, spec, launch }.hold()?;
+        match held.go().await {
+            Ok(missing) => {
+                if !missing.is_empty() {
+                    let missing: Vec<String> = missing.iter().map(Missing::to_string).collect();
+                    let missing = missing.join("; ");
+                    tracing::warn!(broker = process.pid(), %missing,
+                        "the broker runs without a part of its sandbox, which the policy allows");
+                }
+                Ok(process)
+            }
+            Err(error) => {
+                process.end(None).await.map_err(BrokerError::Watch)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What the broker is shown of the host: what it hands to workers, and where it writes.
+    fn view(&self, sandbox: &Sandbox) -> Result<Supervisor, BrokerError> {
+        let BrokerConfig { zone_dir, worker, driver, .. } = &self.config;
+        let own = [&self.program, &sandbox.launcher, worker];
+        let read = own.into_iter().chain([&driver.cuda_library, &driver.nvml_library]);
+        let write = std::iter::once(zone_dir).chain(&self.slots).chain(&sandbox.write);
+        Ok(Supervisor {
+            zone: ZONE.to_owned(),
+            read: read.chain(&sandbox.read).cloned().collect(),
+            write: write.cloned().collect(),
+            devices: sandbox.devices.clone(),
+            users: sandbox.users.is_some(),
+            policy: Policy::requiring(&sandbox.require).map_err(BrokerError::Feature)?,
+        })
     }
 
     /// Replaces the broker whenever it ends, until `closing`; then returns when it is gone.

@@ -5,13 +5,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gpuzone_core::{MemoryBytes, TenantId, TenantQuota};
+use gpuzone_core::{HealthTerms, MemoryBytes, TenantId, TenantQuota};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::gpus::GpuTable;
+use super::health::Health;
 use super::{ConfigError, DriverKind, ZonePolicy};
 use crate::leases::ScrubSettings;
 use crate::metrics::Listen;
@@ -32,6 +33,7 @@ pub(super) struct File {
     pub(super) worker: Caps,
     pub(super) fair_time: FairTime,
     pub(super) scrub: ScrubSettings,
+    pub(super) health: HealthTerms,
     pub(super) metrics: Metrics,
     pub(super) gpus: Vec<GpuTable>,
 }
@@ -59,6 +61,8 @@ struct Tables {
     fair_time: FairTime,
     #[serde(default)]
     scrub: Scrub,
+    #[serde(default)]
+    health: Health,
     #[serde(default)]
     metrics: Metrics,
     #[serde(default)]
@@ -208,7 +212,7 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let tables: Tables = toml::from_str(text).map_err(|error| explain(path, text, &error))?;
     let Tables { node, driver, shim, binaries, usage, zone, tenants, .. } = tables;
-    let Tables { worker, fair_time, scrub, metrics, gpu: gpus, .. } = tables;
+    let Tables { worker, fair_time, scrub, health, metrics, gpu: gpus, .. } = tables;
     let mut tenants: BTreeMap<TenantId, TenantQuota> =
         tenants.into_iter().map(|(tenant, quota)| (tenant, quota.into())).collect();
     let default = tenants.iter().find(|(tenant, _)| tenant.as_str() == DEFAULT);
@@ -229,6 +233,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
         worker,
         fair_time,
         scrub: scrub.into(),
+        health: health.into(),
         metrics,
         gpus,
     })

@@ -2,6 +2,7 @@
 
 mod file;
 mod gpus;
+mod health;
 mod libraries;
 mod sandbox;
 mod zone;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gpuzone_api::Directories;
-use gpuzone_core::{GpuBacking, TenantId, TenantQuota};
+use gpuzone_core::{GpuBacking, HealthTerms, TenantId, TenantQuota};
 use gpuzone_hw::SysfsRoot;
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
@@ -95,6 +96,8 @@ pub struct Config {
     pub fair_time: FairTime,
     /// How memory is cleared when a lease ends.
     pub scrub: ScrubSettings,
+    /// When a GPU serves nobody new, and when it does again.
+    pub health: HealthTerms,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<Listen>,
     /// The GPUs that are handed over by passthrough.
@@ -267,6 +270,7 @@ impl Config {
             caps: file.worker,
             fair_time: file.fair_time,
             scrub: file.scrub,
+            health: file.health,
             metrics: listen,
             passthrough,
             sysfs: sysfs.map_or_else(SysfsRoot::default, SysfsRoot),

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::{HolderName, SlotFolder, SlotId};
-use gpuzone_core::{Exposure, GpuUuid, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
+use gpuzone_core::{Exposure, GpuUuid, GpuWatch, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
 use gpuzone_zone::files::write_atomically;
 use gpuzone_zone::{BootId, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -149,14 +149,21 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         trouble: String,
     },
-    /// A GPU serves nobody new from now on.
+    /// What is known of a GPU's health is this from now on.
+    Health {
+        /// Which.
+        gpu: GpuUuid,
+        /// What.
+        watch: GpuWatch,
+    },
+    /// A GPU serves nobody new from now on: as versions before 0.2 wrote it.
     Quarantined {
         /// Which.
         gpu: GpuUuid,
         /// Why.
         reason: String,
     },
-    /// A GPU serves again.
+    /// A GPU serves again: as versions before 0.2 wrote it.
     QuarantineCleared {
         /// Which.
         gpu: GpuUuid,
@@ -168,8 +175,8 @@ pub enum Record {
 pub struct Replayed {
     /// The leases that hold something, in the order in which they came.
     pub leases: Vec<HeldLease>,
-    /// The GPUs in quarantine, and why.
-    pub quarantined: BTreeMap<GpuUuid, String>,
+    /// What is known of GPUs' health.
+    pub watches: BTreeMap<GpuUuid, GpuWatch>,
 }
 
 /// Why a journal cannot be read.
@@ -262,20 +269,20 @@ pub fn replay(path: &Path) -> Result<Replayed, ReplayError> {
 }
 
 impl Journal {
-    /// Replaces the journal at `path` by one with just `leases` and `quarantined`, and opens it.
+    /// Replaces the journal at `path` by one with just `leases` and `watches`, and opens it.
     ///
     /// # Errors
     /// When it cannot be written; the old one is still there then.
     pub fn rewrite<'a>(
         path: &Path,
         leases: impl Iterator<Item = &'a HeldLease>,
-        quarantined: impl Iterator<Item = (GpuUuid, &'a str)>,
+        watches: impl Iterator<Item = (GpuUuid, &'a GpuWatch)>,
     ) -> Result<Self, ReplayError> {
         let rewritten = || -> io::Result<Self> {
             let (mut bytes, mut sequence) = (Vec::new(), 0);
-            let quarantined =
-                quarantined.map(|(gpu, why)| Record::Quarantined { gpu, reason: why.to_owned() });
-            for record in leases.cloned().map(Record::Lease).chain(quarantined) {
+            let watches = watches.filter(|(_, watch)| !watch.is_blank());
+            let watches = watches.map(|(gpu, watch)| Record::Health { gpu, watch: watch.clone() });
+            for record in leases.cloned().map(Record::Lease).chain(watches) {
                 sequence += 1;
                 line::write(&mut bytes, sequence, &record)?;
             }
@@ -335,7 +342,7 @@ impl Journal {
 struct Leases {
     leases: BTreeMap<LeaseId, (usize, HeldLease)>,
     count: usize,
-    quarantined: BTreeMap<GpuUuid, String>,
+    watches: BTreeMap<GpuUuid, GpuWatch>,
 }
 
 impl Leases {
@@ -360,11 +367,17 @@ impl Leases {
                 }
                 Ok(())
             }
-            Record::Quarantined { gpu, reason } => {
-                self.quarantined.entry(gpu).or_insert(reason);
+            Record::Health { gpu, watch } => {
+                self.watches.insert(gpu, watch);
                 Ok(())
             }
-            Record::QuarantineCleared { gpu } => match self.quarantined.remove(&gpu) {
+            Record::Quarantined { gpu, reason } => {
+                // When it was is not in the record.
+                let condemned = GpuWatch::condemned(&reason, Timestamp::from_nanoseconds(0));
+                self.watches.entry(gpu).or_insert(condemned);
+                Ok(())
+            }
+            Record::QuarantineCleared { gpu } => match self.watches.remove(&gpu) {
                 Some(_) => Ok(()),
                 None => Err(format!("it clears {gpu}, which is not in quarantine")),
             },
@@ -375,7 +388,7 @@ impl Leases {
         let mut leases: Vec<_> = self.leases.into_values().collect();
         leases.sort_by_key(|(order, _)| *order);
         let leases = leases.into_iter().map(|(_, lease)| lease).collect();
-        Replayed { leases, quarantined: self.quarantined }
+        Replayed { leases, watches: self.watches }
     }
 }
 

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use gpuzone_core::{Gpu, GpuUuid, Inventory, MemoryBytes, NodeState, Request, TenantQuota};
+use gpuzone_core::{Cause, Gpu, GpuUuid, Inventory, MemoryBytes, NodeState, Request, TenantQuota};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -209,7 +209,27 @@ proptest! {
 }
 
 #[test]
-fn a_quarantine_outlives_the_agent() {
+fn what_is_known_of_a_gpu_outlives_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let [one, two] = [1, 2].map(|byte| GpuUuid::from_bytes([byte; 16]));
+    let mut journal = Journal::rewrite(&path, std::iter::empty(), std::iter::empty()).unwrap();
+    let now = Timestamp::from_nanoseconds(7);
+    let mut watch = GpuWatch::condemned("residue", now);
+    journal.append(&Record::Health { gpu: one, watch: watch.clone() }).unwrap();
+    journal.append(&Record::Health { gpu: two, watch: watch.clone() }).unwrap();
+    watch.clear(now);
+    journal.append(&Record::Health { gpu: two, watch: watch.clone() }).unwrap();
+    let watches = replay(&path).unwrap().watches;
+    assert_eq!(watches[&one].health().why().unwrap().1, "residue");
+    assert_eq!(watches[&two], watch);
+    let kept = watches.iter().map(|(gpu, watch)| (*gpu, watch));
+    drop(Journal::rewrite(&path, std::iter::empty(), kept).unwrap());
+    assert_eq!(replay(&path).unwrap().watches, watches);
+}
+
+#[test]
+fn a_quarantine_of_an_earlier_version_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let [one, two] = [1, 2].map(|byte| GpuUuid::from_bytes([byte; 16]));
@@ -218,11 +238,9 @@ fn a_quarantine_outlives_the_agent() {
         journal.append(&Record::Quarantined { gpu, reason: reason.into() }).unwrap();
     }
     journal.append(&Record::QuarantineCleared { gpu: one }).unwrap();
-    let expected = BTreeMap::from([(two, "second".to_owned())]);
-    assert_eq!(replay(&path).unwrap().quarantined, expected);
-    let kept = expected.iter().map(|(gpu, reason)| (*gpu, reason.as_str()));
-    let mut journal = Journal::rewrite(&path, std::iter::empty(), kept).unwrap();
-    assert_eq!(replay(&path).unwrap().quarantined, expected);
+    let watches = replay(&path).unwrap().watches;
+    assert_eq!(watches.len(), 1);
+    assert_eq!(watches[&two].health().why().unwrap(), (Cause::Scrub, "second"));
     journal.append(&Record::QuarantineCleared { gpu: one }).unwrap();
     assert!(replay(&path).unwrap_err().to_string().contains("is not in quarantine"));
 }

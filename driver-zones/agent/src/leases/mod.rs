@@ -10,6 +10,7 @@
 //! Every step can be repeated, so a lease that a crash left anywhere is brought on from there.
 
 mod devices;
+mod health;
 mod placed;
 mod reconcile;
 mod scrub;
@@ -30,7 +31,7 @@ use gpuzone_wire::control::{LeaseStatus, SlotAccess, WorkerOrder};
 use gpuzone_zone::files::{mounted_dir, private_dir, remove};
 use gpuzone_zone::{Process, ProcessId};
 use serde_json::json;
-use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use uuid::Uuid;
 
 use crate::audit::{self, AGENT, Audit};
@@ -67,6 +68,7 @@ pub struct Leases {
     scrubs: ScrubSettings,
     workers: Workers,
     workload_zones: WorkloadZones,
+    health: watch::Sender<u64>,
     closing: AtomicBool,
 }
 
@@ -105,6 +107,7 @@ impl Leases {
             scrubs,
             workers,
             workload_zones: WorkloadZones::default(),
+            health: watch::Sender::new(1),
             closing,
         }
     }

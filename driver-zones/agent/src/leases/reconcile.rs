@@ -8,6 +8,7 @@ use gpuzone_core::{LeaseId, LeaseState};
 use gpuzone_zone::BootId;
 
 use super::{Leases, Memory, PROGRAM_ENDED, log_failure, used_by};
+use crate::audit;
 use crate::book::LostLease;
 use crate::errors::{internal, sentence};
 use crate::journal::{HeldBy, HeldLease};
@@ -22,10 +23,11 @@ impl Leases {
     /// # Errors
     /// When the ledger or the book cannot be read.
     pub async fn recover(self: &Arc<Self>, lost: Vec<LostLease>) -> Result<(), AgentError> {
-        for LostLease { lease, reason } in lost {
+        for lost in lost {
+            let LostLease { lease, reason } = &lost;
             tracing::error!(lease = %lease.lease.id, %reason, "the node cannot hold it any more");
-            if !lease.exposure().has_worker() {
-                self.keep_out(&lease).await?;
+            for grant in lease.lease.placement.grants() {
+                self.audit.write_or_log(audit::unscrubbed(grant.gpu, &lost.unscrubbed())).await;
             }
         }
         let boot = BootId::current().map_err(|error| internal(format!("no boot id: {error}")))?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpuzone_api::{AgentError, ErrorKind};
-use gpuzone_core::{GpuUuid, LeaseId, LeaseState, MemoryBytes};
+use gpuzone_core::{GpuUuid, LeaseId, LeaseState, MemoryBytes, Signal};
 use gpuzone_ledger::{AuditEvent, AuditKind};
 use gpuzone_wire::scrub::{ScrubOrder, ScrubReport};
 use serde_json::json;
@@ -18,6 +18,7 @@ use crate::broker::LinkError;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
 use crate::metrics::ScrubResult;
+use crate::usage::now;
 
 /// How memory is cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,26 +123,21 @@ impl Leases {
     }
 
     pub(super) async fn quarantine(&self, gpu: GpuUuid, reason: &str) -> Result<(), AgentError> {
-        tracing::error!(%gpu, reason, "in quarantine: it serves no new lease until it is cleared");
-        let why = reason.to_owned();
-        let fresh = self.book.with(move |book| book.quarantine(gpu, &why)).await?;
-        if fresh.map_err(|error| internal(sentence(&error)))? {
-            self.audit.write_or_log(audit::quarantined(gpu, reason)).await;
-        }
-        Ok(())
+        let written = self.observe(gpu, vec![Signal::ScrubFailed(reason.to_owned())]).await?;
+        written.map_err(|error| internal(sentence(&error)))
     }
 
     /// Clears a GPU in quarantine again and, when that succeeds, lets it serve; leases that
     /// failed on it are brought to their end. `actor` asks for it.
     ///
     /// # Errors
-    /// When it is not in quarantine, or is still not shown to be clear.
+    /// When nothing is wrong with it, or it is still not shown to be clear.
     pub async fn clear_quarantine(
         self: &Arc<Self>,
         gpu: GpuUuid,
         actor: String,
     ) -> Result<ScrubReport, AgentError> {
-        if !self.book.with(move |book| book.is_quarantined(gpu)).await? {
+        if self.book.with(move |book| book.serves(gpu)).await? {
             let message = format!("GPU {gpu} is not in quarantine; there is nothing to clear");
             return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
         }
@@ -170,9 +166,10 @@ impl Leases {
         // On disk before it serves.
         let written = self.audit.write(vec![cleared]).await;
         written.map_err(|error| internal(sentence(&error)))?;
-        let cleared = self.book.with(move |book| book.clear_quarantine(gpu)).await?;
-        cleared.map_err(|error| internal(sentence(&error)))?;
-        tracing::warn!(%gpu, "cleared: it serves new leases again");
+        let cleared = self.book.with(move |book| book.clear(gpu, now())).await?;
+        cleared.written.map_err(|error| internal(sentence(&error)))?;
+        self.health_changed();
+        tracing::warn!(%gpu, health = cleared.after.as_str(), "cleared by an operator");
         for id in failed {
             log_failure(id, self.end(id, "its GPU was cleared").await);
         }

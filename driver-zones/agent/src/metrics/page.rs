@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
-use gpuzone_core::{Gpu, GpuBacking, GpuHealth, LeaseState, MemoryBytes, UsageCounters};
+use gpuzone_core::{Gpu, GpuBacking, LeaseState, MemoryBytes, UsageCounters, XidClass};
 use gpuzone_hw::GpuUse;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -64,6 +64,8 @@ pub(crate) struct Seen {
     pub(crate) broker_answers: bool,
     /// Whether NVML answered.
     pub(crate) driver_answers: bool,
+    /// Whether NVML tells of events of all GPUs.
+    pub(crate) events_heard: bool,
 }
 
 /// The whole page, as OpenMetrics.
@@ -169,9 +171,19 @@ fn node(registry: &mut Registry, seen: &Seen) {
     let about = vec![("version", version), ("driver_version", seen.driver_version.clone())];
     let about = [(about, 1.0)].into_iter();
     gauges(registry, "agent_info", "This agent, always 1", None, about);
-    let answers = [("broker", seen.broker_answers), ("driver", seen.driver_answers)];
+    let answers = [
+        ("broker", seen.broker_answers),
+        ("driver", seen.driver_answers),
+        ("events", seen.events_heard),
+    ];
     let answers = answers.into_iter().map(|(what, up)| (vec![("of", what.to_owned())], flag(up)));
-    gauges(registry, "answers", "Whether the broker and the driver answer", None, answers);
+    gauges(
+        registry,
+        "answers",
+        "Whether the broker and the driver answer, and events are heard",
+        None,
+        answers,
+    );
     let states = STATES.into_iter().map(|state| {
         let count = seen.states.get(&state).copied().unwrap_or_default();
         (vec![("state", state.to_string())], f64::from(count))
@@ -207,19 +219,46 @@ fn gpus(registry: &mut Registry, gpus: &[GpuSeen]) {
     );
     let leases = each().map(|(labels, seen)| (labels, f64::from(seen.room.leases)));
     gauges(registry, "gpu_leases", "Leases that hold some of a GPU", None, leases);
-    let quarantine = each().flat_map(|(labels, seen)| {
-        let class = match &seen.room.health {
-            GpuHealth::Healthy => None,
-            GpuHealth::Quarantined { reason } => Some(Reason::of(reason)),
-        };
-        Reason::ALL.map(|reason| {
-            let mut labels = labels.clone();
-            labels.push(("reason", reason.as_str().to_owned()));
-            (labels, flag(class == Some(reason)))
+    health(registry, gpus);
+}
+
+/// Whether GPUs serve, and what the driver reported of them.
+fn health(registry: &mut Registry, gpus: &[GpuSeen]) {
+    let each = || gpus.iter().map(|seen| (gpu_labels(&seen.gpu), seen));
+    let labelled = |mut labels: Labels, key, value: &str| {
+        labels.push((key, value.to_owned()));
+        labels
+    };
+    let out = |wanted: &'static str| {
+        each().flat_map(move |(labels, seen)| {
+            let health = &seen.room.health;
+            let why = health.why().filter(|_| health.as_str() == wanted);
+            let class = why.map(|(cause, text)| Reason::of(cause, text));
+            Reason::ALL.map(|reason| {
+                let labels = labelled(labels.clone(), "reason", reason.as_str());
+                (labels, flag(class == Some(reason)))
+            })
+        })
+    };
+    let help = "Whether a GPU serves nobody new until it is cleared, by the class of the reason";
+    gauges(registry, "gpu_quarantined", help, None, out("quarantined"));
+    let help = "Whether a GPU serves nobody new for a while, by the class of the reason";
+    gauges(registry, "gpu_suspended", help, None, out("suspended"));
+    let recovered = each().filter_map(|(labels, seen)| {
+        let recovered = seen.room.watch.recovered()?;
+        Some((labels, recovered.at.nanoseconds() as f64 / 1e9))
+    });
+    let help = "When a GPU last began to serve again";
+    gauges(registry, "gpu_recovered_timestamp", help, Some(Unit::Seconds), recovered);
+    let xids = each().flat_map(|(labels, seen)| {
+        let noted = seen.room.watch.noted();
+        XidClass::ALL.map(|class| {
+            let of_class = noted.iter().filter(|(xid, _)| xid.class() == class);
+            let count: u64 = of_class.map(|(_, noted)| noted.count).sum();
+            (labelled(labels.clone(), "class", class.as_str()), count as f64)
         })
     });
-    let help = "Whether a GPU serves nobody new, by the class of the reason";
-    gauges(registry, "gpu_quarantined", help, None, quarantine);
+    sums(registry, "gpu_xids", "Errors that the driver reported, by class", None, xids);
 }
 
 fn tenants(registry: &mut Registry, tenants: &BTreeMap<String, Holds>) {

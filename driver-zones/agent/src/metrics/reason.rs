@@ -1,5 +1,7 @@
-//! Why a GPU is in quarantine, in few classes: a reason's own text has addresses and numbers in it
+//! Why a GPU serves nobody new, in few classes: a reason's own text has addresses and numbers in it
 //! and would make a new series each time.
+
+use gpuzone_core::{Cause, Level};
 
 /// A class of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +16,31 @@ pub(super) enum Reason {
     Driver,
     /// The scrub itself could not be done or told.
     Unverified,
+    /// The device reported a fault of its own, or is lost.
+    Device,
+    /// The driver reported something that is not known.
+    Unknown,
+    /// The driver wants a reset or a reboot.
+    Action,
+    /// The driver does not answer for it.
+    Silent,
+    /// Its driver zone does not answer.
+    Zone,
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Residue, Self::Busy, Self::Late, Self::Driver, Self::Unverified];
+    pub(super) const ALL: [Self; 10] = [
+        Self::Residue,
+        Self::Busy,
+        Self::Late,
+        Self::Driver,
+        Self::Unverified,
+        Self::Device,
+        Self::Unknown,
+        Self::Action,
+        Self::Silent,
+        Self::Zone,
+    ];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -27,11 +49,30 @@ impl Reason {
             Self::Late => "late",
             Self::Driver => "driver",
             Self::Unverified => "unverified",
+            Self::Device => "device",
+            Self::Unknown => "unknown",
+            Self::Action => "action",
+            Self::Silent => "silent",
+            Self::Zone => "zone",
         }
     }
 
-    /// The class of a reason as the book has it. One that is in no other is not shown to be clear.
-    pub(super) fn of(text: &str) -> Self {
+    /// The class of what keeps a GPU from serving.
+    pub(super) fn of(cause: Cause, text: &str) -> Self {
+        match cause {
+            Cause::Scrub => Self::of_scrub(text),
+            Cause::Xid(_) | Cause::Contained | Cause::Ecc | Cause::Remap | Cause::Lost => {
+                Self::Device
+            }
+            Cause::UnknownXid => Self::Unknown,
+            Cause::Level(Level::Action) => Self::Action,
+            Cause::Level(Level::Driver) => Self::Silent,
+            Cause::Level(Level::Zone) => Self::Zone,
+        }
+    }
+
+    /// The class of a scrub's reason. One that is in no other is not shown to be clear.
+    fn of_scrub(text: &str) -> Self {
         let residue = text.starts_with("byte 0x") || text.starts_with("what was written as ");
         if residue {
             Self::Residue
@@ -67,7 +108,7 @@ mod tests {
             ("", Reason::Unverified),
         ];
         for (text, class) in cases {
-            assert_eq!(Reason::of(text), class, "{text}");
+            assert_eq!(Reason::of(Cause::Scrub, text), class, "{text}");
         }
     }
 }

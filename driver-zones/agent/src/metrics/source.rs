@@ -67,6 +67,7 @@ impl Source {
             tenants: self.tenants(&held, &statuses),
             broker_answers,
             driver_answers,
+            events_heard: self.gpus.hears_events(),
         };
         page(&seen, &self.leases.audit.counts).map_err(|error| internal(error.to_string()))
     }

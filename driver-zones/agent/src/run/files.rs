@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use gpuzone_api::{Directories, SLOT_SOCKET, check_socket_path};
+use gpuzone_api::{Directories, PLACED_SLOTS_DIR, SLOT_SOCKET, check_socket_path};
 use gpuzone_zone::files::{PidLock, private_dir, remove};
 use tokio::net::UnixListener;
 
@@ -51,7 +51,12 @@ fn unusable(path: &Path, source: io::Error) -> RunError {
 /// Makes the folders for slots and for the library that programs get.
 pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunError> {
     let (slots, folder) = (directories.slots_dir(), directories.shim_dir());
-    private_dir(&slots).map_err(|source| unusable(&slots, source))?;
+    // Those of pods are made by whoever places them; the broker is given the folder of all.
+    let (placed, programs) = (directories.state.join(PLACED_SLOTS_DIR), directories.programs_dir());
+    for folder in [&slots, &placed, &programs] {
+        private_dir(folder).map_err(|source| unusable(folder, source))?;
+    }
+    settle(&programs);
     let links = || -> io::Result<()> {
         private_dir(&folder)?;
         for name in SHIM_NAMES {
@@ -91,15 +96,32 @@ pub(super) fn clear(directories: &Directories) {
     }
     log_failure(remove(&directories.shim_dir()));
     clear_zones(&directories.zones_dir());
-    for folder in [zone, directories.slots_dir(), directories.zones_dir()] {
+    settle(&directories.programs_dir());
+    let (slots, zones, programs) =
+        (directories.slots_dir(), directories.zones_dir(), directories.programs_dir());
+    for folder in [zone, slots, zones, programs] {
         match std::fs::remove_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A program that runs on without its lease.
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                    && folder == directories.programs_dir() => {}
             other => log_failure(other),
         }
     }
     log_failure(remove(&directories.run.join(RUN_LOCK)));
     // Last: whoever waits for the agent's end waits for this.
     remove_socket(directories);
+}
+
+/// Takes away what killed launchers left of zones that had one program each. Those whose launchers
+/// live go on, and are nobody else's.
+pub(super) fn settle(programs: &Path) {
+    match gpuzone_zone::settle(programs) {
+        Ok(zones) if zones.is_empty() => {}
+        Ok(zones) => tracing::warn!(?zones, "nobody cleaned up behind these zones; it is done now"),
+        Err(error) => tracing::warn!(%error, "what killed zones left cannot be looked at now"),
+    }
 }
 
 /// What killed keepers left. A keeper that lives has its lock, and takes its folder away itself.

@@ -56,6 +56,14 @@ impl Member {
         }
     }
 
+    /// It is the same lease with its next worker: what it owes stays owed, and a cap is no wider
+    /// for it.
+    pub(super) fn take_over(&mut self, earlier: Self) {
+        self.deficit = earlier.deficit.min(0);
+        self.urgent = self.urgent.take().map(|fresh| earlier.urgent.unwrap_or(fresh));
+        self.cap = self.cap.take().map(|fresh| earlier.cap.unwrap_or(fresh));
+    }
+
     /// It has work. One that comes back from a short pause in its turn goes on with it, once
     /// between two earnings: a program that stumbles keeps its share, and one that comes and
     /// goes on purpose does not break everybody else's turns.

@@ -67,6 +67,7 @@ impl Wake {
 enum Order {
     Join(Box<Newcomer>),
     Leave(LeaseId),
+    Forget(LeaseId),
 }
 
 /// A worker that wants to have turns.
@@ -130,9 +131,14 @@ impl Turns {
         Ok(())
     }
 
-    /// A lease has no worker any more.
+    /// A lease has no worker any more; it may get another, which owes what this one used.
     pub(crate) fn leave(&self, lease: LeaseId) {
         self.order(Order::Leave(lease));
+    }
+
+    /// A lease, or a scrub, is over.
+    pub(crate) fn forget(&self, lease: LeaseId) {
+        self.order(Order::Forget(lease));
     }
 
     fn order(&self, order: Order) {

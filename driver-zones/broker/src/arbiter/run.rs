@@ -69,6 +69,7 @@ impl Arbiter {
             match self.orders.try_recv() {
                 Ok(Order::Join(newcomer)) => self.join(*newcomer),
                 Ok(Order::Leave(lease)) => self.leave(lease),
+                Ok(Order::Forget(lease)) => self.forget(lease),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -88,8 +89,15 @@ impl Arbiter {
 
     fn leave(&mut self, lease: LeaseId) {
         if self.workers.remove(&lease).is_some() {
-            self.gpus.values_mut().for_each(|schedule| schedule.leave(lease));
+            let now = Monotonic::now();
+            self.gpus.values_mut().for_each(|schedule| schedule.leave(lease, now));
         }
+    }
+
+    fn forget(&mut self, lease: LeaseId) {
+        self.workers.remove(&lease);
+        let now = Monotonic::now();
+        self.gpus.values_mut().for_each(|schedule| schedule.forget(lease, now));
     }
 
     /// Tells the workers what is to be done now.
@@ -111,7 +119,7 @@ impl Arbiter {
                     Some(lease)
                 });
                 let failed: Vec<LeaseId> = failed.collect();
-                failed.iter().for_each(|lease| schedule.leave(*lease));
+                failed.iter().for_each(|lease| schedule.leave(*lease, Monotonic::now()));
                 if failed.is_empty() {
                     break;
                 }

@@ -87,6 +87,8 @@ pub(crate) struct Schedule {
     quantum: i64,
     watchdog: u64,
     members: BTreeMap<LeaseId, Member>,
+    /// Those whose worker is gone and whose next one is not there yet.
+    away: BTreeMap<LeaseId, Member>,
     /// The round; the first is next.
     round: VecDeque<LeaseId>,
     turn: Option<Turn>,
@@ -111,25 +113,40 @@ impl Schedule {
             quantum: signed(nanoseconds(config.quantum())),
             watchdog: nanoseconds(config.watchdog()),
             members: BTreeMap::new(),
+            away: BTreeMap::new(),
             round: VecDeque::new(),
             turn: None,
         }
     }
 
-    /// A lease comes; it has no turn and wants none yet. One that is there already starts anew.
+    /// A lease comes; it has no turn and wants none yet. One that was there before owes what it
+    /// owed then: a worker that is ended for keeping the GPU does not leave with the bill.
     pub(crate) fn join(&mut self, lease: LeaseId, terms: Terms, now: Monotonic) {
-        self.leave(lease);
-        self.members.insert(lease, Member::new(terms, self.quantum, now));
+        self.leave(lease, now);
+        let mut member = Member::new(terms, self.quantum, now);
+        if let Some(earlier) = self.away.remove(&lease) {
+            member.take_over(earlier);
+        }
+        self.members.insert(lease, member);
         self.round.push_back(lease);
     }
 
-    /// A lease goes, and its turn with it.
-    pub(crate) fn leave(&mut self, lease: LeaseId) {
-        self.members.remove(&lease);
+    /// A lease's worker goes, and its turn with it; another one may come.
+    pub(crate) fn leave(&mut self, lease: LeaseId, now: Monotonic) {
         self.round.retain(|other| *other != lease);
-        if self.turn.as_ref().is_some_and(|turn| turn.lease == lease) {
-            self.turn = None;
+        let turn = self.turn.take_if(|turn| turn.lease == lease);
+        if let Some(mut member) = self.members.remove(&lease) {
+            if let Some(turn) = turn {
+                member.charge(turn.stretch(now));
+            }
+            self.away.insert(lease, member);
         }
+    }
+
+    /// A lease is over: what it owed concerns nobody any more.
+    pub(crate) fn forget(&mut self, lease: LeaseId, now: Monotonic) {
+        self.leave(lease, now);
+        self.away.remove(&lease);
     }
 
     /// A lease has work and no turn.

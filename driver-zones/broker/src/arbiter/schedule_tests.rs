@@ -120,7 +120,7 @@ fn one_that_does_not_yield_is_named_once() {
     assert_eq!(schedule.poll(at(101_019)), []);
     assert_eq!(schedule.poll(at(101_020)), [Action::Overrun { lease: lease(0) }]);
     assert_eq!(schedule.poll(at(102_000)), []);
-    schedule.leave(lease(0));
+    schedule.leave(lease(0), at(102_000));
     assert_eq!(schedule.poll(at(102_000)), [grant(1)]);
 }
 

@@ -49,6 +49,8 @@ struct State {
     recorded: u64,
     reached: u64,
     at: Option<Instant>,
+    /// How many wait for it.
+    waiting: u32,
 }
 
 impl Event {
@@ -83,18 +85,23 @@ impl Event {
             state.reached = number;
             state.at = Some(Instant::now());
         }
+        let is_awaited = state.waiting > 0;
         drop(state);
-        self.reached.notify_all();
+        if is_awaited {
+            self.reached.notify_all();
+        }
     }
 
     /// Waits for record `number`, until `give_up` says that nobody is interested any more.
     pub(crate) fn wait_unless(&self, number: u64, give_up: impl Fn() -> bool) {
         const LOOK_EVERY: Duration = Duration::from_millis(10);
         let mut state = self.state();
+        state.waiting += 1;
         while state.reached < number && !give_up() {
             let waited = self.reached.wait_timeout(state, LOOK_EVERY);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        state.waiting -= 1;
     }
 
     pub(crate) fn is_reached(&self) -> bool {
@@ -103,9 +110,10 @@ impl Event {
     }
 
     pub(crate) fn wait(&self, number: u64) {
-        let state = self.state();
+        let mut state = self.state();
+        state.waiting += 1;
         let waited = self.reached.wait_while(state, |state| state.reached < number);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        waited.unwrap_or_else(PoisonError::into_inner).waiting -= 1;
     }
 
     /// Milliseconds from `earlier` to this event.

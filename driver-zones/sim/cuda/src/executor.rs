@@ -37,7 +37,25 @@ struct State {
     queue: VecDeque<Work>,
     submitted: u64,
     completed: u64,
+    /// The first ticket that somebody waits for. A GPU wakes nobody for each piece of work on the
+    /// way there, and neither does this one.
+    awaited: Option<u64>,
     stopping: bool,
+}
+
+impl State {
+    fn await_ticket(&mut self, ticket: u64) {
+        self.awaited = Some(self.awaited.map_or(ticket, |first| first.min(ticket)));
+    }
+
+    /// Whether a ticket is still to come, which is waited for from now on if so.
+    fn lacks(&mut self, ticket: u64) -> bool {
+        let lacks = self.completed < ticket;
+        if lacks {
+            self.await_ticket(ticket);
+        }
+        lacks
+    }
 }
 
 impl Executor {
@@ -47,7 +65,13 @@ impl Executor {
 
     /// Puts `work` behind all that was submitted before, by whatever thread.
     pub(crate) fn submit(&self, work: Work) -> Answer<Ticket> {
-        let full = |state: &mut State| state.queue.len() >= MAX_QUEUED && !state.stopping;
+        let full = |state: &mut State| {
+            let full = state.queue.len() >= MAX_QUEUED && !state.stopping;
+            if full {
+                state.await_ticket(state.completed + 1);
+            }
+            full
+        };
         let state = self.completed.wait_while(self.state(), full);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
@@ -67,7 +91,7 @@ impl Executor {
     }
 
     pub(crate) fn wait(&self, ticket: Ticket) {
-        let waited = self.completed.wait_while(self.state(), |state| state.completed < ticket.0);
+        let waited = self.completed.wait_while(self.state(), |state| state.lacks(ticket.0));
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -97,8 +121,13 @@ impl Executor {
             if let Some(tell) = tell {
                 tell();
             }
+            let completed = state.completed;
+            // Whoever waits for a later one says so again.
+            let is_awaited = state.awaited.take_if(|first| *first <= completed).is_some();
             drop(state);
-            self.completed.notify_all();
+            if is_awaited {
+                self.completed.notify_all();
+            }
         }
     }
 }

@@ -121,8 +121,23 @@ fn run_kernel(context: &Context, work: &LaunchWork) -> Answer {
             if fault != Fault::Cancelled {
                 report(&format!("GPU {gpu}: kernel '{}' ended: {fault}", function.name()));
             }
+            if let Some(xid) = xid_of(&fault)
+                && let Err(error) = context.gpu().attachment.gpu().report_xid(xid)
+            {
+                report(&format!("GPU {gpu}: Xid {xid} is not reported: {error}"));
+            }
             Err(result_of(&fault))
         }
+    }
+}
+
+/// What a driver reports of it.
+fn xid_of(fault: &Fault) -> Option<u64> {
+    match fault {
+        Fault::IllegalAddress { .. } => Some(31),
+        Fault::MisalignedAddress { .. } | Fault::InvalidProgram(_) | Fault::Trap => Some(13),
+        Fault::LaunchTimeout => Some(8),
+        Fault::BarrierDeadlock | Fault::InvalidLaunch(_) | Fault::Cancelled => None,
     }
 }
 

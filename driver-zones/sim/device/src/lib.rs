@@ -6,6 +6,8 @@
 //!                                         │                       │
 //!                        <state_dir>/gpu-N.state        <state_dir>/gpu-N.memory
 //!                        who holds what, who is busy     what is in the memory
+//!                        <state_dir>/gpu-N.faults
+//!                        what went wrong, for NVML's events; testers append to it
 //! ```
 //!
 //! Every process of the node opens the same files. A process is there as long as it
@@ -25,6 +27,6 @@ mod shared;
 
 pub use config::{Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault};
 pub use shared::{
-    AllocateError, Attachment, BusyGuard, DeviceMap, DeviceRange, GRANULE, GpuProcess, MemoryUse,
-    SimulatedGpu, SimulatedNode, StateError,
+    AllocateError, Attachment, BusyGuard, Condition, DeviceMap, DeviceRange, FaultEvent,
+    FaultWatch, GRANULE, GpuProcess, MemoryUse, SimulatedGpu, SimulatedNode, StateError,
 };

@@ -59,11 +59,16 @@ impl<T> Out<T> {
 impl<T: Copy> Out<T> {
     /// Reads what the caller put in before.
     pub(crate) fn get(self) -> Answer<T> {
+        self.get_at(0)
+    }
+
+    /// Reads element `index`, which must be below the length that the caller gave.
+    pub(crate) fn get_at(self, index: usize) -> Answer<T> {
         if self.0.is_null() {
             return Err(INVALID);
         }
         // SAFETY: as in `put_at`; the function's contract says that it is filled in.
-        Ok(unsafe { self.0.read_unaligned() })
+        Ok(unsafe { self.0.add(index).read_unaligned() })
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod abi;
 mod device;
+mod events;
+mod fields;
 mod links;
 mod processes;
 mod state;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_sim_device::{Config, SimulatedGpu, SimulatedNode, StateError};
 use nvml_wrapper_sys::bindings::{
-    nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED, nvmlReturn_enum_NVML_ERROR_UNINITIALIZED,
-    nvmlReturn_enum_NVML_ERROR_UNKNOWN,
+    nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED, nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST,
+    nvmlReturn_enum_NVML_ERROR_UNINITIALIZED, nvmlReturn_enum_NVML_ERROR_UNKNOWN,
 };
 
 use crate::Answer;
@@ -91,7 +91,12 @@ impl Device {
 
     pub(crate) fn at(index: usize) -> Answer<Self> {
         let node = node()?;
-        if index < node.gpus().len() { Ok(Self { node, index }) } else { Err(INVALID) }
+        let gpu = node.gpus().get(index).ok_or(INVALID)?;
+        // Nothing can be asked of a GPU that is not reached.
+        if known(gpu.condition())?.lost {
+            return Err(Return(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST));
+        }
+        Ok(Self { node, index })
     }
 
     pub(crate) fn node(&self) -> &SimulatedNode {
@@ -107,7 +112,7 @@ impl Device {
     }
 }
 
-pub(crate) fn handle(index: usize) -> Handle {
+pub(crate) const fn handle(index: usize) -> Handle {
     FIRST_HANDLE + index * STEP
 }
 

@@ -21,6 +21,8 @@ static ERRORS: LazyLock<BTreeMap<nvmlReturn_t, CString>> = LazyLock::new(|| {
         (nvmlReturn_enum_NVML_ERROR_NOT_FOUND, "Not Found"),
         (nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE, "Insufficient Size"),
         (nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED, "Driver Not Loaded"),
+        (nvmlReturn_enum_NVML_ERROR_TIMEOUT, "Timeout"),
+        (nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST, "GPU is lost"),
         (nvmlReturn_enum_NVML_ERROR_UNKNOWN, "Unknown Error"),
     ];
     texts.into_iter().filter_map(|(code, text)| Some((code, CString::new(text).ok()?))).collect()

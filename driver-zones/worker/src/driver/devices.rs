@@ -2,7 +2,7 @@ use gpuzone_core::{GpuUuid, Grant};
 use gpuzone_cuda_abi::{CUdevice, CUuuid, CuResult, DeviceAttribute};
 use gpuzone_wire::hello::DeviceInfo;
 
-use super::Driver;
+use super::{Driver, LaunchBounds};
 
 /// A GPU of the lease.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct Device {
     /// Whether the driver copies straight from the host's page tables, so that a copy may still
     /// read its source after the call.
     pub copies_lazily: bool,
+    /// What may be launched on it.
+    pub bounds: LaunchBounds,
 }
 
 /// Why the lease's GPUs are not there.
@@ -92,6 +94,7 @@ fn device(driver: &Driver, ordinal: CUdevice, grant: &Grant) -> Result<Device, D
     Ok(Device {
         ordinal,
         copies_lazily: attributes.contains(&(lazy, 1)),
+        bounds: LaunchBounds::of(&attributes),
         info: DeviceInfo {
             name: String::from_utf8_lossy(name).into_owned(),
             uuid: *grant.gpu.as_bytes(),

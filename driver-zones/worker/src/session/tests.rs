@@ -12,7 +12,7 @@ use gpuzone_wire::stats::{StatsFile, StatsWriter};
 use proptest::prelude::*;
 
 use super::{Lease, Session};
-use crate::driver::{Device, Driver};
+use crate::driver::{Device, Driver, LaunchBounds};
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
@@ -52,13 +52,14 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
     let stats = Arc::new(StatsWriter::open(clone).expect("open"));
     let attributes = vec![(DeviceAttribute::WARP_SIZE.0, 32)];
     let name = "idle".to_owned();
+    let bounds = LaunchBounds::of(&attributes);
     let info = DeviceInfo { name, uuid: [1; 16], memory: LIMIT, attributes };
     let driver =
         Driver { memory_allocate: allocate, function_parameter: no_parameters, ..Driver::idle() };
     let lease = Lease {
         driver,
         driver_version: 13_000,
-        devices: vec![Device { ordinal: 0, info, copies_lazily: false }],
+        devices: vec![Device { ordinal: 0, info, copies_lazily: false, bounds }],
         turns: crate::turns::Turns::new(1),
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
         stats,

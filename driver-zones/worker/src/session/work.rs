@@ -23,6 +23,9 @@ impl Session {
         if result.is_success() {
             entered.meter.after(&lease.driver, id, stream);
             entered.pace.after(&lease.driver, stream);
+        } else {
+            // What the driver refused is no work: it keeps no turn.
+            entered.settle(&lease, &self.clock);
         }
         self.ask(result)
     }
@@ -46,7 +49,11 @@ impl Session {
         let driver = function.driver;
         let mut arguments = arguments(&request.arguments, &function.parameters)?;
         let stream = self.stream(context, request.stream)?;
-        self.enter(context)?;
+        let device = self.enter(context)?.device;
+        let bounds = self.lease.devices.get(device).map(|device| device.bounds);
+        if bounds.is_some_and(|b| !b.allow(request.grid, request.block, request.shared)) {
+            return Err(CuResult::INVALID_VALUE);
+        }
         let ([gx, gy, gz], [bx, by, bz]) = (request.grid, request.block);
         self.work(context, request.stream, stream, |table| {
             // SAFETY: a kernel and a stream of the current context. There is an argument for

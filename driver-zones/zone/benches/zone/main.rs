@@ -27,11 +27,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(())
     })?;
     show("no sandbox, start to exit", bare);
-    for (name, own_pids) in [("sandbox with its own pids", true), ("worker's sandbox", false)] {
+    let folder = tempfile::tempdir()?;
+    for (name, own_pids, record) in [
+        ("sandbox with its own pids", true, None),
+        ("the same, written down by its launcher", true, Some(folder.path())),
+        ("worker's sandbox", false, None),
+    ] {
         let mut begun = Vec::new();
         let whole = median(|| {
             let launcher = PathBuf::from(env!("CARGO_BIN_EXE_gpu-zone-sandbox"));
-            let sandboxed = Sandboxed { launcher, spec: spec(own_pids), launch: launch()? };
+            let spec = Spec { record: record.map(Path::to_owned), ..spec(own_pids) };
+            let sandboxed = Sandboxed { launcher, spec, launch: launch()? };
             let start = Instant::now();
             // Returns when the kernel has loaded the program: its first instruction is next.
             let (process, _) = sandboxed.start()?;
@@ -61,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn show(name: &str, time: Duration) {
-    println!("{name:<56} median {:>8.2} ms of {RUNS}", time.as_secs_f64() * 1e3);
+    println!("{name:<66} median {:>8.2} ms of {RUNS}", time.as_secs_f64() * 1e3);
 }
 
 fn median(mut run: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<Duration, Box<dyn Error>> {
@@ -109,6 +115,7 @@ fn spec(own_pids: bool) -> Spec {
         network: false,
         own_pids,
         users: Some(UserRanges::default()),
+        record: None,
         filter: if own_pids { Filter::Workload } else { Filter::Worker },
         limits: Limits {
             memory: Some(4 << 30),

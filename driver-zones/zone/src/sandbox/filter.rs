@@ -38,12 +38,13 @@ pub fn programs(filter: Filter) -> Result<Vec<BpfProgram>, FilterError> {
     let text = match filter {
         Filter::Worker => include_str!("../../policies/worker.json"),
         Filter::Workload => include_str!("../../policies/workload.json"),
+        Filter::Broker => include_str!("../../policies/broker.json"),
     };
     compile(text)
 }
 
 /// The filters of a policy's text, in the order of their names.
-pub(super) fn compile(text: &str) -> Result<Vec<BpfProgram>, FilterError> {
+fn compile(text: &str) -> Result<Vec<BpfProgram>, FilterError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| FilterError::Processor)?;
     let mut policy: Value = serde_json::from_str(text)?;
     if !matches!(arch, TargetArch::x86_64) {
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_policy_compiles_to_what_the_kernel_takes() {
-        for filter in [Filter::Worker, Filter::Workload] {
+        for filter in [Filter::Worker, Filter::Workload, Filter::Broker] {
             let programs = programs(filter).unwrap();
             assert_eq!(programs.len(), if cfg!(target_arch = "x86_64") { 3 } else { 2 });
             // BPF_MAXINSNS, seccomp(2).
@@ -124,7 +125,7 @@ mod tests {
     fn a_call_by_its_other_number_is_denied() {
         // SAFETY: asks for nothing new, by a number that only some kernels know.
         let attempt = || unsafe { libc::syscall(libc::SYS_unshare | i64::from(X32), 0) };
-        for filter in [Filter::Worker, Filter::Workload] {
+        for filter in [Filter::Worker, Filter::Workload, Filter::Broker] {
             assert_eq!(under(filter, attempt), libc::EPERM);
         }
     }

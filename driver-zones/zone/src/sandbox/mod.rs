@@ -17,13 +17,16 @@ mod supervisor;
 mod users;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
-pub(crate) use cgroup::is_name;
+pub(crate) use cgroup::{end_groups, is_name};
 pub use filter::{FilterError, programs};
 pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
 pub use probe::probe;
 pub use spec::{
-    Demand, Feature, Filter, Limits, Missing, Mount, Policy, Report, Root, Spec, UserRanges,
+    Demand, Feature, Filter, LIBRARIES, Limits, Missing, Mount, Policy, Report, Root, Spec,
+    UserRanges,
 };
 pub use start::{Held, SandboxError, Sandboxed};
-pub use supervisor::{SuperviseError, confine_supervisor};
+pub(crate) use stats::of as stats_of;
+pub use supervisor::{SuperviseError, Supervisor, confine_supervisor, libraries};
+pub(crate) use users::sweep as sweep_claims;

@@ -34,6 +34,7 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
         network: false,
         own_pids: true,
         users: Some(UserRanges::default()),
+        record: None,
         filter: Filter::Workload,
         limits: Limits {
             memory: Some(256 << 20),

@@ -116,6 +116,19 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Warns of all features but those with these names, which it requires.
+    ///
+    /// # Errors
+    /// The first name that no feature has.
+    pub fn requiring<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<Self, String> {
+        let mut policy = Self { default: Demand::Warn, ..Self::default() };
+        for name in names {
+            let known = Feature::ALL.into_iter().find(|feature| feature.as_str() == name);
+            policy.features.insert(known.ok_or_else(|| name.clone())?, Demand::Require);
+        }
+        Ok(policy)
+    }
+
     /// What is demanded of `feature`.
     pub fn of(&self, feature: Feature) -> Demand {
         self.features.get(&feature).copied().unwrap_or(self.default)
@@ -187,6 +200,19 @@ impl Mount {
     }
 }
 
+/// Where the libraries are that programs and drivers' libraries need; the others they name by
+/// path.
+pub const LIBRARIES: [&str; 8] = [
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/lib32",
+    "/usr/local/lib",
+    "/lib",
+    "/lib64",
+    "/lib32",
+    "/etc/ld.so.cache",
+];
+
 /// Which reviewed policy of system calls applies (`policies/*.json`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -195,6 +221,9 @@ pub enum Filter {
     Worker,
     /// `workload.json`: what is listed is denied.
     Workload,
+    /// `broker.json`: what is not listed is denied. The program makes zones itself, and has what
+    /// that takes (`supervisor.rs`).
+    Broker,
 }
 
 /// Limits; those that are left out do not apply.
@@ -273,6 +302,10 @@ pub struct Spec {
     /// starts it.
     #[serde(default)]
     pub users: Option<UserRanges>,
+    /// The folder in which the launcher writes the zone down, which it owns then. Left out:
+    /// whoever started the launcher owns the zone, and writes it down.
+    #[serde(default)]
+    pub record: Option<PathBuf>,
     /// System calls.
     pub filter: Filter,
     /// Limits.

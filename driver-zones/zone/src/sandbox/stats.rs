@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::backend::ZoneStats;
 
 /// Of `pid` and all its descendants. What ends meanwhile is left out.
-pub(super) fn of(pid: u32) -> io::Result<ZoneStats> {
+pub(crate) fn of(pid: u32) -> io::Result<ZoneStats> {
     let mut total = ZoneStats::default();
     let mut left = vec![pid];
     while let Some(pid) = left.pop() {

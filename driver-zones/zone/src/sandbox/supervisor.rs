@@ -1,32 +1,108 @@
-//! What a driver zone's broker gives up, for itself and for all that it starts.
+//! The sandbox of a driver zone's broker, which makes zones itself.
 //!
-//! It makes namespaces, control groups and, as root, users for workers, so it cannot live in a
-//! worker's sandbox: Landlock would deny it every mount, a user namespace every user but one. It
-//! keeps what that takes and gives up the rest, before it looks at anything that a worker wrote.
+//! It has a root of its own with what it and its workers need, no network, and the system calls of
+//! `policies/broker.json`. Two things set it apart from a worker's sandbox. Started by root it has
+//! no user namespace and keeps what giving zones users of their own takes: who may give out the
+//! host's numbers of users, and files that belong to them, is in the host's user namespace. And
+//! Landlock has no rules for files, for with such rules nobody below it could mount anything.
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
 };
 
-use super::filter;
-use super::spec::{Feature, Missing};
+use super::spec::{Feature, Filter, LIBRARIES, Limits, Missing, Mount, Policy, Root, Spec};
+use super::{filter, users};
+
+/// The kernel's settings and levers in `/proc`, which are root's own files.
+const SETTINGS: [&str; 5] =
+    ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"];
+const GROUPS: &str = "/sys/fs/cgroup";
 
 /// What root needs to make zones: users and groups of theirs (`SETFCAP` to have root itself mapped
-/// into one, user_namespaces(7)), mounts where there is no user namespace, files and processes of
-/// theirs.
+/// into one, user_namespaces(7)), mounts, processes of theirs, and control groups in folders that
+/// are nobody's to write to by their mode (`DAC_OVERRIDE`).
 fn needed() -> CapabilitySet {
     CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
-        | CapabilitySet::FOWNER
         | CapabilitySet::KILL
         | CapabilitySet::SETFCAP
         | CapabilitySet::SETGID
         | CapabilitySet::SETUID
         | CapabilitySet::SETPCAP
         | CapabilitySet::SYS_ADMIN
-        | CapabilitySet::SYS_RESOURCE
+}
+
+/// Capabilities that a supervisor keeps: others than root need none, for a new user namespace
+/// gives whoever makes it all that are needed there.
+pub(super) fn kept() -> CapabilitySet {
+    if getuid().is_root() { needed() } else { CapabilitySet::empty() }
+}
+
+/// What a supervisor is shown of the host, beside the libraries that every program needs, the
+/// host's processes, and control groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supervisor {
+    /// The zone's name.
+    pub zone: String,
+    /// Files and folders that it reads: its program, and what it hands to its zones.
+    pub read: Vec<PathBuf>,
+    /// Folders that it writes to.
+    pub write: Vec<PathBuf>,
+    /// Device nodes that it hands to its zones.
+    pub devices: Vec<PathBuf>,
+    /// Whether it gives its zones users of their own.
+    pub users: bool,
+    /// What happens where something is missing.
+    pub policy: Policy,
+}
+
+impl Supervisor {
+    /// Its sandbox.
+    ///
+    /// # Errors
+    /// When the folder in which users are claimed cannot be made.
+    pub fn spec(self) -> io::Result<Spec> {
+        let Self { zone, read, write, devices, users, policy } = self;
+        let mut mounts: Vec<Mount> = libraries().collect();
+        // The host's processes are shown as a whole, below.
+        mounts.extend(read.into_iter().filter(|path| path != Path::new("/proc")).map(Mount::read));
+        // Workers are looked up and watched there, and given users.
+        mounts.push(Mount::write("/proc"));
+        mounts.extend(SETTINGS.map(Mount::read_if_there));
+        mounts.push(Mount { optional: true, ..Mount::write(GROUPS) });
+        if users && getuid().is_root() {
+            mounts.push(Mount::write(users::folder()?));
+        }
+        mounts.extend(write.into_iter().map(Mount::write));
+        Ok(Spec {
+            zone,
+            root: Root::Empty,
+            mounts,
+            devices,
+            private: Vec::new(),
+            hidden: Vec::new(),
+            directory: "/".into(),
+            network: false,
+            own_pids: false,
+            users: None,
+            record: None,
+            filter: Filter::Broker,
+            limits: Limits { scratch: Some(1 << 20), ..Limits::default() },
+            policy,
+        })
+    }
+}
+
+/// The folders of the host's libraries that are folders here.
+pub fn libraries() -> impl Iterator<Item = Mount> {
+    // Where it is a link, it is one in the zone.
+    let folders = LIBRARIES.into_iter().filter(|path| !Path::new(path).is_symlink());
+    folders.map(Mount::read_if_there)
 }
 
 /// Why a supervisor could not give up what it does not need.
@@ -40,28 +116,22 @@ pub enum SuperviseError {
     Policy(#[from] filter::FilterError),
 }
 
-/// Gives up for good: new privileges, capabilities that making zones does not take, being looked
-/// into by its user's other processes, and the system calls that `policies/broker.json` denies.
-/// Returns what the host lacks of it. Called while the process has one thread.
+/// Gives up for good what this process has and its sandbox does not take, or what it can without
+/// one: new privileges, capabilities that making zones does not take, being looked into by its
+/// user's other processes and, unless its sandbox did, the system calls that `policies/broker.json`
+/// does not list. Returns what the host lacks of it. Called while the process has one thread.
 ///
 /// # Errors
 /// When the kernel refuses a step.
-pub fn confine_supervisor() -> Result<Option<Missing>, SuperviseError> {
+pub fn confine_supervisor(sandboxed: bool) -> Result<Option<Missing>, SuperviseError> {
     set_no_new_privs(true)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    for capability in CapabilitySet::all().difference(needed()).iter() {
-        match remove_capability_from_bounding_set(capability) {
-            // Not one that this kernel has; or this user may not, and has none.
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {}
-            Err(error) => return Err(error.into()),
-        }
+    bound_to(kept())?;
+    drop_all_but(kept())?;
+    if sandboxed {
+        return Ok(None);
     }
-    let has = capabilities(None)?;
-    let kept = has.permitted.intersection(needed());
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: none };
-    set_capabilities(None, sets)?;
-    for program in filter::compile(include_str!("../../policies/broker.json"))? {
+    for program in filter::programs(Filter::Broker)? {
         if let Err(error) = seccompiler::apply_filter(&program) {
             let reason = error.to_string();
             return Ok(Some(Missing { feature: Feature::Seccomp, reason }));
@@ -70,15 +140,53 @@ pub fn confine_supervisor() -> Result<Option<Missing>, SuperviseError> {
     Ok(None)
 }
 
+/// Programs to come have no capabilities but `kept`; whether this process may say so.
+pub(super) fn bound_to(kept: CapabilitySet) -> Result<bool, rustix::io::Errno> {
+    let mut privileged = true;
+    for capability in CapabilitySet::all().difference(kept).iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // Not one that this kernel has.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            // Without a user namespace and without privileges there are none to give up, and
+            // no_new_privs keeps new ones away.
+            Err(rustix::io::Errno::PERM) => privileged = false,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(privileged)
+}
+
+/// This process has no capabilities but `kept`.
+pub(super) fn drop_all_but(kept: CapabilitySet) -> Result<(), rustix::io::Errno> {
+    let kept = capabilities(None)?.permitted.intersection(kept);
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_compiles_to_what_the_kernel_takes() {
-        let programs = filter::compile(include_str!("../../policies/broker.json")).unwrap();
-        assert_eq!(programs.len(), if cfg!(target_arch = "x86_64") { 2 } else { 1 });
-        // BPF_MAXINSNS, seccomp(2).
-        assert!(programs.iter().all(|program| program.len() <= 4096));
+    fn nothing_of_the_hosts_is_in_it_but_what_was_named() {
+        let named = Supervisor {
+            zone: "driver-zone".to_owned(),
+            read: vec!["/opt/worker".into(), "/proc".into()],
+            write: vec!["/run/gz/driver-zone".into()],
+            ..Supervisor::default()
+        };
+        let spec = named.spec().unwrap();
+        assert_eq!((spec.root, spec.network, spec.own_pids), (Root::Empty, false, false));
+        let writable = spec.mounts.iter().filter(|mount| mount.write);
+        let writable: Vec<_> = writable.map(|mount| mount.source.to_str().unwrap()).collect();
+        assert_eq!(writable, ["/proc", GROUPS, "/run/gz/driver-zone"]);
+        for mount in spec.mounts.iter().filter(|mount| !mount.write) {
+            let known = |path: &&str| mount.source == Path::new(*path);
+            let named = mount.source == Path::new("/opt/worker");
+            assert!(
+                named || LIBRARIES.iter().any(known) || SETTINGS.iter().any(known),
+                "{mount:?}"
+            );
+        }
     }
 }

@@ -37,6 +37,24 @@ pub(crate) fn claim(ranges: UserRanges) -> io::Result<Claim> {
     claim_in(Path::new(FOLDER), ranges)
 }
 
+/// The folder with the claims, which is made if it is not there.
+pub(crate) fn folder() -> io::Result<&'static Path> {
+    private_dir(Path::new(FOLDER))?;
+    Ok(Path::new(FOLDER))
+}
+
+/// Removes the claims of zones that have ended and whose janitors were killed, as the next claim
+/// would.
+pub(crate) fn sweep() {
+    let swept = || -> io::Result<()> {
+        let lock = File::options().append(true).open(Path::new(FOLDER).join(LOCK))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        taken(Path::new(FOLDER)).map(drop)
+    };
+    // Without a folder there are no claims, and only root has any.
+    let _ = swept();
+}
+
 fn claim_in(folder: &Path, ranges: UserRanges) -> io::Result<Claim> {
     private_dir(folder)?;
     let lock = File::options().create(true).append(true).open(folder.join(LOCK))?;

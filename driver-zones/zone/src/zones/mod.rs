@@ -12,6 +12,7 @@
 
 mod owner;
 mod record;
+pub(crate) mod single;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -101,7 +102,12 @@ impl<B: Backend> Zones<B> {
             zones: Mutex::new(BTreeMap::new()),
         };
         let (mut unreadable, mut ending) = (Vec::new(), Vec::new());
-        for (name, path) in record::all(folder)? {
+        let found = record::all(folder)?;
+        for (_, half) in found.halves {
+            // Its zone was held back, and has ended by itself.
+            crate::files::remove(&half)?;
+        }
+        for (name, path) in found.records {
             match record::read(&path, B::KIND) {
                 Ok(record) => ending.extend(zones.take_over(&name, &path, &record)?),
                 Err(source) => {

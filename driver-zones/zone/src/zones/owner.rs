@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::record::{self, Record};
+use super::record::{self, EnterError, Record};
 use super::{START_LIMIT, ZoneError};
 use crate::backend::Backend;
 use crate::sandbox::Missing;
@@ -168,11 +168,12 @@ impl<B: Backend> Owner<B> {
 
     /// Writes down the state after `event`, then takes it on.
     fn enter(&mut self, event: ZoneEvent) -> Result<(), ZoneError<B::Error>> {
-        let state = self.record.state.after(event)?;
-        if state != self.record.state {
-            let record = Record { state, ..self.record.clone() };
-            record::write(&self.path, &record).map_err(ZoneError::Record)?;
-            self.tell(state, None);
+        let path = &self.path;
+        match record::enter(&mut self.record, event, |record| record::write(path, record)) {
+            Ok(true) => self.tell(self.record.state, None),
+            Ok(false) => {}
+            Err(EnterError::Wrong(wrong)) => return Err(wrong.into()),
+            Err(EnterError::Record(error)) => return Err(ZoneError::Record(error)),
         }
         Ok(())
     }

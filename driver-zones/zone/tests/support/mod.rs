@@ -1,6 +1,8 @@
 //! Zones for tests: the host's programs and nothing else of it, unless a test says more.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it")]
 
+pub(crate) mod written;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -51,6 +53,7 @@ pub(crate) fn spec() -> Spec {
         network: false,
         own_pids: true,
         users: Some(UserRanges::default()),
+        record: None,
         filter: Filter::Workload,
         limits: Limits::default(),
         policy: Policy::default(),

@@ -12,10 +12,12 @@
 //! Every text is parsed once, here, into a type that cannot be wrong. All of them come from
 //! strangers: what is not right is an error with a sentence, and nothing panics.
 
+mod access;
 mod names;
 mod placement;
 mod request;
 
+pub use access::{Access, DEVICE_PLUGIN_ACCESS};
 pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_PASSTHROUGH_RESOURCE,

@@ -1,4 +1,7 @@
-use gpuzone_api::agent::v1::{ClearQuarantineReply, ClearQuarantineRequest, Gpu, ListGpusRequest};
+use gpuzone_api::agent::v1::{
+    ClearQuarantineReply, ClearQuarantineRequest, Gpu, ListGpusRequest, SeenXid,
+};
+use gpuzone_core::Exposure;
 use gpuzone_ledger::printable;
 use serde::Serialize;
 
@@ -26,8 +29,49 @@ struct Entry<'a> {
     used_memory_bytes: Option<u64>,
     utilization_percent: Option<u32>,
     leases: u32,
-    /// Why it serves no new lease.
+    /// `healthy`, `suspended` (it comes back by itself) or `quarantined` (until it is cleared).
+    health: &'static str,
+    /// Why it serves no new lease until an operator clears it.
     quarantine: Option<&'a str>,
+    /// Why it serves no new lease, whatever ends that.
+    out_of_service: Option<&'a str>,
+    /// One word for what is wrong.
+    cause: Option<&'a str>,
+    /// Why a GPU that is not mediated cannot be handed over now.
+    not_ready: Option<&'a str>,
+    out_since_unix_ns: Option<u64>,
+    recovered_unix_ns: Option<u64>,
+    recovered_from: Option<&'a str>,
+    /// Errors that the driver reported since the agent began.
+    xids: Vec<Xid<'a>>,
+}
+
+/// An error that the driver reported.
+#[derive(Serialize)]
+struct Xid<'a> {
+    number: u64,
+    class: &'a str,
+    what: &'a str,
+    count: u64,
+    last_unix_ns: u64,
+}
+
+impl<'a> From<&'a SeenXid> for Xid<'a> {
+    fn from(xid: &'a SeenXid) -> Self {
+        let SeenXid { number, class, what, count, last_unix_ns } = xid;
+        let (number, count, last_unix_ns) = (*number, *count, *last_unix_ns);
+        Self { number, class, what, count, last_unix_ns }
+    }
+}
+
+/// What a listing shows of a GPU's health, and what JSON calls it.
+fn health(gpu: &Gpu) -> (&'static str, &'static str) {
+    match (&gpu.quarantine, &gpu.out_of_service, &gpu.not_ready) {
+        (Some(_), _, _) => ("quarantine", "quarantined"),
+        (None, Some(_), _) => ("suspended", "suspended"),
+        (None, None, Some(_)) => ("not ready", "healthy"),
+        (None, None, None) => ("ok", "healthy"),
+    }
 }
 
 impl<'a> From<&'a Gpu> for Entry<'a> {
@@ -49,7 +93,15 @@ impl<'a> From<&'a Gpu> for Entry<'a> {
             used_memory_bytes: gpu.used_memory_bytes,
             utilization_percent: gpu.utilization_percent,
             leases: gpu.leases,
+            health: health(gpu).1,
             quarantine: gpu.quarantine.as_deref(),
+            out_of_service: gpu.out_of_service.as_deref(),
+            cause: Some(gpu.cause.as_str()).filter(|cause| !cause.is_empty()),
+            not_ready: gpu.not_ready.as_deref(),
+            out_since_unix_ns: gpu.out_since_unix_ns,
+            recovered_unix_ns: gpu.recovered_unix_ns,
+            recovered_from: Some(gpu.recovered_from.as_str()).filter(|from| !from.is_empty()),
+            xids: gpu.xids.iter().map(Xid::from).collect(),
         }
     }
 }
@@ -121,22 +173,74 @@ fn table(gpus: &[Gpu]) -> String {
             gpu.utilization_percent.map_or_else(|| "?".to_owned(), |busy| format!("{busy} %")),
             gpu.leases.to_string(),
             printable(&gpu.exposure),
-            if gpu.quarantine.is_some() { "quarantine" } else { "ok" }.to_owned(),
+            health(gpu).0.to_owned(),
             gpu.pci_address.clone(),
             gpu.uuid.clone(),
         ]);
     }
     let simulated = gpus.iter().any(|gpu| gpu.backing == "simulated");
     let note = if simulated { format!("\n{}", output::SIMULATED) } else { String::new() };
-    let reasons: String = gpus.iter().filter_map(quarantine).collect();
+    let reasons: String = gpus.iter().filter_map(trouble).collect();
     format!("{}{reasons}{note}\n", table.trim_fmt())
 }
 
-/// A line below the table about a GPU that serves nobody new.
-fn quarantine(gpu: &Gpu) -> Option<String> {
-    let reason = printable(gpu.quarantine.as_deref()?);
+/// A line below the table about a GPU that serves nobody new, or did not for a while.
+fn trouble(gpu: &Gpu) -> Option<String> {
     let index = gpu.index;
-    Some(format!(
-        "\nGPU {index} is in quarantine and serves no new lease: {reason}\n`gpu-zone gpus --clear-quarantine {index}` scrubs it again and lets it serve."
-    ))
+    if let Some(reason) = &gpu.quarantine {
+        let reason = printable(reason);
+        let clear = format!("`gpu-zone gpus --clear-quarantine {index}`");
+        let clear = match gpu.exposure == Exposure::Mediated.as_str() {
+            true => format!("{clear} scrubs it again and lets it serve."),
+            false => format!("Nothing here can scrub it as it is; {clear} says what to do."),
+        };
+        return Some(format!(
+            "\nGPU {index} is in quarantine and serves no new lease: {reason}\n{clear}"
+        ));
+    }
+    if let Some(reason) = &gpu.out_of_service {
+        let reason = printable(reason);
+        return Some(format!(
+            "\nGPU {index} is suspended and serves no new lease for now: {reason}"
+        ));
+    }
+    if let Some(reason) = &gpu.not_ready {
+        let reason = printable(reason);
+        return Some(format!("\nGPU {index} cannot be handed over now: {reason}"));
+    }
+    let at = output::time(gpu.recovered_unix_ns?);
+    let from = printable(&gpu.recovered_from);
+    Some(format!("\nGPU {index} serves again since {at}. It was out because of: {from}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_says_how_a_gpu_is_and_what_to_do() {
+        let (recovered_from, exposure) = ("Xid 79\u{1b}[2J".into(), "mediated".into());
+        let well = Gpu { recovered_from, exposure, ..Gpu::default() };
+        let again = Gpu { recovered_unix_ns: Some(1_700_000_000_000_000_000), ..well.clone() };
+        let why = Some("Xid 79: it is lost".to_owned());
+        let suspended = Gpu { out_of_service: why.clone(), ..again.clone() };
+        let condemned = Gpu { quarantine: why, ..suspended.clone() };
+        let whole = Gpu { exposure: "passthrough".into(), ..condemned.clone() };
+        let bound = Gpu { not_ready: Some("it is on nvidia\u{1b}[2J".into()), ..well.clone() };
+        let cases = [
+            (&well, "ok", None),
+            (&again, "ok", Some("serves again since 2023-11-14T22:13:20Z. It was out")),
+            (&suspended, "suspended", Some("is suspended and serves no new lease for now: Xid 79")),
+            (&condemned, "quarantine", Some("--clear-quarantine 0` scrubs it again")),
+            (&whole, "quarantine", Some("--clear-quarantine 0` says what to do")),
+            (&bound, "not ready", Some("cannot be handed over now: it is on nvidia")),
+        ];
+        for (gpu, word, part) in cases {
+            assert_eq!(health(gpu).0, word);
+            let said = trouble(gpu);
+            assert_eq!(said.is_some(), part.is_some(), "{said:?}");
+            assert!(said.as_ref().is_none_or(|said| said.contains(part.unwrap())), "{said:?}");
+            assert!(!table(std::slice::from_ref(gpu)).contains('\u{1b}'));
+        }
+    }
 }

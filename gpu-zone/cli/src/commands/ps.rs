@@ -9,7 +9,7 @@ use crate::arguments::Format;
 use crate::commands::{Context, answer};
 use crate::error::CliError;
 use crate::output;
-use crate::run::shared;
+use crate::run::{sandbox, shared};
 
 /// A lease in the JSON listing.
 #[derive(Serialize)]
@@ -121,12 +121,23 @@ pub(crate) async fn ps(context: &Context) -> Result<(), CliError> {
     }
 }
 
-/// What their keepers say of the zones that programs share.
+/// What their keepers say of the zones that programs share, and the launcher of those that have
+/// one program each.
 async fn zones(context: &Context, leases: &[Lease]) -> Result<Vec<Value>, CliError> {
     let mut zones = Vec::new();
     let names = leases.iter().filter_map(|lease| lease.zone_name.as_deref());
     for name in names.filter_map(|name| name.parse().ok()) {
         zones.extend(shared::look(context, &name).await?);
+    }
+    for mut zone in sandbox::of_one_program(&context.directories).await? {
+        // One whose lease is not listed was just made, or has just ended.
+        let lease = leases.iter().find(|lease| zone["name"] == sandbox::zone_name(&lease.id));
+        if let Some(lease) = lease {
+            zone["lease"] = lease.id.as_str().into();
+            zone["programs"] = 1.into();
+            zone["terms"] = serde_json::json!({ "tenant": lease.tenant });
+            zones.push(zone);
+        }
     }
     Ok(zones)
 }

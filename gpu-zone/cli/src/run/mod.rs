@@ -8,7 +8,7 @@
 mod child;
 mod image;
 mod program;
-mod sandbox;
+pub(crate) mod sandbox;
 pub(crate) mod shared;
 #[allow(unsafe_code, reason = "no safe interface tells where a signal comes from")]
 mod signals;

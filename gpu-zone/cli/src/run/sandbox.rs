@@ -57,7 +57,9 @@ impl Zone {
         };
         let made = || -> io::Result<Self> {
             let directory = std::env::current_dir()?;
-            let orders = orders(run, directories, granted, program, &directory);
+            let mut orders = orders(run, directories, granted, program, &directory);
+            // No other process owns this zone than its launcher.
+            orders["record"] = json!(std::path::absolute(directories.programs_dir())?);
             let (heard, report) = io::pipe()?;
             let flags = rustix::fs::MemfdFlags::CLOEXEC;
             let mut file = File::from(rustix::fs::memfd_create("orders", flags)?);
@@ -114,6 +116,29 @@ pub(crate) fn say_missing(missing: &[Value]) {
         let names = names.join(", ");
         eprintln!("gpu-zone: the sandbox is without {names}; `gpu-zone doctor` says why");
     }
+}
+
+/// What the zone of a lease with one program is called.
+pub(crate) fn zone_name(lease: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    lease.chars().map(letter).take(64).collect()
+}
+
+/// The zones that have one program each, as `gpu-zone-sandbox --list` shows them.
+pub(crate) async fn of_one_program(directories: &Directories) -> Result<Vec<Value>, CliError> {
+    let folder = directories.programs_dir();
+    // Without the launcher there are no zones, and without the folder there has been none.
+    let Some(launcher) = locate::own("gpu-zone-sandbox").filter(|_| folder.is_dir()) else {
+        return Ok(Vec::new());
+    };
+    let mut list = tokio::process::Command::new(launcher);
+    let output = list.arg("--list").arg(&folder).output().await;
+    let output = output.map_err(|error| CliError::caused(Kind::Internal, &error))?;
+    if !output.status.success() {
+        let said = gpuzone_ledger::printable(String::from_utf8_lossy(&output.stderr).trim());
+        return Err(CliError::new(Kind::Internal, format!("cannot list the zones: {said}")));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| CliError::caused(Kind::Internal, &error))
 }
 
 /// What a zone has for its root.
@@ -214,9 +239,7 @@ pub(crate) fn orders(
     program: &Path,
     directory: &Path,
 ) -> Value {
-    let lease = granted.lease.as_ref().map_or("zone", |lease| lease.id.as_str());
-    let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    let zone: String = lease.chars().map(letter).take(64).collect();
+    let zone = zone_name(granted.lease.as_ref().map_or("zone", |lease| lease.id.as_str()));
     let Rooted { root, mut mounts, home, directory } = run.root.rooted(program, directory);
     let private: Vec<PathBuf> = view::PRIVATE.iter().map(PathBuf::from).chain(home).collect();
     mounts.extend(of_lease(granted, run.root.folder().is_some()));

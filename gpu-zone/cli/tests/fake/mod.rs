@@ -116,6 +116,12 @@ impl Agent for Service {
         Ok(Response::new(ListGpusReply::default()))
     }
 
+    type WatchGpusStream = tokio_stream::Empty<Result<WatchGpusReply, Status>>;
+
+    async fn watch_gpus(&self, _: Request<WatchGpusRequest>) -> Answer<Self::WatchGpusStream> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+
     async fn create_lease(&self, request: Request<CreateLeaseRequest>) -> Answer<CreateLeaseReply> {
         let asked = request.into_inner();
         self.hear(format!(

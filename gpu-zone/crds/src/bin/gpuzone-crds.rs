@@ -1,4 +1,4 @@
-//! Writes the custom resources' definitions into a folder: `cargo xtask crds` calls it.
+//! Writes the chart's generated files into its folder: `cargo xtask crds` calls it.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -6,13 +6,14 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("error: name the folder to write to");
+        eprintln!("error: name the chart's folder");
         return ExitCode::FAILURE;
     };
     let written = || -> Result<(), Box<dyn std::error::Error>> {
-        std::fs::create_dir_all(&folder)?;
         for manifest in gpuzone_crds::manifests()? {
-            std::fs::write(folder.join(manifest.file), manifest.text)?;
+            let file = folder.join(manifest.file);
+            std::fs::create_dir_all(file.parent().unwrap_or(&folder))?;
+            std::fs::write(file, manifest.text)?;
         }
         Ok(())
     };

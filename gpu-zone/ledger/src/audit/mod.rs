@@ -53,6 +53,10 @@ pub enum AuditKind {
     Quarantine,
     /// An operator let it serve again.
     QuarantineCleared,
+    /// A GPU serves nobody new until what is wrong has been away for a while.
+    Suspension,
+    /// It serves again, by itself.
+    Recovery,
     /// A crash had cut off the last line.
     LogTorn,
     /// The log was not whole when an agent opened it.
@@ -226,6 +230,8 @@ impl AuditKind {
             Self::Scrub => "scrub",
             Self::Quarantine => "quarantine",
             Self::QuarantineCleared => "quarantine_cleared",
+            Self::Suspension => "suspension",
+            Self::Recovery => "recovery",
             Self::LogTorn => "log_torn",
             Self::LogDamaged => "log_damaged",
         }

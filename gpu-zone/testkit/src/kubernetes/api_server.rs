@@ -1,4 +1,6 @@
-use std::collections::BTreeMap;
+mod node;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,12 +12,14 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures::StreamExt;
+use gpuzone_api::kubernetes::Access;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::{ContainerKind, Pod};
+use super::access::{self, Gate};
+use super::{ContainerKind, Pod, Used};
 use crate::HarnessError;
 
 /// A small API server: pods and namespaces, by name, as a list, and as a watch. Dropping it ends
@@ -29,6 +33,7 @@ pub struct ApiServer {
 
 #[derive(Debug)]
 struct Shared {
+    gate: Arc<Gate>,
     objects: Mutex<Objects>,
     events: broadcast::Sender<Value>,
 }
@@ -40,6 +45,7 @@ struct Objects {
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     patched: BTreeMap<String, Value>,
     patches: u64,
+    node: node::NodeObjects,
     away: bool,
 }
 
@@ -49,7 +55,7 @@ impl Shared {
     }
 }
 
-fn status(code: StatusCode, reason: &str, message: &str) -> Response {
+pub(super) fn status(code: StatusCode, reason: &str, message: &str) -> Response {
     let body = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure",
         "reason": reason, "message": message, "code": code.as_u16(),
@@ -91,13 +97,17 @@ impl ApiServer {
     /// When no port can be had.
     pub async fn start() -> Result<Self, HarnessError> {
         let (events, _) = broadcast::channel(1024);
-        let shared = Arc::new(Shared { objects: Mutex::default(), events });
+        let shared = Arc::new(Shared { gate: Arc::default(), objects: Mutex::default(), events });
         let router = Router::new()
             .route("/api/v1/pods", get(list_pods))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
             .route("/api/v1/namespaces/{namespace}", get(get_namespace))
             .route("/apis/gpuzone.dev/v1alpha1/{*rest}", get(get_custom).patch(patch))
+            .merge(node::routes())
             .with_state(Arc::clone(&shared));
+        let gate = Arc::clone(&shared.gate);
+        let check = axum::middleware::from_fn_with_state(gate, access::check);
+        let router = router.layer(check);
         let failed = || HarnessError::io("cannot serve an API server's stand-in");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed())?;
         let port = listener.local_addr().map_err(failed())?.port();
@@ -121,6 +131,16 @@ impl ApiServer {
         std::fs::write(&path, config.to_string())
             .map_err(HarnessError::io(format!("cannot write {}", path.display())))?;
         Ok(path)
+    }
+
+    /// Refuses, from now on, what these tables do not allow.
+    pub fn allow_only(&self, role: &'static [Access]) {
+        self.shared.gate.allow_only(role);
+    }
+
+    /// What was done so far, refused or not.
+    pub fn used(&self) -> BTreeSet<Used> {
+        self.shared.gate.used()
     }
 
     /// Creates a pod, or changes it.
@@ -274,6 +294,14 @@ async fn patch(
         return status(StatusCode::BAD_REQUEST, "BadRequest", "only JSON is read here");
     };
     let mut objects = shared.lock();
+    // Whoever applies what is not there creates it, and has to have the right to.
+    if !path.ends_with("/status") && !objects.patched.contains_key(&path) {
+        let resource = path.split('/').next().unwrap_or_default().to_owned();
+        let create = Used { group: "gpuzone.dev".into(), resource, verb: "create" };
+        if !shared.gate.admits(create) {
+            return status(StatusCode::FORBIDDEN, "Forbidden", "cannot create it");
+        }
+    }
     objects.patches += 1;
     objects.patched.insert(path, object.clone());
     Json(object).into_response()

@@ -5,12 +5,14 @@
 //! containers held, keeps a checkpoint, forgets its plugins when it restarts and empties its
 //! folder, and calls PreStartContainer only for a plugin that is registered.
 
+mod access;
 mod api_server;
 mod container;
 mod devices;
 mod kubelet;
 mod services;
 
+pub use access::Used;
 pub use api_server::ApiServer;
 pub use container::Container;
 pub use kubelet::{AdmitError, Kubelet, StartError};

@@ -1,6 +1,6 @@
 //! What an end means for the GPU: cleared, shown to be clear, and kept from others otherwise.
 
-use gpuzone_core::{GpuHealth, GpuUuid};
+use gpuzone_core::{Cause, GpuHealth, GpuUuid};
 
 use super::*;
 
@@ -55,7 +55,7 @@ async fn a_failed_scrub_keeps_the_gpu_from_others_until_it_is_cleared() {
     assert!(error.message.contains("is in quarantine"), "{}", error.message);
     assert!(error.message.contains("byte 7 is 0xa5"), "{}", error.message);
     let reason = "byte 7 is 0xa5".to_owned();
-    assert_eq!(health(&node).await, GpuHealth::Quarantined { reason });
+    assert_eq!(health(&node).await, GpuHealth::Quarantined { cause: Cause::Scrub, reason });
     assert_eq!(node.states().await, [LeaseState::Active, LeaseState::Failed]);
     let refused = node.create(1).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::NoRoom);
@@ -93,7 +93,7 @@ async fn a_scrub_that_cannot_be_done_is_a_failed_one() {
     node.broker.told().refuse_scrubs = true;
     node.leases.end(held.lease.id, "").await.unwrap_err();
     let reason = "the scrub worker ended".to_owned();
-    assert_eq!(health(&node).await, GpuHealth::Quarantined { reason });
+    assert_eq!(health(&node).await, GpuHealth::Quarantined { cause: Cause::Scrub, reason });
 }
 
 #[tokio::test]

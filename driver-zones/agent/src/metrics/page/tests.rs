@@ -1,9 +1,15 @@
+use gpuzone_core::{Cause, GpuHealth, GpuWatch, HealthTerms, Level, Signal, Timestamp, Xid};
+
 use super::super::classic::classic;
 use super::*;
 
 fn seen(name: &str, health: GpuHealth) -> Seen {
     let gpu = Gpu { name: name.into(), ..crate::fixtures::gpu(1) };
-    let room = GpuRoom { memory: MemoryBytes::gib(12), share: 25, leases: 2, health };
+    let mut watch = GpuWatch::condemned("x", Timestamp::from_nanoseconds(1));
+    watch.clear(Timestamp::from_nanoseconds(3_000_000_000));
+    let xid = Signal::Xid(Xid::new(31), 7);
+    watch.observe(&xid, Timestamp::from_nanoseconds(9), &HealthTerms::default());
+    let room = GpuRoom { memory: MemoryBytes::gib(12), share: 25, leases: 2, health, watch };
     let used =
         GpuUse { used: MemoryBytes::gib(3), utilization_percent: Some(40), processes: Vec::new() };
     Seen {
@@ -14,6 +20,7 @@ fn seen(name: &str, health: GpuHealth) -> Seen {
         tenants: BTreeMap::from([("acme".into(), Holds { leases: 2, reserved: 7, used: 5 })]),
         broker_answers: true,
         driver_answers: true,
+        events_heard: true,
     }
 }
 
@@ -66,10 +73,24 @@ fn a_driver_that_is_silent_makes_no_number_up() {
 #[test]
 fn a_quarantine_has_the_class_of_its_reason() {
     let reason = "byte 0x7 is 0xa5 after it was overwritten with zeros".to_owned();
-    let page = page(&seen("x", GpuHealth::Quarantined { reason }), &Counts::default()).unwrap();
+    let health = GpuHealth::Quarantined { cause: Cause::Scrub, reason };
+    let page = page(&seen("x", health), &Counts::default()).unwrap();
     assert_eq!(value(&page, "gpuzone_gpu_quarantined", &["reason=\"residue\""]), 1.0);
     assert_eq!(value(&page, "gpuzone_gpu_quarantined", &["reason=\"late\""]), 0.0);
+    assert_eq!(value(&page, "gpuzone_gpu_suspended", &["reason=\"residue\""]), 0.0);
     assert!(!page.contains("0xa5"));
+}
+
+#[test]
+fn what_the_driver_reported_and_what_is_over_is_told() {
+    let (cause, reason) = (Cause::Level(Level::Zone), "silent".to_owned());
+    let page = page(&seen("x", GpuHealth::Suspended { cause, reason }), &Counts::default());
+    let page = page.unwrap();
+    assert_eq!(value(&page, "gpuzone_gpu_suspended", &["reason=\"zone\""]), 1.0);
+    assert_eq!(value(&page, "gpuzone_gpu_quarantined", &["reason=\"zone\""]), 0.0);
+    assert_eq!(value(&page, "gpuzone_gpu_xids_total", &["class=\"application\""]), 7.0);
+    assert_eq!(value(&page, "gpuzone_gpu_xids_total", &["class=\"device\""]), 0.0);
+    assert_eq!(value(&page, "gpuzone_gpu_recovered_timestamp_seconds", &[]), 3.0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::ConfigError;
 
 const NODE_KEYS: [&str; 4] = ["state_dir", "driver_version", "gpu", "fault"];
-const FAULT_KEYS: [&str; 1] = ["memset"];
+const FAULT_KEYS: [&str; 2] = ["memset", "events"];
 const GPU_KEYS: [&str; 11] = [
     "name",
     "uuid",

@@ -31,6 +31,8 @@ pub struct Config {
     pub gpus: Vec<GpuConfig>,
     /// A lie that its driver tells, for tests of what is made of it.
     pub memset_fault: Option<MemsetFault>,
+    /// Whether its NVML tells of events, as not each driver does.
+    pub events: bool,
 }
 
 /// How a driver that was told to overwrite memory does not.

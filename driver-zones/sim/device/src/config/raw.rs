@@ -30,6 +30,13 @@ struct RawNode {
 #[derive(Default, Deserialize)]
 struct RawFault {
     memset: Option<MemsetFault>,
+    events: Option<NoEvents>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NoEvents {
+    Unsupported,
 }
 
 #[derive(Deserialize)]
@@ -97,7 +104,8 @@ fn node(raw: RawNode) -> Result<Config, Refusal> {
             gpus[peer].nvlink_peers.insert(index);
         }
     }
-    Ok(Config { state_dir, driver_version, gpus, memset_fault: raw.fault.memset })
+    let RawFault { memset: memset_fault, events } = raw.fault;
+    Ok(Config { state_dir, driver_version, gpus, memset_fault, events: events.is_none() })
 }
 
 fn place(index: usize, key: &str) -> String {

@@ -3,6 +3,7 @@
 mod activity;
 mod attachment;
 mod error;
+mod faults;
 mod file;
 mod map;
 mod node;
@@ -11,6 +12,7 @@ mod space;
 
 pub use attachment::{Attachment, BusyGuard};
 pub use error::{AllocateError, StateError};
+pub use faults::{Condition, FaultEvent, FaultWatch};
 pub use map::DeviceMap;
 pub use node::{GpuProcess, MemoryUse, SimulatedGpu, SimulatedNode};
 pub use space::DeviceRange;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use gpuzone_core::MemoryBytes;
 
 use super::activity::{self, percent};
+use super::faults::{self, Condition, FaultWatch, Faults};
 use super::file::{Locked, Opened, StateFile, open_private};
 use super::processes::{ProcessTable, Row, is_claimed};
 use super::space::Space;
@@ -26,6 +27,7 @@ pub struct SimulatedGpu {
     memory_file: std::path::PathBuf,
     /// Also keeps threads of this process apart, which share the file's lock.
     space: Mutex<Space>,
+    faults: Mutex<Faults>,
 }
 
 /// How much of a GPU's memory is in use.
@@ -97,6 +99,7 @@ impl SimulatedGpu {
             file: StateFile::open(&folder.join(format!("gpu-{index}.state")))?,
             memory_file: folder.join(format!("gpu-{index}.memory")),
             space: Mutex::new(Space::new(config.memory)),
+            faults: Mutex::new(Faults::open(folder.join(format!("gpu-{index}.faults")))?),
             config: config.clone(),
         };
         gpu.check()?;
@@ -122,6 +125,37 @@ impl SimulatedGpu {
     #[must_use]
     pub fn config(&self) -> &GpuConfig {
         &self.config
+    }
+
+    /// How it is, as far as its driver would know.
+    ///
+    /// # Errors
+    /// When the shared state cannot be used.
+    pub fn condition(&self) -> Result<Condition, StateError> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).condition()
+    }
+
+    /// Has its driver report an error.
+    ///
+    /// # Errors
+    /// When the shared state cannot be used.
+    pub fn report_xid(&self, xid: u64) -> Result<(), StateError> {
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = faults.path();
+        faults::report(path, xid).map_err(|source| StateError::Io { path: path.to_owned(), source })
+    }
+
+    /// Has `watch` tell what happens to it from now on.
+    ///
+    /// # Errors
+    /// When the shared state cannot be used.
+    pub fn watch_faults<K: Clone>(
+        &self,
+        watch: &mut FaultWatch<K>,
+        key: K,
+    ) -> Result<(), StateError> {
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.add(key, faults.path())
     }
 
     /// Registers this process as a user, and maps the memory.

@@ -4,13 +4,17 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::limit::Setting;
 
 /// In front of a zone's name.
 pub(super) const PREFIX: &str = "gpu-zone-";
+/// Between two attempts to remove a group whose processes were killed.
+const PAUSE: Duration = Duration::from_millis(2);
 /// Another launcher may remove a group between its making and its lock.
 const ATTEMPTS: usize = 5;
 
@@ -89,6 +93,27 @@ fn is_swept(error: &io::Error) -> bool {
 /// Writes to a file that is there; nothing is made where it is not.
 pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
     File::options().append(true).open(file)?.write_all(format!("{value}\n").as_bytes())
+}
+
+/// Ends what is left in a group of a zone that has no launcher any more, and removes it. What
+/// takes longer to end is left for the next sweep.
+pub(super) fn end(path: &Path) {
+    const ATTEMPTS: u32 = 10;
+    for _ in 0..ATTEMPTS {
+        match fs::remove_dir(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Ok(()) | Err(_) => return,
+        }
+        if write(&path.join(super::KILL), "1").is_err() {
+            // Version 1, and kernels before 5.14: each by itself.
+            let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            let members = members.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+            for member in members {
+                let _ = kill_process(member, Signal::KILL);
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Removes the groups of zones that have ended and that nobody removed: nobody holds them, and

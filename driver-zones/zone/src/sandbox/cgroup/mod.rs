@@ -76,6 +76,25 @@ impl Groups {
     }
 }
 
+/// Ends what is left in the groups of a zone whose launcher had this number and is gone, and
+/// removes them, wherever they are.
+pub(crate) fn end_groups(zone: &str, launcher: u32) {
+    let mut folders = vec![PathBuf::from(MOUNTED)];
+    let wanted = format!("{PREFIX}{zone}-{launcher}");
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name() == wanted.as_str() {
+                group::end(&entry.path());
+            } else {
+                folders.push(entry.path());
+            }
+        }
+    }
+}
+
 fn reason(error: &io::Error) -> String {
     format!("no control group: {error}")
 }

@@ -16,8 +16,10 @@ use rustix::process::{
     set_parent_process_death_signal, wait, waitid,
 };
 
+use super::own::{Owner, Starts};
 use super::{EXIT_FAILED, Inner, Setup, SetupError, finish, programs, say, step, unrunnable};
 use crate::sandbox::spec::{Feature, Report};
+use crate::zones::single::Single;
 
 /// What is passed on, and the word that a child ended.
 const HANDLED: [i32; 9] = [
@@ -41,30 +43,65 @@ const STOP_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 #[derive(Debug)]
 enum Place {
     Outside(PipeReader),
-    Inside(PipeWriter),
+    Inside {
+        stopped: PipeWriter,
+        /// Where the launcher owns the zone: tells it how the start goes.
+        starts: Option<Starts>,
+    },
 }
 
-pub(super) fn supervise(setup: Setup, report: &mut File, runs: Inner) -> Result<u8, SetupError> {
+impl Place {
+    /// In process 1, when the program's own process has it, too, which lets go of it by becoming the
+    /// program.
+    fn leave_the_start(&mut self) {
+        if let Self::Inside { starts, .. } = self {
+            *starts = None;
+        }
+    }
+
+    fn has_failed(&mut self) {
+        if let Self::Inside { starts: Some(starts), .. } = self {
+            starts.have_failed();
+        }
+    }
+}
+
+pub(super) fn supervise(
+    setup: Setup,
+    owned: &mut Option<Single>,
+    report: &mut File,
+    runs: Inner,
+) -> Result<u8, SetupError> {
     let (handled, before) = hold_back().map_err(step("cannot hold back signals"))?;
     let (dies_with, alive) = io::pipe().map_err(step("cannot make a pipe"))?;
     let (stops, stopped) = io::pipe().map_err(step("cannot make a pipe"))?;
+    let (owner, starts) = match owned.as_mut().map(Owner::new).transpose()? {
+        Some((owner, starts)) => (Some(owner), Some(starts)),
+        None => (None, None),
+    };
     match fork().map_err(step("cannot start the zone's first process"))? {
         Some(child) => {
-            drop((dies_with, stopped));
-            let_go(report);
+            drop((dies_with, stopped, starts));
+            match owner {
+                Some(owner) => owner.follow(child, report),
+                None => let_go(report),
+            }
             let code = attend(child, &handled, &mut Place::Outside(stops));
             drop(alive);
             Ok(code)
         }
         None => {
-            drop((alive, stops));
-            let mut place = Place::Inside(stopped);
+            drop((alive, stops, owner));
+            // It is the first process's, and the host's folder with it.
+            *owned = None;
+            let mut place = Place::Inside { stopped, starts };
             let dies_with = dies_with.into();
             let masks = (&handled, before);
             let code = match first(setup, report, runs, &dies_with, masks, &mut place) {
                 Ok(code) => code,
                 Err(error) => {
                     say(report, &Report::Failed(error.to_string()));
+                    place.has_failed();
                     EXIT_FAILED
                 }
             };
@@ -108,6 +145,7 @@ fn first(
     match fork().map_err(step("cannot start the program's process"))? {
         Some(child) => {
             let_go(report);
+            place.leave_the_start();
             Ok(attend(child, handled, place))
         }
         None => {
@@ -116,13 +154,14 @@ fn first(
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
             }
             say(report, &unrunnable(&program.exec(), program.get_program()));
+            place.has_failed();
             Ok(EXIT_FAILED)
         }
     }
 }
 
 /// From here on only the program's process can report, and its silence is the good news.
-fn let_go(report: &mut File) {
+pub(super) fn let_go(report: &mut File) {
     if let Ok(null) = File::open("/dev/null") {
         *report = null;
     }
@@ -172,7 +211,7 @@ pub(super) fn code_of(status: &WaitStatus) -> u8 {
 
 /// Inside, says that the program has stopped, if that is what its parent was woken for.
 fn tell_of_stop(child: Pid, place: &mut Place) {
-    let Place::Inside(stopped) = place else { return };
+    let Place::Inside { stopped, .. } = place else { return };
     let looking = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
     if matches!(waitid(WaitId::Pid(child), looking), Ok(Some(status)) if status.stopped()) {
         // With nobody left to hear it, the zone ends anyway.

@@ -1,10 +1,12 @@
 //! Who cleans up behind a zone: a process outside that waits for the launcher's end.
 //!
 //! It holds the zone's numbers of users and its control groups, ends what is left in them and removes
-//! them, however the launcher ended. Should it be killed itself, the next zone's launcher sweeps.
+//! them, however the launcher ended, and with them the record of a zone that its launcher owned.
+//! Should it be killed itself, the next zone's launcher sweeps, and `settle` does.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,8 +22,8 @@ const ATTEMPTS: u32 = 16;
 
 /// Starts the janitor of the zone that this process is about to make. To be called while this
 /// process still has its starter's rights and namespaces.
-pub(super) fn start(groups: &Groups, claim: Option<&Claim>) -> io::Result<()> {
-    if groups.is_empty() && claim.is_none() {
+pub(super) fn start(groups: &Groups, claim: Option<&Claim>, record: &[PathBuf]) -> io::Result<()> {
+    if groups.is_empty() && claim.is_none() && record.is_empty() {
         return Ok(());
     }
     let launcher = pidfd_open(getpid(), PidfdFlags::empty())?;
@@ -30,6 +32,10 @@ pub(super) fn start(groups: &Groups, claim: Option<&Claim>) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             attend(&launcher, groups, claim);
+            for file in record {
+                // The launcher did, unless it was killed.
+                let _ = crate::files::remove(file);
+            }
             // SAFETY: ends this process and runs nothing that the launcher is still to run.
             unsafe { libc::_exit(0) }
         }

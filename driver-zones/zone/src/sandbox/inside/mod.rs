@@ -8,6 +8,7 @@ mod files;
 mod init;
 mod janitor;
 mod namespaces;
+mod own;
 mod programs;
 mod restrict;
 mod root;
@@ -22,7 +23,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::sandbox::cgroup::{self, Groups};
-use crate::sandbox::spec::{Demand, Feature, Missing, Report, Spec};
+use crate::sandbox::spec::{Demand, Feature, Filter, Missing, Report, Spec};
+use crate::zones::single::Single;
 
 /// Exit code where the zone could not be made; the reason is in the report.
 pub const EXIT_FAILED: u8 = 125;
@@ -74,6 +76,15 @@ impl Setup {
         }
     }
 
+    /// Whether its program makes zones: it is neither ended nor cleaned up behind with its group,
+    /// in which theirs may be, and sees the paths of the host's groups.
+    fn makes_zones(&self) -> bool {
+        match self.spec.filter {
+            Filter::Broker => true,
+            Filter::Worker | Filter::Workload => false,
+        }
+    }
+
     pub(crate) fn has(&self, feature: Feature) -> bool {
         self.missing.iter().all(|missing| missing.feature != feature)
     }
@@ -98,7 +109,13 @@ enum Inner {
 /// process is not the program itself.
 pub fn run(orders: File, report: OwnedFd, runs: Runs) -> u8 {
     let mut report = File::from(report);
-    match prepare(orders).and_then(|setup| begin(setup, &mut report, runs)) {
+    let mut owned = None;
+    let began = prepare(orders).and_then(|setup| begin(setup, &mut owned, &mut report, runs));
+    // Only the first process gets here, and nothing of the zone is left then.
+    if let Some(single) = owned {
+        single.gone();
+    }
+    match began {
         Ok(code) => code,
         Err(error) => {
             say(&mut report, &Report::Failed(error.to_string()));
@@ -127,21 +144,36 @@ fn prepare(mut orders: File) -> Result<Setup, SetupError> {
     Ok(Setup { spec, groups: Groups::default(), users: None, handed: None, missing: Vec::new() })
 }
 
-fn begin(mut setup: Setup, report: &mut File, runs: Runs) -> Result<u8, SetupError> {
+fn begin(
+    mut setup: Setup,
+    owned: &mut Option<Single>,
+    report: &mut File,
+    runs: Runs,
+) -> Result<u8, SetupError> {
     let runs = match runs {
-        Runs::Program(command) => Inner::Program(program(command)?),
+        Runs::Program(_) | Runs::Requests(_)
+            if setup.makes_zones() && (setup.spec.own_pids || setup.spec.users.is_some()) =>
+        {
+            let message =
+                "a program that makes zones has the host's users and numbers of processes";
+            return Err(SetupError::Spec(message.to_owned()));
+        }
         Runs::Requests(_) if !setup.spec.own_pids => {
             let message = "a zone for several programs numbers its processes on its own";
             return Err(SetupError::Spec(message.to_owned()));
         }
+        Runs::Program(command) => Inner::Program(program(command)?),
         Runs::Requests(requests) => Inner::Requests(requests),
     };
-    hold(&mut setup)?;
+    *owned = own::start(&setup.spec)?;
+    if !setup.makes_zones() {
+        hold(&mut setup, owned.as_ref())?;
+    }
     users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     let mut program = match (setup.spec.own_pids, runs) {
         (false, Inner::Program(program)) => program,
-        (_, runs) => return init::supervise(setup, report, runs),
+        (_, runs) => return init::supervise(setup, owned, report, runs),
     };
     finish(&mut setup)?;
     say(report, &Report::Ready(std::mem::take(&mut setup.missing)));
@@ -171,7 +203,9 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
         setup.lacks(feature, reason)?;
     }
     users::become_own(setup)?;
-    namespaces::enter_inner(setup)?;
+    if !setup.makes_zones() {
+        namespaces::enter_inner(setup)?;
+    }
     if setup.has(Feature::Mount) {
         root::enter(setup)?;
     }
@@ -185,12 +219,14 @@ fn finish(setup: &mut Setup) -> Result<(), SetupError> {
 
 /// Takes what a zone has of the host's for as long as it lives: numbers of users, and control
 /// groups, which its first process joins later. The janitor gives both back.
-fn hold(setup: &mut Setup) -> Result<(), SetupError> {
+fn hold(setup: &mut Setup, owned: Option<&Single>) -> Result<(), SetupError> {
     users::claim(setup)?;
     let (groups, unset) = Groups::make(&setup.spec.zone, &setup.spec.limits);
     // Before anything can fail: whatever was made is removed.
     let claim = setup.users.as_ref().map(users::Users::claim);
-    janitor::start(&groups, claim).map_err(step("cannot start the zone's janitor"))?;
+    let record = owned.map(Single::files);
+    let record = record.as_ref().map_or(&[][..], |files| &files[..]);
+    janitor::start(&groups, claim, record).map_err(step("cannot start the zone's janitor"))?;
     setup.groups = groups;
     for (feature, reason) in unset {
         setup.lacks(feature, reason)?;

@@ -13,7 +13,7 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
     if let Some(users) = &setup.users {
         users::enter(users).map_err(step("cannot enter the zone's user namespace"))?;
-    } else {
+    } else if !(setup.makes_zones() && getuid().is_root()) {
         match unshare(UnshareFlags::NEWUSER) {
             Ok(()) => map(uid, gid).map_err(step("cannot map the user into the zone"))?,
             Err(error) => setup.lacks(Feature::User, error)?,

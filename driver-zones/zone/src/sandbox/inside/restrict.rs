@@ -4,18 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
-    Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, remove_capability_from_bounding_set,
-    set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
+    CapabilitiesSecureBits, CapabilitySet, set_capabilities_secure_bits, set_no_new_privs,
 };
 
 use super::{Setup, SetupError, step};
-use crate::sandbox::filter;
 use crate::sandbox::spec::{Feature, Filter, Root, Spec};
+use crate::sandbox::{filter, supervisor};
 
 /// Rights up to this version of Landlock are asked for; a kernel with fewer gives what it has.
 const LANDLOCK: ABI = ABI::V6;
@@ -36,18 +35,9 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
     if let Some(count) = limits.pids.filter(|_| !setup.has(Feature::Pids)) {
         limit(Resource::Nproc, count).map_err(step("cannot limit processes"))?;
     }
-    let mut privileged = true;
-    for capability in CapabilitySet::all().iter() {
-        match remove_capability_from_bounding_set(capability) {
-            // Not one that this kernel has.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            // Without a user namespace and without privileges there are none to give up, and
-            // no_new_privs keeps new ones away.
-            Err(rustix::io::Errno::PERM) => privileged = false,
-            Err(error) => return Err(step(failed)(error)),
-        }
-    }
-    if privileged {
+    let kept = if setup.makes_zones() { supervisor::kept() } else { CapabilitySet::empty() };
+    let privileged = supervisor::bound_to(kept).map_err(step(failed))?;
+    if privileged && kept.is_empty() {
         // Being called root gives a program nothing, and nobody turns that back.
         let bits = CapabilitiesSecureBits::NO_ROOT
             | CapabilitiesSecureBits::NO_ROOT_LOCKED
@@ -58,9 +48,7 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
         set_capabilities_secure_bits(bits).map_err(step(failed))?;
     }
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    set_capabilities(None, sets).map_err(step(failed))
+    supervisor::drop_all_but(kept).map_err(step(failed))
 }
 
 /// At most `most`, and never more than before.
@@ -77,27 +65,13 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
         what: "cannot set Landlock's rules".to_owned(),
         source: io::Error::other(error.to_string()),
     };
-    let (read, write) = paths(&setup.spec);
-    // Programs look around from the top; what is there is theirs to know.
-    let list = match setup.spec.filter {
-        Filter::Worker => None,
-        Filter::Workload => Some("/"),
+    let restricted = match setup.spec.filter {
+        Filter::Broker => maker(),
+        Filter::Worker => files(&setup.spec, None),
+        // Programs look around from the top; what is there is theirs to know.
+        Filter::Workload => files(&setup.spec, Some("/")),
     };
-    let restricted = (|| {
-        let mut rules = Ruleset::default()
-            .handle_access(AccessFs::from_all(LANDLOCK))?
-            .scope(Scope::from_all(LANDLOCK))?;
-        if !setup.spec.network {
-            rules = rules.handle_access(AccessNet::from_all(LANDLOCK))?;
-        }
-        rules
-            .create()?
-            .add_rules(path_beneath_rules(read, AccessFs::from_read(LANDLOCK)))?
-            .add_rules(path_beneath_rules(write, AccessFs::from_all(LANDLOCK)))?
-            .add_rules(path_beneath_rules(list, AccessFs::ReadDir))?
-            .restrict_self()
-    })();
-    let restricted = restricted.map_err(|error: landlock::RulesetError| refused(&error))?;
+    let restricted = restricted.map_err(|error: RulesetError| refused(&error))?;
     match restricted.ruleset {
         RulesetStatus::FullyEnforced => Ok(()),
         RulesetStatus::PartiallyEnforced => {
@@ -107,6 +81,34 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
             setup.lacks(Feature::Landlock, "the kernel does not have it, or it is not turned on")
         }
     }
+}
+
+/// Rules for files; of `list`, what is there may be read, too.
+fn files(spec: &Spec, list: Option<&str>) -> Result<RestrictionStatus, RulesetError> {
+    let (read, write) = paths(spec);
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))?
+        .scope(Scope::from_all(LANDLOCK))?;
+    if !spec.network {
+        rules = rules.handle_access(AccessNet::from_all(LANDLOCK))?;
+    }
+    rules
+        .create()?
+        .add_rules(path_beneath_rules(read, AccessFs::from_read(LANDLOCK)))?
+        .add_rules(path_beneath_rules(write, AccessFs::from_all(LANDLOCK)))?
+        .add_rules(path_beneath_rules(list, AccessFs::ReadDir))?
+        .restrict_self()
+}
+
+/// For a program that makes zones: rules for files would deny it and its zones every mount, and
+/// the scope of signals those workers that an earlier one started. What is left keeps it from
+/// looking into processes that it did not start, too (landlock(7), "Ptrace restrictions").
+fn maker() -> Result<RestrictionStatus, RulesetError> {
+    Ruleset::default()
+        .handle_access(AccessNet::from_all(LANDLOCK))?
+        .scope(Scope::AbstractUnixSocket)?
+        .create()?
+        .restrict_self()
 }
 
 /// What may be read, and what may be written too.
@@ -133,6 +135,7 @@ pub(super) fn seccomp(setup: &mut Setup) -> Result<(), SetupError> {
     let name = match setup.spec.filter {
         Filter::Worker => "worker",
         Filter::Workload => "workload",
+        Filter::Broker => "broker",
     };
     let programs = filter::programs(setup.spec.filter)
         .map_err(|error| SetupError::Spec(format!("the policy {name}.json is wrong: {error}")))?;

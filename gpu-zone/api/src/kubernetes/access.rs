@@ -1,0 +1,28 @@
+//! What gpu-zone's programs do at the API server, and may do there.
+//!
+//! The chart's roles are made of these tables (`cargo xtask crds`), and the tests' API server
+//! refuses what is not in them.
+
+/// Verbs on a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The API group; empty is the core group.
+    pub group: &'static str,
+    /// The resource in plural, with its subresource, like `gpunodes/status`.
+    pub resource: &'static str,
+    /// What is done to it.
+    pub verbs: &'static [&'static str],
+}
+
+/// Of the device plugin. Without the last three it does the rest, and says what is missing.
+///
+/// Whoever applies an object that is not there needs `create` as well as `patch`.
+pub const DEVICE_PLUGIN_ACCESS: &[Access] = &[
+    Access { group: "", resource: "pods", verbs: &["get", "list", "watch"] },
+    Access { group: "", resource: "namespaces", verbs: &["get"] },
+    Access { group: "gpuzone.dev", resource: "gpunodes", verbs: &["get", "create", "patch"] },
+    Access { group: "gpuzone.dev", resource: "gpunodes/status", verbs: &["patch"] },
+    Access { group: "events.k8s.io", resource: "events", verbs: &["create", "patch"] },
+    Access { group: "", resource: "nodes", verbs: &["get"] },
+    Access { group: "", resource: "nodes/status", verbs: &["patch"] },
+];

@@ -1,0 +1,53 @@
+//! `cargo xtask chart`: lints the chart, renders it, and reads what came out.
+//!
+//! Helm comes as a Python package, so that neither Go nor a binary from elsewhere is needed.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+const HELM: &str = "helm-python-sdk==0.2.2";
+const RENDER: &str = include_str!("chart/render.py");
+/// Where the tests find what was rendered.
+const RENDERED: &str = "GPUZONE_RENDERED_CHART";
+
+/// Renders below `target/chart`, and runs the tests that read it.
+///
+/// # Errors
+/// When Helm cannot be installed, or the chart is wrong.
+#[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
+pub(crate) fn check(repository: &Path) -> anyhow::Result<()> {
+    let work = repository.join("target/chart");
+    let (environment, rendered) = (work.join("python"), work.join("rendered"));
+    let python = environment.join("bin/python");
+    if !python.exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&environment))
+            .context("python3 with its venv module is needed (Debian: python3-venv)")?;
+    }
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", HELM]))?;
+    if rendered.exists() {
+        std::fs::remove_dir_all(&rendered).context("cannot remove what was rendered last")?;
+    }
+    std::fs::create_dir_all(&rendered)
+        .with_context(|| format!("cannot make {}", rendered.display()))?;
+    let chart = repository.join("charts/gpu-zone");
+    run(Command::new(&python).args(["-c", RENDER]).arg(&chart).arg(&rendered))?;
+    println!("rendered   {}", rendered.display());
+    for package in ["gpuzone-crds", "gpuzone-agent"] {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut test = Command::new(cargo);
+        test.current_dir(repository).env(RENDERED, &rendered);
+        test.args(["test", "--quiet", "--package", package, "--test", "chart", "--", "--ignored"]);
+        run(&mut test)?;
+    }
+    println!("read       each object, and the agent's configuration");
+    Ok(())
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("cannot run {name}"))?;
+    ensure!(status.success(), "{name} failed: {status}");
+    Ok(())
+}
