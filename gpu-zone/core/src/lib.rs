@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod engine;
 mod ids;
 mod inventory;
 mod lease;
