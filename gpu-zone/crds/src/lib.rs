@@ -9,7 +9,5 @@ mod gpu_quota;
 mod yaml;
 
 pub use gpu_node::{GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, inventory_version};
-pub use gpu_quota::{
-    Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, ModelLimit,
-};
+pub use gpu_quota::{Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, ModelLimit};
 pub use yaml::{Manifest, YamlError, manifests};

@@ -25,7 +25,8 @@ mod terms;
 pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_SHARE_RESOURCE, InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL, tenant_of,
+    DEFAULT_SHARE_RESOURCE, InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName,
+    TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, RequestError, ResourceNames};

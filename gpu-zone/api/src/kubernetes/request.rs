@@ -111,11 +111,8 @@ impl ContainerRequest {
         let (gpus, share) = (limit(&names.gpu)?, limit(&names.share)?);
         let (memory, part) = (limit(&names.memory_mib)?, limit(&names.memory_percent)?);
         let Some(gpus) = gpus else {
-            let asked = [
-                (&names.memory_mib, memory),
-                (&names.memory_percent, part),
-                (&names.share, share),
-            ];
+            let asked =
+                [(&names.memory_mib, memory), (&names.memory_percent, part), (&names.share, share)];
             let lonely = asked.into_iter().find(|(_, number)| number.is_some());
             return match lonely {
                 None => Ok(None),

@@ -6,12 +6,14 @@
 //! folder, and calls PreStartContainer only for a plugin that is registered.
 
 mod api_server;
+mod cluster;
 mod container;
 mod devices;
 mod kubelet;
 mod services;
 
 pub use api_server::ApiServer;
+pub use cluster::{BindFault, ClusterApi};
 pub use container::Container;
 pub use kubelet::{AdmitError, Kubelet, StartError};
 

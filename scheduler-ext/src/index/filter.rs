@@ -1,0 +1,263 @@
+//! Which nodes serve a pod, and which best.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gpuzone_core::engine::{
+    Amount, MemoryAsk, NodeRoom, PodDemand, Reason, fit, place, rank_scores,
+};
+
+use super::bind::State;
+use super::pods::Stand;
+use super::quota::Gates;
+use super::{Index, Moment};
+use crate::ask::Ask;
+use crate::view::PodView;
+
+/// Why a node does not serve a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// A sentence; equal for nodes of which the same is true, so that the scheduler groups them.
+    pub reason: Arc<str>,
+    /// Whether taking pods away from the node could not change it.
+    pub hopeless: bool,
+}
+
+/// For each node that was asked about, in that order: whether it serves the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filtered(pub Vec<Result<(), Refusal>>);
+
+/// Why nothing is answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// The index is not complete.
+    #[error("not ready: {0} not read from the API server yet")]
+    NotReady(String),
+}
+
+impl Filtered {
+    fn all(nodes: usize, reason: &dyn std::fmt::Display, hopeless: bool) -> Self {
+        let reason: Arc<str> = reason.to_string().into();
+        Self(vec![Err(Refusal { reason, hopeless }); nodes])
+    }
+}
+
+/// A sentence for each reason, made once for a pod.
+struct Sentences<'a> {
+    ask: &'a Ask,
+    made: BTreeMap<Reason, Refusal>,
+}
+
+impl Sentences<'_> {
+    fn of(&mut self, reason: Reason) -> Refusal {
+        let ask = self.ask;
+        let made = self.made.entry(reason).or_insert_with(|| {
+            let models = match ask.terms.models.as_slice() {
+                [] => String::new(),
+                models => format!(" of {}", models.join(" or ")),
+            };
+            let reason_text = format!("needs {}{models}: {reason}", ask.sentence());
+            Refusal { reason: reason_text.into(), hopeless: is_hopeless(reason) }
+        });
+        made.clone()
+    }
+}
+
+/// Whether no pod that goes could change it.
+fn is_hopeless(reason: Reason) -> bool {
+    match reason {
+        Reason::NoGpu | Reason::Model | Reason::Exposure | Reason::TooFew | Reason::TooSmall => {
+            true
+        }
+        Reason::Unhealthy
+        | Reason::Topology
+        | Reason::HostCpu
+        | Reason::HostMemory
+        | Reason::GpuMemory
+        | Reason::GpuShare
+        | Reason::GpuRoom
+        | Reason::Together => false,
+    }
+}
+
+impl Index {
+    /// Whether enough is known to answer.
+    ///
+    /// # Errors
+    /// When not, with what is missing.
+    pub fn ready(&self) -> Result<(), FilterError> {
+        let missing = self.missing();
+        if missing.is_empty() { Ok(()) } else { Err(FilterError::NotReady(missing.join(", "))) }
+    }
+
+    /// Which of `nodes` serve a pod.
+    ///
+    /// # Errors
+    /// When the index is not complete.
+    pub fn filter(
+        &mut self,
+        pod: &PodView,
+        nodes: &[&str],
+        now: Moment,
+    ) -> Result<Filtered, FilterError> {
+        self.ready()?;
+        let ask = match &pod.ask {
+            Ok(Some(ask)) => ask,
+            Ok(None) => return Ok(Filtered(vec![Ok(()); nodes.len()])),
+            Err(error) => return Ok(Filtered::all(nodes.len(), error, true)),
+        };
+        if let Some(only) = self.place_of(pod, nodes, now) {
+            return Ok(only_on(&only, nodes));
+        }
+        if ask.terms.group.is_some() {
+            if !self.pods.contains_key(&pod.uid) {
+                let reason = "the pod is not known here yet; it is tried again";
+                return Ok(Filtered::all(nodes.len(), &reason, false));
+            }
+            if let Err(reason) = self.plan_group(&pod.uid, nodes, now) {
+                return Ok(Filtered::all(nodes.len(), &reason, false));
+            }
+            if let Some(only) = self.place_of(pod, nodes, now) {
+                return Ok(only_on(&only, nodes));
+            }
+        }
+        let gates = match self.gates(&pod.name.namespace, &BTreeMap::new()) {
+            Ok(gates) => gates,
+            Err(refusal) => return Ok(Filtered::all(nodes.len(), &refusal, false)),
+        };
+        let mut sentences = Sentences { ask, made: BTreeMap::new() };
+        let demand = ask.demand(&self.models);
+        let exact = depends_on_node(&demand) || gates.depend_on_model();
+        if !exact {
+            // What it comes to is the same everywhere, so the quota is asked once.
+            if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
+                return Ok(refused);
+            }
+        }
+        let answer = nodes.iter().map(|name| {
+            let node = self.nodes.get(*name).filter(|node| node.reported);
+            let node = node.ok_or_else(|| sentences.of(Reason::NoGpu))?;
+            if !exact && quick(&node.room, &demand) == Some(true) {
+                return Ok(());
+            }
+            let choice = fit(&node.room, &demand).map_err(|reason| sentences.of(reason))?;
+            if !exact {
+                return Ok(());
+            }
+            let mut asked = super::Usage::of_pod();
+            for given in choice.containers().iter().flatten() {
+                let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
+                asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
+            }
+            let refused = |refusal: super::QuotaRefusal| Refusal {
+                reason: refusal.to_string().into(),
+                hopeless: false,
+            };
+            gates.check(&asked).map_err(refused)
+        });
+        Ok(Filtered(answer.collect()))
+    }
+
+    fn refused_everywhere(
+        &self,
+        gates: &Gates,
+        demand: &PodDemand,
+        nodes: usize,
+    ) -> Option<Filtered> {
+        let mut asked = super::Usage::of_pod();
+        for container in &demand.containers {
+            let Amount::Part { memory: MemoryAsk::Bytes(memory), share } = container.amount else {
+                return None;
+            };
+            let share = share.map_or(1, |share| u64::from(share.get() / 10));
+            for _ in 0..container.gpus.get() {
+                asked.add_gpu(None, memory, share);
+            }
+        }
+        let refusal = gates.check(&asked).err()?;
+        Some(Filtered::all(nodes, &refusal, false))
+    }
+
+    /// The node that a pod has its place on already: nowhere else it may go.
+    fn place_of(&mut self, pod: &PodView, nodes: &[&str], now: Moment) -> Option<String> {
+        let known = self.pods.get(&pod.uid)?;
+        let (node, planned) = match &known.stand {
+            Stand::Waiting => return None,
+            Stand::Bound(held) => (held.node.to_string(), false),
+            Stand::Reserved(reservation) => {
+                let planned = reservation.state == State::Planned { called: false };
+                (reservation.held.node.to_string(), planned)
+            }
+        };
+        if planned && !nodes.contains(&node.as_str()) && self.replan(&pod.uid, nodes, now) {
+            let held = self.pods.get(&pod.uid).and_then(super::PodEntry::held);
+            return held.map(|held| held.node.to_string());
+        }
+        Some(node)
+    }
+
+    /// A rank for each of `nodes`, 0 to 10, better placements higher.
+    ///
+    /// # Errors
+    /// When the index is not complete.
+    pub fn prioritize(&mut self, pod: &PodView, nodes: &[&str]) -> Result<Vec<u8>, FilterError> {
+        self.ready()?;
+        let Ok(Some(ask)) = &pod.ask else { return Ok(vec![0; nodes.len()]) };
+        let (policy, mix) = (self.policy_of(ask), self.mix());
+        let demand = ask.demand(&self.models);
+        let scores = nodes.iter().map(|name| {
+            let node = self.nodes.get(*name)?;
+            place(policy, &mix, &node.room, &demand).ok().map(|placed| placed.score)
+        });
+        let scores: Vec<_> = scores.collect();
+        let mut ranks =
+            rank_scores(&scores.iter().flatten().copied().collect::<Vec<_>>()).into_iter();
+        // A node that does not serve it any more comes last.
+        let rank = |score: &Option<_>| score.and_then(|_| ranks.next()).unwrap_or_default();
+        Ok(scores.iter().map(rank).collect())
+    }
+
+    /// What a pod that was seen on its node holds, for tests: `(gpu, memory, per cent)`.
+    pub fn holds(&self, uid: &gpuzone_api::kubernetes::PodUid) -> Vec<gpuzone_core::Grant> {
+        let held = self.pods.get(uid).and_then(super::PodEntry::held);
+        held.map(|held| held.holds.to_vec()).unwrap_or_default()
+    }
+}
+
+fn only_on(place: &str, nodes: &[&str]) -> Filtered {
+    let reason: Arc<str> = "the pod has its place on another node already".into();
+    let answer = nodes.iter().map(|node| {
+        if *node == place {
+            Ok(())
+        } else {
+            Err(Refusal { reason: reason.clone(), hopeless: true })
+        }
+    });
+    Filtered(answer.collect())
+}
+
+/// Whether what it comes to is another on another node.
+fn depends_on_node(demand: &PodDemand) -> bool {
+    demand.containers.iter().any(|container| match container.amount {
+        Amount::Whole => true,
+        Amount::Part { memory: MemoryAsk::Percent(_), .. } | Amount::Part { share: None, .. } => {
+            true
+        }
+        Amount::Part { memory: MemoryAsk::Bytes(_), share: Some(_) } => false,
+    })
+}
+
+/// Whether a node serves one container whose GPUs may be anywhere: that is most pods, and needs
+/// no search. `None` for the others.
+fn quick(room: &NodeRoom, demand: &PodDemand) -> Option<bool> {
+    use gpuzone_core::engine::Topology;
+    let [only] = demand.containers.as_slice() else { return None };
+    if only.topology != Topology::Any {
+        return None;
+    }
+    let serves = room.gpus().iter().filter(|gpu| {
+        let (memory, share) = only.amount.on(gpu);
+        only.suits(gpu) && gpu.kind().healthy && gpu.has(memory, share)
+    });
+    Some(serves.count() as u64 >= u64::from(only.gpus.get()))
+}
