@@ -107,7 +107,8 @@ impl Binder {
         let (uid, node): (PodUid, NodeName) = (args.pod_uid.parse()?, args.node.parse()?);
         let pod = PodName { namespace: args.pod_namespace, name: args.pod_name };
         // They become a part of an address.
-        (pod.namespace.parse::<NodeName>()?, pod.name.parse::<NodeName>()?);
+        pod.namespace.parse::<NodeName>()?;
+        pod.name.parse::<NodeName>()?;
         let reserved = self.shared.index().reserve(&uid, &node);
         let order = match reserved {
             Err(ReserveError::Unknown) => {

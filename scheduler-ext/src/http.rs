@@ -126,11 +126,17 @@ fn view(app: &App, pod: &k8s_openapi::api::core::v1::Pod) -> Result<PodView, Bad
     PodView::of(pod, &names).ok_or_else(nameless)
 }
 
+/// The names of nodes that came whole.
+fn names(nodes: Option<&Nodes>) -> Result<Vec<String>, Bad> {
+    let names = nodes.map_or(Ok(Vec::new()), Nodes::names);
+    names.map_err(|error| Bad(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
 async fn filter(State(app): State<App>, request: Request) -> Result<Response, Bad> {
     let began = Instant::now();
-    let args: Args = read(request, Verb::Filter).await?;
-    let pod = view(&app, &args.pod)?;
-    let names = args.names().map_err(|error| Bad(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let Args { pod, nodes, node_names } = read(request, Verb::Filter).await?;
+    let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
+    let names = node_names.as_ref().unwrap_or(&whole);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let now = app.shared.now();
     let filtered = app.shared.index().filter(&pod, &names, now);
@@ -152,14 +158,14 @@ async fn filter(State(app): State<App>, request: Request) -> Result<Response, Ba
                     true => &mut result.failed_and_unresolvable_nodes,
                     false => &mut result.failed_nodes,
                 };
-                failed.insert(name, &refusal.reason);
+                failed.0.push((name, &refusal.reason));
             }
         }
     }
-    if args.node_names.is_some() {
+    if node_names.is_some() {
         result.node_names = Some(fits.iter().map(|(_, name)| *name).collect());
     } else {
-        result.nodes = args.nodes.map(|nodes| {
+        result.nodes = nodes.map(|nodes| {
             let items = nodes.items.unwrap_or_default();
             let kept: BTreeSet<usize> = fits.iter().map(|(at, _)| *at).collect();
             let items = items.into_iter().zip(0..).filter(|(_, at)| kept.contains(at));
@@ -172,9 +178,9 @@ async fn filter(State(app): State<App>, request: Request) -> Result<Response, Ba
 
 async fn prioritize(State(app): State<App>, request: Request) -> Result<Response, Bad> {
     let began = Instant::now();
-    let args: Args = read(request, Verb::Prioritize).await?;
-    let pod = view(&app, &args.pod)?;
-    let names = args.names().map_err(|error| Bad(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let Args { pod, nodes, node_names } = read(request, Verb::Prioritize).await?;
+    let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
+    let names = node_names.as_ref().unwrap_or(&whole);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let ranks = app.shared.index().prioritize(&pod, &names);
     app.metrics.count(Verb::Prioritize, ranks.is_ok(), began.elapsed());

@@ -163,7 +163,10 @@ mod tests {
     }
 
     /// Both sides speak until neither has anything to say, or one of them refuses.
-    fn shake_hands(server: ServerConfig, mut client: ClientConnection) -> Result<(), rustls::Error> {
+    fn shake_hands(
+        server: ServerConfig,
+        mut client: ClientConnection,
+    ) -> Result<(), rustls::Error> {
         let mut server = ServerConnection::new(Arc::new(server))?;
         for _ in 0..10 {
             let mut wire = Vec::new();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// What `/filter` and `/prioritize` are asked.
@@ -41,19 +41,27 @@ struct Name {
     name: String,
 }
 
-impl Args {
+impl Nodes {
     /// The nodes' names, in their order.
     ///
     /// # Errors
     /// When a node has none.
     pub fn names(&self) -> Result<Vec<String>, serde_json::Error> {
-        if let Some(names) = &self.node_names {
-            return Ok(names.clone());
-        }
-        let items = self.nodes.as_ref().and_then(|nodes| nodes.items.as_deref());
-        let name =
-            |item: &Box<RawValue>| Ok(serde_json::from_str::<Named>(item.get())?.metadata.name);
-        items.unwrap_or_default().iter().map(name).collect()
+        let name = |item: &RawValue| {
+            let named: Named = serde_json::from_str(item.get())?;
+            Ok(named.metadata.name)
+        };
+        self.items.iter().flatten().map(|item| name(item)).collect()
+    }
+}
+
+/// Nodes and why they do not serve a pod: a map, written in the order of the nodes.
+#[derive(Debug, Default)]
+pub struct Failed<'a>(pub Vec<(&'a str, &'a str)>);
+
+impl Serialize for Failed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
     }
 }
 
@@ -66,9 +74,9 @@ pub struct FilterResult<'a> {
     /// Their names, if names were given.
     pub node_names: Option<Vec<&'a str>>,
     /// Why the others do not, where taking pods away could help.
-    pub failed_nodes: BTreeMap<&'a str, &'a str>,
+    pub failed_nodes: Failed<'a>,
     /// And where it could not.
-    pub failed_and_unresolvable_nodes: BTreeMap<&'a str, &'a str>,
+    pub failed_and_unresolvable_nodes: Failed<'a>,
     /// Why there is no answer.
     pub error: String,
 }

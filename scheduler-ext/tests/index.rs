@@ -310,7 +310,13 @@ mod tests {
                 .unwrap()
                 .contains("1 of 3 pods are there")
         );
-        (1..3).for_each(|n| index.apply_pod(view(&member(n))));
+        index.take_favours();
+        index.apply_pod(view(&member(1)));
+        assert!(index.take_favours().is_empty());
+        index.apply_pod(view(&member(2)));
+        assert_eq!(index.take_favours().len(), 1, "who came before is looked at again");
+        index.apply_pod(view(&member(2)));
+        assert!(index.take_favours().is_empty(), "once");
         let mut orders = Vec::new();
         for n in 0..3 {
             let fits = said(&mut index, &member(n), &nodes);
@@ -350,6 +356,15 @@ mod tests {
         // Others have their turn meanwhile.
         assert!(reason(&mut index, &member(0)).contains("tried again in a moment"));
         assert_eq!(reason(&mut index, &pod("team", "x", &[("gpu", 2)])), "");
+        index.take_favours();
+        index.expire_groups(T + Duration::from_secs(40));
+        assert!(index.take_favours().is_empty());
+        index.expire_groups(T + Duration::from_secs(41));
+        assert_eq!(index.take_favours().len(), 1, "and then they are looked at again");
+        assert_eq!(
+            index.filter(&view(&member(0)), &["n1"], T + Duration::from_secs(41)).unwrap().0,
+            [Ok(())]
+        );
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gpuzone_core::engine::{
-    Amount, MemoryAsk, NodeRoom, PodDemand, Reason, fit, place, rank_scores,
+    Amount, HostDemand, MemoryAsk, NodeRoom, PodDemand, Policy, Reason, Topology, fit, place,
+    rank_scores,
 };
 
 use super::bind::State;
+use super::nodes::Node;
 use super::pods::Stand;
 use super::quota::Gates;
 use super::{Index, Moment};
@@ -127,7 +129,7 @@ impl Index {
         };
         let mut sentences = Sentences { ask, made: BTreeMap::new() };
         let demand = ask.demand(&self.models);
-        let exact = depends_on_node(&demand) || gates.depend_on_model();
+        let exact = !gates.is_empty() && (depends_on_node(&demand) || gates.depend_on_model());
         if !exact {
             // What it comes to is the same everywhere, so the quota is asked once.
             if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
@@ -137,8 +139,11 @@ impl Index {
         let answer = nodes.iter().map(|name| {
             let node = self.nodes.get(*name).filter(|node| node.reported);
             let node = node.ok_or_else(|| sentences.of(Reason::NoGpu))?;
-            if !exact && quick(&node.room, &demand) == Some(true) {
-                return Ok(());
+            if let Some(answer) = quick(&node.room, &demand) {
+                answer.map_err(|reason| sentences.of(reason))?;
+                if !exact {
+                    return Ok(());
+                }
             }
             let choice = fit(&node.room, &demand).map_err(|reason| sentences.of(reason))?;
             if !exact {
@@ -205,9 +210,14 @@ impl Index {
         let Ok(Some(ask)) = &pod.ask else { return Ok(vec![0; nodes.len()]) };
         let (policy, mix) = (self.policy_of(ask), self.mix());
         let demand = ask.demand(&self.models);
+        let kind = self.kind_of(policy, &demand);
         let scores = nodes.iter().map(|name| {
-            let node = self.nodes.get(*name)?;
-            place(policy, &mix, &node.room, &demand).ok().map(|placed| placed.score)
+            let node = self.nodes.get_mut(*name)?;
+            if let Some(known) = node.known_score(kind) {
+                return known;
+            }
+            let placed = place(policy, &mix, &node.room, &demand).ok();
+            node.learn_score(kind, placed.map(|placed| placed.score))
         });
         let scores: Vec<_> = scores.collect();
         let mut ranks =
@@ -215,6 +225,23 @@ impl Index {
         // A node that does not serve it any more comes last.
         let rank = |score: &Option<_>| score.and_then(|_| ranks.next()).unwrap_or_default();
         Ok(scores.iter().map(rank).collect())
+    }
+
+    /// A number for pods that ask for the same in the same way, while the mix is the same: nodes
+    /// remember their score for it until they change. Only the last few kinds are remembered.
+    fn kind_of(&mut self, policy: Policy, demand: &PodDemand) -> u64 {
+        let same = |(_, known_policy, known): &&(u64, Policy, PodDemand)| {
+            *known_policy == policy && known == demand
+        };
+        if let Some((kind, _, _)) = self.kinds.iter().find(same) {
+            return *kind;
+        }
+        self.next_kind += 1;
+        if self.kinds.len() >= Node::MOST_SCORES {
+            self.kinds.remove(0);
+        }
+        self.kinds.push((self.next_kind, policy, demand.clone()));
+        self.next_kind
     }
 
     /// What a pod that was seen on its node holds, for tests: `(gpu, memory, per cent)`.
@@ -247,17 +274,95 @@ fn depends_on_node(demand: &PodDemand) -> bool {
     })
 }
 
-/// Whether a node serves one container whose GPUs may be anywhere: that is most pods, and needs
-/// no search. `None` for the others.
-fn quick(room: &NodeRoom, demand: &PodDemand) -> Option<bool> {
-    use gpuzone_core::engine::Topology;
+/// What the engine's `fit` says of one container whose GPUs may be anywhere, which is most pods and
+/// needs no search: one pass over the GPUs. `None` for others.
+fn quick(room: &NodeRoom, demand: &PodDemand) -> Option<Result<(), Reason>> {
     let [only] = demand.containers.as_slice() else { return None };
-    if only.topology != Topology::Any {
+    if only.topology != Topology::Any || demand.host != HostDemand::default() {
         return None;
     }
-    let serves = room.gpus().iter().filter(|gpu| {
-        let (memory, share) = only.amount.on(gpu);
-        only.suits(gpu) && gpu.kind().healthy && gpu.has(memory, share)
-    });
-    Some(serves.count() as u64 >= u64::from(only.gpus.get()))
+    const ORDER: [Reason; 7] = [
+        Reason::TooFew,
+        Reason::Model,
+        Reason::Exposure,
+        Reason::TooSmall,
+        Reason::Unhealthy,
+        Reason::GpuMemory,
+        Reason::GpuShare,
+    ];
+    let mut passed = [0_u32; ORDER.len()];
+    for gpu in room.gpus() {
+        let (kind, (memory, share)) = (gpu.kind(), only.amount.on(gpu));
+        let passes = [
+            true,
+            only.models.contains(kind.model),
+            only.exposure == kind.exposure,
+            memory <= kind.memory,
+            kind.healthy,
+            memory <= gpu.free_memory(),
+            share <= gpu.free_share(),
+        ];
+        for (count, _) in passed.iter_mut().zip(passes).take_while(|(_, passes)| *passes) {
+            *count += 1;
+        }
+    }
+    if room.gpus().is_empty() {
+        return Some(Err(Reason::NoGpu));
+    }
+    let lacks = ORDER.into_iter().zip(passed).find(|(_, count)| *count < only.gpus.get());
+    Some(lacks.map_or(Ok(()), |(reason, _)| Err(reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpuzone_core::engine::{Demand, GpuKind, GpuRoom, HostRoom, ModelTable, ShareMilli};
+    use gpuzone_core::{ComputeShare, Exposure, GpuCount, MemoryBytes};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_short_way_says_what_the_engine_says(
+            gpus in proptest::collection::vec((0u8..2, any::<bool>(), 1u64..4, 0u64..4, 0u16..4), 0..5),
+            count in 1u32..4,
+            ask in 0u64..4,
+            share in 0u32..4,
+            percent: bool,
+            model in 0u8..3,
+        ) {
+            let mut models = ModelTable::default();
+            let names = ["a", "b"];
+            let classes = names.map(|name| models.class_of(name).unwrap());
+            let rooms = gpus.iter().map(|(model, healthy, memory, free, share)| {
+                let kind = GpuKind {
+                    memory: MemoryBytes::gib(*memory),
+                    model: classes[usize::from(*model)],
+                    exposure: Exposure::Mediated,
+                    healthy: *healthy,
+                    numa: None,
+                    nvlink: None,
+                };
+                let share = ShareMilli::new(share * 300).unwrap();
+                GpuRoom::with_free(kind, MemoryBytes::gib(*free), share)
+            });
+            let room = NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap();
+            let share = ComputeShare::new(share * 30).ok().map(ShareMilli::from);
+            let amount = match (ask, percent) {
+                (0, _) => Amount::Whole,
+                (part, true) => {
+                    let part = ComputeShare::new(u32::try_from(part).unwrap() * 30).unwrap();
+                    Amount::Part { memory: MemoryAsk::Percent(part), share }
+                }
+                (gib, false) => {
+                    Amount::Part { memory: MemoryAsk::Bytes(MemoryBytes::gib(gib)), share }
+                }
+            };
+            let mut demand = Demand::new(GpuCount::new(count).unwrap(), amount);
+            if let Some(name) = names.get(usize::from(model)) {
+                demand.models = models.set_of([*name]);
+            }
+            let demand = PodDemand { host: HostDemand::default(), containers: vec![demand] };
+            prop_assert_eq!(quick(&room, &demand).unwrap(), fit(&room, &demand).map(|_| ()));
+        }
+    }
 }

@@ -23,6 +23,8 @@ pub(super) struct Group {
     until: Option<Moment>,
     /// No plan is made before.
     not_before: Moment,
+    /// Its pods were put aside until then.
+    asleep: bool,
     /// All have been called: binds go out.
     open: bool,
 }
@@ -55,6 +57,13 @@ impl Index {
                 self.groups.remove(&key);
             }
         }
+    }
+
+    /// Whether all pods of a pod's group are there.
+    pub(super) fn is_whole(&self, entry: &PodEntry) -> bool {
+        let group = entry.group().and_then(|key| self.groups.get(&key));
+        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map(|group| group.size);
+        group.zip(size).is_some_and(|(group, size)| group.pods.len() >= size as usize)
     }
 
     /// Whether a pod may only be bound as a part of a plan of its group.
@@ -215,12 +224,18 @@ impl Index {
         for key in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             self.give_up_plan(&key, now);
         }
+        for group in self.groups.values_mut().filter(|group| group.asleep) {
+            if group.not_before <= now {
+                group.asleep = false;
+                self.favour = true;
+            }
+        }
     }
 
     fn give_up_plan(&mut self, key: &(String, String), now: Moment) {
         let later = now + self.settings.group_patience;
         let Some(group) = self.groups.get_mut(key) else { return };
-        (group.until, group.not_before) = (None, later);
+        (group.until, group.not_before, group.asleep) = (None, later, true);
         for uid in group.pods.clone() {
             let planned = self.reservation_mut(&uid).map(|reservation| reservation.state);
             if matches!(planned, Some(State::Planned { .. })) {

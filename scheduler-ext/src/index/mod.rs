@@ -22,10 +22,11 @@ mod report;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use gpuzone_api::kubernetes::{NodeName, PodUid, ResourceNames, TENANT_LABEL, tenant_of};
-use gpuzone_core::engine::{Mix, ModelTable, Policy, WorkloadMix};
+use gpuzone_core::engine::{Mix, ModelTable, PodDemand, Policy, WorkloadMix};
 use gpuzone_core::{InvalidId, TenantId};
 
 pub use bind::{BindOrder, Gate, Look, Overdue, ReserveError, Settled, Ticket};
@@ -108,8 +109,10 @@ pub struct Index {
     /// What the pods of a namespace hold.
     usage: BTreeMap<String, Usage>,
     arrivals: WorkloadMix,
-    mix: Mix,
-    unmixed: u32,
+    mix: Arc<Mix>,
+    /// The kinds of pods that nodes remember a score for.
+    kinds: Vec<(u64, Policy, PodDemand)>,
+    next_kind: u64,
     tickets: u64,
     epoch: u64,
     /// Nodes on which something changed in waiting pods' favour that wakes nobody by itself.
@@ -117,9 +120,6 @@ pub struct Index {
     /// The same, for what belongs to no node.
     favour: bool,
 }
-
-/// The mix is computed anew after so many arrivals.
-const REMIX: u32 = 32;
 
 impl Index {
     /// An index that knows nothing yet.
@@ -135,8 +135,9 @@ impl Index {
             groups: BTreeMap::new(),
             usage: BTreeMap::new(),
             arrivals: WorkloadMix::default(),
-            mix: Mix::default(),
-            unmixed: REMIX,
+            mix: Arc::default(),
+            kinds: Vec::new(),
+            next_kind: 0,
             tickets: 0,
             epoch: 0,
             favours: BTreeSet::new(),
@@ -192,13 +193,15 @@ impl Index {
         }
     }
 
-    /// What is likely to be asked for next.
-    fn mix(&mut self) -> Mix {
-        if self.unmixed >= REMIX {
-            self.mix = self.arrivals.mix();
-            self.unmixed = 0;
+    /// What is likely to be asked for next, seen from this cluster.
+    fn mix(&mut self) -> Arc<Mix> {
+        if self.arrivals.is_due() {
+            let rooms = self.nodes.values().map(|node| &node.room);
+            self.mix = Arc::new(self.arrivals.renew(rooms));
+            // By another mix, another score.
+            self.kinds.clear();
         }
-        self.mix.clone()
+        Arc::clone(&self.mix)
     }
 
     /// Nodes on which something changed in favour of pods that wait, and that wake nobody by

@@ -112,10 +112,11 @@ impl Index {
         };
         if let (true, Some(ask)) = (new, entry.asks()) {
             self.arrivals.observe(&ask.demand(&self.models));
-            self.unmixed = self.unmixed.saturating_add(1);
         }
         self.leave_group(&view.uid);
         self.join_group(&view.uid, &entry);
+        // Those that came before it were put aside, and its coming wakes none of them.
+        self.favour |= new && self.is_whole(&entry);
         self.pods.insert(view.uid, entry);
     }
 
@@ -154,8 +155,13 @@ impl Index {
         self.hold(&view.uid, Stand::Bound(held));
     }
 
-    /// A pod that is gone, or over.
+    /// A pod that is gone, or over. The scheduler sees that, too, but may have asked again before
+    /// it was seen here.
     pub fn remove_pod(&mut self, uid: &PodUid) {
+        let held =
+            self.pods.get(uid).and_then(PodEntry::held).filter(|held| !held.holds.is_empty());
+        let node = held.map(|held| held.node.clone());
+        self.favours.extend(node);
         self.unhold(uid);
         self.leave_group(uid);
         self.pods.remove(uid);

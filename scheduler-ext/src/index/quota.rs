@@ -270,6 +270,11 @@ impl Gates {
         Ok(())
     }
 
+    /// Whether nothing has to hold.
+    pub(super) fn is_empty(&self) -> bool {
+        self.gates.is_empty() && self.cohorts.is_empty()
+    }
+
     /// Whether what it comes to depends on the node: limits on models do.
     pub(super) fn depend_on_model(&self) -> bool {
         self.gates.iter().any(|gate| matches!(gate.of, Of::Model(..)))
