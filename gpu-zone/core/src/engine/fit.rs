@@ -187,8 +187,19 @@ impl Search<'_> {
             let serves = demand.suits(gpu) && gpu.kind().healthy && gpu.has(memory, share);
             serves.then_some(Given { gpu: *at, memory, share })
         });
-        let mut found: Vec<_> =
-            with_room.map(|given| ((self.prefer)(&self.gpus, given), given)).collect();
+        // GPUs that are alike cost the same, and an outlook is not cheap to ask.
+        let mut asked: Vec<(&GpuRoom, f64)> = Vec::new();
+        let mut cost = |given: Given| {
+            let gpu = self.gpus.get(given.gpu)?;
+            let alike = asked.iter().find(|(other, _)| *other == gpu);
+            if let Some((_, cost)) = alike {
+                return Some((*cost, given));
+            }
+            let cost = (self.prefer)(&self.gpus, given);
+            asked.push((gpu, cost));
+            Some((cost, given))
+        };
+        let mut found: Vec<_> = with_room.filter_map(&mut cost).collect();
         found.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         found
     }

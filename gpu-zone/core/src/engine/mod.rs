@@ -9,15 +9,18 @@
 //! Everything is a plain function of its arguments. Amounts are exact: memory in bytes, time in
 //! thousandths of a GPU; a pod is on a GPU only when both have room.
 
+mod board;
 mod demand;
 mod fit;
-mod frag;
+mod gaps;
 mod mix;
 mod model;
+mod outlook;
 mod policy;
 mod rank;
 mod room;
 
+pub use board::{Board, Verdict};
 pub use demand::{Amount, Demand, HostDemand, MemoryAsk, PodDemand, Topology};
 pub use fit::{Choice, Given, Reason, fit};
 pub use mix::{Mix, MixClass, WorkloadMix};

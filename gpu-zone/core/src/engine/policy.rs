@@ -2,7 +2,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
-use super::fit::choose;
+use super::fit::{Prefer, choose};
 use super::{Choice, GpuRoom, Mix, NodeRoom, PodDemand, Reason};
 
 /// What a placement is to be good for.
@@ -111,21 +111,25 @@ pub fn place(
     pod: &PodDemand,
 ) -> Result<Placed, Reason> {
     let free = |gpu: &GpuRoom| f64::from(gpu.free_milli());
-    let choice = match policy {
-        Policy::Pack | Policy::Fragmentation => super::fit(node, pod)?,
-        Policy::Spread => choose(node, pod, &|gpus, given| {
-            gpus.get(given.gpu).map_or(f64::MAX, |gpu| -free(gpu))
-        })?,
-    };
-    let left: f64 = node.gpus().iter().map(free).sum();
-    let score = match policy {
-        Policy::Pack => -left,
-        Policy::Spread => left,
+    let left = || node.gpus().iter().map(free).sum::<f64>();
+    let (choice, score) = match policy {
+        Policy::Pack => (super::fit(node, pod)?, -left()),
+        Policy::Spread => {
+            let emptiest: Prefer<'_> =
+                &|gpus, given| gpus.get(given.gpu).map_or(f64::MAX, |gpu| -free(gpu));
+            (choose(node, pod, emptiest)?, left())
+        }
         Policy::Fragmentation => {
+            let outlook = mix.outlook();
+            let choice = choose(node, pod, &|gpus, given| {
+                let after = node.with(pod.host, gpus, given);
+                after.map_or(f64::MAX, |after| -outlook.worth(&after))
+            })?;
             let mut after = node.clone();
-            // What was just chosen is there.
+            // It was chosen of what is free.
             let _ = after.take(&choice);
-            super::frag::fragmentation(node, mix) - super::frag::fragmentation(&after, mix)
+            let lost = outlook.worth(node) - outlook.worth(&after);
+            (choice, -lost)
         }
     };
     Ok(Placed { choice, score: Score::new(score) })

@@ -1,6 +1,6 @@
 use crate::{ComputeShare, Exposure, MemoryBytes};
 
-use super::{Choice, Given, ModelClass};
+use super::{Choice, Given, HostDemand, ModelClass};
 
 /// A part of one GPU's time in thousandths: 0 to 1000. A [`ComputeShare`] is whole per cents;
 /// traces of clusters count in thousandths.
@@ -108,8 +108,15 @@ impl GpuRoom {
 
     /// Thousandths of it that can still be given: of memory and time, what is scarcer.
     pub fn free_milli(&self) -> u16 {
-        let total = u128::from(self.kind.memory.get().max(1));
-        let memory = u128::from(self.free_memory.get()) * 1000 / total;
+        if self.is_whole() {
+            return 1000;
+        }
+        let (free, total) = (self.free_memory.get(), self.kind.memory.get().max(1));
+        let memory = match free.checked_mul(1000) {
+            Some(thousand) => thousand / total,
+            // 16 PiB and above: never seen, and slower.
+            None => u64::try_from(u128::from(free) * 1000 / u128::from(total)).unwrap_or(1000),
+        };
         u16::try_from(memory).unwrap_or(1000).min(self.free_share.get())
     }
 
@@ -142,6 +149,15 @@ pub struct HostRoom {
     pub cpu_milli: u64,
     /// Memory.
     pub memory: MemoryBytes,
+}
+
+impl HostRoom {
+    fn less(self, taken: HostDemand) -> Option<Self> {
+        Some(Self {
+            cpu_milli: self.cpu_milli.checked_sub(taken.cpu_milli)?,
+            memory: self.memory.checked_sub(taken.memory)?,
+        })
+    }
 }
 
 /// A node and what is free of it. No more than 64 GPUs.
@@ -187,15 +203,21 @@ impl NodeRoom {
         &self.gpus
     }
 
+    /// The same with these GPUs, less what is given and what the pod takes of the host.
+    pub(super) fn with(&self, host: HostDemand, gpus: &[GpuRoom], given: Given) -> Option<Self> {
+        let mut gpus = gpus.to_vec();
+        let gpu = gpus.get_mut(given.gpu)?;
+        *gpu = gpu.less(given.memory, given.share)?;
+        Some(Self { host: self.host.less(host)?, gpus })
+    }
+
     /// Takes what was chosen.
     ///
     /// # Errors
     /// When it is not free. Nothing changes then.
     pub fn take(&mut self, choice: &Choice) -> Result<(), Taken> {
         let mut after = self.clone();
-        let wanted = choice.host();
-        after.host.cpu_milli = after.host.cpu_milli.checked_sub(wanted.cpu_milli).ok_or(Taken)?;
-        after.host.memory = after.host.memory.checked_sub(wanted.memory).ok_or(Taken)?;
+        after.host = after.host.less(choice.host()).ok_or(Taken)?;
         for given in choice.containers().iter().flatten() {
             let gpu = after.gpus.get_mut(given.gpu).ok_or(Taken)?;
             *gpu = gpu.less(given.memory, given.share).ok_or(Taken)?;
