@@ -83,7 +83,8 @@ mod tests {
         })
         .await;
         let artifacts = node.artifacts();
-        let mut program = container.unwrap().command(artifacts.file("gpuzone-workload").unwrap());
+        let container = container.unwrap();
+        let mut program = container.command(artifacts.file("gpuzone-workload").unwrap());
         let output = program.arg("saxpy").env("GPUZONE_KERNELS", artifacts.kernels()).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
