@@ -215,7 +215,16 @@ mod tests {
         index.remove_quota("wide");
         let share = pod("team", "d", &[("gpu", 1), ("memory-mib", 0), ("share", 60)]);
         assert!(reason(&mut index, &share).contains("narrow"), "{}", reason(&mut index, &share));
+        // A share that nobody asked for counts, too: of one GPU of 16 GiB, 10 are 62 per cent.
+        let part = |gib: u64| pod("team", "e", &[("gpu", 1), ("memory-mib", gib * 1024)]);
+        let time = quota(json!({ "namespaceSelector": {}, "limits": { "share": 262 } }));
+        index.apply_quota("time", Some("5"), Some(1), &time);
         index.remove_quota("narrow");
+        assert_eq!(reason(&mut index, &part(10)), "");
+        assert!(
+            reason(&mut index, &part(12)).contains("200% of GPU time used, 75% of GPU time asked")
+        );
+        index.remove_quota("time");
         assert!(reason(&mut index, &whole("c")).contains("no GpuQuota holds"), "nothing opens");
         // One that cannot be read lets nothing through, and says so.
         let broken = quota(json!({ "namespaceSelector": {}, "limits": { "memory": "99999999T" } }));

@@ -129,7 +129,8 @@ impl Index {
         };
         let mut sentences = Sentences { ask, made: BTreeMap::new() };
         let demand = ask.demand(&self.models);
-        let exact = !gates.is_empty() && (depends_on_node(&demand) || gates.depend_on_model());
+        let exact =
+            !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_model());
         if !exact {
             // What it comes to is the same everywhere, so the quota is asked once.
             if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
@@ -263,13 +264,12 @@ fn only_on(place: &str, nodes: &[&str]) -> Filtered {
     Filtered(answer.collect())
 }
 
-/// Whether what it comes to is another on another node.
-fn depends_on_node(demand: &PodDemand) -> bool {
+/// Whether what it comes to, as far as that is limited, is another on another node.
+fn depends_on_node(demand: &PodDemand, gates: &Gates) -> bool {
     demand.containers.iter().any(|container| match container.amount {
-        Amount::Whole => true,
-        Amount::Part { memory: MemoryAsk::Percent(_), .. } | Amount::Part { share: None, .. } => {
-            true
-        }
+        Amount::Whole | Amount::Part { memory: MemoryAsk::Percent(_), .. } => true,
+        // As of the memory, and so as of the GPU's.
+        Amount::Part { memory: MemoryAsk::Bytes(_), share: None } => gates.limit_time(),
         Amount::Part { memory: MemoryAsk::Bytes(_), share: Some(_) } => false,
     })
 }

@@ -270,6 +270,12 @@ impl Gates {
         Ok(())
     }
 
+    /// Whether GPU time is limited.
+    pub(super) fn limit_time(&self) -> bool {
+        self.gates.iter().any(|gate| gate.what == What::Share)
+            || self.cohorts.iter().any(|gate| gate.what == What::Share)
+    }
+
     /// Whether nothing has to hold.
     pub(super) fn is_empty(&self) -> bool {
         self.gates.is_empty() && self.cohorts.is_empty()
