@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-testkit", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-device-plugin", &["gpuzone-api", "gpuzone-crds", "gpuzone-core"]),
+    ("gpuzone-scheduler-ext", &["gpuzone-api", "gpuzone-crds", "gpuzone-core"]),
     ("gpuzone-hw", &["gpuzone-core"]),
     ("gpuzone-zone", &["gpuzone-core"]),
     ("gpuzone-broker", &["gpuzone-zone", "gpuzone-wire", "gpuzone-core"]),
