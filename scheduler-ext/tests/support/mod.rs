@@ -50,6 +50,8 @@ pub(crate) fn gpu(node: u8, index: u8, gib: u64, model: &str) -> GpuEntry {
         simulated: true,
         healthy: true,
         reason: None,
+        cause: None,
+        needs_operator: false,
     }
 }
 
