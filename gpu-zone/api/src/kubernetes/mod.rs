@@ -23,9 +23,7 @@ mod placement;
 mod request;
 mod terms;
 
-pub use access::{
-    Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS,
-};
+pub use access::{Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS};
 pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
