@@ -2,6 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gpuzone_core::engine::Policy;
 use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName};
 use gpuzone_ledger::Head;
 
@@ -65,6 +66,8 @@ pub(crate) enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         options: Vec<OsString>,
     },
+    /// Replay a trace of a cluster through the placement engine, and show what would be placed.
+    Simulate(Simulate),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -279,6 +282,26 @@ pub(crate) struct Doctor {
     /// Check for this driver. Left out: NVIDIA's if it is there.
     #[arg(long, value_enum)]
     pub(crate) driver: Option<Driver>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Simulate {
+    /// The nodes, as CSV with the columns cpu_milli, memory_mib, gpu and model.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nodes: PathBuf,
+    /// The pods in the order of arrival, as CSV with the columns cpu_milli, memory_mib, num_gpu,
+    /// gpu_milli and, where there are some, gpu_spec and tenant.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pods: PathBuf,
+    /// pack, spread or fragmentation.
+    #[arg(long, default_value = "fragmentation", value_name = "POLICY")]
+    pub(crate) policy: Policy,
+    /// What the coin among equal nodes starts from.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Also draw allocated against requested GPUs.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 /// Whether a command line that cannot be read asks for JSON, so that its error can be JSON too.

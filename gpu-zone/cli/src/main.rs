@@ -60,6 +60,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8, CliError> {
         Command::Audit(audit) => context.block_on(commands::audit::audit(context, audit)),
         Command::Doctor(doctor) => context.block_on(doctor::doctor(context, &doctor)),
         Command::Probe { options } => commands::probe::probe(&options).map(|never| match never {}),
+        Command::Simulate(simulate) => commands::simulate::simulate(context, &simulate).map(|()| 0),
         Command::Completions { shell } => commands::completions(shell).map(|()| 0),
     }
 }
@@ -77,6 +78,7 @@ fn keep(context: &Context, command: Command, numbers: [RawFd; 2]) -> Result<u8, 
         | Command::Audit(_)
         | Command::Doctor(_)
         | Command::Probe { .. }
+        | Command::Simulate(_)
         | Command::Completions { .. } => {
             Err(CliError::new(Kind::Usage, "only `run` starts a zone's keeper"))
         }

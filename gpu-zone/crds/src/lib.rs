@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod gpu_node;
+mod gpu_quota;
 mod yaml;
 
 pub use gpu_node::{
     GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, PartitionEntry, inventory_version,
 };
+pub use gpu_quota::{Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, ModelLimit};
 pub use yaml::{Manifest, YamlError, manifests};

@@ -9,6 +9,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
     use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret, Service, ServiceAccount};
     use k8s_openapi::api::networking::v1::NetworkPolicy;
+    use k8s_openapi::api::node::v1::RuntimeClass;
     use k8s_openapi::api::policy::v1::PodDisruptionBudget;
     use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
     use serde::{Serialize, de::DeserializeOwned};
@@ -103,6 +104,7 @@ mod tests {
                 ("networking.k8s.io/v1", "NetworkPolicy") => {
                     drop(read::<NetworkPolicy>(file, object));
                 }
+                ("node.k8s.io/v1", "RuntimeClass") => drop(read::<RuntimeClass>(file, object)),
                 ("policy/v1", "PodDisruptionBudget") => {
                     drop(read::<PodDisruptionBudget>(file, object));
                 }

@@ -37,7 +37,7 @@ fn functions(folder: &Path, found: &mut BTreeSet<String>) {
 #[test]
 fn each_test_that_the_threat_model_names_is_there() {
     let mut there = BTreeSet::new();
-    for folder in ["gpu-zone", "driver-zones"] {
+    for folder in ["gpu-zone", "driver-zones", "device-plugin", "scheduler-ext"] {
         functions(&root().join(folder), &mut there);
     }
     let text = document("threat-model.md");

@@ -33,11 +33,20 @@ impl Artifacts {
     /// When cargo cannot be run, or the build fails.
     pub fn build() -> Result<&'static Self, HarnessError> {
         static BUILT: OnceLock<Result<Artifacts, String>> = OnceLock::new();
-        let built = BUILT.get_or_init(|| Self::run_cargo().map_err(|error| error.to_string()));
+        let built =
+            BUILT.get_or_init(|| Self::run_cargo(&PACKAGES).map_err(|error| error.to_string()));
         built.as_ref().map_err(|error| HarnessError::Build(error.clone()))
     }
 
-    fn run_cargo() -> Result<Self, HarnessError> {
+    /// Builds a package that not every node needs; its files alone.
+    ///
+    /// # Errors
+    /// When cargo cannot be run, or the build fails.
+    pub fn of_package(package: &str) -> Result<Self, HarnessError> {
+        Self::run_cargo(&[package])
+    }
+
+    fn run_cargo(packages: &[&str]) -> Result<Self, HarnessError> {
         // This file is in gpu-zone/testkit.
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = manifest.ancestors().nth(2).unwrap_or(manifest).to_owned();
@@ -47,7 +56,7 @@ impl Artifacts {
         if !cfg!(debug_assertions) {
             command.arg("--release");
         }
-        for package in PACKAGES {
+        for package in packages {
             command.args(["--package", package]);
         }
         let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output();

@@ -18,7 +18,10 @@ const LIBRARIES: [(&str, &str); 3] = [
     ("gpuzone-sim-nvml", "libgpuzone_sim_nvml.so"),
 ];
 /// They speak to sockets only, and start in an empty image.
-const STATIC: [(&str, &str); 1] = [("gpuzone-device-plugin", "gpu-zone-device-plugin")];
+const STATIC: [(&str, &str); 2] = [
+    ("gpuzone-device-plugin", "gpu-zone-device-plugin"),
+    ("gpuzone-scheduler-ext", "gpu-zone-scheduler-ext"),
+];
 
 /// Builds `node/` (programs below `bin`, libraries below `lib/gpu-zone`) and `static/`.
 ///

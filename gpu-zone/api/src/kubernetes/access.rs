@@ -26,3 +26,25 @@ pub const DEVICE_PLUGIN_ACCESS: &[Access] = &[
     Access { group: "", resource: "nodes", verbs: &["get"] },
     Access { group: "", resource: "nodes/status", verbs: &["patch"] },
 ];
+
+/// Of the scheduler extender, in the whole cluster.
+pub const SCHEDULER_EXT_ACCESS: &[Access] = &[
+    Access { group: "", resource: "pods", verbs: &["get", "list", "watch"] },
+    Access { group: "", resource: "pods/binding", verbs: &["create"] },
+    // Of each node one annotation, to wake pods that wait.
+    Access { group: "", resource: "nodes", verbs: &["list", "watch", "patch"] },
+    Access { group: "", resource: "namespaces", verbs: &["list", "watch"] },
+    Access { group: "gpuzone.dev", resource: "gpunodes", verbs: &["list", "watch"] },
+    Access { group: "gpuzone.dev", resource: "gpuquotas", verbs: &["list", "watch"] },
+    Access { group: "gpuzone.dev", resource: "gpuquotas/status", verbs: &["patch"] },
+];
+
+/// Of the scheduler extender, in its own namespace: who leads, and where that one is reached.
+pub const SCHEDULER_EXT_OWN_ACCESS: &[Access] = &[
+    Access {
+        group: "coordination.k8s.io",
+        resource: "leases",
+        verbs: &["get", "create", "update"],
+    },
+    Access { group: "discovery.k8s.io", resource: "endpointslices", verbs: &["create", "patch"] },
+];

@@ -6,6 +6,12 @@
 //! | container, `resources.limits` | [`DEFAULT_MEMORY_RESOURCE`] | MiB on each GPU; left out: whole GPUs |
 //! | container, `resources.limits` | [`DEFAULT_SHARE_RESOURCE`] | per cent of each GPU's time |
 //! | container, `resources.limits` | [`DEFAULT_PASSTHROUGH_RESOURCE`] | number of whole GPUs, by passthrough |
+//! | container, `resources.limits` | [`DEFAULT_MEMORY_PERCENT_RESOURCE`] | the same in per cent of the GPU's |
+//! | pod, annotation | [`MODEL_ANNOTATION`] | product names of GPUs that will do, with commas between |
+//! | pod, annotation | [`TOPOLOGY_ANNOTATION`] | `any`, `same-numa` or `nvlink` |
+//! | pod, annotation | [`POLICY_ANNOTATION`] | `pack`, `spread` or `fragmentation` |
+//! | pod, label | [`POD_GROUP_LABEL`] | pods that start together or not at all |
+//! | pod, annotation | [`POD_GROUP_SIZE_ANNOTATION`] | how many those are |
 //! | pod, annotation | [`PLACEMENT_ANNOTATION`] | [`PodPlacement`], written with the Binding |
 //! | namespace, label | [`TENANT_LABEL`] | the tenant, where it is not the namespace's name |
 //!
@@ -16,13 +22,18 @@ mod access;
 mod names;
 mod placement;
 mod request;
+mod terms;
 
-pub use access::{Access, DEVICE_PLUGIN_ACCESS};
+pub use access::{Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS};
 pub(crate) use names::shorten;
 pub use names::{
-    ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_PASSTHROUGH_RESOURCE,
-    DEFAULT_SHARE_RESOURCE, InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName,
-    TENANT_LABEL, tenant_of,
+    ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
+    DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName, NodeName,
+    PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, RequestError, ResourceNames};
+pub use terms::{
+    MODEL_ANNOTATION, POD_GROUP_LABEL, POD_GROUP_SIZE_ANNOTATION, POLICY_ANNOTATION, PodGroup,
+    PodTerms, TOPOLOGY_ANNOTATION, TermsError,
+};

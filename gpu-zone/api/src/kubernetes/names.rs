@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_GPU_RESOURCE: &str = "gpuzone.dev/gpu";
 /// Resource by which a container asks for memory on each GPU, in MiB.
 pub const DEFAULT_MEMORY_RESOURCE: &str = "gpuzone.dev/memory-mib";
+/// Resource by which a container asks for memory on each GPU, in per cent of what that has.
+pub const DEFAULT_MEMORY_PERCENT_RESOURCE: &str = "gpuzone.dev/memory-percent";
 /// Resource by which a container asks for a part of each GPU's time, in per cent.
 pub const DEFAULT_SHARE_RESOURCE: &str = "gpuzone.dev/share";
 /// Resource by which a container asks for whole GPUs by passthrough. How many it is, and nothing

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use gpuzone_core::engine::MemoryAsk;
 use gpuzone_core::{ComputeShare, GpuCount, MemoryBytes};
 
 use super::names::shorten;
 use super::{
-    DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName,
-    ResourceName,
+    DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
+    DEFAULT_SHARE_RESOURCE, InvalidName, ResourceName,
 };
 
 /// The names by which containers ask. A cluster may keep the ones its manifests have.
@@ -17,6 +18,8 @@ pub struct ResourceNames {
     pub gpu: ResourceName,
     /// For MiB on each.
     pub memory_mib: ResourceName,
+    /// For per cent of each one's memory.
+    pub memory_percent: ResourceName,
     /// For per cent of each one's time.
     pub share: ResourceName,
 }
@@ -27,7 +30,7 @@ pub struct ContainerRequest {
     /// How many GPUs.
     pub gpus: GpuCount,
     /// Memory on each; `None` is whole GPUs.
-    pub memory: Option<MemoryBytes>,
+    pub memory: Option<MemoryAsk>,
     /// Share of each one's time; `None` is in proportion to the memory.
     pub share: Option<ComputeShare>,
 }
@@ -51,6 +54,14 @@ pub enum RequestError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Memory in two ways.
+    #[error("{mib} and {percent} both say how much memory; keep one of them")]
+    Twice {
+        /// One.
+        mib: ResourceName,
+        /// The other.
+        percent: ResourceName,
+    },
     /// Memory or share, and no GPU to have it of.
     #[error("{asked} is asked for without {gpu}; add {gpu}: 1")]
     NoGpu {
@@ -70,6 +81,7 @@ impl ResourceNames {
         Ok(Self {
             gpu: DEFAULT_GPU_RESOURCE.parse()?,
             memory_mib: DEFAULT_MEMORY_RESOURCE.parse()?,
+            memory_percent: DEFAULT_MEMORY_PERCENT_RESOURCE.parse()?,
             share: DEFAULT_SHARE_RESOURCE.parse()?,
         })
     }
@@ -96,10 +108,11 @@ impl ContainerRequest {
             resource: resource.clone(),
             reason,
         };
-        let (gpus, memory, share) =
-            (limit(&names.gpu)?, limit(&names.memory_mib)?, limit(&names.share)?);
+        let (gpus, share) = (limit(&names.gpu)?, limit(&names.share)?);
+        let (memory, part) = (limit(&names.memory_mib)?, limit(&names.memory_percent)?);
         let Some(gpus) = gpus else {
-            let asked = [(&names.memory_mib, memory), (&names.share, share)];
+            let asked =
+                [(&names.memory_mib, memory), (&names.memory_percent, part), (&names.share, share)];
             let lonely = asked.into_iter().find(|(_, number)| number.is_some());
             return match lonely {
                 None => Ok(None),
@@ -116,11 +129,21 @@ impl ContainerRequest {
             let reason = format!("{number} MiB is more than any GPU's memory can be");
             bytes.ok_or_else(|| value(&names.memory_mib, reason))
         };
-        let memory = memory.map(mib).transpose()?;
-        let percent = |number| {
-            ComputeShare::new(narrow(number)).map_err(|e| value(&names.share, e.to_string()))
+        let percent = |name: &ResourceName, number| {
+            ComputeShare::new(narrow(number)).map_err(|e| value(name, e.to_string()))
         };
-        let share = share.map(percent).transpose()?;
+        let memory = match (memory, part) {
+            (None, None) => None,
+            (Some(number), None) => Some(MemoryAsk::Bytes(mib(number)?)),
+            (None, Some(number)) => {
+                Some(MemoryAsk::Percent(percent(&names.memory_percent, number)?))
+            }
+            (Some(_), Some(_)) => {
+                let (mib, percent) = (names.memory_mib.clone(), names.memory_percent.clone());
+                return Err(RequestError::Twice { mib, percent });
+            }
+        };
+        let share = share.map(|number| percent(&names.share, number)).transpose()?;
         Ok(Some(Self { gpus, memory, share }))
     }
 }
@@ -171,7 +194,10 @@ mod tests {
             ("gpuzone.dev/share", "50"),
         ]);
         let part = part.unwrap().unwrap();
-        assert_eq!(part.memory, Some(MemoryBytes::gib(8)));
+        assert_eq!(part.memory, Some(MemoryAsk::Bytes(MemoryBytes::gib(8))));
+        let half = read(&[("gpuzone.dev/gpu", "1"), ("gpuzone.dev/memory-percent", "50")]);
+        let half_of = ComputeShare::new(50).unwrap();
+        assert_eq!(half.unwrap().unwrap().memory, Some(MemoryAsk::Percent(half_of)));
         assert_eq!(part.share.map(ComputeShare::percent), Some(50));
     }
 
@@ -179,7 +205,11 @@ mod tests {
     fn says_what_is_wrong() {
         let (gpu, memory, share) =
             (DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_RESOURCE, DEFAULT_SHARE_RESOURCE);
-        let cases: [(&[(&str, &str)], &str); 7] = [
+        let percent = DEFAULT_MEMORY_PERCENT_RESOURCE;
+        let cases: [(&[(&str, &str)], &str); 10] = [
+            (&[(gpu, "1"), (memory, "1"), (percent, "1")], "keep one of them"),
+            (&[(gpu, "1"), (percent, "101")], "memory-percent: "),
+            (&[(percent, "50")], "add gpuzone.dev/gpu: 1"),
             (&[(gpu, "half")], "not a whole number"),
             (&[(gpu, "500m")], "not a whole number"),
             (&[(gpu, "65")], "not a number of GPUs"),

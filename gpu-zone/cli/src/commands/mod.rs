@@ -5,6 +5,7 @@ pub(crate) mod gpus;
 pub(crate) mod probe;
 pub(crate) mod ps;
 pub(crate) mod report;
+pub(crate) mod simulate;
 pub(crate) mod stop;
 pub(crate) mod up;
 

@@ -53,11 +53,16 @@ impl Gate {
     }
 
     /// Notes it and says whether it may be.
-    pub(super) fn admits(&self, used: Used) -> bool {
+    fn admits(&self, used: Used) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = state.1.as_ref().is_none_or(|allowed| allowed.contains(&used));
         state.0.insert(used);
         admitted
+    }
+
+    /// Notes what such a request would be and says whether it may be.
+    pub(super) fn admits_of(&self, method: &Method, path: &str) -> bool {
+        used(method, path, "").is_none_or(|used| self.admits(used))
     }
 }
 

@@ -134,7 +134,7 @@ impl ApiServer {
     }
 
     /// Refuses, from now on, what these tables do not allow.
-    pub fn allow_only(&self, role: &'static [Access]) {
+    pub fn allow_only(&self, role: &[Access]) {
         self.shared.gate.allow_only(role);
     }
 
@@ -296,9 +296,8 @@ async fn patch(
     let mut objects = shared.lock();
     // Whoever applies what is not there creates it, and has to have the right to.
     if !path.ends_with("/status") && !objects.patched.contains_key(&path) {
-        let resource = path.split('/').next().unwrap_or_default().to_owned();
-        let create = Used { group: "gpuzone.dev".into(), resource, verb: "create" };
-        if !shared.gate.admits(create) {
+        let address = format!("/apis/gpuzone.dev/v1alpha1/{path}");
+        if !shared.gate.admits_of(&axum::http::Method::POST, &address) {
             return status(StatusCode::FORBIDDEN, "Forbidden", "cannot create it");
         }
     }

@@ -7,6 +7,7 @@
 
 mod access;
 mod api_server;
+mod cluster;
 mod container;
 mod devices;
 mod kubelet;
@@ -14,6 +15,7 @@ mod services;
 
 pub use access::Used;
 pub use api_server::ApiServer;
+pub use cluster::{BindFault, ClusterApi};
 pub use container::Container;
 pub use kubelet::{AdmitError, Kubelet, StartError};
 

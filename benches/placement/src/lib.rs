@@ -1,0 +1,11 @@
+//! The placement engine beside published schedulers, on the trace openb: `cargo bench -p
+//! gpuzone-bench-placement` with `OPENB_DIR`. `docs/placement.md` says what is measured.
+#![forbid(unsafe_code)]
+
+mod baseline;
+mod openb;
+mod statistics;
+
+pub use baseline::{Baseline, Cell, Class, Need, frequent, unusable};
+pub use openb::{Arrivals, Openb};
+pub use statistics::{Bins, Series, paired};

@@ -1,0 +1,126 @@
+#![allow(unreachable_pub, reason = "KubeSchema repeats each type inside a function")]
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// A budget of GPUs for some namespaces, together.
+///
+/// Every quota whose selector matches a namespace holds for its pods: what one refuses, no other
+/// allows. A quota counts for itself, so removing one changes nothing of what another allows.
+#[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
+#[kube(
+    group = "gpuzone.dev",
+    version = "v1alpha1",
+    kind = "GpuQuota",
+    plural = "gpuquotas",
+    shortname = "gq",
+    category = "gpu-zone",
+    status = "GpuQuotaStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Cohort", type_ = "string", json_path = ".spec.cohort"),
+    printcolumn(name = "Pods", type_ = "integer", json_path = ".status.used.pods"),
+    printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.used.gpus"),
+    printcolumn(name = "Memory", type_ = "string", json_path = ".status.used.memory"),
+    printcolumn(name = "Max memory", type_ = "string", json_path = ".spec.limits.memory"),
+    validation = Rule::new("has(self.spec.cohort) == has(self.spec.guaranteed)")
+        .message("guaranteed and cohort belong together: what is guaranteed is what the others of the cohort may borrow")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.guaranteed) || !has(self.guaranteed.gpus) || !has(self.limits) || !has(self.limits.gpus) || self.guaranteed.gpus <= self.limits.gpus").message("no more GPUs are guaranteed than the limit lets be held"))]
+#[x_kube(validation = Rule::new("!has(self.guaranteed) || !has(self.guaranteed.share) || !has(self.limits) || !has(self.limits.share) || self.guaranteed.share <= self.limits.share").message("no more share is guaranteed than the limit lets be held"))]
+#[x_kube(validation = Rule::new("!has(self.guaranteed) || !has(self.guaranteed.memory) || !has(self.limits) || !has(self.limits.memory) || quantity(self.guaranteed.memory).compareTo(quantity(self.limits.memory)) <= 0").message("no more memory is guaranteed than the limit lets be held"))]
+pub struct GpuQuotaSpec {
+    /// Namespaces that it holds for, by their labels. An empty selector is all of them.
+    pub namespace_selector: LabelSelector,
+    /// What their pods may hold together. What is left out has no limit here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Amounts>,
+    /// What one pod may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_pod: Option<Amounts>,
+    /// Limits on GPUs of one model, together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["model"]))]
+    pub models: Vec<ModelLimit>,
+    /// Limits on GPUs that are handed over in one way, together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["exposure"]))]
+    pub exposures: Vec<ExposureLimit>,
+    /// Quotas of one cohort lend each other what they do not use of what is guaranteed to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub cohort: Option<String>,
+    /// What it can always have back from its cohort. Left out of it means none of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guaranteed: Option<Amounts>,
+}
+
+/// Amounts of what pods hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Amounts {
+    /// GPU memory, like `640Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = "^[0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
+    pub memory: Option<String>,
+    /// GPUs; one that is held in part counts as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub gpus: Option<u32>,
+    /// Per cent of a GPU's time; 250 is two and a half GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000_000))]
+    pub share: Option<u32>,
+    /// Pods that hold GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub pods: Option<u32>,
+}
+
+/// A limit on GPUs of one model.
+#[derive(Clone, Debug, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelLimit {
+    /// Its product name, as `GpuNode` objects have it.
+    #[schemars(length(min = 1, max = 128))]
+    pub model: String,
+    /// What may be held of it.
+    pub limits: Amounts,
+}
+
+/// A limit on GPUs that are handed over in one way.
+#[derive(Clone, Debug, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExposureLimit {
+    /// How they are handed over.
+    #[x_kube(validation = Rule::new("self in ['mediated']").message("the only exposure that there is so far is mediated"))]
+    pub exposure: String,
+    /// What may be held so.
+    pub limits: Amounts,
+}
+
+/// What is held of a quota. Written by the extender that leads, never by people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuQuotaStatus {
+    /// What its pods hold together.
+    pub used: Amounts,
+    /// What of that is borrowed from its cohort.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrowed: Option<Amounts>,
+    /// What each tenant holds of it, the largest holders first, 64 at most.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<String, Amounts>,
+    /// The generation of the spec that this was counted by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Why it cannot be read, and so lets nothing through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub problem: Option<String>,
+}

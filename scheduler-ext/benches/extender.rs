@@ -1,0 +1,191 @@
+//! What a scheduler waits for: `/filter` over HTTP on one connection, as kube-scheduler asks;
+//! the way of a pod through filter, prioritize and bind; the start; and the memory that it takes.
+//!
+//! ```text
+//! cargo bench -p gpuzone-scheduler-ext
+//! ```
+//!
+//! The API server is the test kit's stand-in, in the benchmark's own process.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use gpuzone_testkit::kubernetes::ClusterApi;
+use serde_json::{Value, json};
+use support::extender::{Connection, Extender};
+use support::pod;
+
+const GPUS: u64 = 8;
+const OPEN: &[&str] = &["--without-quota", "admit"];
+
+fn uuid(node: u64, index: u64) -> String {
+    format!("GPU-{node:08x}-0000-0000-0000-{index:012x}")
+}
+
+fn gpu_node(node: u64) -> Value {
+    let gpus = (0..GPUS).map(|index| {
+        json!({ "uuid": uuid(node, index), "index": index, "model": "H100", "memoryBytes": 80_u64 << 30,
+            "computeCapability": "9.0", "numaNode": index / 4, "migCapable": true,
+            "simulated": true, "healthy": true })
+    });
+    let gpus: Vec<Value> = gpus.collect();
+    json!({ "kind": "GpuNode", "apiVersion": "gpuzone.dev/v1alpha1",
+        "metadata": { "name": format!("node-{node}") }, "spec": { "node": format!("node-{node}") },
+        "status": { "inventoryVersion": "1", "driver": "simulated", "total": GPUS,
+            "healthy": GPUS, "gpus": gpus } })
+}
+
+/// A pod that runs, with 16 GiB of one GPU.
+fn running(n: u64, nodes: u64) -> Value {
+    let (node, index) = (n % nodes, (n / nodes) % GPUS);
+    let uid = format!("00000000-0000-0000-0000-{n:012x}");
+    let mut object = pod("team", &format!("running-{n}"), &[("gpu", 1), ("memory-mib", 16384)]);
+    object["metadata"]["uid"] = json!(uid);
+    let placement = json!({ "version": 1, "node": format!("node-{node}"), "pod": uid,
+        "containers": { "app": [{ "gpu": uuid(node, index), "memory": "16Gi", "share": 20 }] } });
+    object["metadata"]["annotations"] = json!({ "gpuzone.dev/placement": placement.to_string() });
+    object["spec"]["nodeName"] = json!(format!("node-{node}"));
+    object["status"]["phase"] = json!("Running");
+    object
+}
+
+async fn cluster(nodes: u64, pods: u64) -> ClusterApi {
+    let api = ClusterApi::start().await.unwrap();
+    api.put("namespaces", json!({ "metadata": { "name": "team" } }));
+    for node in 0..nodes {
+        api.put("nodes", json!({ "metadata": { "name": format!("node-{node}") } }));
+        api.put("gpunodes", gpu_node(node));
+    }
+    (0..pods).for_each(|n| api.put("pods", running(n, nodes)));
+    api
+}
+
+/// Resident memory of a process, and its peak, in MB (proc(5)).
+fn resident(pid: u32) -> (u64, u64) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let of = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024 / 1_000_000
+    };
+    (of("VmRSS"), of("VmHWM"))
+}
+
+/// Starts an extender; until it is ready.
+async fn start(api: &ClusterApi, folder: &std::path::Path) -> (Extender, Duration) {
+    let began = Instant::now();
+    let extender = Extender::start(api, folder, "bench", OPEN);
+    while extender.ready().await.0 != 200 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let took = began.elapsed();
+    extender.leads().await;
+    (extender, took)
+}
+
+fn show(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |part: usize| times[times.len() * part / 100].as_secs_f64() * 1e3;
+    println!("{what}: p50 {:.2} ms, p99 {:.2} ms ({} calls)", at(50), at(99), times.len());
+}
+
+async fn time(extender: &Extender, verb: &str, body: &Value, calls: usize) -> Vec<Duration> {
+    let mut connection = Connection::open(extender.port).await.unwrap();
+    let body = body.to_string().into_bytes();
+    let mut times = Vec::new();
+    for call in 0..calls + 50 {
+        let began = Instant::now();
+        let (code, _) = connection.ask(verb, &body).await.unwrap();
+        assert_eq!(code, 200);
+        if call >= 50 {
+            times.push(began.elapsed());
+        }
+    }
+    times
+}
+
+async fn filters(nodes: u64, pods: u64, folder: &std::path::Path) {
+    let api = cluster(nodes, pods).await;
+    let (extender, took) = start(&api, folder).await;
+    println!(
+        "-- {nodes} nodes of {GPUS} GPUs, {pods} pods: ready after {:.2} s",
+        took.as_secs_f64()
+    );
+    let names: Vec<String> = (0..nodes).map(|node| format!("node-{node}")).collect();
+    let ask = |limits: &[(&str, u64)]| json!({ "Pod": pod("team", "new", limits), "Nodes": null, "NodeNames": names });
+    let part = ask(&[("gpu", 1), ("memory-mib", 24576), ("share", 20)]);
+    show("filter, 24 GiB of a GPU", time(&extender, "/filter", &part, 1000).await);
+    let whole = ask(&[("gpu", 1)]);
+    show("filter, a whole GPU: on no node", time(&extender, "/filter", &whole, 1000).await);
+    let four = ask(&[("gpu", 4), ("memory-mib", 8192)]);
+    show("filter, 4 times 8 GiB", time(&extender, "/filter", &four, 1000).await);
+    show("prioritize, 24 GiB of a GPU", time(&extender, "/prioritize", &part, 200).await);
+    let (now, peak) = resident(extender.pid());
+    println!("resident memory: {now} MB, at its peak {peak} MB");
+}
+
+/// Pods one after the other through filter and prioritize, their binds beside each other, as
+/// kube-scheduler does it.
+async fn pods_per_second(nodes: u64, pods: usize, folder: &std::path::Path) {
+    let api = cluster(nodes, 0).await;
+    let (extender, _) = start(&api, folder).await;
+    let names: Vec<String> = (0..nodes).map(|node| format!("node-{node}")).collect();
+    let limits: &[(&str, u64)] = &[("gpu", 1), ("memory-mib", 1024), ("share", 1)];
+    let new: Vec<Value> = (0..pods).map(|n| pod("team", &format!("new-{n}"), limits)).collect();
+    new.iter().for_each(|pod| api.put("pods", pod.clone()));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Vec<u8>>(64);
+    let receiver = std::sync::Arc::new(tokio::sync::Mutex::new(receiver));
+    let binders = (0..16).map(|_| {
+        let (receiver, port) = (std::sync::Arc::clone(&receiver), extender.port);
+        tokio::spawn(async move {
+            let mut connection = Connection::open(port).await.unwrap();
+            let mut failed = 0;
+            loop {
+                let next = receiver.lock().await.recv().await;
+                let Some(body) = next else { return failed };
+                let (_, answer) = connection.ask("/bind", &body).await.unwrap();
+                failed += usize::from(answer != br#"{"Error":""}"#);
+            }
+        })
+    });
+    let binders: Vec<_> = binders.collect();
+    let mut connection = Connection::open(extender.port).await.unwrap();
+    let began = Instant::now();
+    for object in &new {
+        let args = json!({ "Pod": object, "Nodes": null, "NodeNames": names });
+        let args = args.to_string().into_bytes();
+        connection.ask("/filter", &args).await.unwrap();
+        let (_, ranks) = connection.ask("/prioritize", &args).await.unwrap();
+        let ranks: Vec<Value> = serde_json::from_slice(&ranks).unwrap();
+        let best = ranks.iter().max_by_key(|rank| rank["Score"].as_u64()).unwrap();
+        let meta = &object["metadata"];
+        let bind = json!({ "PodName": meta["name"], "PodNamespace": meta["namespace"],
+            "PodUID": meta["uid"], "Node": best["Host"] });
+        sender.send(bind.to_string().into_bytes()).await.unwrap();
+    }
+    drop(sender);
+    let mut failed = 0;
+    for binder in binders {
+        failed += binder.await.unwrap();
+    }
+    let rate = pods as f64 / began.elapsed().as_secs_f64();
+    println!(
+        "-- {nodes} nodes: {rate:.0} pods/s through filter, prioritize and bind ({failed} of {pods} not bound at the first try)"
+    );
+}
+
+fn main() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::Builder::new().prefix("gz-ext-").tempdir_in("/tmp").unwrap();
+        filters(1000, 10_000, folder.path()).await;
+        filters(5000, 50_000, folder.path()).await;
+        filters(10_000, 10_000, folder.path()).await;
+        pods_per_second(10, 4000, folder.path()).await;
+        pods_per_second(100, 4000, folder.path()).await;
+        pods_per_second(1000, 2000, folder.path()).await;
+    });
+}

@@ -1,0 +1,294 @@
+//! Posts Bindings, one for each pod, and finds out what became of those whose answer was lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuzone_api::kubernetes::{InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use crate::index::{BindOrder, Gate, Look, ReserveError, Settled};
+use crate::shared::{Role, Shared};
+use crate::view::{PodName, PodView};
+use crate::wire::BindArgs;
+
+/// How long the API server has for one answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Why a pod is not bound. Each is the text of an event of the pod.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    /// Another replica binds.
+    #[error("this replica of the extender does not lead{0}; it is tried again")]
+    Standby(String),
+    /// A name that no API server gives.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// It has no place.
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
+    /// Its group did not come together.
+    #[error(
+        "the pods of its group did not all come in time, so none of them is bound; it is tried again"
+    )]
+    Group,
+    /// There is no such pod.
+    #[error("there is no such pod any more")]
+    Gone,
+    /// Somebody bound it.
+    #[error("the pod was bound to {0} by somebody else")]
+    Elsewhere(String),
+    /// The API server will not.
+    #[error("the API server refuses the Binding: {0}")]
+    Refused(String),
+    /// Nobody knows yet.
+    #[error(
+        "the API server's answer was lost ({0}); the pod's place is kept until it is known whether it was bound"
+    )]
+    Unsure(String),
+    /// It was asked about the pod.
+    #[error("the API server does not answer: {0}; it is tried again")]
+    Api(String),
+}
+
+/// Binds pods.
+#[derive(Clone)]
+pub(crate) struct Binder {
+    shared: Arc<Shared>,
+    client: Client,
+}
+
+/// Counts a bind for as long as it is on its way.
+struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.binds.send_modify(|binds| *binds += 1);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.binds.send_modify(|binds| *binds = binds.saturating_sub(1));
+    }
+}
+
+impl Binder {
+    /// Binds with this client what the index says.
+    pub(crate) fn new(shared: Arc<Shared>, client: Client) -> Self {
+        Self { shared, client }
+    }
+
+    /// Binds one pod. Goes on when whoever asked does not wait any more: half of a bind is none.
+    ///
+    /// # Errors
+    /// When it is not bound, or nobody knows.
+    pub(crate) async fn bind(&self, args: BindArgs) -> Result<(), BindError> {
+        let binder = self.clone();
+        let flight = InFlight::new(&self.shared);
+        let bound = tokio::spawn(async move {
+            let _flight = flight;
+            binder.bind_to_the_end(args).await
+        });
+        bound.await.unwrap_or_else(|error| Err(BindError::Unsure(error.to_string())))
+    }
+
+    async fn bind_to_the_end(&self, args: BindArgs) -> Result<(), BindError> {
+        match &*self.shared.role.borrow() {
+            Role::Leading if self.shared.leads() => {}
+            Role::Leading => return Err(BindError::Standby(" at the moment".into())),
+            Role::Settling => return Err(BindError::Standby(" yet".into())),
+            Role::Standby(Some(who)) => return Err(BindError::Standby(format!(", {who} does"))),
+            Role::Standby(None) | Role::Ending => return Err(BindError::Standby(String::new())),
+        }
+        let (uid, node): (PodUid, NodeName) = (args.pod_uid.parse()?, args.node.parse()?);
+        let pod = PodName { namespace: args.pod_namespace, name: args.pod_name };
+        // They become a part of an address.
+        pod.namespace.parse::<NodeName>()?;
+        pod.name.parse::<NodeName>()?;
+        let reserved = self.shared.index().reserve(&uid, &node);
+        let order = match reserved {
+            Err(ReserveError::Unknown) => {
+                // The scheduler's watch is ahead of ours.
+                match self.look(&pod, &uid).await? {
+                    Look::Gone => return Err(BindError::Gone),
+                    Look::OnNode(view) => return bound_already(&view, &node),
+                    Look::Unbound => {}
+                }
+                let again = self.shared.index().reserve(&uid, &node);
+                match again {
+                    // What asks for no GPU is not kept.
+                    Err(ReserveError::Unknown | ReserveError::NoGpu) => {
+                        return self.bind_plain(&pod, &uid, &node).await;
+                    }
+                    other => other?,
+                }
+            }
+            other => other?,
+        };
+        if order.grouped {
+            self.wait_for_group(&order).await?;
+        }
+        self.post(&order).await
+    }
+
+    async fn wait_for_group(&self, order: &BindOrder) -> Result<(), BindError> {
+        loop {
+            let stirred = self.shared.stirred.notified();
+            let gate = self.shared.index().gate(&order.uid, order.ticket);
+            match gate {
+                Gate::Open => {
+                    self.shared.stirred.notify_waiters();
+                    return Ok(());
+                }
+                Gate::Closed => return Err(BindError::Group),
+                Gate::Wait => {
+                    // The index gives a plan up by itself; this only bounds one look at it.
+                    let _ = tokio::time::timeout(Duration::from_millis(250), stirred).await;
+                }
+            }
+        }
+    }
+
+    fn settle(&self, order: &BindOrder, settled: Settled) {
+        let now = self.shared.now();
+        self.shared.index().settle(&order.uid, order.ticket, settled, now);
+    }
+
+    async fn post(&self, order: &BindOrder) -> Result<(), BindError> {
+        if !self.shared.leads() {
+            // It waited for its group meanwhile.
+            self.settle(order, Settled::Refused);
+            return Err(BindError::Standby(" any more".into()));
+        }
+        let annotations = json!({ PLACEMENT_ANNOTATION: order.placement.to_string() });
+        let binding = binding(&order.pod, &order.uid, &order.node, annotations);
+        let answer = self.send(&order.pod, &binding).await;
+        let (certain, reason) = match answer {
+            Ok(()) => {
+                self.settle(order, Settled::Written);
+                return Ok(());
+            }
+            Err(Lost::Refused(reason)) => {
+                self.settle(order, Settled::Refused);
+                return Err(BindError::Refused(reason));
+            }
+            Err(Lost::Conflict(reason)) => (true, reason),
+            Err(Lost::Unsure(reason)) => (false, reason),
+        };
+        let look = self.look(&order.pod, &order.uid).await;
+        match (look, certain) {
+            (Ok(Look::OnNode(view)), _) => {
+                let placed = view.placement.as_ref() == Some(&order.placement);
+                let ours = view.node.as_ref() == Some(&order.node) && placed;
+                let on = view.node.as_ref().map(ToString::to_string).unwrap_or_default();
+                let (now, look) = (self.shared.now(), Look::OnNode(view));
+                self.shared.index().looked(&order.uid, order.ticket, look, now);
+                if ours { Ok(()) } else { Err(BindError::Elsewhere(on)) }
+            }
+            (Ok(Look::Gone), _) => {
+                let now = self.shared.now();
+                self.shared.index().looked(&order.uid, order.ticket, Look::Gone, now);
+                Err(BindError::Gone)
+            }
+            (Ok(Look::Unbound), true) => {
+                self.settle(order, Settled::Refused);
+                Err(BindError::Refused(reason))
+            }
+            (Ok(Look::Unbound) | Err(_), _) => {
+                self.settle(order, Settled::Unsure);
+                Err(BindError::Unsure(reason))
+            }
+        }
+    }
+
+    /// A pod without GPUs, where the scheduler sends those, too.
+    async fn bind_plain(
+        &self,
+        pod: &PodName,
+        uid: &PodUid,
+        node: &NodeName,
+    ) -> Result<(), BindError> {
+        let binding = binding(pod, uid, node, json!({}));
+        match self.send(pod, &binding).await {
+            Ok(()) => Ok(()),
+            Err(Lost::Refused(reason)) => Err(BindError::Refused(reason)),
+            Err(Lost::Conflict(reason) | Lost::Unsure(reason)) => {
+                match self.look(pod, uid).await? {
+                    Look::OnNode(view) => bound_already(&view, node),
+                    Look::Gone => Err(BindError::Gone),
+                    Look::Unbound => Err(BindError::Refused(reason)),
+                }
+            }
+        }
+    }
+
+    async fn send(&self, pod: &PodName, binding: &Value) -> Result<(), Lost> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let params = PostParams::default();
+        let posted =
+            pods.create_subresource::<Value, Value>("binding", &pod.name, &params, binding);
+        match tokio::time::timeout(PATIENCE, posted).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(kube::Error::Api(status))) => match status.code {
+                409 => Err(Lost::Conflict(status.message.clone())),
+                400..=428 | 431 => Err(Lost::Refused(status.message.clone())),
+                _ => Err(Lost::Unsure(status.message.clone())),
+            },
+            Ok(Err(error)) => Err(Lost::Unsure(error.to_string())),
+            Err(_) => Err(Lost::Unsure(format!("nothing within {PATIENCE:?}"))),
+        }
+    }
+
+    /// How a pod stands, as the API server has it now. One that is new here becomes known.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn look(&self, pod: &PodName, uid: &PodUid) -> Result<Look, BindError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let got = tokio::time::timeout(PATIENCE, pods.get_opt(&pod.name)).await;
+        let got = got.map_err(|_| BindError::Api(format!("nothing within {PATIENCE:?}")))?;
+        let found = got.map_err(|error| BindError::Api(error.to_string()))?;
+        let names = self.shared.index().settings().names.clone();
+        let view = found.and_then(|pod| PodView::of(&pod, &names));
+        let Some(view) = view.filter(|view| view.uid == *uid) else { return Ok(Look::Gone) };
+        if view.ended {
+            return Ok(Look::Gone);
+        }
+        if view.node.is_some() {
+            return Ok(Look::OnNode(Box::new(view)));
+        }
+        if !self.shared.index().knows(uid) {
+            self.shared.index().apply_pod(view);
+        }
+        Ok(Look::Unbound)
+    }
+}
+
+enum Lost {
+    Refused(String),
+    Conflict(String),
+    Unsure(String),
+}
+
+fn bound_already(view: &PodView, node: &NodeName) -> Result<(), BindError> {
+    match &view.node {
+        Some(on) if on == node => Ok(()),
+        on => Err(BindError::Elsewhere(on.as_ref().map(ToString::to_string).unwrap_or_default())),
+    }
+}
+
+/// The UID makes the API server refuse it for another pod of that name.
+fn binding(pod: &PodName, uid: &PodUid, node: &NodeName, annotations: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Binding",
+        "metadata": {
+            "namespace": pod.namespace, "name": pod.name, "uid": uid.as_str(),
+            "annotations": annotations,
+        },
+        "target": { "apiVersion": "v1", "kind": "Node", "name": node.as_str() },
+    })
+}

@@ -1,0 +1,242 @@
+//! The verbs over HTTP, and what people and probes ask.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+
+use crate::binder::Binder;
+use crate::metrics::{Metrics, Verb};
+use crate::shared::{Role, Shared};
+use crate::view::{PodName, PodView};
+use crate::wire::{
+    Args, BindArgs, BindResult, FilterResult, HostPriority, MetaPod, MetaVictims, Nodes,
+    PreemptArgs, PreemptResult,
+};
+
+/// A request's body comes within this time.
+const BODY: Duration = Duration::from_secs(10);
+/// More requests are not served at a time.
+const AT_ONCE: usize = 256;
+
+/// What the handlers have.
+#[derive(Clone)]
+pub(crate) struct App {
+    /// The index.
+    pub(crate) shared: Arc<Shared>,
+    /// Who posts Bindings.
+    pub(crate) binder: Binder,
+    /// What is counted.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// A request that cannot be answered.
+struct Bad(StatusCode, String);
+
+impl IntoResponse for Bad {
+    fn into_response(self) -> Response {
+        (self.0, self.1).into_response()
+    }
+}
+
+/// The scheduler's door. A request has at most `largest_body` bytes.
+pub(crate) fn verbs(app: App, largest_body: usize) -> Router {
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let bounded = move |request: Request, next: Next| {
+        let places = Arc::clone(&places);
+        async move {
+            match places.try_acquire_owned() {
+                Ok(_place) => next.run(request).await,
+                Err(_) => Bad(StatusCode::TOO_MANY_REQUESTS, "too many requests at once".into())
+                    .into_response(),
+            }
+        }
+    };
+    Router::new()
+        .route("/filter", post(filter))
+        .route("/prioritize", post(prioritize))
+        .route("/bind", post(bind))
+        .route("/preempt", post(preempt))
+        .route("/explain/{namespace}/{name}", get(explain))
+        .route("/quotas", get(quotas))
+        .layer(DefaultBodyLimit::max(largest_body))
+        .layer(middleware::from_fn(bounded))
+        .with_state(app)
+}
+
+/// The door of probes and of whoever collects metrics.
+pub(crate) fn health(app: App) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(app)
+}
+
+async fn readyz(State(app): State<App>) -> Result<String, Bad> {
+    let ready = app.shared.index().ready();
+    ready.map_err(|error| Bad(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let role = app.shared.role.borrow().clone();
+    match role {
+        Role::Leading => Ok("leading".into()),
+        Role::Settling => Ok("leading; reads all pods once more before it binds any".into()),
+        Role::Standby(Some(who)) => Ok(format!("standing by; {who} leads")),
+        Role::Standby(None) => Ok("standing by".into()),
+        Role::Ending => Err(Bad(StatusCode::SERVICE_UNAVAILABLE, "ending".into())),
+    }
+}
+
+async fn metrics(State(app): State<App>) -> Result<Response, Bad> {
+    let counts = app.shared.index().counts();
+    let text = app.metrics.text(counts, app.shared.leads());
+    let text = text.map_err(|error| Bad(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// A body in the time that it has, read as what it should be. kube-scheduler sends `application/json`; whoever does not is not refused for that.
+async fn read<T: DeserializeOwned>(request: Request, verb: Verb) -> Result<T, Bad> {
+    let bytes = axum::RequestExt::extract::<Bytes, _>(request);
+    let bytes = tokio::time::timeout(BODY, bytes).await;
+    let bytes =
+        bytes.map_err(|_| Bad(StatusCode::REQUEST_TIMEOUT, "the body did not come".into()))?;
+    let bytes = bytes.map_err(|error| Bad(error.status(), error.body_text()))?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Bad(StatusCode::BAD_REQUEST, format!("not what {} is asked with: {error}", verb.as_str()))
+    })
+}
+
+fn json<T: Serialize>(answer: &T) -> Response {
+    Json(answer).into_response()
+}
+
+fn view(app: &App, pod: &k8s_openapi::api::core::v1::Pod) -> Result<PodView, Bad> {
+    let names = app.shared.index().settings().names.clone();
+    let nameless = || Bad(StatusCode::BAD_REQUEST, "the pod has no namespace, name or UID".into());
+    PodView::of(pod, &names).ok_or_else(nameless)
+}
+
+/// The names of nodes that came whole.
+fn names(nodes: Option<&Nodes>) -> Result<Vec<String>, Bad> {
+    let names = nodes.map_or(Ok(Vec::new()), Nodes::names);
+    names.map_err(|error| Bad(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+async fn filter(State(app): State<App>, request: Request) -> Result<Response, Bad> {
+    let began = Instant::now();
+    let Args { pod, nodes, node_names } = read(request, Verb::Filter).await?;
+    let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
+    let names = node_names.as_ref().unwrap_or(&whole);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let now = app.shared.now();
+    let filtered = app.shared.index().filter(&pod, &names, now);
+    let filtered = match filtered {
+        Ok(filtered) => filtered,
+        Err(error) => {
+            let error = error.to_string();
+            app.metrics.count(Verb::Filter, false, began.elapsed());
+            return Ok(json(&FilterResult { error, ..FilterResult::default() }));
+        }
+    };
+    let mut result = FilterResult::default();
+    let mut fits = Vec::new();
+    for ((name, answer), at) in names.iter().zip(&filtered.0).zip(0..) {
+        match answer {
+            Ok(()) => fits.push((at, *name)),
+            Err(refusal) => {
+                let failed = match refusal.hopeless {
+                    true => &mut result.failed_and_unresolvable_nodes,
+                    false => &mut result.failed_nodes,
+                };
+                failed.0.push((name, &refusal.reason));
+            }
+        }
+    }
+    if node_names.is_some() {
+        result.node_names = Some(fits.iter().map(|(_, name)| *name).collect());
+    } else {
+        result.nodes = nodes.map(|nodes| {
+            let items = nodes.items.unwrap_or_default();
+            let kept: BTreeSet<usize> = fits.iter().map(|(at, _)| *at).collect();
+            let items = items.into_iter().zip(0..).filter(|(_, at)| kept.contains(at));
+            Nodes { metadata: nodes.metadata, items: Some(items.map(|(item, _)| item).collect()) }
+        });
+    }
+    app.metrics.count(Verb::Filter, true, began.elapsed());
+    Ok(json(&result))
+}
+
+async fn prioritize(State(app): State<App>, request: Request) -> Result<Response, Bad> {
+    let began = Instant::now();
+    let Args { pod, nodes, node_names } = read(request, Verb::Prioritize).await?;
+    let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
+    let names = node_names.as_ref().unwrap_or(&whole);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let ranks = app.shared.index().prioritize(&pod, &names);
+    app.metrics.count(Verb::Prioritize, ranks.is_ok(), began.elapsed());
+    let ranks = ranks.map_err(|error| Bad(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let priorities = names.iter().zip(ranks).map(|(host, score)| HostPriority { host, score });
+    Ok(json(&priorities.collect::<Vec<_>>()))
+}
+
+async fn bind(State(app): State<App>, request: Request) -> Result<Response, Bad> {
+    let began = Instant::now();
+    let args: BindArgs = read(request, Verb::Bind).await?;
+    let pod = format!("{}/{}", args.pod_namespace, args.pod_name);
+    let bound = app.binder.bind(args).await;
+    app.metrics.count(Verb::Bind, bound.is_ok(), began.elapsed());
+    let error = bound.err().map(|error| {
+        tracing::info!(pod, %error, "not bound");
+        error.to_string()
+    });
+    Ok(json(&BindResult { error: error.unwrap_or_default() }))
+}
+
+async fn preempt(State(app): State<App>, request: Request) -> Result<Response, Bad> {
+    let began = Instant::now();
+    let args: PreemptArgs = read(request, Verb::Preempt).await?;
+    let pod = view(&app, &args.pod)?;
+    let meta = args.node_name_to_meta_victims.unwrap_or_default();
+    let whole = args.node_name_to_victims.unwrap_or_default().into_iter().map(|(node, victims)| {
+        let uids = victims.pods.into_iter().flatten().filter_map(|pod| pod.metadata.uid);
+        let pods = Some(uids.map(|uid| MetaPod { uid }).collect());
+        (node, MetaVictims { pods, violations: victims.violations })
+    });
+    let mut result = PreemptResult::default();
+    for (node, victims) in meta.into_iter().chain(whole) {
+        let named = victims.pods.iter().flatten().filter_map(|pod| pod.uid.parse().ok()).collect();
+        let chosen = app.shared.index().preempt(&pod, &node, &named);
+        if let Some(chosen) = chosen {
+            let pods = chosen.pods.iter().map(|uid| MetaPod { uid: uid.to_string() }).collect();
+            let victims = MetaVictims { pods: Some(pods), violations: victims.violations };
+            result.node_name_to_meta_victims.insert(node, victims);
+        }
+    }
+    app.metrics.count(Verb::Preempt, true, began.elapsed());
+    Ok(json(&result))
+}
+
+async fn explain(
+    State(app): State<App>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Response, Bad> {
+    let why = app.shared.index().explain(&PodName { namespace, name });
+    let unknown = "no such pod that asks for GPUs is known here";
+    why.map(|why| json(&why)).ok_or_else(|| Bad(StatusCode::NOT_FOUND, unknown.into()))
+}
+
+async fn quotas(State(app): State<App>) -> Response {
+    let reports = app.shared.index().quota_reports();
+    let reports = reports.into_iter().map(|report| (report.name, report.status));
+    json(&reports.collect::<std::collections::BTreeMap<_, _>>())
+}

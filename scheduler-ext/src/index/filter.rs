@@ -1,0 +1,368 @@
+//! Which nodes serve a pod, and which best.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gpuzone_core::engine::{
+    Amount, HostDemand, MemoryAsk, NodeRoom, PodDemand, Policy, Reason, Topology, fit, place,
+    rank_scores,
+};
+
+use super::bind::State;
+use super::nodes::Node;
+use super::pods::Stand;
+use super::quota::Gates;
+use super::{Index, Moment};
+use crate::ask::Ask;
+use crate::view::PodView;
+
+/// Why a node does not serve a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// A sentence; equal for nodes of which the same is true, so that the scheduler groups them.
+    pub reason: Arc<str>,
+    /// Whether taking pods away from the node could not change it.
+    pub hopeless: bool,
+}
+
+/// For each node that was asked about, in that order: whether it serves the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filtered(pub Vec<Result<(), Refusal>>);
+
+/// Why nothing is answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// The index is not complete.
+    #[error("not ready: {0} not read from the API server yet")]
+    NotReady(String),
+}
+
+impl Filtered {
+    fn all(nodes: usize, reason: &dyn std::fmt::Display, hopeless: bool) -> Self {
+        let reason: Arc<str> = reason.to_string().into();
+        Self(vec![Err(Refusal { reason, hopeless }); nodes])
+    }
+}
+
+/// A sentence for each reason, made once for a pod.
+struct Sentences<'a> {
+    ask: &'a Ask,
+    made: BTreeMap<Reason, Refusal>,
+}
+
+impl Sentences<'_> {
+    fn of(&mut self, reason: Reason) -> Refusal {
+        let ask = self.ask;
+        let made = self.made.entry(reason).or_insert_with(|| {
+            let models = match ask.terms.models.as_slice() {
+                [] => String::new(),
+                models => format!(" of {}", models.join(" or ")),
+            };
+            let reason_text = format!("needs {}{models}: {reason}", ask.sentence());
+            Refusal { reason: reason_text.into(), hopeless: is_hopeless(reason) }
+        });
+        made.clone()
+    }
+}
+
+/// Whether no pod that goes could change it.
+fn is_hopeless(reason: Reason) -> bool {
+    match reason {
+        Reason::NoGpu | Reason::Model | Reason::Exposure | Reason::TooFew | Reason::TooSmall => {
+            true
+        }
+        Reason::Unhealthy
+        | Reason::Topology
+        | Reason::HostCpu
+        | Reason::HostMemory
+        | Reason::GpuMemory
+        | Reason::GpuShare
+        | Reason::GpuRoom
+        | Reason::Together => false,
+    }
+}
+
+impl Index {
+    /// Whether enough is known to answer.
+    ///
+    /// # Errors
+    /// When not, with what is missing.
+    pub fn ready(&self) -> Result<(), FilterError> {
+        let missing = self.missing();
+        if missing.is_empty() { Ok(()) } else { Err(FilterError::NotReady(missing.join(", "))) }
+    }
+
+    /// Which of `nodes` serve a pod.
+    ///
+    /// # Errors
+    /// When the index is not complete.
+    pub fn filter(
+        &mut self,
+        pod: &PodView,
+        nodes: &[&str],
+        now: Moment,
+    ) -> Result<Filtered, FilterError> {
+        self.ready()?;
+        let ask = match &pod.ask {
+            Ok(Some(ask)) => ask,
+            Ok(None) => return Ok(Filtered(vec![Ok(()); nodes.len()])),
+            Err(error) => return Ok(Filtered::all(nodes.len(), error, true)),
+        };
+        if let Some(only) = self.place_of(pod, nodes, now) {
+            return Ok(only_on(&only, nodes));
+        }
+        if ask.terms.group.is_some() {
+            if !self.pods.contains_key(&pod.uid) {
+                let reason = "the pod is not known here yet; it is tried again";
+                return Ok(Filtered::all(nodes.len(), &reason, false));
+            }
+            if let Err(reason) = self.plan_group(&pod.uid, nodes, now) {
+                return Ok(Filtered::all(nodes.len(), &reason, false));
+            }
+            if let Some(only) = self.place_of(pod, nodes, now) {
+                return Ok(only_on(&only, nodes));
+            }
+        }
+        let gates = match self.gates(&pod.name.namespace, &BTreeMap::new()) {
+            Ok(gates) => gates,
+            Err(refusal) => return Ok(Filtered::all(nodes.len(), &refusal, false)),
+        };
+        let mut sentences = Sentences { ask, made: BTreeMap::new() };
+        let demand = ask.demand(&self.models);
+        let exact =
+            !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_model());
+        if !exact {
+            // What it comes to is the same everywhere, so the quota is asked once.
+            if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
+                return Ok(refused);
+            }
+        }
+        let answer = nodes.iter().map(|name| {
+            let node = self.nodes.get(*name).filter(|node| node.reported);
+            let node = node.ok_or_else(|| sentences.of(Reason::NoGpu))?;
+            if let Some(answer) = quick(&node.room, &demand) {
+                answer.map_err(|reason| sentences.of(reason))?;
+                if !exact {
+                    return Ok(());
+                }
+            }
+            let choice = fit(&node.room, &demand).map_err(|reason| sentences.of(reason))?;
+            if !exact {
+                return Ok(());
+            }
+            let mut asked = super::Usage::of_pod();
+            for given in choice.containers().iter().flatten() {
+                let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
+                asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
+            }
+            let refused = |refusal: super::QuotaRefusal| Refusal {
+                reason: refusal.to_string().into(),
+                hopeless: false,
+            };
+            gates.check(&asked).map_err(refused)
+        });
+        Ok(Filtered(answer.collect()))
+    }
+
+    fn refused_everywhere(
+        &self,
+        gates: &Gates,
+        demand: &PodDemand,
+        nodes: usize,
+    ) -> Option<Filtered> {
+        let mut asked = super::Usage::of_pod();
+        for container in &demand.containers {
+            let Amount::Part { memory: MemoryAsk::Bytes(memory), share } = container.amount else {
+                return None;
+            };
+            let share = share.map_or(1, |share| u64::from(share.get() / 10));
+            for _ in 0..container.gpus.get() {
+                asked.add_gpu(None, memory, share);
+            }
+        }
+        let refusal = gates.check(&asked).err()?;
+        Some(Filtered::all(nodes, &refusal, false))
+    }
+
+    /// The node that a pod has its place on already: nowhere else it may go.
+    fn place_of(&mut self, pod: &PodView, nodes: &[&str], now: Moment) -> Option<String> {
+        let known = self.pods.get(&pod.uid)?;
+        let (node, planned) = match &known.stand {
+            Stand::Waiting => return None,
+            Stand::Bound(held) => (held.node.to_string(), false),
+            Stand::Reserved(reservation) => {
+                let planned = reservation.state == State::Planned { called: false };
+                (reservation.held.node.to_string(), planned)
+            }
+        };
+        if planned && !nodes.contains(&node.as_str()) && self.replan(&pod.uid, nodes, now) {
+            let held = self.pods.get(&pod.uid).and_then(super::PodEntry::held);
+            return held.map(|held| held.node.to_string());
+        }
+        Some(node)
+    }
+
+    /// A rank for each of `nodes`, 0 to 10, better placements higher.
+    ///
+    /// # Errors
+    /// When the index is not complete.
+    pub fn prioritize(&mut self, pod: &PodView, nodes: &[&str]) -> Result<Vec<u8>, FilterError> {
+        self.ready()?;
+        let Ok(Some(ask)) = &pod.ask else { return Ok(vec![0; nodes.len()]) };
+        let (policy, mix) = (self.policy_of(ask), self.mix());
+        let demand = ask.demand(&self.models);
+        let kind = self.kind_of(policy, &demand);
+        let scores = nodes.iter().map(|name| {
+            let node = self.nodes.get_mut(*name)?;
+            if let Some(known) = node.known_score(kind) {
+                return known;
+            }
+            let placed = place(policy, &mix, &node.room, &demand).ok();
+            node.learn_score(kind, placed.map(|placed| placed.score))
+        });
+        let scores: Vec<_> = scores.collect();
+        let mut ranks =
+            rank_scores(&scores.iter().flatten().copied().collect::<Vec<_>>()).into_iter();
+        // A node that does not serve it any more comes last.
+        let rank = |score: &Option<_>| score.and_then(|_| ranks.next()).unwrap_or_default();
+        Ok(scores.iter().map(rank).collect())
+    }
+
+    /// A number for pods that ask for the same in the same way, while the mix is the same: nodes
+    /// remember their score for it until they change. Only the last few kinds are remembered.
+    fn kind_of(&mut self, policy: Policy, demand: &PodDemand) -> u64 {
+        let same = |(_, known_policy, known): &&(u64, Policy, PodDemand)| {
+            *known_policy == policy && known == demand
+        };
+        if let Some((kind, _, _)) = self.kinds.iter().find(same) {
+            return *kind;
+        }
+        self.next_kind += 1;
+        if self.kinds.len() >= Node::MOST_SCORES {
+            self.kinds.remove(0);
+        }
+        self.kinds.push((self.next_kind, policy, demand.clone()));
+        self.next_kind
+    }
+
+    /// What a pod that was seen on its node holds, for tests: `(gpu, memory, per cent)`.
+    pub fn holds(&self, uid: &gpuzone_api::kubernetes::PodUid) -> Vec<gpuzone_core::Grant> {
+        let held = self.pods.get(uid).and_then(super::PodEntry::held);
+        held.map(|held| held.holds.to_vec()).unwrap_or_default()
+    }
+}
+
+fn only_on(place: &str, nodes: &[&str]) -> Filtered {
+    let reason: Arc<str> = "the pod has its place on another node already".into();
+    let answer = nodes.iter().map(|node| {
+        if *node == place {
+            Ok(())
+        } else {
+            Err(Refusal { reason: reason.clone(), hopeless: true })
+        }
+    });
+    Filtered(answer.collect())
+}
+
+/// Whether what it comes to, as far as that is limited, is another on another node.
+fn depends_on_node(demand: &PodDemand, gates: &Gates) -> bool {
+    demand.containers.iter().any(|container| match container.amount {
+        Amount::Whole | Amount::Part { memory: MemoryAsk::Percent(_), .. } => true,
+        // As of the memory, and so as of the GPU's.
+        Amount::Part { memory: MemoryAsk::Bytes(_), share: None } => gates.limit_time(),
+        Amount::Part { memory: MemoryAsk::Bytes(_), share: Some(_) } => false,
+    })
+}
+
+/// What the engine's `fit` says of one container whose GPUs may be anywhere, which is most pods and
+/// needs no search: one pass over the GPUs. `None` for others.
+fn quick(room: &NodeRoom, demand: &PodDemand) -> Option<Result<(), Reason>> {
+    let [only] = demand.containers.as_slice() else { return None };
+    if only.topology != Topology::Any || demand.host != HostDemand::default() {
+        return None;
+    }
+    const ORDER: [Reason; 7] = [
+        Reason::TooFew,
+        Reason::Model,
+        Reason::Exposure,
+        Reason::TooSmall,
+        Reason::Unhealthy,
+        Reason::GpuMemory,
+        Reason::GpuShare,
+    ];
+    let mut passed = [0_u32; ORDER.len()];
+    for gpu in room.gpus() {
+        let (kind, (memory, share)) = (gpu.kind(), only.amount.on(gpu));
+        let passes = [
+            true,
+            only.models.contains(kind.model),
+            only.exposure == kind.exposure,
+            memory <= kind.memory,
+            kind.healthy,
+            memory <= gpu.free_memory(),
+            share <= gpu.free_share(),
+        ];
+        for (count, _) in passed.iter_mut().zip(passes).take_while(|(_, passes)| *passes) {
+            *count += 1;
+        }
+    }
+    if room.gpus().is_empty() {
+        return Some(Err(Reason::NoGpu));
+    }
+    let lacks = ORDER.into_iter().zip(passed).find(|(_, count)| *count < only.gpus.get());
+    Some(lacks.map_or(Ok(()), |(reason, _)| Err(reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpuzone_core::engine::{Demand, GpuKind, GpuRoom, HostRoom, ModelTable, ShareMilli};
+    use gpuzone_core::{ComputeShare, Exposure, GpuCount, MemoryBytes};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_short_way_says_what_the_engine_says(
+            gpus in proptest::collection::vec((0u8..2, any::<bool>(), 1u64..4, 0u64..4, 0u16..4), 0..5),
+            count in 1u32..4,
+            ask in 0u64..4,
+            share in 0u32..4,
+            percent: bool,
+            model in 0u8..3,
+        ) {
+            let mut models = ModelTable::default();
+            let names = ["a", "b"];
+            let classes = names.map(|name| models.class_of(name).unwrap());
+            let rooms = gpus.iter().map(|(model, healthy, memory, free, share)| {
+                let kind = GpuKind {
+                    memory: MemoryBytes::gib(*memory),
+                    model: classes[usize::from(*model)],
+                    exposure: Exposure::Mediated,
+                    healthy: *healthy,
+                    numa: None,
+                    nvlink: None,
+                };
+                let share = ShareMilli::new(share * 300).unwrap();
+                GpuRoom::with_free(kind, MemoryBytes::gib(*free), share)
+            });
+            let room = NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap();
+            let share = ComputeShare::new(share * 30).ok().map(ShareMilli::from);
+            let amount = match (ask, percent) {
+                (0, _) => Amount::Whole,
+                (part, true) => {
+                    let part = ComputeShare::new(u32::try_from(part).unwrap() * 30).unwrap();
+                    Amount::Part { memory: MemoryAsk::Percent(part), share }
+                }
+                (gib, false) => {
+                    Amount::Part { memory: MemoryAsk::Bytes(MemoryBytes::gib(gib)), share }
+                }
+            };
+            let mut demand = Demand::new(GpuCount::new(count).unwrap(), amount);
+            if let Some(name) = names.get(usize::from(model)) {
+                demand.models = models.set_of([*name]);
+            }
+            let demand = PodDemand { host: HostDemand::default(), containers: vec![demand] };
+            prop_assert_eq!(quick(&room, &demand).unwrap(), fit(&room, &demand).map(|_| ()));
+        }
+    }
+}

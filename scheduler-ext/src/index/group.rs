@@ -1,0 +1,264 @@
+//! Groups: pods that start together or not at all.
+//!
+//! A group gets a place for all of its pods in one step, or for none: so two groups never hold
+//! half of what each other needs. The pods' binds wait until all have been called, and then go
+//! out together. If they are not all called in time, the whole plan is given back, and the group
+//! waits a while before it makes another, so that others get a turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gpuzone_api::kubernetes::{NodeName, PodUid};
+use gpuzone_core::engine::{Placed, place};
+
+use super::bind::State;
+use super::pods::{PodEntry, Stand};
+use super::{Gate, Index, Moment, Ticket};
+use crate::ask::Ask;
+
+/// A group's pods and its plan.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    pods: BTreeSet<PodUid>,
+    /// When its plan is given back, if there is one and its binds have not gone out.
+    until: Option<Moment>,
+    /// No plan is made before.
+    not_before: Moment,
+    /// Its pods were put aside until then.
+    asleep: bool,
+    /// All have been called: binds go out.
+    open: bool,
+}
+
+/// Why a group has no place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoPlan {
+    #[error("waits for its group '{name}': {there} of {size} pods are there")]
+    Incomplete { name: String, there: usize, size: u32 },
+    #[error("its group '{name}' could not start together and is tried again in a moment")]
+    Later { name: String },
+    #[error("its group '{name}' needs room for {pods} pods at once, and {found} of them have it")]
+    NoRoom { name: String, pods: usize, found: usize },
+    #[error("its group '{name}': {reason}")]
+    Quota { name: String, reason: String },
+}
+
+impl Index {
+    pub(super) fn join_group(&mut self, uid: &PodUid, entry: &PodEntry) {
+        if let Some(key) = entry.group() {
+            self.groups.entry(key).or_default().pods.insert(uid.clone());
+        }
+    }
+
+    pub(super) fn leave_group(&mut self, uid: &PodUid) {
+        let Some(key) = self.pods.get(uid).and_then(PodEntry::group) else { return };
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.pods.remove(uid);
+            if group.pods.is_empty() {
+                self.groups.remove(&key);
+            }
+        }
+    }
+
+    /// Whether all pods of a pod's group are there.
+    pub(super) fn is_whole(&self, entry: &PodEntry) -> bool {
+        let group = entry.group().and_then(|key| self.groups.get(&key));
+        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map(|group| group.size);
+        group.zip(size).is_some_and(|(group, size)| group.pods.len() >= size as usize)
+    }
+
+    /// Whether a pod may only be bound as a part of a plan of its group.
+    pub(super) fn group_needs_plan(&self, entry: &PodEntry) -> bool {
+        let Some(key) = entry.group() else { return false };
+        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map_or(1, |g| g.size);
+        let placed = self.groups.get(&key).map_or(0, |group| self.placed(group));
+        placed < size as usize
+    }
+
+    fn placed(&self, group: &Group) -> usize {
+        let held = |uid: &&PodUid| self.pods.get(*uid).is_some_and(|entry| !entry.waits());
+        group.pods.iter().filter(held).count()
+    }
+
+    /// Makes a plan for the group of `uid` on `nodes`, if it needs one.
+    pub(super) fn plan_group(
+        &mut self,
+        uid: &PodUid,
+        nodes: &[&str],
+        now: Moment,
+    ) -> Result<(), NoPlan> {
+        let Some(entry) = self.pods.get(uid) else { return Ok(()) };
+        if !self.group_needs_plan(entry) {
+            return Ok(());
+        }
+        let (Some(key), Some(wanted)) =
+            (entry.group(), entry.asks().and_then(|ask| ask.terms.group.clone()))
+        else {
+            return Ok(());
+        };
+        let Some(group) = self.groups.get(&key) else { return Ok(()) };
+        let (name, size) = (wanted.name, wanted.size);
+        if now < group.not_before {
+            return Err(NoPlan::Later { name });
+        }
+        let there = group.pods.len();
+        if there < size as usize {
+            return Err(NoPlan::Incomplete { name, there, size });
+        }
+        let missing = (size as usize).saturating_sub(self.placed(group));
+        let waiting = group
+            .pods
+            .iter()
+            .filter(|other| *other != uid && self.pods.get(*other).is_some_and(PodEntry::waits));
+        let planned = std::iter::once(uid).chain(waiting).take(missing).cloned();
+        let planned: Vec<PodUid> = planned.collect();
+        self.plan(&name, &planned, nodes)?;
+        let until = now + self.settings.group_patience;
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.until = Some(until);
+            // Pods that join a group that runs do not wait for those that run.
+            group.open = missing < size as usize && group.open;
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self, name: &str, pods: &[PodUid], nodes: &[&str]) -> Result<(), NoPlan> {
+        let mut done: Vec<&PodUid> = Vec::new();
+        let mut scores: Option<(Ask, Vec<Option<Placed>>)> = None;
+        let mut failed = None;
+        for uid in pods {
+            let Some(ask) = self.pods.get(uid).and_then(PodEntry::asks).cloned() else {
+                failed = Some(None);
+                break;
+            };
+            // Pods of a group are mostly alike; then only the node that was chosen is new.
+            let known = scores.take().filter(|(of, _)| of.containers == ask.containers);
+            let mut known = known.map_or_else(
+                || nodes.iter().map(|node| self.score(node, &ask)).collect(),
+                |(_, known)| known,
+            );
+            let best = known.iter().enumerate().filter_map(|(at, p)| Some((at, p.as_ref()?.score)));
+            // Of equals the first.
+            let best = best.reduce(|a, b| if b.1 > a.1 { b } else { a }).map(|(at, _)| at);
+            let Some((at, node)) = best.and_then(|at| Some((at, *nodes.get(at)?))) else {
+                failed = Some(None);
+                break;
+            };
+            if let Err(reason) = self.plan_one(uid, node, &ask) {
+                failed = Some(Some(reason));
+                break;
+            }
+            done.push(uid);
+            if let Some(slot) = known.get_mut(at) {
+                *slot = self.score(node, &ask);
+            }
+            scores = Some((ask, known));
+        }
+        let Some(reason) = failed else { return Ok(()) };
+        let (name, found) = (name.to_owned(), done.len());
+        done.into_iter().for_each(|uid| self.unhold(uid));
+        Err(match reason {
+            None => NoPlan::NoRoom { name, pods: pods.len(), found },
+            Some(reason) => NoPlan::Quota { name, reason },
+        })
+    }
+
+    fn score(&mut self, node: &str, ask: &Ask) -> Option<Placed> {
+        let (policy, mix) = (self.policy_of(ask), self.mix());
+        let demand = ask.demand(&self.models);
+        let node = self.nodes.get(node).filter(|node| node.exists)?;
+        place(policy, &mix, &node.room, &demand).ok()
+    }
+
+    fn plan_one(&mut self, uid: &PodUid, node: &str, ask: &Ask) -> Result<(), String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let node: NodeName = node.parse().map_err(|error| text(&error))?;
+        let placement = self.choose(uid, &node, ask).map_err(|error| text(&error))?;
+        let Some(entry) = self.pods.get(uid) else { return Err("a pod of it is gone".into()) };
+        let charge = self.charge(&node, &super::pods::holds_of(&placement));
+        let gates = self.gates(&entry.name.namespace, &BTreeMap::new());
+        gates.and_then(|gates| gates.check(&charge)).map_err(|error| text(&error))?;
+        self.set_aside(uid, placement, State::Planned { called: false });
+        Ok(())
+    }
+
+    /// Opens a pod's group if all of it has been called or is bound.
+    pub(super) fn open_group_of(&mut self, uid: &PodUid) {
+        let Some(entry) = self.pods.get(uid) else { return };
+        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map_or(1, |g| g.size);
+        let Some(key) = entry.group() else { return };
+        let Some(group) = self.groups.get(&key) else { return };
+        let come = group.pods.iter().filter(|uid| match self.pods.get(*uid).map(|e| &e.stand) {
+            Some(Stand::Bound(_)) => true,
+            Some(Stand::Reserved(reservation)) => match reservation.state {
+                State::Planned { called } => called,
+                State::Posting | State::Unsure { .. } | State::Written { .. } => true,
+            },
+            Some(Stand::Waiting) | None => false,
+        });
+        if come.count() >= size as usize
+            && let Some(group) = self.groups.get_mut(&key)
+        {
+            (group.open, group.until) = (true, None);
+        }
+    }
+
+    /// Whether the Binding of a pod of a group may go out.
+    pub fn gate(&mut self, uid: &PodUid, ticket: Ticket) -> Gate {
+        let Some(entry) = self.pods.get(uid) else { return Gate::Closed };
+        let open = entry.group().and_then(|key| self.groups.get(&key)).map(|group| group.open);
+        let Some(reservation) = self.reservation_mut(uid) else { return Gate::Closed };
+        match (reservation.ticket == ticket, reservation.state, open) {
+            (true, State::Planned { called: true }, Some(true)) => {
+                reservation.state = State::Posting;
+                Gate::Open
+            }
+            (true, State::Planned { called: true }, Some(false)) => Gate::Wait,
+            (true | false, _, _) => Gate::Closed,
+        }
+    }
+
+    /// Gives back the plans whose time is over.
+    pub fn expire_groups(&mut self, now: Moment) {
+        let over = |group: &Group| group.until.is_some_and(|until| until <= now);
+        let over = self.groups.iter().filter(|(_, group)| over(group));
+        for key in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.give_up_plan(&key, now);
+        }
+        for group in self.groups.values_mut().filter(|group| group.asleep) {
+            if group.not_before <= now {
+                group.asleep = false;
+                self.favour = true;
+            }
+        }
+    }
+
+    fn give_up_plan(&mut self, key: &(String, String), now: Moment) {
+        let later = now + self.settings.group_patience;
+        let Some(group) = self.groups.get_mut(key) else { return };
+        (group.until, group.not_before, group.asleep) = (None, later, true);
+        for uid in group.pods.clone() {
+            let planned = self.reservation_mut(&uid).map(|reservation| reservation.state);
+            if matches!(planned, Some(State::Planned { .. })) {
+                self.let_go(&uid);
+            }
+        }
+    }
+
+    /// A pod whose place the scheduler does not offer: its own constraints are against it. It
+    /// gets another place among `nodes`, or its group's plan is given back.
+    pub(super) fn replan(&mut self, uid: &PodUid, nodes: &[&str], now: Moment) -> bool {
+        let planned = self.reservation_mut(uid).map(|reservation| reservation.state);
+        if planned != Some(State::Planned { called: false }) {
+            return false;
+        }
+        self.unhold(uid);
+        let name = self.pods.get(uid).map(|entry| entry.name.to_string()).unwrap_or_default();
+        if self.plan(&name, std::slice::from_ref(uid), nodes).is_ok() {
+            return true;
+        }
+        if let Some(key) = self.pods.get(uid).and_then(PodEntry::group) {
+            self.give_up_plan(&key, now);
+        }
+        false
+    }
+}

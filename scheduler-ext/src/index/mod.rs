@@ -1,0 +1,223 @@
+//! What the extender knows of the cluster, as one plain structure: fed with objects, asked with
+//! questions, without a clock, a lock or a network.
+//!
+//! ```text
+//! GpuNode, Node, Namespace, GpuQuota, Pod ──apply──▶ Index ◀──reserve, settle, looked── binder
+//!                                       filter, prioritize, preempt ──▶ answers
+//! ```
+//!
+//! What is free of a GPU is computed from the pods of its node each time that one of them
+//! changes, and never counted up and down: so no counter drifts. A pod holds what its placement
+//! says from the moment that a Binding is on its way ([`Stand::Reserved`]), and as the API server
+//! says once the pod was seen bound ([`Stand::Bound`]).
+
+mod bind;
+mod filter;
+mod group;
+mod nodes;
+mod pods;
+mod preempt;
+mod quota;
+mod report;
+mod usage;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuzone_api::kubernetes::{NodeName, PodUid, ResourceNames, TENANT_LABEL, tenant_of};
+use gpuzone_core::engine::{Mix, ModelTable, PodDemand, Policy, WorkloadMix};
+use gpuzone_core::{InvalidId, TenantId};
+
+pub use bind::{BindOrder, Gate, Look, Overdue, ReserveError, Settled, Ticket};
+pub use filter::{FilterError, Filtered, Refusal};
+pub use preempt::Victims;
+pub use quota::{QuotaRefusal, WithoutQuota};
+pub use report::{QuotaReport, Waiting, Why};
+pub use usage::{Amount, Usage};
+
+use group::Group;
+use nodes::Node;
+use pods::PodEntry;
+use quota::Quota;
+
+/// A moment, as the time since some start that only ever grows.
+pub type Moment = Duration;
+
+/// What an operator chose.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// By which names pods ask.
+    pub names: ResourceNames,
+    /// What placements are to be good for, where a pod does not say.
+    pub policy: Policy,
+    /// What a namespace may have that no quota holds for.
+    pub without_quota: WithoutQuota,
+    /// How long the pods of a group wait for each other.
+    pub group_patience: Duration,
+}
+
+/// The kinds of objects that the index needs all of before it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Inventories of nodes.
+    GpuNodes,
+    /// Nodes.
+    Nodes,
+    /// Namespaces.
+    Namespaces,
+    /// Quotas.
+    Quotas,
+    /// Pods.
+    Pods,
+}
+
+impl Kind {
+    const ALL: [Self; 5] =
+        [Self::GpuNodes, Self::Nodes, Self::Namespaces, Self::Quotas, Self::Pods];
+
+    /// Its name in the API.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::GpuNodes => "gpunodes",
+            Self::Nodes => "nodes",
+            Self::Namespaces => "namespaces",
+            Self::Quotas => "gpuquotas",
+            Self::Pods => "pods",
+        }
+    }
+}
+
+/// A namespace: its tenant, and its labels, by which quotas choose.
+#[derive(Clone, Debug)]
+struct Namespace {
+    tenant: Result<TenantId, InvalidId>,
+    labels: BTreeMap<String, String>,
+}
+
+/// What the extender knows. See the module.
+#[derive(Debug)]
+pub struct Index {
+    settings: Settings,
+    complete: BTreeSet<Kind>,
+    nodes: HashMap<Box<str>, Node>,
+    models: ModelTable,
+    namespaces: BTreeMap<String, Namespace>,
+    quotas: BTreeMap<String, Quota>,
+    pods: HashMap<PodUid, PodEntry>,
+    groups: BTreeMap<(String, String), Group>,
+    /// What the pods of a namespace hold.
+    usage: BTreeMap<String, Usage>,
+    arrivals: WorkloadMix,
+    mix: Arc<Mix>,
+    /// The kinds of pods that nodes remember a score for.
+    kinds: Vec<(u64, Policy, PodDemand)>,
+    next_kind: u64,
+    tickets: u64,
+    epoch: u64,
+    /// Nodes on which something changed in waiting pods' favour that wakes nobody by itself.
+    favours: BTreeSet<NodeName>,
+    /// The same, for what belongs to no node.
+    favour: bool,
+}
+
+impl Index {
+    /// An index that knows nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            complete: BTreeSet::new(),
+            nodes: HashMap::new(),
+            models: ModelTable::default(),
+            namespaces: BTreeMap::new(),
+            quotas: BTreeMap::new(),
+            pods: HashMap::new(),
+            groups: BTreeMap::new(),
+            usage: BTreeMap::new(),
+            arrivals: WorkloadMix::default(),
+            mix: Arc::default(),
+            kinds: Vec::new(),
+            next_kind: 0,
+            tickets: 0,
+            epoch: 0,
+            favours: BTreeSet::new(),
+            favour: false,
+        }
+    }
+
+    /// What was chosen.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// All objects of a kind are known.
+    pub fn complete(&mut self, kind: Kind) {
+        self.complete.insert(kind);
+    }
+
+    /// Not all objects of a kind need be known any more.
+    pub fn incomplete(&mut self, kind: Kind) {
+        self.complete.remove(&kind);
+    }
+
+    /// Kinds of which not all objects are known: as long as there are any, nothing is answered.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let missing = Kind::ALL.into_iter().filter(|kind| !self.complete.contains(kind));
+        missing.map(Kind::plural).collect()
+    }
+
+    /// A namespace, as it is.
+    pub fn apply_namespace(&mut self, name: &str, labels: &BTreeMap<String, String>) {
+        let tenant = tenant_of(name, labels.get(TENANT_LABEL).map(String::as_str));
+        let known = self.namespaces.get(name);
+        if known.is_some_and(|known| known.labels == *labels) {
+            return;
+        }
+        let namespace = Namespace { tenant, labels: labels.clone() };
+        self.namespaces.insert(name.to_owned(), namespace);
+        self.quotas.values_mut().for_each(|quota| quota.choose(name, labels));
+        self.favour = true;
+    }
+
+    /// A namespace that is gone.
+    pub fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+        self.quotas.values_mut().for_each(|quota| quota.forget(name));
+    }
+
+    /// Only these namespaces are there.
+    pub fn keep_namespaces(&mut self, names: &BTreeSet<String>) {
+        let gone = self.namespaces.keys().filter(|name| !names.contains(*name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.remove_namespace(&name);
+        }
+    }
+
+    /// What is likely to be asked for next, seen from this cluster.
+    fn mix(&mut self) -> Arc<Mix> {
+        if self.arrivals.is_due() {
+            let rooms = self.nodes.values().map(|node| &node.room);
+            self.mix = Arc::new(self.arrivals.renew(rooms));
+            // By another mix, another score.
+            self.kinds.clear();
+        }
+        Arc::clone(&self.mix)
+    }
+
+    /// Nodes on which something changed in favour of pods that wait, and that wake nobody by
+    /// themselves; none while no pod waits. What is told is not told again.
+    pub fn take_favours(&mut self) -> BTreeSet<NodeName> {
+        if (self.favours.is_empty() && !self.favour) || !self.pods.values().any(PodEntry::waits) {
+            self.favour = false;
+            self.favours.clear();
+            return BTreeSet::new();
+        }
+        let mut told = std::mem::take(&mut self.favours);
+        if std::mem::take(&mut self.favour) && told.is_empty() {
+            // Any node will do: the scheduler looks at all that it has put aside.
+            let some = self.nodes.iter().filter(|(_, node)| node.exists).map(|(name, _)| name);
+            told.extend(some.min().and_then(|name| name.parse().ok()));
+        }
+        told
+    }
+}

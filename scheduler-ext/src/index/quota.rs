@@ -1,0 +1,485 @@
+//! Quotas: what may be held, by whom.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use gpuzone_core::MemoryBytes;
+use gpuzone_core::engine::ModelClass;
+use gpuzone_crds::{Amounts, GpuQuotaSpec};
+use kube::core::{Selector, SelectorExt};
+
+use super::{Amount, Index, Usage};
+
+/// What a namespace may have that no quota holds for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithoutQuota {
+    /// Nothing: who is not granted anything has nothing, and a quota that is deleted by mistake
+    /// opens no door.
+    Refuse,
+    /// Whatever there is.
+    Admit,
+}
+
+/// Limits; what is left out has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Limits([Option<u64>; 4]);
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Memory,
+    Gpus,
+    Share,
+    Pods,
+}
+
+impl What {
+    const ALL: [Self; 4] = [Self::Memory, Self::Gpus, Self::Share, Self::Pods];
+
+    fn of(self, amount: &Amount) -> u64 {
+        match self {
+            Self::Memory => amount.memory,
+            Self::Gpus => amount.gpus,
+            Self::Share => amount.share,
+            Self::Pods => amount.pods,
+        }
+    }
+
+    fn show(self, number: u64) -> String {
+        match self {
+            Self::Memory => format!("{} of GPU memory", MemoryBytes::saturating(number)),
+            Self::Gpus => format!("{number} GPUs"),
+            Self::Share => format!("{number}% of GPU time"),
+            Self::Pods => format!("{number} pods with GPUs"),
+        }
+    }
+}
+
+impl Limits {
+    fn read(amounts: &Amounts) -> Result<Self, String> {
+        let memory = amounts.memory.as_deref().map(str::parse::<MemoryBytes>).transpose();
+        let memory = memory.map_err(|error| error.to_string())?.map(MemoryBytes::get);
+        let wide = |number: Option<u32>| number.map(u64::from);
+        Ok(Self([memory, wide(amounts.gpus), wide(amounts.share), wide(amounts.pods)]))
+    }
+
+    fn read_opt(amounts: Option<&Amounts>) -> Result<Self, String> {
+        amounts.map_or(Ok(Self::default()), Self::read)
+    }
+
+    pub(super) fn get(&self, what: What) -> Option<u64> {
+        let [memory, gpus, share, pods] = self.0;
+        match what {
+            What::Memory => memory,
+            What::Gpus => gpus,
+            What::Share => share,
+            What::Pods => pods,
+        }
+    }
+}
+
+/// A quota that can be read.
+#[derive(Clone, Debug, Default)]
+struct Terms {
+    limits: Limits,
+    per_pod: Limits,
+    models: Vec<(String, Limits)>,
+    /// Of all, and by each exposure; there is one exposure so far.
+    exposed: Vec<Limits>,
+    cohort: Option<String>,
+    guaranteed: Limits,
+}
+
+/// A quota.
+#[derive(Clone, Debug)]
+pub(super) struct Quota {
+    /// `None`: it cannot be read, and so it is everybody's.
+    selector: Option<Selector>,
+    /// Why not, if it cannot be read.
+    terms: Result<Terms, String>,
+    uid: Option<String>,
+    pub(super) generation: Option<i64>,
+    /// The namespaces that it holds for.
+    pub(super) namespaces: BTreeSet<String>,
+}
+
+impl Quota {
+    fn read(spec: &GpuQuotaSpec, uid: Option<&str>, generation: Option<i64>) -> Self {
+        let selector = Selector::try_from(spec.namespace_selector.clone());
+        let (selector, unreadable) = match selector {
+            Ok(selector) => (Some(selector), None),
+            Err(error) => (None, Some(format!("namespaceSelector: {error}"))),
+        };
+        let terms = unreadable.map_or_else(|| Terms::read(spec), Err);
+        let uid = uid.map(str::to_owned);
+        Self { selector, terms, uid, generation, namespaces: BTreeSet::new() }
+    }
+
+    pub(super) fn choose(&mut self, namespace: &str, labels: &BTreeMap<String, String>) {
+        if self.selector.as_ref().is_none_or(|selector| selector.matches(labels)) {
+            self.namespaces.insert(namespace.to_owned());
+        } else {
+            self.namespaces.remove(namespace);
+        }
+    }
+
+    pub(super) fn forget(&mut self, namespace: &str) {
+        self.namespaces.remove(namespace);
+    }
+
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.terms.as_ref().err().map(String::as_str)
+    }
+
+    pub(super) fn cohort(&self) -> Option<(&str, &Limits)> {
+        let terms = self.terms.as_ref().ok()?;
+        Some((terms.cohort.as_deref()?, &terms.guaranteed))
+    }
+}
+
+impl Terms {
+    fn read(spec: &GpuQuotaSpec) -> Result<Self, String> {
+        let models = spec
+            .models
+            .iter()
+            .map(|model| Ok::<_, String>((model.model.clone(), Limits::read(&model.limits)?)));
+        let exposed = spec.exposures.iter().map(|limit| match limit.exposure.as_str() {
+            "mediated" => Limits::read(&limit.limits),
+            other => Err(format!("exposures: '{other}' is not there; mediated is")),
+        });
+        Ok(Self {
+            limits: Limits::read_opt(spec.limits.as_ref())?,
+            per_pod: Limits::read_opt(spec.per_pod.as_ref())?,
+            models: models.collect::<Result<_, _>>()?,
+            exposed: exposed.collect::<Result<_, _>>()?,
+            cohort: spec.cohort.clone(),
+            guaranteed: Limits::read_opt(spec.guaranteed.as_ref())?,
+        })
+    }
+}
+
+/// Why a quota lets a pod have nothing. Equal for all nodes where it can be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaRefusal {
+    /// The API server has the namespace and the index not yet.
+    #[error("the namespace '{0}' is not known here yet; it is tried again")]
+    NoNamespace(String),
+    /// Its label names no tenant.
+    #[error("the namespace '{namespace}' is labelled with a tenant that cannot be: {reason}")]
+    Tenant {
+        /// Which.
+        namespace: String,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody granted it anything.
+    #[error(
+        "no GpuQuota holds for the namespace '{namespace}' (tenant '{tenant}'); an administrator creates one whose namespaceSelector matches its labels"
+    )]
+    None {
+        /// Which.
+        namespace: String,
+        /// Whose.
+        tenant: String,
+    },
+    /// It cannot be read, so it lets nothing through.
+    #[error("GpuQuota '{quota}' cannot be read and lets nothing through: {reason}")]
+    Unreadable {
+        /// Which.
+        quota: String,
+        /// Why.
+        reason: String,
+    },
+    /// More than it grants.
+    #[error("{0}")]
+    Exceeded(Box<Exceeded>),
+}
+
+/// Which limit, what is used of it, and what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    quota: String,
+    of: String,
+    used: String,
+    asked: String,
+    limit: String,
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { quota, of, used, asked, limit } = self;
+        write!(f, "GpuQuota '{quota}'{of}: {used} used, {asked} asked, {limit} granted")
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Of {
+    All,
+    Pod,
+    Model(Option<ModelClass>, String),
+}
+
+#[derive(Clone, Debug)]
+struct Gate {
+    quota: String,
+    of: Of,
+    what: What,
+    used: u64,
+    limit: u64,
+}
+
+#[derive(Clone, Debug)]
+struct CohortGate {
+    quota: String,
+    cohort: String,
+    what: What,
+    used: u64,
+    guaranteed: u64,
+    pool_used: u64,
+    pool: u64,
+}
+
+/// All that has to hold for one more pod of a namespace.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gates {
+    gates: Vec<Gate>,
+    cohorts: Vec<CohortGate>,
+}
+
+impl Gates {
+    /// Whether a pod that comes to `asked` may have that.
+    pub(super) fn check(&self, asked: &Usage) -> Result<(), QuotaRefusal> {
+        for gate in &self.gates {
+            let amount = match &gate.of {
+                Of::All | Of::Pod => asked.total,
+                Of::Model(model, _) => model.map(|model| asked.of(model)).unwrap_or_default(),
+            };
+            let more = gate.what.of(&amount);
+            if more > 0 && gate.used.saturating_add(more) > gate.limit {
+                return Err(gate.refusal(more));
+            }
+        }
+        for gate in &self.cohorts {
+            let more = gate.what.of(&asked.total);
+            let own = gate.used.saturating_add(more) <= gate.guaranteed;
+            let lent = gate.pool_used.saturating_add(more) <= gate.pool;
+            if more > 0 && !own && !lent {
+                return Err(gate.refusal(more));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether GPU time is limited.
+    pub(super) fn limit_time(&self) -> bool {
+        self.gates.iter().any(|gate| gate.what == What::Share)
+            || self.cohorts.iter().any(|gate| gate.what == What::Share)
+    }
+
+    /// Whether nothing has to hold.
+    pub(super) fn is_empty(&self) -> bool {
+        self.gates.is_empty() && self.cohorts.is_empty()
+    }
+
+    /// Whether what it comes to depends on the node: limits on models do.
+    pub(super) fn depend_on_model(&self) -> bool {
+        self.gates.iter().any(|gate| matches!(gate.of, Of::Model(..)))
+    }
+}
+
+impl Gate {
+    fn refusal(&self, more: u64) -> QuotaRefusal {
+        let of = match &self.of {
+            Of::All => String::new(),
+            Of::Pod => " for one pod".to_owned(),
+            Of::Model(_, model) => format!(" for '{model}'"),
+        };
+        QuotaRefusal::Exceeded(Box::new(Exceeded {
+            quota: self.quota.clone(),
+            of,
+            used: self.what.show(self.used),
+            asked: self.what.show(more),
+            limit: self.what.show(self.limit),
+        }))
+    }
+}
+
+impl CohortGate {
+    fn refusal(&self, more: u64) -> QuotaRefusal {
+        let guaranteed = self.what.show(self.guaranteed);
+        QuotaRefusal::Exceeded(Box::new(Exceeded {
+            quota: self.quota.clone(),
+            of: format!(
+                " is guaranteed {guaranteed}, and its cohort '{}' has nothing left to lend",
+                self.cohort
+            ),
+            used: self.what.show(self.pool_used),
+            asked: self.what.show(more),
+            limit: self.what.show(self.pool),
+        }))
+    }
+}
+
+impl Index {
+    /// A quota, as it is. `uid` tells it from another that had its name.
+    pub fn apply_quota(
+        &mut self,
+        name: &str,
+        uid: Option<&str>,
+        generation: Option<i64>,
+        spec: &GpuQuotaSpec,
+    ) {
+        let known = self.quotas.get(name);
+        // Its status changes often, and that is our own word.
+        if known.is_some_and(|known| known.generation == generation && known.uid.as_deref() == uid)
+        {
+            return;
+        }
+        let mut quota = Quota::read(spec, uid, generation);
+        for (name, namespace) in &self.namespaces {
+            quota.choose(name, &namespace.labels);
+        }
+        self.quotas.insert(name.to_owned(), quota);
+        self.favour = true;
+    }
+
+    /// A quota that is gone. Those that hold for the same namespaces go on.
+    pub fn remove_quota(&mut self, name: &str) {
+        self.favour |= self.quotas.remove(name).is_some();
+    }
+
+    /// Only these quotas are there.
+    pub fn keep_quotas(&mut self, names: &BTreeSet<String>) {
+        let gone = self.quotas.keys().filter(|name| !names.contains(*name)).cloned();
+        for name in gone.collect::<Vec<_>>() {
+            self.remove_quota(&name);
+        }
+    }
+
+    /// What the namespaces of a quota use, less what would be freed.
+    pub(super) fn used(&self, quota: &Quota, freed: &BTreeMap<String, Usage>) -> Usage {
+        let mut used = Usage::default();
+        for name in &quota.namespaces {
+            if let Some(usage) = self.usage.get(name) {
+                used.add(usage);
+            }
+            if let Some(freed) = freed.get(name) {
+                used.remove(freed);
+            }
+        }
+        used
+    }
+
+    /// All that has to hold for one more pod of a namespace, if `freed` is given back before.
+    pub(super) fn gates(
+        &self,
+        namespace: &str,
+        freed: &BTreeMap<String, Usage>,
+    ) -> Result<Gates, QuotaRefusal> {
+        let name = || namespace.to_owned();
+        let known =
+            self.namespaces.get(namespace).ok_or_else(|| QuotaRefusal::NoNamespace(name()))?;
+        let tenant = known.tenant.as_ref().map_err(|error| QuotaRefusal::Tenant {
+            namespace: name(),
+            reason: error.to_string(),
+        })?;
+        let mut gates = Gates::default();
+        let mut any = false;
+        for (name, quota) in &self.quotas {
+            if quota.namespaces.contains(namespace) {
+                any = true;
+                self.gates_of(name, quota, freed, &mut gates)?;
+            }
+        }
+        match (any, self.settings.without_quota) {
+            (true, _) | (false, WithoutQuota::Admit) => Ok(gates),
+            (false, WithoutQuota::Refuse) => {
+                Err(QuotaRefusal::None { namespace: name(), tenant: tenant.to_string() })
+            }
+        }
+    }
+
+    fn gates_of(
+        &self,
+        name: &str,
+        quota: &Quota,
+        freed: &BTreeMap<String, Usage>,
+        into: &mut Gates,
+    ) -> Result<(), QuotaRefusal> {
+        let terms = quota.terms.as_ref().map_err(|reason| QuotaRefusal::Unreadable {
+            quota: name.to_owned(),
+            reason: reason.clone(),
+        })?;
+        let used = self.used(quota, freed);
+        let mut push = |of: Of, limits: &Limits, used: &Amount| {
+            for what in What::ALL {
+                if let Some(limit) = limits.get(what) {
+                    let (quota, used) = (name.to_owned(), what.of(used));
+                    into.gates.push(Gate { quota, of: of.clone(), what, used, limit });
+                }
+            }
+        };
+        push(Of::Pod, &terms.per_pod, &Amount::default());
+        push(Of::All, &terms.limits, &used.total);
+        terms.exposed.iter().for_each(|limits| push(Of::All, limits, &used.total));
+        for (model, limits) in &terms.models {
+            let class = self.models.names().find(|(name, _)| name == model).map(|(_, c)| c);
+            let used = class.map(|class| used.of(class)).unwrap_or_default();
+            push(Of::Model(class, model.clone()), limits, &used);
+        }
+        if let Some(cohort) = &terms.cohort {
+            into.cohorts.extend(self.cohort_gates(name, cohort, &terms.guaranteed, &used, freed));
+        }
+        Ok(())
+    }
+
+    fn cohort_gates(
+        &self,
+        name: &str,
+        cohort: &str,
+        guaranteed: &Limits,
+        used: &Usage,
+        freed: &BTreeMap<String, Usage>,
+    ) -> Vec<CohortGate> {
+        let of = self.quotas.values().filter_map(|quota| {
+            let (name, guaranteed) = quota.cohort()?;
+            (name == cohort).then_some((quota, guaranteed))
+        });
+        let of: Vec<_> = of.map(|(quota, own)| (self.used(quota, freed).total, own)).collect();
+        let gates = What::ALL.into_iter().filter_map(|what| {
+            let parts = of.iter().filter_map(|(_, own)| own.get(what));
+            // Of what nobody has a guarantee, the cohort says nothing.
+            let pool = parts.reduce(u64::saturating_add)?;
+            let sum = |sum: u64, (used, _): &(Amount, &Limits)| sum.saturating_add(what.of(used));
+            Some(CohortGate {
+                quota: name.to_owned(),
+                cohort: cohort.to_owned(),
+                what,
+                used: what.of(&used.total),
+                guaranteed: guaranteed.get(what).unwrap_or_default(),
+                pool_used: of.iter().fold(0, sum),
+                pool,
+            })
+        });
+        gates.collect()
+    }
+
+    /// Whether pods of a namespace use more than is guaranteed to it: they borrow, and who lends
+    /// may have that back.
+    pub(super) fn borrows_from(&self, namespace: &str, lender: &str) -> bool {
+        let cohorts_of = |namespace: &str| {
+            let of = self.quotas.values().filter(|quota| quota.namespaces.contains(namespace));
+            of.filter_map(|quota| Some((quota.cohort()?, quota))).collect::<Vec<_>>()
+        };
+        let lending = cohorts_of(lender);
+        cohorts_of(namespace).into_iter().any(|((cohort, guaranteed), quota)| {
+            let used = self.used(quota, &BTreeMap::new()).total;
+            let mut all = What::ALL.into_iter();
+            let over = all.any(|what| guaranteed.get(what).is_some_and(|g| what.of(&used) > g));
+            let lent = lending
+                .iter()
+                .any(|((name, _), other)| *name == cohort && !other.namespaces.contains(namespace));
+            over && lent
+        })
+    }
+}

@@ -1,0 +1,296 @@
+//! The real program over a stand-in of an API server: the scheduler's requests as they were
+//! recorded, binds through lost answers and outages, and replicas that take over.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gpuzone_testkit::kubernetes::{BindFault, Used};
+    use serde_json::{Value, json};
+
+    use super::support::extender::*;
+    use super::support::*;
+
+    const OPEN: &[&str] = &["--without-quota", "admit"];
+
+    fn recorded(name: &str) -> Value {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorded");
+        let text = std::fs::read_to_string(folder.join(format!("{name}.request.json"))).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::Builder::new().prefix("gz-ext-").tempdir_in("/tmp").unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_schedulers_recorded_requests_are_answered() {
+        let (api, folder) = (cluster(1, 2).await, folder());
+        add_node(&api, "vm", 7, 2);
+        add_node(&api, "fake-0", 8, 1);
+        let more = ["--gpu-resource", "example.com/dev", "--without-quota", "admit"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+
+        let asked = recorded("cache-filter");
+        let (code, answer) = extender.ask("/filter", &asked).await;
+        assert_eq!(code, 200);
+        assert_eq!(answer["NodeNames"], json!(["vm"]));
+        assert_eq!((&answer["Nodes"], &answer["Error"]), (&Value::Null, &json!("")));
+
+        let (_, ranks) = extender.ask("/prioritize", &recorded("cache-prioritize")).await;
+        assert_eq!(
+            ranks,
+            json!([{ "Host": "fake-0", "Score": 10 }, { "Host": "fake-1", "Score": 0 }])
+        );
+
+        let asked = recorded("nocache-filter");
+        let (_, answer) = extender.ask("/filter", &asked).await;
+        assert_eq!(answer["NodeNames"], Value::Null);
+        // What serves it comes back as it was.
+        assert_eq!(answer["Nodes"]["items"], json!([asked["Nodes"]["items"][0]]));
+        assert!(
+            answer["FailedAndUnresolvableNodes"]["fake-1"].as_str().unwrap().contains("no GPU")
+        );
+        let (_, ranks) = extender.ask("/prioritize", &recorded("nocache-prioritize")).await;
+        assert_eq!(ranks[0], json!({ "Host": "fake-0", "Score": 10 }));
+
+        for (filter, bind) in [("cache-filter", "cache-bind"), ("nocache-filter", "nocache-bind")] {
+            let (pod, args) = (&recorded(filter)["Pod"], recorded(bind));
+            api.put("pods", pod.clone());
+            let (code, answer) = extender.ask("/bind", &args).await;
+            assert_eq!((code, &answer), (200, &json!({ "Error": "" })), "{}", extender.log());
+            let key = format!("default/{}", args["PodName"].as_str().unwrap());
+            let bound = api.get("pods", &key).unwrap();
+            assert_eq!(bound["spec"]["nodeName"], args["Node"]);
+            // Other annotations are still there, and the placement is one.
+            let annotations = &bound["metadata"]["annotations"];
+            assert!(annotations["kubectl.kubernetes.io/last-applied-configuration"].is_string());
+            assert!(annotations["gpuzone.dev/placement"].as_str().unwrap().contains("GPU-"));
+        }
+
+        for (path, body) in [("/filter", json!({})), ("/bind", json!([])), ("/preempt", json!("x"))]
+        {
+            assert_eq!(extender.ask(path, &body).await.0, 400, "{path}");
+        }
+        assert_eq!(extender.ask("/nothing", &json!({})).await.0, 404);
+        let metrics = extender.metrics().await;
+        assert!(metrics.contains("gpuzone_scheduler_leading 1"), "{metrics}");
+        assert!(metrics.contains(r#"requests_total{verb="bind",answered="true"} 2"#), "{metrics}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn lost_answers_are_looked_at_and_never_guessed() {
+        let (api, folder) = (cluster(2, 1).await, folder());
+        let extender = Extender::start(&api, folder.path(), "a", OPEN);
+        extender.leads().await;
+        let whole = |name: &str| pod("team", name, &[("gpu", 1)]);
+
+        // Carried out, and answered with an error: it is bound, and that is said.
+        api.put("pods", whole("a"));
+        api.fault_bindings([BindFault::LoseAnswer]);
+        assert_eq!(extender.bind(&whole("a"), "n1").await, "");
+        // Not carried out: its place is kept, and the next try takes it.
+        api.put("pods", whole("b"));
+        api.fault_bindings([BindFault::Refuse]);
+        let said = extender.bind(&whole("b"), "n2").await;
+        assert!(said.contains("place is kept"), "{said}");
+        api.put("pods", whole("c"));
+        let answer = extender.filter(&whole("c"), &["n1", "n2"]).await;
+        assert_eq!(answer["NodeNames"], json!([]));
+        assert_eq!(extender.bind(&whole("b"), "n2").await, "");
+        // Twice, and another of that name.
+        let said = extender.bind(&whole("b"), "n2").await;
+        assert!(said.contains("on the node n2 already"), "{said}");
+        let mut other = whole("c");
+        other["metadata"]["uid"] = json!("uid-other");
+        let said = extender.bind(&other, "n1").await;
+        assert!(said.contains("no such pod"), "{said}");
+        let said = extender.bind(&whole("c"), "nowhere").await;
+        assert!(said.contains("there is no node nowhere"), "{said}");
+        // Somebody else bound it meanwhile.
+        api.delete("pods", "team/b");
+        until(
+            "b's place is free",
+            || extender.log(),
+            async || extender.filter(&whole("c"), &["n2"]).await["NodeNames"] == json!(["n2"]),
+        )
+        .await;
+        assert_eq!(api.bindings().len(), 2);
+        held(&api);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nothing_is_answered_until_all_is_read() {
+        let (api, folder) = (cluster(1, 1).await, folder());
+        api.set_away(true);
+        let extender = Extender::start(&api, folder.path(), "a", OPEN);
+        until("it says why", || extender.log(), async || extender.ready().await.0 == 503).await;
+        let (code, said) = extender.ready().await;
+        assert_eq!(code, 503);
+        assert!(said.contains("gpunodes") && said.contains("pods"), "{said}");
+        let a = pod("team", "a", &[("gpu", 1)]);
+        let answer = extender.filter(&a, &["n1"]).await;
+        assert!(answer["Error"].as_str().unwrap().contains("not ready"), "{answer}");
+        api.set_away(false);
+        api.put("pods", a.clone());
+        extender.leads().await;
+        // Through an outage it answers what it knows, and binds when the API server is back.
+        api.set_away(true);
+        assert_eq!(extender.filter(&a, &["n1"]).await["NodeNames"], json!(["n1"]));
+        assert_ne!(extender.bind(&a, "n1").await, "");
+        api.set_away(false);
+        until(
+            "it is bound",
+            || extender.log(),
+            async || {
+                let said = extender.bind(&a, "n1").await;
+                said.is_empty() || said.contains("already")
+            },
+        )
+        .await;
+        assert_eq!(api.bindings().len(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_replica_binds_and_another_takes_over() {
+        let (api, folder) = (cluster(2, 2).await, folder());
+        let follow = |ip| ["--without-quota", "admit", "--service", "ext", "--advertise", ip];
+        let mut first = Extender::start(&api, folder.path(), "first", &follow("10.0.0.1"));
+        first.leads().await;
+        let second = Extender::start(&api, folder.path(), "second", &follow("10.0.0.2"));
+        let endpoint = || {
+            let slice = api.get("endpointslices", "gpu-zone/ext-leader").unwrap_or_default();
+            slice["endpoints"][0]["addresses"][0].clone()
+        };
+        until("its Service", || first.log(), async || endpoint() == json!("10.0.0.1")).await;
+        until("it stands by", || second.log(), async || second.ready().await.1.contains("first"))
+            .await;
+        let whole = |name: &str| pod("team", name, &[("gpu", 1)]);
+        api.put("pods", whole("a"));
+        let answer = second.filter(&whole("a"), &["n1", "n2"]).await;
+        assert_eq!(answer["NodeNames"], json!(["n1", "n2"]), "both answer");
+        let said = second.bind(&whole("a"), "n1").await;
+        assert!(said.contains("does not lead, first"), "{said}");
+        assert_eq!(first.bind(&whole("a"), "n1").await, "");
+        // It ends as it should: the other one binds at once, and knows what was bound.
+        first.terminate();
+        second.leads().await;
+        until("its Service", || second.log(), async || endpoint() == json!("10.0.0.2")).await;
+        api.put("pods", whole("b"));
+        api.put("pods", whole("c"));
+        assert_eq!(second.bind(&whole("b"), "n1").await, "");
+        let said = second.bind(&whole("c"), "n1").await;
+        assert!(said.contains("no room"), "{said}");
+        held(&api);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn quotas_refuse_say_what_is_used_and_wake_who_waits() {
+        let (api, folder) = (cluster(1, 4).await, folder());
+        let spec = |gpus: u32| {
+            json!({ "kind": "GpuQuota", "apiVersion": "gpuzone.dev/v1alpha1",
+                "metadata": { "name": "team" },
+                "spec": { "namespaceSelector": { "matchLabels": { "team": "team" } },
+                    "limits": { "gpus": gpus } } })
+        };
+        api.put("gpuquotas", spec(1));
+        let more = ["--wake-milliseconds", "100", "--service", "ext", "--advertise", "10.0.0.1"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let whole = |name: &str| pod("team", name, &[("gpu", 1)]);
+        api.put("pods", whole("a"));
+        assert_eq!(extender.bind(&whole("a"), "n1").await, "");
+        let used = || api.get("gpuquotas", "team").unwrap()["status"]["used"]["gpus"].clone();
+        until("the status", || extender.log(), async || used() == json!(1)).await;
+        let of_tenant = &api.get("gpuquotas", "team").unwrap()["status"]["tenants"]["team"];
+        assert_eq!(of_tenant["memory"], json!("16Gi"));
+        api.put("pods", whole("b"));
+        until(
+            "it is known",
+            || extender.log(),
+            async || extender.ask("/explain/team/b", &Value::Null).await.0 == 200,
+        )
+        .await;
+        let answer = extender.filter(&whole("b"), &["n1"]).await;
+        let said = answer["FailedNodes"]["n1"].as_str().unwrap();
+        assert_eq!(said, "GpuQuota 'team': 1 GPUs used, 1 GPUs asked, 1 GPUs granted");
+        let (_, why) = extender.ask("/explain/team/b", &Value::Null).await;
+        assert!(why["quota"].as_str().unwrap().contains("1 GPUs granted"), "{why}");
+        // Touched at the start, if at all; then once for the quota that is raised.
+        let before = api.writes("patch", "nodes");
+        api.put("gpuquotas", spec(2));
+        until("a touch", || extender.log(), async || api.writes("patch", "nodes") > before).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(api.writes("patch", "nodes"), before + 1);
+        assert_eq!(extender.bind(&whole("b"), "n1").await, "");
+        // Nobody waits: nobody is woken.
+        api.put("gpuquotas", spec(3));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(api.writes("patch", "nodes"), before + 1);
+        // What a namespace without a quota gets.
+        let answer = extender.filter(&pod("other", "x", &[("gpu", 1)]), &["n1"]).await;
+        assert!(answer["FailedNodes"]["n1"].as_str().unwrap().contains("no GpuQuota holds"));
+
+        // With a lost answer, each right of its roles was of use; what they lack was refused all
+        // along.
+        api.put("pods", whole("c"));
+        api.fault_bindings([BindFault::LoseAnswer]);
+        assert_eq!(extender.bind(&whole("c"), "n1").await, "");
+        let rights = Used::all(&ROLES.concat());
+        until("all rights used", || extender.log(), async || api.used() == rights).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_groups_binds_wait_for_each_other() {
+        let (api, folder) = (cluster(2, 2).await, folder());
+        let more = ["--without-quota", "admit", "--group-seconds", "3"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let members: Vec<Value> =
+            (0..3).map(|n| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", 3)).collect();
+        members.iter().for_each(|pod| api.put("pods", pod.clone()));
+        let mut places: Vec<String> = Vec::new();
+        for pod in &members {
+            until(
+                "its place",
+                || extender.log(),
+                async || {
+                    let answer = extender.filter(pod, &["n1", "n2"]).await;
+                    let found = answer["NodeNames"][0].as_str().map(str::to_owned);
+                    places.extend(found.clone());
+                    found.is_some()
+                },
+            )
+            .await;
+        }
+        let [a, b, c] = [0, 1, 2].map(|n| extender.bind(&members[n], &places[n]));
+        // Two of three: none is bound.
+        let (first, second) = tokio::join!(a, b);
+        assert!(
+            first.contains("none of them is bound") && second.contains("none of them is bound")
+        );
+        assert!(api.bindings().is_empty());
+        drop(c);
+        // All of them, after their turn has come again.
+        for (pod, place) in members.iter().zip(&mut places) {
+            until(
+                "its place",
+                || extender.log(),
+                async || {
+                    let answer = extender.filter(pod, &["n1", "n2"]).await;
+                    let found = answer["NodeNames"][0].as_str().map(str::to_owned);
+                    found.map(|found| *place = found).is_some()
+                },
+            )
+            .await;
+        }
+        let binds = [0, 1, 2].map(|n| extender.bind(&members[n], &places[n]));
+        let [a, b, c] = binds;
+        assert_eq!(tokio::join!(a, b, c), Default::default());
+        assert_eq!(api.bindings().len(), 3);
+        held(&api);
+    }
+}

@@ -1,0 +1,415 @@
+//! The index: what it answers to objects and questions, without a cluster.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use gpuzone_core::Exposure;
+    use gpuzone_scheduler_ext::index::{
+        Gate, Index, Look, Moment, ReserveError, Settings, Settled, WithoutQuota,
+    };
+    use serde_json::{Value, json};
+
+    use super::support::*;
+
+    const T: Moment = Duration::from_secs(100);
+
+    fn said(index: &mut Index, pod: &Value, nodes: &[&str]) -> Vec<Option<String>> {
+        let filtered = index.filter(&view(pod), nodes, T).unwrap();
+        filtered
+            .0
+            .iter()
+            .map(|answer| answer.as_ref().err().map(|r| r.reason.to_string()))
+            .collect()
+    }
+
+    fn reason(index: &mut Index, pod: &Value) -> String {
+        said(index, pod, &["n1"]).remove(0).unwrap_or_default()
+    }
+
+    /// As the binder does it, with an API server that takes everything.
+    fn bind(index: &mut Index, pod: &Value, on: &str) -> Result<Value, ReserveError> {
+        index.apply_pod(view(pod));
+        let order = index.reserve(&view(pod).uid, &node(on))?;
+        index.settle(&order.uid, order.ticket, Settled::Written, T);
+        let mut bound = pod.clone();
+        bound["spec"]["nodeName"] = json!(on);
+        bound["metadata"]["annotations"]["gpuzone.dev/placement"] =
+            json!(order.placement.to_string());
+        Ok(bound)
+    }
+
+    #[test]
+    fn nothing_is_answered_before_all_is_known() {
+        let mut index = Index::new(settings());
+        let error = index.filter(&view(&pod("team", "a", &[("gpu", 1)])), &["n1"], T).unwrap_err();
+        assert!(error.to_string().contains("gpunodes, nodes, namespaces, gpuquotas, pods"));
+        complete(&mut index);
+        assert_eq!(index.ready(), Ok(()));
+    }
+
+    #[test]
+    fn reasons_name_the_need_and_are_equal_across_nodes() {
+        let mut index = index(2, 2);
+        let nodes = ["n1", "n2", "other"];
+        let large = pod("team", "a", &[("gpu", 1), ("memory-mib", 24 * 1024)]);
+        let reasons = said(&mut index, &large, &nodes);
+        assert_eq!(
+            reasons[0].as_deref(),
+            Some("needs 1 GPU with 24Gi: too few GPUs with that much memory, even when empty")
+        );
+        assert_eq!(reasons[0], reasons[1]);
+        assert_eq!(reasons[2].as_deref(), Some("needs 1 GPU with 24Gi: no GPU"));
+        let plain = pod("team", "b", &[]);
+        assert_eq!(said(&mut index, &plain, &nodes), [None, None, None]);
+        let wrong = pod("team", "c", &[("gpu", 1), ("share", 101)]);
+        assert!(reason(&mut index, &wrong).contains("share '101'"));
+        let mut model = pod("team", "d", &[("gpu", 1)]);
+        model["metadata"]["annotations"] = json!({ "gpuzone.dev/model": "A100" });
+        assert!(reason(&mut index, &model).contains("of A100: too few GPUs of a model"));
+    }
+
+    #[test]
+    fn what_is_reserved_seen_or_gone_is_counted_once() {
+        let mut index = index(1, 1);
+        let half = |name: &str| pod("team", name, &[("gpu", 1), ("memory-mib", 8192)]);
+        let a = bind(&mut index, &half("a"), "n1").unwrap();
+        let b = bind(&mut index, &half("b"), "n1").unwrap();
+        assert!(reason(&mut index, &half("c")).contains("too few GPUs with that much memory free"));
+        assert!(matches!(bind(&mut index, &half("c"), "n1"), Err(ReserveError::NoRoom { .. })));
+        index.apply_pod(view(&a));
+        index.apply_pod(view(&b));
+        assert_eq!(index.usage_of("team").total.memory, 16 * GIB);
+        // Older word of it changes nothing.
+        index.apply_pod(view(&half("a")));
+        assert_eq!(index.usage_of("team").total.memory, 16 * GIB);
+        index.remove_pod(&view(&a).uid);
+        index.remove_pod(&view(&a).uid);
+        assert_eq!(index.usage_of("team").total.memory, 8 * GIB);
+        let mut over = b.clone();
+        over["status"]["phase"] = json!("Succeeded");
+        index.apply_pod(view(&over));
+        assert_eq!(index.usage_of("team").total, Default::default());
+        assert_eq!(reason(&mut index, &pod("team", "d", &[("gpu", 1)])), "");
+    }
+
+    #[test]
+    fn a_lost_answer_keeps_its_place_until_it_cannot_be_carried_out() {
+        let mut index = index(2, 1);
+        assert!(index.take_favours().is_empty(), "nobody waits");
+        let a = pod("team", "a", &[("gpu", 1)]);
+        index.apply_pod(view(&a));
+        let order = index.reserve(&view(&a).uid, &node("n1")).unwrap();
+        index.settle(&order.uid, order.ticket, Settled::Unsure, T);
+        assert_eq!(said(&mut index, &a, &["n1", "n2"])[0], None);
+        assert!(said(&mut index, &a, &["n1", "n2"])[1].is_some(), "nowhere else");
+        assert!(matches!(index.reserve(&order.uid, &node("n2")), Err(ReserveError::Elsewhere(_))));
+        let late = index.overdue(T).remove(0);
+        index.looked(&late.uid, late.ticket, Look::Unbound, T + Duration::from_secs(60));
+        assert_eq!(index.usage_of("team").total.gpus, 1);
+        // Tried again: the same placement.
+        let again = index.reserve(&order.uid, &node("n1")).unwrap();
+        assert_eq!(again.placement, order.placement);
+        assert!(matches!(index.reserve(&order.uid, &node("n1")), Err(ReserveError::InFlight)));
+        // The first answer comes late and means nothing any more.
+        index.settle(&order.uid, order.ticket, Settled::Refused, T);
+        assert_eq!(index.usage_of("team").total.gpus, 1);
+        index.settle(&again.uid, again.ticket, Settled::Unsure, T);
+        let late = index.overdue(T).remove(0);
+        index.looked(&late.uid, late.ticket, Look::Unbound, T + Duration::from_secs(76));
+        assert_eq!(index.usage_of("team").total.gpus, 0);
+        assert_eq!(index.take_favours(), BTreeSet::from([node("n1")]));
+        assert!(index.take_favours().is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_list_forgets_what_is_gone_and_not_what_it_cannot_know() {
+        let mut index = index(1, 3);
+        let old = bind(&mut index, &pod("team", "old", &[("gpu", 1)]), "n1").unwrap();
+        index.apply_pod(view(&old));
+        let began = T + Duration::from_secs(1);
+        index.begin_pods();
+        // Bound while the list was read.
+        let new = pod("team", "new", &[("gpu", 1)]);
+        index.apply_pod(view(&new));
+        let order = index.reserve(&view(&new).uid, &node("n1")).unwrap();
+        index.settle(&order.uid, order.ticket, Settled::Written, began);
+        index.end_pods(began);
+        assert_eq!(index.usage_of("team").total.gpus, 1, "old is gone, new is not");
+        index.begin_pods();
+        index.end_pods(began + Duration::from_secs(1));
+        assert_eq!(index.usage_of("team").total.gpus, 0);
+    }
+
+    #[test]
+    fn a_copied_placement_gives_nothing_and_a_pod_past_the_extender_holds_nothing() {
+        let mut index = index(1, 1);
+        let a = bind(&mut index, &pod("team", "a", &[("gpu", 1)]), "n1").unwrap();
+        index.apply_pod(view(&a));
+        let mut copied = pod("team", "b", &[("gpu", 1)]);
+        copied["metadata"]["annotations"] = a["metadata"]["annotations"].clone();
+        copied["spec"]["nodeName"] = json!("n1");
+        index.apply_pod(view(&copied));
+        index.remove_pod(&view(&a).uid);
+        assert_eq!(index.usage_of("team").total, Default::default());
+    }
+
+    #[test]
+    fn health_and_inventory_come_and_go_under_what_pods_hold() {
+        let mut index = index(1, 2);
+        let a = bind(&mut index, &pod("team", "a", &[("gpu", 1)]), "n1").unwrap();
+        index.apply_pod(view(&a));
+        let two = pod("team", "b", &[("gpu", 1), ("memory-mib", 1024)]);
+        let mut sick = status(1, 2, 16);
+        sick.gpus.iter_mut().for_each(|gpu| gpu.healthy = false);
+        index.apply_gpu_node(&node("n1"), Some(&sick));
+        assert!(reason(&mut index, &two).contains("too few healthy GPUs"));
+        index.remove_gpu_node(&node("n1"));
+        assert!(reason(&mut index, &two).contains("no GPU"));
+        index.apply_pod(view(&two));
+        index.apply_gpu_node(&node("n1"), Some(&status(1, 2, 16)));
+        assert_eq!(index.take_favours(), BTreeSet::from([node("n1")]));
+        assert_eq!(reason(&mut index, &two), "");
+        assert!(reason(&mut index, &pod("team", "c", &[("gpu", 2)])).contains("memory free"));
+        index.remove_node("n1");
+        assert!(matches!(bind(&mut index, &two, "n1"), Err(ReserveError::NoNode(_))));
+    }
+
+    #[test]
+    fn what_is_handed_over_whole_is_nothing_for_slots() {
+        let mut index = index(1, 2);
+        let mut whole = status(1, 2, 16);
+        whole.gpus[0].exposure = Exposure::Passthrough;
+        index.apply_gpu_node(&node("n1"), Some(&whole));
+        let bound = bind(&mut index, &pod("team", "a", &[("gpu", 1)]), "n1").unwrap();
+        let placement = bound["metadata"]["annotations"]["gpuzone.dev/placement"].to_string();
+        assert!(placement.contains(&whole.gpus[1].uuid), "{placement}");
+        assert!(!placement.contains(&whole.gpus[0].uuid), "{placement}");
+        index.apply_pod(view(&bound));
+        let next = pod("team", "b", &[("gpu", 1)]);
+        assert_ne!(reason(&mut index, &next), "");
+        // Once it is mediated again, pods that wait are looked at.
+        index.apply_pod(view(&next));
+        index.take_favours();
+        index.apply_gpu_node(&node("n1"), Some(&status(1, 2, 16)));
+        assert_eq!(index.take_favours(), BTreeSet::from([node("n1")]));
+        assert_eq!(reason(&mut index, &next), "");
+    }
+
+    #[test]
+    fn all_quotas_hold_and_deleting_one_widens_none() {
+        let settings = Settings { without_quota: WithoutQuota::Refuse, ..settings() };
+        let mut index = index_with(settings, 1, 4);
+        let whole = |name: &str| pod("team", name, &[("gpu", 1)]);
+        assert!(
+            reason(&mut index, &whole("a")).contains("no GpuQuota holds for the namespace 'team'")
+        );
+        let gpus =
+            |gpus: u32| quota(json!({ "namespaceSelector": {}, "limits": { "gpus": gpus } }));
+        let memory = quota(json!({
+            "namespaceSelector": { "matchLabels": { "team": "team" } },
+            "limits": { "memory": "32Gi" }, "perPod": { "gpus": 2 },
+            "models": [{ "model": "Simulated H100", "limits": { "share": 250 } }],
+        }));
+        index.apply_quota("wide", Some("1"), Some(1), &gpus(3));
+        index.apply_quota("narrow", Some("2"), Some(1), &memory);
+        for name in ["a", "b"] {
+            let bound = bind(&mut index, &whole(name), "n1").unwrap();
+            index.apply_pod(view(&bound));
+        }
+        let said = reason(&mut index, &whole("c"));
+        assert_eq!(
+            said,
+            "GpuQuota 'narrow': 32Gi of GPU memory used, 16Gi of GPU memory asked, 32Gi of GPU memory granted"
+        );
+        assert!(matches!(bind(&mut index, &whole("c"), "n1"), Err(ReserveError::Quota(_))));
+        // The other one goes: this one still holds.
+        index.remove_quota("wide");
+        assert_eq!(reason(&mut index, &whole("c")), said);
+        // This one goes: the other one holds.
+        index.apply_quota("wide", Some("1"), Some(2), &gpus(2));
+        index.remove_quota("narrow");
+        assert!(reason(&mut index, &whole("c")).contains("GpuQuota 'wide': 2 GPUs used"));
+        index.apply_quota("narrow", Some("3"), Some(1), &memory);
+        index.remove_quota("wide");
+        let share = pod("team", "d", &[("gpu", 1), ("memory-mib", 0), ("share", 60)]);
+        assert!(reason(&mut index, &share).contains("narrow"), "{}", reason(&mut index, &share));
+        // A share that nobody asked for counts, too: of one GPU of 16 GiB, 10 are 62 per cent.
+        let part = |gib: u64| pod("team", "e", &[("gpu", 1), ("memory-mib", gib * 1024)]);
+        let time = quota(json!({ "namespaceSelector": {}, "limits": { "share": 262 } }));
+        index.apply_quota("time", Some("5"), Some(1), &time);
+        index.remove_quota("narrow");
+        assert_eq!(reason(&mut index, &part(10)), "");
+        assert!(
+            reason(&mut index, &part(12)).contains("200% of GPU time used, 75% of GPU time asked")
+        );
+        index.remove_quota("time");
+        assert!(reason(&mut index, &whole("c")).contains("no GpuQuota holds"), "nothing opens");
+        // One that cannot be read lets nothing through, and says so.
+        let broken = quota(json!({ "namespaceSelector": {}, "limits": { "memory": "99999999T" } }));
+        index.apply_quota("broken", Some("4"), Some(1), &broken);
+        assert!(reason(&mut index, &whole("c")).contains("'broken' cannot be read"));
+        let reports = index.quota_reports();
+        assert!(reports[0].status.problem.is_some());
+        assert_eq!(reports[0].status.used.gpus, Some(2));
+    }
+
+    #[test]
+    fn a_cohort_lends_and_has_it_back() {
+        let mut index = index(1, 4);
+        namespace(&mut index, "other");
+        for (name, gpus) in [("team", 2), ("other", 2)] {
+            let spec = quota(json!({
+                "namespaceSelector": { "matchLabels": { "team": name } },
+                "limits": { "gpus": 3 }, "cohort": "c", "guaranteed": { "gpus": gpus },
+            }));
+            index.apply_quota(name, Some(name), Some(1), &spec);
+        }
+        for name in ["a", "b", "c"] {
+            let mut bound = bind(&mut index, &pod("team", name, &[("gpu", 1)]), "n1").unwrap();
+            bound["spec"]["priority"] = json!(if name == "c" { 0 } else { 5 });
+            index.apply_pod(view(&bound));
+        }
+        assert!(reason(&mut index, &pod("team", "d", &[("gpu", 1)])).contains("3 GPUs granted"));
+        let bound = bind(&mut index, &pod("other", "e", &[("gpu", 1)]), "n1").unwrap();
+        index.apply_pod(view(&bound));
+        // Within what is guaranteed, and there is no room: who borrowed goes.
+        let mut back = pod("other", "f", &[("gpu", 1)]);
+        back["spec"]["priority"] = json!(0);
+        assert!(reason(&mut index, &back).contains("memory free"));
+        let victims = index.preempt(&view(&back), "n1", &BTreeSet::new()).unwrap();
+        assert_eq!(victims.pods, BTreeSet::from([uid("uid-c")]));
+        let borrowed = index.quota_reports().remove(1).status.borrowed.unwrap();
+        assert_eq!(borrowed.gpus, Some(1));
+    }
+
+    #[test]
+    fn preemption_takes_as_few_as_will_do_and_of_one_tenant() {
+        let mut index = index(1, 2);
+        namespace(&mut index, "other");
+        let small = |ns: &str, name: &str| pod(ns, name, &[("gpu", 1), ("memory-mib", 8192)]);
+        for (ns, name, priority) in
+            [("team", "a", 1), ("other", "b", 1), ("team", "c", 1), ("other", "d", 9)]
+        {
+            let mut bound = bind(&mut index, &small(ns, name), "n1").unwrap();
+            bound["spec"]["priority"] = json!(priority);
+            index.apply_pod(view(&bound));
+        }
+        let mut urgent = pod("team", "u", &[("gpu", 1), ("memory-mib", 8192)]);
+        urgent["spec"]["priority"] = json!(5);
+        // What the scheduler named frees enough: nobody else goes.
+        let named = BTreeSet::from([uid("uid-b")]);
+        assert_eq!(index.preempt(&view(&urgent), "n1", &named).unwrap().pods, named);
+        assert_eq!(index.preempt(&view(&urgent), "n1", &BTreeSet::new()).unwrap().pods.len(), 1);
+        let mut whole = pod("team", "w", &[("gpu", 1)]);
+        whole["spec"]["priority"] = json!(5);
+        let two = index.preempt(&view(&whole), "n1", &BTreeSet::new()).unwrap();
+        assert_eq!(two.pods.len(), 2);
+        assert!(!two.pods.contains(&uid("uid-d")), "of a higher priority");
+        whole["spec"]["priority"] = json!(0);
+        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+        whole["spec"]["priority"] = json!(5);
+        whole["spec"]["preemptionPolicy"] = json!("Never");
+        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+    }
+
+    #[test]
+    fn better_placements_rank_higher_and_a_workload_may_choose() {
+        let mut index = index(2, 2);
+        let a = bind(&mut index, &pod("team", "a", &[("gpu", 1)]), "n1").unwrap();
+        index.apply_pod(view(&a));
+        let mut next = pod("team", "b", &[("gpu", 1), ("memory-mib", 1024)]);
+        let ranks = index.prioritize(&view(&next), &["n1", "n2", "none"]).unwrap();
+        assert!(ranks[0] == 10 && ranks[1] < 10 && ranks[2] == 0, "{ranks:?}");
+        next["metadata"]["annotations"] = json!({ "gpuzone.dev/policy": "spread" });
+        let ranks = index.prioritize(&view(&next), &["n1", "n2"]).unwrap();
+        assert!(ranks[1] == 10 && ranks[0] < 10, "{ranks:?}");
+    }
+
+    #[test]
+    fn a_group_binds_together_or_not_at_all() {
+        let mut index = index(2, 2);
+        let member = |n: u32| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", 3);
+        index.apply_pod(view(&member(0)));
+        let nodes = ["n1", "n2"];
+        assert!(
+            said(&mut index, &member(0), &nodes)[0]
+                .as_ref()
+                .unwrap()
+                .contains("1 of 3 pods are there")
+        );
+        index.take_favours();
+        index.apply_pod(view(&member(1)));
+        assert!(index.take_favours().is_empty());
+        index.apply_pod(view(&member(2)));
+        assert_eq!(index.take_favours().len(), 1, "who came before is looked at again");
+        index.apply_pod(view(&member(2)));
+        assert!(index.take_favours().is_empty(), "once");
+        let mut orders = Vec::new();
+        for n in 0..3 {
+            let fits = said(&mut index, &member(n), &nodes);
+            let at = fits.iter().position(Option::is_none).unwrap();
+            assert_eq!(fits.iter().filter(|fit| fit.is_none()).count(), 1, "its own place");
+            let order = index.reserve(&view(&member(n)).uid, &node(nodes[at])).unwrap();
+            assert!(order.grouped);
+            orders.push(order);
+            let gate = index.gate(&orders[0].uid, orders[0].ticket);
+            assert_eq!(gate, if n < 2 { Gate::Wait } else { Gate::Open });
+        }
+        assert_eq!(index.gate(&orders[1].uid, orders[1].ticket), Gate::Open);
+        // Another group finds no room for all of it, and so holds nothing.
+        let other = |n: u32| grouped(pod("team", &format!("h{n}"), &[("gpu", 1)]), "h", 2);
+        (0..2).for_each(|n| index.apply_pod(view(&other(n))));
+        let refused = said(&mut index, &other(0), &nodes)[0].clone().unwrap();
+        assert!(
+            refused.contains("needs room for 2 pods at once, and 1 of them have it"),
+            "{refused}"
+        );
+        assert_eq!(index.usage_of("team").total.gpus, 3);
+    }
+
+    #[test]
+    fn a_group_that_does_not_come_together_gives_its_plan_back() {
+        let mut index = index(1, 2);
+        let member = |n: u32| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", 2);
+        (0..2).for_each(|n| index.apply_pod(view(&member(n))));
+        assert_eq!(reason(&mut index, &member(0)), "");
+        let order = index.reserve(&view(&member(0)).uid, &node("n1")).unwrap();
+        assert_eq!(index.usage_of("team").total.gpus, 2);
+        index.expire_groups(T + Duration::from_secs(19));
+        assert_eq!(index.gate(&order.uid, order.ticket), Gate::Wait);
+        index.expire_groups(T + Duration::from_secs(21));
+        assert_eq!(index.gate(&order.uid, order.ticket), Gate::Closed);
+        assert_eq!(index.usage_of("team").total.gpus, 0);
+        // Others have their turn meanwhile.
+        assert!(reason(&mut index, &member(0)).contains("tried again in a moment"));
+        assert_eq!(reason(&mut index, &pod("team", "x", &[("gpu", 2)])), "");
+        index.take_favours();
+        index.expire_groups(T + Duration::from_secs(40));
+        assert!(index.take_favours().is_empty());
+        index.expire_groups(T + Duration::from_secs(41));
+        assert_eq!(index.take_favours().len(), 1, "and then they are looked at again");
+        assert_eq!(
+            index.filter(&view(&member(0)), &["n1"], T + Duration::from_secs(41)).unwrap().0,
+            [Ok(())]
+        );
+    }
+
+    #[test]
+    fn topology_is_held() {
+        let mut index = index(1, 8);
+        let mut wide = pod("team", "a", &[("gpu", 4), ("memory-mib", 1024)]);
+        wide["metadata"]["annotations"] = json!({ "gpuzone.dev/topology": "same-numa" });
+        let bound = bind(&mut index, &wide, "n1").unwrap();
+        index.apply_pod(view(&bound));
+        let gpus = index.holds(&uid("uid-a"));
+        let first: BTreeSet<u8> = gpus.iter().map(|grant| grant.gpu.as_bytes()[1] / 4).collect();
+        assert_eq!(first.len(), 1, "one NUMA node");
+        let mut pair = pod("team", "b", &[("gpu", 3)]);
+        pair["metadata"]["annotations"] = json!({ "gpuzone.dev/topology": "nvlink" });
+        assert!(reason(&mut index, &pair).contains("near to each other"));
+    }
+}
