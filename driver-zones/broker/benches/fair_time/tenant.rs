@@ -13,8 +13,8 @@ use rustix::process::Signal;
 
 const HOLD: &str = include_str!("hold.ptx");
 const REDUCE: &str = include_str!("../../../sim/kernels/ptx/reduce.ptx");
-const ROLE: &str = "FAIR_TIME_KERNEL_MICROSECONDS";
-const KIND: &str = "FAIR_TIME_KERNEL_COMPUTES";
+const ROLE: &str = "FAIR_TIME_KERNEL_SIZE";
+const KIND: &str = "FAIR_TIME_KERNEL_KIND";
 const BLOCK: u32 = 256;
 
 /// What a tenant launches.
@@ -24,6 +24,8 @@ pub(crate) enum Kernel {
     Holds(u64),
     /// Computes for about so long; the simulated GPU does that on a host processor.
     Computes(u64),
+    /// Sums up so many numbers, which is what the kernel above does.
+    Sums(u32),
 }
 
 fn now() -> u64 {
@@ -59,17 +61,20 @@ pub(crate) struct Tenant {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    /// How many numbers its kernels sum up, if they do.
+    pub(crate) numbers: u32,
 }
 
 impl Tenant {
     /// A process of the lease whose slot this is; `shim` holds its `libcuda.so.1`.
     pub(crate) fn start(slot: &Path, shim: &Path, kernel: Kernel) -> Self {
-        let (kind, microseconds) = match kernel {
-            Kernel::Holds(microseconds) => ("", microseconds),
-            Kernel::Computes(microseconds) => ("yes", microseconds),
+        let (kind, size) = match kernel {
+            Kernel::Holds(microseconds) => ("holds", microseconds),
+            Kernel::Computes(microseconds) => ("computes", microseconds),
+            Kernel::Sums(numbers) => ("sums", numbers.into()),
         };
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .env(ROLE, microseconds.to_string())
+            .env(ROLE, size.to_string())
             .env(KIND, kind)
             .env("GPUZONE_SLOT", slot)
             .env("LD_LIBRARY_PATH", shim)
@@ -79,8 +84,10 @@ impl Tenant {
             .expect("a tenant");
         let stdin = child.stdin.take().expect("piped");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut tenant = Self { child, stdin, stdout };
-        assert_eq!(tenant.line(), "ready");
+        let mut tenant = Self { child, stdin, stdout, numbers: 0 };
+        let line = tenant.line();
+        let numbers = line.strip_prefix("ready ").expect("a ready tenant");
+        tenant.numbers = numbers.parse().expect("a number");
         tenant
     }
 
@@ -114,17 +121,18 @@ impl Drop for Tenant {
 
 /// Is a tenant, if this process was started as one.
 pub(crate) fn be_one_if_told() -> bool {
-    let Ok(microseconds) = std::env::var(ROLE) else { return false };
+    let Ok(size) = std::env::var(ROLE) else { return false };
     // It ends with the benchmark, whatever it is doing.
     let ended = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     ended.expect("a signal at the benchmark's end");
-    let microseconds = microseconds.parse().expect("a number");
+    let size: u64 = size.parse().expect("a number");
     let context = CudaContext::new(0).expect("a context");
     let stream = context.new_stream().expect("a stream");
-    if std::env::var_os(KIND).is_some_and(|kind| !kind.is_empty()) {
-        compute(&context, &stream, microseconds);
-    } else {
-        hold(&context, &stream, microseconds * 1_000);
+    match std::env::var(KIND).expect("a kind").as_str() {
+        "holds" => hold(&context, &stream, size * 1_000),
+        "computes" => compute(&context, &stream, Size::Microseconds(size)),
+        "sums" => compute(&context, &stream, Size::Numbers(size as u32)),
+        other => panic!("{other} is no kind of kernel"),
     }
     true
 }
@@ -133,7 +141,7 @@ fn hold(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, nanoseconds: u64) 
     let module = context.load_module(Ptx::from_src(HOLD)).expect("a module");
     let kernel = module.load_function("hold").expect("a kernel");
     let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
-    serve(stream, &mut || {
+    serve(stream, 0, &mut || {
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&nanoseconds);
         // SAFETY: the argument is hold's.
@@ -141,7 +149,13 @@ fn hold(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, nanoseconds: u64) 
     });
 }
 
-fn compute(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, microseconds: u64) {
+/// How long a kernel that computes is.
+enum Size {
+    Microseconds(u64),
+    Numbers(u32),
+}
+
+fn compute(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, size: Size) {
     let module = context.load_module(Ptx::from_src(REDUCE)).expect("a module");
     let kernel = module.load_function("reduce").expect("a kernel");
     let input = stream.alloc_zeros::<f32>(4 << 20).expect("memory");
@@ -154,26 +168,33 @@ fn compute(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, microseconds: u
         // SAFETY: the arguments are reduce's, and the vector is long enough.
         unsafe { launch.launch(config) }.expect("launched");
     };
-    let mut timed = |n: u32| {
-        let begin = now();
-        launch(n);
-        stream.synchronize().expect("idle");
-        now() - begin
+    let n = match size {
+        Size::Numbers(n) => n,
+        Size::Microseconds(microseconds) => numbers_for(microseconds, &mut |n| {
+            let begin = now();
+            launch(n);
+            stream.synchronize().expect("idle");
+            now() - begin
+        }),
     };
+    serve(stream, n, &mut || launch(n));
+}
+
+/// How many numbers a kernel sums up in so long, when it is `timed` now.
+fn numbers_for(microseconds: u64, timed: &mut dyn FnMut(u32) -> u64) -> u32 {
     let best = |timed: &mut dyn FnMut(u32) -> u64, n| (0..9).map(|_| timed(n)).min().expect("9");
     // A long one less a short one: what is left is the kernel's own time.
-    let (short, long) = (best(&mut timed, 2_000), best(&mut timed, 202_000));
+    let (short, long) = (best(timed, 2_000), best(timed, 202_000));
     let each = (long - short.min(long)) as f64 / 200_000.0;
-    let n = (microseconds as f64 * 1e3 / each).clamp(256.0, f64::from(4u32 << 20)) as u32;
-    serve(stream, &mut || launch(n));
+    (microseconds as f64 * 1e3 / each).clamp(256.0, f64::from(4u32 << 20)) as u32
 }
 
 /// Does what it is told until nobody tells it anything any more.
 #[expect(clippy::print_stdout, reason = "how it speaks to the benchmark")]
-fn serve(stream: &CudaStream, launch: &mut dyn FnMut()) {
+fn serve(stream: &CudaStream, numbers: u32, launch: &mut dyn FnMut()) {
     launch();
     stream.synchronize().expect("idle");
-    println!("ready");
+    println!("ready {numbers}");
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let mut numbers = line.split(' ').map(|number| number.parse::<u64>().expect("a number"));
         let mut next = || numbers.next().expect("a number");

@@ -4,10 +4,14 @@ use gpuzone_wire::stats::Monotonic;
 use gpuzone_wire::turn::Priority;
 
 use super::bucket::Bucket;
-use super::schedule::{SHORTEST, Terms, signed};
+use super::schedule::{SHORTEST, Terms, after, signed};
 
 /// How many rounds' earnings a member has at most.
 const ROUNDS: i64 = 2;
+/// Who owes more quanta than this does not get the GPU because others pause for a moment.
+const DEEP: i64 = 25;
+/// How long a member may pause until its time is anybody's, those deep in debt included.
+const PAUSE: u64 = 8_000_000;
 
 #[derive(Debug)]
 pub(super) struct Member {
@@ -26,6 +30,10 @@ pub(super) struct Member {
     pub(super) resumes: bool,
     /// It went on once already since it earned something.
     resumed: bool,
+    /// Below this it is deep in debt.
+    deep: i64,
+    /// Until when it counts as one that uses the GPU and only pauses.
+    pub(super) uses_until: Monotonic,
 }
 
 /// A stretch of a turn that is to be charged.
@@ -53,6 +61,8 @@ impl Member {
             kept: now,
             resumes: false,
             resumed: false,
+            deep: quantum.saturating_mul(-DEEP),
+            uses_until: now,
         }
     }
 
@@ -81,12 +91,32 @@ impl Member {
         (self.wants, self.resumes) = (false, false);
     }
 
-    /// It gave its turn back. What it had left is kept until `until`.
-    pub(super) fn pause(&mut self, until: Monotonic, recalled: bool) {
+    /// It gave its turn back. What it had left is kept for `kept` nanoseconds.
+    pub(super) fn pause(&mut self, kept: u64, recalled: bool, now: Monotonic) {
         self.wants = false;
-        self.kept = until;
+        self.kept = after(now, kept);
+        self.uses_until = after(now, PAUSE);
         // Whose turn was called back did not pause, and has its place in the round.
         self.resumed |= recalled;
+    }
+
+    /// It owes so much that nobody's moment of rest is its chance: what it would start then, it
+    /// may keep for as long as it did before.
+    pub(super) fn is_deep_in_debt(&self) -> bool {
+        self.deficit < self.deep
+    }
+
+    /// Until when it has a claim to a GPU that is free because it pauses, if it has.
+    pub(super) fn pauses_until(&self, now: Monotonic) -> Option<Monotonic> {
+        let pauses = !self.is_ready(now) && !self.is_deep_in_debt() && now < self.uses_until;
+        pauses.then_some(self.uses_until)
+    }
+
+    /// Works off a debt with time in which the GPU was kept free of it.
+    pub(super) fn work_off(&mut self, time: u64, others: i64) {
+        let earned = i128::from(time) * i128::from(self.weight) / i128::from(others.max(1));
+        let earned = i64::try_from(earned).unwrap_or(i64::MAX);
+        self.deficit = self.deficit.saturating_add(earned).min(0);
     }
 
     pub(super) fn is_ready(&self, now: Monotonic) -> bool {

@@ -12,6 +12,9 @@
 //! is charged what it took. Who overdraws waits until its earnings cover it; who does not want
 //! the GPU earns nothing, so nobody hoards. Time in which nobody else waited makes no debts.
 //!
+//! Who is deep in debt does not get the GPU because the others pause for a moment: it is kept free
+//! for them meanwhile, and the debt is worked off as if they used it.
+//!
 //! Before the round come those that are latency-critical, up to their share, and, once a round,
 //! who was in the middle of its turn when it paused for a moment.
 
@@ -92,6 +95,9 @@ pub(crate) struct Schedule {
     /// The round; the first is next.
     round: VecDeque<LeaseId>,
     turn: Option<Turn>,
+    /// Since when the GPU is kept free for those who pause, as far as debtors had that time
+    /// counted.
+    reserved: Option<Monotonic>,
 }
 
 pub(super) fn signed(nanoseconds: u64) -> i64 {
@@ -102,7 +108,7 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn after(moment: Monotonic, nanoseconds: u64) -> Monotonic {
+pub(super) fn after(moment: Monotonic, nanoseconds: u64) -> Monotonic {
     Monotonic::from_nanoseconds(moment.nanoseconds().saturating_add(nanoseconds))
 }
 
@@ -116,6 +122,7 @@ impl Schedule {
             away: BTreeMap::new(),
             round: VecDeque::new(),
             turn: None,
+            reserved: None,
         }
     }
 
@@ -175,8 +182,7 @@ impl Schedule {
         let part = u128::from(unused) * u128::from(now.nanoseconds_since(since));
         let contended = u64::try_from(part / u128::from(held.max(1))).unwrap_or(0);
         member.give_back(unused, contended);
-        let kept = after(now, u64::try_from(self.quantum).unwrap_or(0));
-        member.pause(kept, turn.recalled);
+        member.pause(u64::try_from(self.quantum).unwrap_or(0), turn.recalled, now);
         self.want_if(lease, wants, now);
     }
 
@@ -192,8 +198,11 @@ impl Schedule {
         match self.turn.take() {
             Some(turn) => self.turn = Some(self.watch(turn, now, &mut actions)),
             None => {
+                self.work_off_debts(now);
                 if let Some(lease) = self.next(now) {
                     self.grant(lease, now, &mut actions);
+                } else {
+                    self.reserved = self.reserved_until(now).map(|_| now);
                 }
             }
         }
@@ -204,7 +213,8 @@ impl Schedule {
     pub(crate) fn wake_at(&self, now: Monotonic) -> Option<Monotonic> {
         let Some(turn) = &self.turn else {
             let waiting = self.members.values().filter(|member| member.wants);
-            return waiting.filter_map(|member| member.cap.as_ref()?.open_at(now)).min();
+            let opens = waiting.filter_map(|member| member.cap.as_ref()?.open_at(now));
+            return opens.chain(self.reserved_until(now)).min();
         };
         if turn.recalled {
             return turn.late.filter(|_| !turn.overrun).map(|late| after(late, self.watchdog));
@@ -338,10 +348,34 @@ impl Schedule {
         urgent.max_by_key(|(_, member)| left(member)).map(|(lease, _)| *lease)
     }
 
+    /// Until when the GPU is kept free for those who pause, because all who are ready are deep in
+    /// debt.
+    fn reserved_until(&self, now: Monotonic) -> Option<Monotonic> {
+        let mut ready = self.members.values().filter(|member| member.is_ready(now)).peekable();
+        ready.peek()?;
+        let reserved = ready.all(Member::is_deep_in_debt);
+        let pausing = self.members.values().filter_map(|member| member.pauses_until(now));
+        pausing.max().filter(|_| reserved)
+    }
+
+    /// The time for which the GPU was kept free counts as if those had used it for whom it was.
+    fn work_off_debts(&mut self, now: Monotonic) {
+        let Some(since) = self.reserved.take() else { return };
+        let owing = |member: &Member| member.is_deep_in_debt() && member.is_ready(now);
+        let others = self.members.values().filter(|member| member.uses_until >= since);
+        let others = others.filter(|member| !owing(member)).map(|member| member.weight).sum();
+        for debtor in self.members.values_mut().filter(|member| owing(member)) {
+            debtor.work_off(now.nanoseconds_since(since), others);
+        }
+    }
+
     /// Who is next, after as many rounds as that takes.
     fn next(&mut self, now: Monotonic) -> Option<LeaseId> {
         if let Some(first) = self.urgent(now).or_else(|| self.resuming(now)) {
             return Some(first);
+        }
+        if self.reserved_until(now).is_some() {
+            return None;
         }
         let ready: Vec<LeaseId> =
             self.round.iter().filter(|l| self.ready(**l, now)).copied().collect();
@@ -393,3 +427,7 @@ mod tests;
 #[cfg(test)]
 #[path = "schedule_promises.rs"]
 mod promises;
+
+#[cfg(test)]
+#[path = "schedule_debts.rs"]
+mod debts;

@@ -170,10 +170,13 @@ proptest! {
             }
             let waiting: Vec<&Member> =
                 schedule.members.iter().filter(|(l, m)| m.wants && holder != Some(**l)).map(|(_, m)| m).collect();
+            let reserved = schedule.reserved_until(at);
+            let free = holder.is_none() && reserved.is_none();
             prop_assert!(
-                holder.is_some() || waiting.iter().all(|member| !member.is_ready(at)),
+                !free || waiting.iter().all(|member| !member.is_ready(at)),
                 "somebody waits for a free GPU"
             );
+            prop_assert!(reserved.is_none_or(|until| until <= after(at, 8 * MILLISECOND)));
             let ended = schedule.turn.as_ref().is_some_and(|turn| turn.overrun);
             // Those who are patient only have a turn recalled.
             let patient = recalled && waiting.iter().all(|member| member.patient);
@@ -271,83 +274,4 @@ fn going_on_is_for_once_a_round() {
         now += 50 * MICROSECOND;
     }
     assert!(recalls < 2 * 1_000 / 4, "{recalls}");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 20, ..ProptestConfig::default() })]
-
-    /// A lease that keeps the GPU until its worker is ended, again and again, has no more than its
-    /// share of it after the first time, however soon its next worker is there.
-    #[test]
-    fn a_fresh_worker_owes_what_the_last_one_used(
-        weight in 5u32..=50, watchdog in 50u32..1_000, kernel in 100u64..4_000, away in 0u64..50,
-    ) {
-        let config = FairTime { watchdog_milliseconds: watchdog, ..FairTime::default() };
-        let (honest, hostile) = (lease(0), lease(1));
-        let at = Monotonic::from_nanoseconds;
-        let mut schedule = Schedule::new(config);
-        schedule.join(honest, Tenant::new(100 - weight, vec![], 0).terms, at(0));
-        let terms = Tenant::new(weight, vec![], 0).terms;
-        schedule.join(hostile, terms, at(0));
-        let (end, kernel) = (60 * SECOND, kernel * MICROSECOND);
-        let (mut now, mut had, mut back) = (0, 0, Some(0));
-        let (mut holder, mut since) = (None, 0);
-        while now < end {
-            if back.is_some_and(|back| back <= now) {
-                schedule.join(hostile, terms, at(now));
-                schedule.want(hostile, at(now));
-                back = None;
-            }
-            if holder != Some(honest) {
-                schedule.want(honest, at(now));
-            }
-            for action in schedule.poll(at(now)) {
-                match action {
-                    Action::Grant { lease, .. } => (holder, since) = (Some(lease), now),
-                    Action::Recall { lease } if lease == honest => {
-                        // When the kernel under way is done.
-                        let used = (now - since).next_multiple_of(kernel);
-                        now = since + used;
-                        schedule.yielded(honest, used, true, at(now));
-                        holder = None;
-                    }
-                    Action::Overrun { lease } => {
-                        prop_assert_eq!(lease, hostile);
-                        had += now - since;
-                        schedule.leave(hostile, at(now));
-                        (holder, back) = (None, Some(now + away * MILLISECOND));
-                    }
-                    Action::Recall { .. } | Action::Contended { .. } | Action::Brief { .. } => {}
-                }
-            }
-            let wake = schedule.wake_at(at(now)).map(Monotonic::nanoseconds);
-            let next = wake.into_iter().chain(back).filter(|moment| *moment > now).min();
-            now = if holder.is_some() { next.unwrap_or(end) } else { now + 1 };
-        }
-        // The first time it had done nothing yet; after that it works off what it used.
-        let once = (u64::from(watchdog) + 50) * MILLISECOND;
-        let most = end * u64::from(weight) / 100 + once;
-        prop_assert!(had <= most, "{had} of at most {most}");
-        prop_assert!(had > 0);
-    }
-}
-
-/// A lease that is over owes nothing: who has its number afterwards is a scrub.
-#[test]
-fn what_is_over_is_forgotten() {
-    let at = |ms: u64| Monotonic::from_nanoseconds(ms * MILLISECOND);
-    let mut schedule = Schedule::new(FairTime::default());
-    let terms = Tenant::new(50, vec![], 0).terms;
-    for n in 0..2 {
-        schedule.join(lease(n), terms, at(0));
-        schedule.want(lease(n), at(0));
-    }
-    let granted = schedule.poll(at(0));
-    let [Action::Grant { lease: first, .. }] = granted[..] else { panic!("{granted:?}") };
-    schedule.leave(first, at(100));
-    schedule.join(first, terms, at(100));
-    assert!(schedule.members[&first].deficit <= -signed(90 * MILLISECOND));
-    schedule.forget(first, at(100));
-    schedule.join(first, terms, at(100));
-    assert_eq!(schedule.members[&first].deficit, 0);
 }

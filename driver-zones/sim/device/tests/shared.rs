@@ -213,6 +213,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The longest stretch of the memory at `base` that is in none of `live`.
+fn largest_gap<'a>(live: impl Iterator<Item = &'a (u64, u64)>, base: u64, memory: u64) -> u64 {
+    let mut live: Vec<(u64, u64)> = live.copied().collect();
+    live.push((base + memory, 0));
+    live.sort_unstable();
+    let mut free_from = base;
+    let gaps = live.into_iter().map(|(address, bytes)| {
+        let gap = address - free_from;
+        free_from = address + bytes;
+        gap
+    });
+    gaps.max().unwrap_or(0)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
@@ -224,6 +238,8 @@ proptest! {
         let nodes = [node(folder.path(), "64Ki"), node(folder.path(), "64Ki")];
         let users = nodes.each_ref().map(|node| node.gpus()[0].attach().unwrap());
         let mut live: [Vec<(u64, u64)>; 2] = Default::default();
+        let base = users[0].allocate(MEMORY).unwrap().address;
+        prop_assert!(users[0].free(base).unwrap());
         for step in steps {
             match step {
                 Step::Allocate { process, bytes } => {
@@ -239,6 +255,8 @@ proptest! {
                         Err(AllocateError::Zero) => prop_assert_eq!(bytes, 0),
                         Err(AllocateError::OutOfMemory { largest, .. }) => {
                             prop_assert!(bytes.next_multiple_of(GRANULE) > largest.get());
+                            let gap = largest_gap(live.iter().flatten(), base, MEMORY);
+                            prop_assert_eq!(largest.get(), gap);
                         }
                         Err(other) => prop_assert!(false, "{}", other),
                     }

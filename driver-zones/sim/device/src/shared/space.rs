@@ -1,6 +1,7 @@
 //! Who holds which bytes of a GPU's memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use gpuzone_core::MemoryBytes;
 
@@ -30,17 +31,95 @@ struct Allocation {
     entry: u32,
 }
 
-/// The allocation table as this process last saw it. Offsets count from the first byte.
+/// What one owner has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Owned {
+    allocations: u32,
+    bytes: u64,
+}
+
+/// The allocation table as this process last saw it. Offsets count from the first byte. What is
+/// asked of it with each call does not depend on how much is allocated.
 pub(super) struct Space {
     memory: u64,
     seen: Option<Changes>,
     live: BTreeMap<u64, Allocation>,
+    owned: BTreeMap<Row, Owned>,
+    /// Length and offset of what lies between allocations.
+    gaps: BTreeSet<(u64, u64)>,
     unused: Vec<u32>,
 }
 
 impl Space {
     pub(super) fn new(memory: MemoryBytes) -> Self {
-        Self { memory: memory.get(), seen: None, live: BTreeMap::new(), unused: Vec::new() }
+        let mut space = Self {
+            memory: memory.get(),
+            seen: None,
+            live: BTreeMap::new(),
+            owned: BTreeMap::new(),
+            gaps: BTreeSet::new(),
+            unused: Vec::new(),
+        };
+        space.clear();
+        space
+    }
+
+    fn clear(&mut self) {
+        self.live.clear();
+        self.owned.clear();
+        self.unused.clear();
+        self.gaps.clear();
+        self.set_gap(0, self.memory, true);
+    }
+
+    /// Notes that there is or is no gap from `start` to `end`, if that is any.
+    fn set_gap(&mut self, start: u64, end: u64, is_one: bool) {
+        match (end.saturating_sub(start), is_one) {
+            (0, _) => {}
+            (bytes, true) => drop(self.gaps.insert((bytes, start))),
+            (bytes, false) => drop(self.gaps.remove(&(bytes, start))),
+        }
+    }
+
+    /// The end of what is allocated before `offset`, and the beginning of what is behind it.
+    fn neighbours(&self, offset: u64) -> (u64, u64) {
+        let before = self.live.range(..offset).next_back();
+        let behind = self.live.range((Bound::Excluded(offset), Bound::Unbounded)).next();
+        let start = before.map_or(0, |(at, allocation)| at + allocation.bytes);
+        (start, behind.map_or(self.memory, |(at, _)| *at))
+    }
+
+    /// Whether there was room for it.
+    fn enter(&mut self, offset: u64, allocation: Allocation) -> bool {
+        let (start, end) = self.neighbours(offset);
+        let own_end = offset + allocation.bytes;
+        if start > offset || own_end > end || self.live.contains_key(&offset) {
+            return false;
+        }
+        self.set_gap(start, end, false);
+        self.set_gap(start, offset, true);
+        self.set_gap(own_end, end, true);
+        self.live.insert(offset, allocation);
+        let owned = self.owned.entry(allocation.owner).or_default();
+        owned.allocations += 1;
+        owned.bytes += allocation.bytes;
+        true
+    }
+
+    fn strike(&mut self, offset: u64) {
+        let Some(gone) = self.live.remove(&offset) else { return };
+        let (start, end) = self.neighbours(offset);
+        self.set_gap(start, offset, false);
+        self.set_gap(offset + gone.bytes, end, false);
+        self.set_gap(start, end, true);
+        self.unused.push(gone.entry);
+        if let Some(owned) = self.owned.get_mut(&gone.owner) {
+            owned.allocations -= 1;
+            owned.bytes -= gone.bytes;
+            if owned.allocations == 0 {
+                self.owned.remove(&gone.owner);
+            }
+        }
     }
 
     /// Reads the table again if another process changed it.
@@ -50,8 +129,7 @@ impl Space {
             return Ok(());
         }
         self.seen = None;
-        self.live.clear();
-        self.unused.clear();
+        self.clear();
         let rows = usize::try_from(changes.rows).unwrap_or(usize::MAX);
         if changes.rows > u64::from(MAX_ALLOCATIONS) {
             return Err(file.corrupt("its table of allocations is too long"));
@@ -61,7 +139,6 @@ impl Space {
         for (entry, words) in (0..).zip(words.as_chunks::<ENTRY_WORDS>().0) {
             self.take_entry(file, entry, *words)?;
         }
-        self.check_overlap(file)?;
         self.seen = Some(changes);
         Ok(())
     }
@@ -80,22 +157,14 @@ impl Space {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.memory);
         let owner = Row::new(owner).filter(|_| aligned && inside);
         let owner = owner.ok_or_else(|| file.corrupt("an allocation is out of bounds"))?;
-        match self.live.insert(offset, Allocation { bytes, owner, entry }) {
-            None => Ok(()),
-            Some(_) => Err(file.corrupt("two allocations are in one place")),
+        if self.enter(offset, Allocation { bytes, owner, entry }) {
+            Ok(())
+        } else {
+            Err(file.corrupt("two allocations overlap"))
         }
     }
 
-    fn check_overlap(&self, file: &Locked<'_>) -> Result<(), StateError> {
-        let ends = self.live.iter().map(|(offset, allocation)| offset + allocation.bytes);
-        let starts = self.live.keys().skip(1);
-        match ends.zip(starts).all(|(end, next)| end <= *next) {
-            true => Ok(()),
-            false => Err(file.corrupt("two allocations overlap")),
-        }
-    }
-
-    /// First fit. The space must have been refreshed under the same lock.
+    /// In the smallest gap that is large enough. The space must have been refreshed under the same lock.
     pub(super) fn allocate(
         &mut self,
         file: &Locked<'_>,
@@ -106,7 +175,7 @@ impl Space {
             return Err(AllocateError::Zero);
         }
         let bytes = requested.checked_next_multiple_of(GRANULE);
-        let place = bytes.and_then(|bytes| Some((self.first_fit(bytes)?, bytes)));
+        let place = bytes.and_then(|bytes| Some((self.fit(bytes)?, bytes)));
         let Some((offset, bytes)) = place else {
             return Err(AllocateError::OutOfMemory {
                 requested,
@@ -131,7 +200,7 @@ impl Space {
         if self.unused.last() == Some(&entry) {
             self.unused.pop();
         }
-        self.live.insert(offset, Allocation { bytes, owner, entry });
+        self.enter(offset, Allocation { bytes, owner, entry });
         Ok((offset, bytes))
     }
 
@@ -147,8 +216,7 @@ impl Space {
             return Ok(false);
         };
         self.write(file, self.seen.unwrap_or_default(), found.entry, [0; ENTRY_WORDS])?;
-        self.live.remove(&offset);
-        self.unused.push(found.entry);
+        self.strike(offset);
         Ok(true)
     }
 
@@ -178,34 +246,26 @@ impl Space {
         Ok(())
     }
 
-    fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
-        let ends = self.live.iter().map(|(offset, allocation)| offset + allocation.bytes);
-        let gap_starts = std::iter::once(0).chain(ends);
-        let gap_ends = self.live.keys().copied().chain(std::iter::once(self.memory));
-        gap_starts.zip(gap_ends)
-    }
-
-    fn first_fit(&self, bytes: u64) -> Option<u64> {
-        self.gaps().find(|(start, end)| end - start >= bytes).map(|(start, _)| start)
+    fn fit(&self, bytes: u64) -> Option<u64> {
+        self.gaps.range((bytes, 0)..).next().map(|(_, start)| *start)
     }
 
     fn largest_gap(&self) -> u64 {
-        self.gaps().map(|(start, end)| end - start).max().unwrap_or(0)
+        self.gaps.last().map_or(0, |(bytes, _)| *bytes)
     }
 
     /// All bytes that are charged.
     pub(super) fn used(&self) -> u64 {
-        self.live.values().map(|allocation| allocation.bytes).sum()
+        self.owned.values().map(|owned| owned.bytes).sum()
     }
 
     /// Bytes charged to `owner`.
     pub(super) fn used_by(&self, owner: Row) -> u64 {
-        let own = self.live.values().filter(|allocation| allocation.owner == owner);
-        own.map(|allocation| allocation.bytes).sum()
+        self.owned.get(&owner).map_or(0, |owned| owned.bytes)
     }
 
     /// The owners of anything.
     pub(super) fn owners(&self) -> impl Iterator<Item = Row> {
-        self.live.values().map(|allocation| allocation.owner)
+        self.owned.keys().copied()
     }
 }
