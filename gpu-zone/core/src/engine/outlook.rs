@@ -147,15 +147,9 @@ impl Outlook {
 
     /// A gauge of a node of these.
     pub(super) fn gauge(&self, host: HostRoom, gpus: &[GpuRoom]) -> Gauge<'_> {
-        let of = |have: u64, each: u64| have.checked_div(each).unwrap_or(u64::MAX);
-        let copies = |class: &Class| {
-            let copies =
-                of(host.cpu_milli, class.cpu_milli).min(of(host.memory.get(), class.memory));
-            u32::try_from(copies).unwrap_or(u32::MAX)
-        };
-        let copies = self.classes.iter().map(copies).collect();
-        let kinds = Vec::with_capacity(1);
+        let (copies, kinds) = (Vec::with_capacity(self.classes.len()), Vec::with_capacity(1));
         let mut gauge = Gauge { outlook: self, host, gpus: gpus.to_vec(), copies, kinds };
+        gauge.move_to(host);
         for gpu in gpus.iter().filter(|gpu| gpu.kind().healthy) {
             if gauge.kinds.iter().all(|(table, _)| !table.serves(gpu))
                 && let Some(table) = self.table(gpu)
@@ -191,11 +185,23 @@ impl Gauge<'_> {
         let of = self.kinds.iter_mut().find(|(table, _)| table.serves(gpu));
         let Some((table, rooms)) = of.filter(|_| gpu.kind().healthy) else { return };
         let free = u32::from(gpu.free_milli());
-        // Sizes ascend: what is too large once is so from there on.
-        for (size, room) in table.sizes.iter().zip(rooms).take_while(|(size, _)| size.milli <= free)
-        {
+        let fitting = table.sizes.partition_point(|size| size.milli <= free);
+        for (size, room) in table.sizes.iter().zip(rooms).take(fitting) {
             how(room, free, size.pieces(free));
         }
+    }
+
+    /// The same GPUs on a host with this room.
+    pub(super) fn move_to(&mut self, host: HostRoom) {
+        self.host = host;
+        let (cpu, memory) = (host.cpu_milli as f64, host.memory.get() as f64);
+        // A quotient of whole numbers below 2^53 is never rounded up to the next whole one, and
+        // this division is the fastest.
+        let of = |have: f64, each: u64| if each == 0 { f64::MAX } else { have / each as f64 };
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let copies = |class: &Class| of(cpu, class.cpu_milli).min(of(memory, class.memory)) as u32;
+        self.copies.clear();
+        self.copies.extend(self.outlook.classes.iter().map(copies));
     }
 
     /// What the node is worth with `after`, which is of the same kind, in the place of GPU `at`.
@@ -215,7 +221,8 @@ impl Gauge<'_> {
         }
     }
 
-    fn worth(&self) -> f64 {
+    /// What the node is worth.
+    pub(super) fn worth(&self) -> f64 {
         let mut rooms = 0.0;
         self.each_room(|at, room| {
             rooms += self.outlook.classes.get(at).map_or(0.0, |class| class.weight * room);

@@ -121,16 +121,19 @@ pub fn place(
             let host = node.host().less(pod.host).unwrap_or_default();
             let mut worth = WorthMost { outlook, host, gauge: None };
             let (choice, cost) = choose(node, pod, &mut worth)?;
-            let after = match cost {
-                Some(cost) => -cost,
-                None => {
+            let lost = match (cost, worth.gauge) {
+                (Some(cost), Some(mut gauge)) => {
+                    gauge.move_to(node.host());
+                    gauge.worth() + cost
+                }
+                (_, _) => {
                     let mut after = node.clone();
                     // It was chosen of what is free.
                     let _ = after.take(&choice);
-                    outlook.worth(&after)
+                    outlook.worth(node) - outlook.worth(&after)
                 }
             };
-            (choice, after - outlook.worth(node))
+            (choice, -lost)
         }
     };
     Ok(Placed { choice, score: Score::new(score) })
