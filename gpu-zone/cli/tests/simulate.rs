@@ -14,11 +14,11 @@ mod tests {
     /// Eight GPUs in all, and pods of two tenants: of `red` 12 halves, which fit; of `blue` one
     /// whole T4, which fits, and one pod for five GPUs, which no node has.
     fn pods() -> String {
-        let mut pods = PODS_HEAD.to_owned();
+        let mut pods = PODS_HEAD.to_owned() + "b0,1000,1024,1,1000,T4,blue\n";
         for n in 0..12 {
             let _ = writeln!(pods, "r{n},1000,1024,1,500,,red");
         }
-        pods + "b0,1000,1024,1,1000,T4,blue\nb1,1000,1024,5,1000,,blue\nb2,1000,1024,0,0,,blue\n"
+        pods + "b1,1000,1024,5,1000,,blue\nb2,1000,1024,0,0,,blue\n"
     }
 
     fn file(folder: &Path, name: &str, text: &str) -> PathBuf {

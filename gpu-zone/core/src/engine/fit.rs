@@ -228,19 +228,23 @@ impl Search<'_> {
         sets.into_iter().any(|(_, found)| self.gpus_of(*at, demand.gpus.get(), &found, rest))
     }
 
-    /// GPUs of `group` that have room, cheapest first.
+    /// GPUs of `group` that have room, cheapest first; none when they are too few.
     fn candidates(&mut self, demand: &Demand, group: &[usize]) -> Vec<(f64, Given)> {
+        let with_room = group.iter().filter_map(|at| serves(*at, self.gpus.get(*at)?, demand));
+        let with_room: Vec<(Given, GpuRoom)> = with_room.collect();
+        if (with_room.len() as u64) < u64::from(demand.gpus.get()) {
+            return Vec::new();
+        }
         self.prefer.see(&self.gpus);
         // GPUs that are alike cost the same, and an outlook is not cheap to ask.
         let mut asked: Vec<(&GpuRoom, f64)> = Vec::new();
-        let mut found: Vec<(f64, Given)> = Vec::with_capacity(group.len());
-        for at in group {
-            let Some(gpu) = self.gpus.get(*at) else { continue };
-            let Some((given, after)) = serves(*at, gpu, demand) else { continue };
+        let mut found: Vec<(f64, Given)> = Vec::with_capacity(with_room.len());
+        for (given, after) in with_room {
+            let Some(gpu) = self.gpus.get(given.gpu) else { continue };
             let cost = match asked.iter().find(|(other, _)| *other == gpu) {
                 Some((_, cost)) => *cost,
                 None => {
-                    let cost = self.prefer.cost(*at, gpu, &after);
+                    let cost = self.prefer.cost(given.gpu, gpu, &after);
                     asked.push((gpu, cost));
                     cost
                 }

@@ -35,6 +35,8 @@ struct Table {
     of: GpuRoom,
     /// The distinct amounts, smallest first.
     sizes: Vec<Size>,
+    /// For 0 to 1000 thousandths, how many of `sizes` are no larger.
+    fitting: Vec<u16>,
     /// For each class, its amount's place in `sizes`.
     size_of: Vec<u16>,
     gaps: GapValues,
@@ -185,8 +187,8 @@ impl Gauge<'_> {
         let of = self.kinds.iter_mut().find(|(table, _)| table.serves(gpu));
         let Some((table, rooms)) = of.filter(|_| gpu.kind().healthy) else { return };
         let free = u32::from(gpu.free_milli());
-        let fitting = table.sizes.partition_point(|size| size.milli <= free);
-        for (size, room) in table.sizes.iter().zip(rooms).take(fitting) {
+        let fitting = table.fitting.get(usize::from(gpu.free_milli())).copied().unwrap_or(0);
+        for (size, room) in table.sizes.iter().zip(rooms).take(usize::from(fitting)) {
             how(room, free, size.pieces(free));
         }
     }
@@ -286,8 +288,11 @@ impl Table {
         };
         let size_of = needs.iter().map(place).collect();
         let gaps = GapValues::new(&sizes);
+        let no_larger = |free: u16| sizes.partition_point(|size| *size <= free);
+        let fitting = (0..=1000).map(|free| u16::try_from(no_larger(free)).unwrap_or(NEVER));
+        let fitting = fitting.collect();
         let sizes = sizes.into_iter().map(Size::new).collect();
-        Self { of, sizes, size_of, gaps }
+        Self { of, sizes, fitting, size_of, gaps }
     }
 
     fn serves(&self, gpu: &GpuRoom) -> bool {
