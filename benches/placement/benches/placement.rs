@@ -5,21 +5,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use gpuzone_bench_placement::{
-    Baseline, Bins, Cell, Class, Openb, Series, frequent, paired, unusable,
+    Baseline, Bins, Cell, Class, Desk, Openb, Reference, Series, frequent, paired, unusable,
 };
 use gpuzone_core::engine::{NodeRoom, Policy};
 use gpuzone_replay::{Setting, Ties, Trace, replay};
 
 const SEEDS: [u64; 10] = [42, 43, 44, 45, 46, 47, 48, 49, 50, 51];
 
-/// Published means at 100 % and 130 %, ties by node rank: github.com/hkust-adsl/
-/// kubernetes-scheduler-simulator, Apache-2.0.
-const PUBLISHED: [(&str, f64, f64); 4] = [
-    ("Random", 86.30, 87.47),
-    ("FirstFit", 94.35, 94.54),
-    ("BestFit", 92.86, 93.08),
-    ("FGD", 95.23, 95.39),
-];
+/// How far a mean may be from the published one before the harness counts as wrong.
+const NEAR: f64 = 0.1;
 
 #[derive(Clone, Copy)]
 enum Who {
@@ -34,13 +28,21 @@ struct Line {
     ties: Ties,
 }
 
+const HEAD: &str = "| scheduler | ties | at 100 % | sd | at 130 % | sd | less FGD (R), 100 % | less FGD (R), 130 % | frag | first drop | dropped: part / one / several | p50 µs | p99 µs |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+
+impl Line {
+    fn known(baseline: Baseline, mode: &'static str, ties: Ties) -> Self {
+        Self { name: baseline.name().to_owned(), mode, who: Who::Known(baseline), ties }
+    }
+
+    fn title(&self) -> String {
+        format!("{} {}", self.name, self.mode)
+    }
+}
+
 fn lines() -> Vec<Line> {
-    let known = |baseline: Baseline, mode, ties| Line {
-        name: baseline.name().to_owned(),
-        mode,
-        who: Who::Known(baseline),
-        ties,
-    };
+    let known = Line::known;
     let ours = |name: &str, mode, policy, oracle, ties| Line {
         name: name.to_owned(),
         mode,
@@ -60,6 +62,8 @@ fn lines() -> Vec<Line> {
         ours("fragmentation", "R", Policy::Fragmentation, false, Ties::First),
         ours("fragmentation", "C", Policy::Fragmentation, false, Ties::Coin),
         ours("fragmentation", ranks, Policy::Fragmentation, false, Ties::Ranks),
+        ours("fragmentation, oracle mix", "R", Policy::Fragmentation, true, Ties::First),
+        ours("fragmentation, oracle mix", "C", Policy::Fragmentation, true, Ties::Coin),
         ours("fragmentation, oracle mix", ranks, Policy::Fragmentation, true, Ties::Ranks),
     ]
 }
@@ -70,28 +74,37 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     };
     let openb = Openb::read(&folder)?;
+    let reference = Reference::read(&folder)?;
     let mix = frequent(&openb.needs);
-    println!(
-        "{} nodes, {} pods, {} classes",
-        openb.trace.nodes.len(),
-        openb.needs.len(),
-        mix.len()
-    );
-    println!(
-        "| scheduler | ties | at 100 % | sd | at 130 % | sd | published | against FGD (R) | frag | first drop | dropped part/one/several | p50 | p99 |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let mut fgd = None;
-    // `ONLY='FGD R'` prints one line; the comparison needs FGD's before it.
-    let wanted = |line: &&Line| format!("{} {}", line.name, line.mode).contains(&only);
-    for line in lines().iter().filter(wanted) {
-        let bins = all_seeds(&openb, &mix, line)?;
-        if line.name == "FGD" && line.mode == "R" {
-            fgd = Some(bins.clone());
-        }
-        print_line(line, &bins, fgd.as_deref().filter(|_| line.mode != "R" || line.name != "FGD"));
+    let (nodes, pods) = (openb.trace.nodes.len(), openb.needs.len());
+    println!("{nodes} nodes, {pods} pods, {} classes\n", mix.len());
+    // Cargo adds options of its own. `'FGD R' pack` prints the lines that begin so.
+    let only: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |line: &Line| {
+        only.is_empty() || only.iter().any(|word| line.title().starts_with(word.as_str()))
+    };
+    // The others are compared with it, so it runs first, wanted or not.
+    let fgd = Line::known(Baseline::Fgd, "R", Ties::First);
+    let fgd = Run { bins: all_seeds(&openb, &mix, &fgd)?, line: fgd };
+    println!("{HEAD}");
+    let mut runs = Vec::new();
+    for line in lines().into_iter().filter(wanted) {
+        let bins = all_seeds(&openb, &mix, &line)?;
+        let run = Run { line, bins };
+        println!("{}", run.row(&fgd));
+        runs.push(run);
     }
+    println!("\n| at 100 % | {} |", SEEDS.map(|seed| seed.to_string()).join(" | "));
+    println!("| --- |{}", " --- |".repeat(SEEDS.len()));
+    runs.iter().for_each(|run| println!("{}", run.by_seed()));
+    println!("\n| against the published | at 100 % | at 130 % | sd at 100 %, published |");
+    println!("| --- | --- | --- | --- |");
+    let checks: Vec<Check> = runs.iter().filter_map(|run| run.check(&reference)).collect();
+    checks.iter().for_each(|check| println!("{}", check.row));
+    let wrong: Vec<&str> =
+        checks.iter().filter(|check| !check.near).map(|c| c.row.as_str()).collect();
+    anyhow::ensure!(wrong.is_empty(), "the harness is wrong, further off than {NEAR}: {wrong:?}");
     Ok(())
 }
 
@@ -158,77 +171,113 @@ fn known(
     (baseline, ties, seed): (Baseline, Ties, u64),
 ) -> Bins {
     let mut bins = Bins::default();
-    let mut cells: Vec<Cell> = nodes.iter().map(Cell::from).collect();
-    let capacity: f64 = cells.iter().map(|cell| cell.gpus.len() as f64 * 1000.0).sum();
-    let mut lost: f64 = cells.iter().map(|cell| unusable(cell, mix)).sum();
+    let mut desk = Desk::new(baseline, mix, nodes.iter().map(Cell::from).collect());
+    let capacity = desk.cells().iter().map(|cell| cell.gpus.len() as f64 * 1000.0).sum::<f64>();
     let mut coin = fastrand::Rng::with_seed(seed);
     let (mut arrived, mut placed) = (0, 0);
     for need in order.iter().filter_map(|pod| openb.needs.get(*pod)) {
         let start = Instant::now();
-        let mut best: Option<(f64, usize, Vec<usize>, u32)> = None;
-        for (at, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.fits(need)) {
-            let (score, gpus) = baseline.score(cell, need, mix);
-            let equals = match &best {
-                Some((other, ..)) if score < *other => continue,
-                Some((other, _, _, equals)) if score == *other => equals + 1,
-                Some(_) | None => 1,
-            };
-            // Each of the equals is as likely to be the last to win.
-            let wins = equals == 1 || (ties != Ties::First && coin.u32(..equals) == 0);
+        let mut best: Option<(f64, usize, u32)> = None;
+        for (at, score) in desk.scores(need) {
             best = match best {
-                Some((score, at, gpus, _)) if !wins => Some((score, at, gpus, equals)),
-                Some(_) | None => Some((score, at, gpus, equals)),
+                Some((other, first, equals)) if score == other => {
+                    // Each of the equals is as likely to be the last to win.
+                    let wins = ties != Ties::First && coin.u32(..=equals) == 0;
+                    Some((score, if wins { at } else { first }, equals + 1))
+                }
+                Some(best) if score < best.0 => Some(best),
+                Some(_) | None => Some((score, at, 1)),
             };
         }
         let took = start.elapsed().as_nanos();
         bins.nanoseconds.push(u64::try_from(took).unwrap_or(u64::MAX));
-        let asked = need.gpus as f64 * need.milli as f64;
-        arrived += need.gpus * usize::try_from(need.milli).unwrap_or(0);
+        let asked = need.gpus * usize::try_from(need.milli).unwrap_or(0);
+        arrived += asked;
         let requested = arrived as f64 / capacity;
-        match best.and_then(|(_, at, gpus, _)| Some((cells.get_mut(at)?, gpus))) {
-            Some((cell, gpus)) => {
-                lost -= unusable(cell, mix);
-                *cell = cell.less(need, &gpus);
-                lost += unusable(cell, mix);
-                placed += need.gpus * usize::try_from(need.milli).unwrap_or(0);
+        match best {
+            Some((_, at, _)) => {
+                desk.place(at, need, &mut coin);
+                placed += asked;
             }
-            None if asked > 0.0 => bins.drop(requested, need.gpus, need.milli),
+            None if asked > 0 => bins.drop(requested, need.gpus, need.milli),
             None => {}
         }
-        bins.add(requested, placed as f64 / capacity, lost / capacity);
+        bins.add(requested, placed as f64 / capacity, desk.lost() / capacity);
     }
     bins
 }
 
-fn print_line(line: &Line, bins: &[Bins], fgd: Option<&[Bins]>) {
-    let at = |bins: &[Bins], bin| Series(bins.iter().map(|seed| seed.at(bin).0).collect());
-    let mean = |of: &dyn Fn(&Bins) -> f64| Series(bins.iter().map(of).collect()).mean();
-    let (full, over) = (at(bins, 100), at(bins, 130));
-    let known = PUBLISHED
-        .iter()
-        .find(|(name, ..)| *name == line.name && (line.mode == "R" || *name == "Random"));
-    let published = known.map_or("".to_owned(), |(_, a, b)| format!("{a:.2} / {b:.2}"));
-    let against = fgd.map_or("".to_owned(), |fgd| {
-        let difference = |bin| {
-            let (mean, half) = paired(&at(bins, bin), &at(fgd, bin));
-            format!("{mean:+.3} ± {half:.3}")
+/// A line and what its seeds came to.
+struct Run {
+    line: Line,
+    bins: Vec<Bins>,
+}
+
+/// A line beside the published figures.
+struct Check {
+    row: String,
+    near: bool,
+}
+
+impl Run {
+    fn at(&self, bin: usize) -> Series {
+        Series(self.bins.iter().map(|seed| seed.at(bin).0).collect())
+    }
+
+    fn row(&self, fgd: &Self) -> String {
+        let mean = |of: &dyn Fn(&Bins) -> f64| Series(self.bins.iter().map(of).collect()).mean();
+        let against = |bin| {
+            let (mean, half) = paired(&self.at(bin), &fgd.at(bin));
+            if half > 0.0 { format!("{mean:+.3} ± {half:.3}") } else { "-".to_owned() }
         };
-        format!("{} / {}", difference(100), difference(130))
-    });
-    println!(
-        "| {} | {} | {:.3} | {:.3} | {:.3} | {:.3} | {published} | {against} | {:.2} | {:.1} | {:.0}/{:.0}/{:.0} | {:.0} µs | {:.0} µs |",
-        line.name,
-        line.mode,
-        full.mean(),
-        full.deviation(),
-        over.mean(),
-        over.deviation(),
-        mean(&|seed| seed.at(100).1),
-        mean(&|seed| seed.first_drop.unwrap_or(f64::NAN)),
-        mean(&|seed| f64::from(seed.dropped[0])),
-        mean(&|seed| f64::from(seed.dropped[1])),
-        mean(&|seed| f64::from(seed.dropped[2])),
-        mean(&|seed| seed.microseconds(0.5)),
-        mean(&|seed| seed.microseconds(0.99)),
-    );
+        let (full, over) = (self.at(100), self.at(130));
+        let [part, one, several] = [0, 1, 2]
+            .map(|class| mean(&|seed| seed.dropped.get(class).copied().map_or(0.0, f64::from)));
+        format!(
+            "| {} | {} | {:.3} | {:.3} | {:.3} | {:.3} | {} | {} | {:.2} | {:.1} | {part:.0} / {one:.0} / {several:.0} | {:.0} | {:.0} |",
+            self.line.name,
+            self.line.mode,
+            full.mean(),
+            full.deviation(),
+            over.mean(),
+            over.deviation(),
+            against(100),
+            against(130),
+            mean(&|seed| seed.at(100).1),
+            mean(&|seed| seed.first_drop.unwrap_or(f64::NAN)),
+            mean(&|seed| seed.microseconds(0.5)),
+            mean(&|seed| seed.microseconds(0.99)),
+        )
+    }
+
+    fn by_seed(&self) -> String {
+        let seeds: Vec<String> = self.at(100).0.iter().map(|value| format!("{value:.2}")).collect();
+        format!("| {} | {} |", self.line.title(), seeds.join(" | "))
+    }
+
+    /// `None` for what nobody has published.
+    fn check(&self, reference: &Reference) -> Option<Check> {
+        let Who::Known(baseline) = self.line.who else { return None };
+        let published = |bin| {
+            let by_rank = self.line.ties == Ties::First;
+            reference.allocation(&baseline.name().to_lowercase(), by_rank, bin)
+        };
+        let ((full, full_sd), (over, _)) = (published(100)?, published(130)?);
+        let off = [self.at(100).mean() - full, self.at(130).mean() - over];
+        // A coin of another generator falls in another way.
+        let bound = match baseline {
+            Baseline::Random => 3.0 * NEAR,
+            Baseline::FirstFit | Baseline::BestFit | Baseline::Fgd => NEAR,
+        };
+        Some(Check {
+            row: format!(
+                "| {} | {full:.3} {:+.3} | {over:.3} {:+.3} | {:.3}, {full_sd:.3} |",
+                self.line.title(),
+                off[0],
+                off[1],
+                self.at(100).deviation(),
+            ),
+            near: off.iter().all(|off| off.abs() <= bound),
+        })
+    }
 }

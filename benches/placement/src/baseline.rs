@@ -38,7 +38,7 @@ pub struct Class {
 /// A scheduler to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Baseline {
-    /// Any node that fits.
+    /// Any node that fits, and any GPUs of it.
     Random,
     /// The first node that fits.
     FirstFit,
@@ -93,6 +93,14 @@ impl Cell {
         found
     }
 
+    /// GPUs with room, as the coin falls.
+    pub(crate) fn any(&self, need: &Need, coin: &mut fastrand::Rng) -> Vec<usize> {
+        let mut found = self.tightest(need);
+        coin.shuffle(&mut found);
+        found.truncate(need.gpus);
+        found
+    }
+
     /// What is left with `need` on these GPUs.
     #[must_use]
     pub fn less(&self, need: &Need, gpus: &[usize]) -> Self {
@@ -119,8 +127,9 @@ impl Baseline {
         }
     }
 
-    /// The score of a node that fits, higher is better, and the GPUs that it would take.
-    pub fn score(self, cell: &Cell, need: &Need, mix: &[Class]) -> (f64, Vec<usize>) {
+    /// The score of a node that fits and of which `before` is [`unusable`], higher is better, and
+    /// the GPUs that it would take.
+    pub fn score(self, cell: &Cell, before: f64, need: &Need, mix: &[Class]) -> (f64, Vec<usize>) {
         let mut tight = cell.tightest(need);
         let candidates = tight.clone();
         tight.truncate(need.gpus);
@@ -132,7 +141,6 @@ impl Baseline {
                 (-(left.cpu as f64 / 128_000.0 + gpus), tight)
             }
             Self::Fgd => {
-                let before = unusable(cell, mix);
                 let score = |gpus: &[usize]| {
                     let grown = unusable(&cell.less(need, gpus), mix) - before;
                     (100.0 / (1.0 + (grown / 1000.0).exp())).floor()
@@ -140,8 +148,11 @@ impl Baseline {
                 if need.gpus != 1 {
                     return (score(&tight), tight);
                 }
+                // GPUs with as much free score the same; of those the first by index stays.
+                let free = |at: &usize| cell.gpus.get(*at).copied();
+                let mut of_each = candidates;
+                of_each.dedup_by_key(|at| free(at));
                 // A tie goes to the lowest index.
-                let mut of_each: Vec<usize> = candidates;
                 of_each.sort_unstable();
                 let scored = of_each.into_iter().map(|at| (score(&[at]), vec![at]));
                 scored

@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod baseline;
+mod desk;
 mod openb;
+mod reference;
 mod statistics;
 
 pub use baseline::{Baseline, Cell, Class, Need, frequent, unusable};
+pub use desk::Desk;
 pub use openb::{Arrivals, Openb};
+pub use reference::Reference;
 pub use statistics::{Bins, Series, paired};

@@ -1,8 +1,9 @@
 use std::io::Read;
 
+use csv::{ErrorKind, StringRecord};
 use gpuzone_core::engine::{
     Amount, Demand, GpuKind, GpuRoom, HostDemand, HostRoom, MemoryAsk, ModelTable, NodeRoom,
-    PodDemand, ShareMilli,
+    PodDemand, ShareMilli, TooManyGpus,
 };
 use gpuzone_core::{Exposure, GpuCount, MemoryBytes};
 use serde::Deserialize;
@@ -31,22 +32,26 @@ pub struct Trace {
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// Not the table that is expected.
-    #[error("the table of {table} cannot be read; it needs the columns {columns}")]
+    #[error("the table of {table} needs the columns {columns}{place}: {reason}")]
     Table {
         /// Nodes or pods.
         table: &'static str,
         /// Which columns it needs.
         columns: &'static str,
-        /// What is wrong, with the line.
-        source: csv::Error,
+        /// The line and the column, as far as they are known; empty or "; line 2, column gpu".
+        place: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A number that makes no sense.
-    #[error("row {row} of {table}: {reason}")]
-    Row {
+    #[error("the table of {table}, line {line}, column {column}: {reason}")]
+    Value {
         /// Nodes or pods.
         table: &'static str,
-        /// Counted from 1, without the head.
-        row: usize,
+        /// Counted from 1, with the head.
+        line: u64,
+        /// Its head.
+        column: &'static str,
         /// What is wrong.
         reason: String,
     },
@@ -88,14 +93,8 @@ impl Trace {
     /// When a table cannot be read, is empty, or has a number that makes no sense.
     pub fn read(nodes: impl Read, pods: impl Read) -> Result<Self, TraceError> {
         let mut models = ModelTable::default();
-        let read = rows::<NodeRow>(nodes, NODES)?.into_iter().enumerate();
-        let nodes: Vec<NodeRoom> = read
-            .map(|(n, row)| node(&row, &mut models).map_err(|reason| bad(NODES.0, n, reason)))
-            .collect::<Result<_, _>>()?;
-        let read = rows::<PodRow>(pods, PODS)?.into_iter().enumerate();
-        let pods: Vec<TracePod> = read
-            .map(|(n, row)| pod(row, &models).map_err(|reason| bad(PODS.0, n, reason)))
-            .collect::<Result<_, _>>()?;
+        let nodes = rows(nodes, NODES, |row| node(&row, &mut models))?;
+        let pods = rows(pods, PODS, |row| pod(row, &models))?;
         Ok(Self { nodes, pods })
     }
 
@@ -105,32 +104,72 @@ impl Trace {
     }
 }
 
-fn rows<T: for<'a> Deserialize<'a>>(
+/// The column that a value is wrong in, and why.
+type Wrong = (&'static str, String);
+
+fn rows<R: for<'a> Deserialize<'a>, T>(
     from: impl Read,
     (table, columns): (&'static str, &'static str),
+    mut make: impl FnMut(R) -> Result<T, Wrong>,
 ) -> Result<Vec<T>, TraceError> {
     let mut reader = csv::Reader::from_reader(from);
-    let rows: Result<Vec<T>, _> = reader.deserialize().collect();
-    let rows = rows.map_err(|source| TraceError::Table { table, columns, source })?;
-    if rows.is_empty() { Err(TraceError::Empty(table)) } else { Ok(rows) }
+    let unread = |head: &StringRecord, error: &csv::Error| {
+        let (place, reason) = explained(head, error);
+        TraceError::Table { table, columns, place, reason }
+    };
+    let head = reader.headers().map_err(|error| unread(&StringRecord::new(), &error))?.clone();
+    let mut made = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| unread(&head, &error))?;
+        let row = record.deserialize(Some(&head)).map_err(|error| unread(&head, &error))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let value = make(row);
+        made.push(value.map_err(|(column, reason)| TraceError::Value {
+            table,
+            line,
+            column,
+            reason,
+        })?);
+    }
+    if made.is_empty() { Err(TraceError::Empty(table)) } else { Ok(made) }
 }
 
-fn bad(table: &'static str, row: usize, reason: String) -> TraceError {
-    TraceError::Row { table, row: row + 1, reason }
+/// Where in a table an error is, and what it is.
+fn explained(head: &StringRecord, error: &csv::Error) -> (String, String) {
+    let line = |at: Option<&csv::Position>| {
+        at.map(|at| format!("; line {}", at.line())).unwrap_or_default()
+    };
+    match error.kind() {
+        ErrorKind::Deserialize { pos, err } => {
+            let field = err.field().and_then(|field| usize::try_from(field).ok());
+            let column = field.and_then(|field| head.get(field)).map(|name| {
+                // It comes from the file and goes to a terminal.
+                let name: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
+                format!(", column {name}")
+            });
+            let place = line(pos.as_ref()) + column.as_deref().unwrap_or_default();
+            (place, err.kind().to_string())
+        }
+        ErrorKind::UnequalLengths { pos, expected_len, len } => {
+            (line(pos.as_ref()), format!("{len} values where the head has {expected_len}"))
+        }
+        ErrorKind::Utf8 { pos, .. } => (line(pos.as_ref()), "it is not UTF-8".to_owned()),
+        _ => (line(error.position()), error.to_string()),
+    }
 }
 
-fn node(row: &NodeRow, models: &mut ModelTable) -> Result<NodeRoom, String> {
-    let model = models.class_of(&row.model).map_err(|e| e.to_string())?;
+fn node(row: &NodeRow, models: &mut ModelTable) -> Result<NodeRoom, Wrong> {
+    let model = models.class_of(&row.model).map_err(|e| ("model", e.to_string()))?;
     let memory = MemoryBytes::mib(1000);
     let (exposure, healthy, numa, nvlink) = (Exposure::Mediated, true, None, None);
     let gpu = GpuRoom::empty(GpuKind { memory, model, exposure, healthy, numa, nvlink });
     let host = HostRoom { cpu_milli: row.cpu_milli, memory: MemoryBytes::mib(row.memory_mib) };
     // One more than there may be is enough to be refused, and no reason to run out of memory.
     let gpus = vec![gpu; row.gpu.min(NodeRoom::MOST_GPUS + 1)];
-    NodeRoom::new(host, gpus).map_err(|e| e.to_string())
+    NodeRoom::new(host, gpus).map_err(|_| ("gpu", TooManyGpus(row.gpu).to_string()))
 }
 
-fn pod(row: PodRow, models: &ModelTable) -> Result<TracePod, String> {
+fn pod(row: PodRow, models: &ModelTable) -> Result<TracePod, Wrong> {
     let host = HostDemand { cpu_milli: row.cpu_milli, memory: MemoryBytes::mib(row.memory_mib) };
     let gpu_milli = u64::from(row.num_gpu) * u64::from(row.gpu_milli);
     let tenant = row.tenant;
@@ -138,9 +177,11 @@ fn pod(row: PodRow, models: &ModelTable) -> Result<TracePod, String> {
         let demand = PodDemand { host, containers: vec![] };
         return Ok(TracePod { demand, gpu_milli: 0, tenant });
     }
-    let gpus = GpuCount::new(row.num_gpu).map_err(|e| e.to_string())?;
+    let gpus = GpuCount::new(row.num_gpu).map_err(|e| ("num_gpu", e.to_string()))?;
     let amount = match (row.gpu_milli, ShareMilli::new(row.gpu_milli)) {
-        (0, _) | (_, None) => return Err(format!("gpu_milli is {}, not 1 to 1000", row.gpu_milli)),
+        (0, _) | (_, None) => {
+            return Err(("gpu_milli", format!("{} is not 1 to 1000", row.gpu_milli)));
+        }
         (1000, _) => Amount::Whole,
         (milli, share) => {
             Amount::Part { memory: MemoryAsk::Bytes(MemoryBytes::mib(u64::from(milli))), share }
@@ -178,9 +219,9 @@ mod tests {
     fn says_what_is_wrong_and_where() {
         let pods = |row: &str| format!("cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\n{row}\n");
         for (row, part) in [
-            ("1,1,1,1001,", "row 1 of pods: gpu_milli is 1001"),
+            ("1,1,1,1001,", "table of pods, line 2, column gpu_milli: 1001 is not"),
             ("1,1,65,10,", "not a number of GPUs"),
-            ("1,-1,1,10,", "needs the columns"),
+            ("1,-1,1,10,", "gpu_spec; line 2, column memory_mib: "),
         ] {
             let error = Trace::read(NODES.as_bytes(), pods(row).as_bytes()).unwrap_err();
             assert!(error.to_string().contains(part), "{error} lacks {part}");

@@ -85,9 +85,23 @@ pub enum Reason {
     Together,
 }
 
-/// How a policy sees one GPU for one container: `(GPUs as they are, which, what is taken)` to a
-/// cost; the cheapest is tried first, and of equals the first.
-pub(super) type Prefer<'a> = &'a dyn Fn(&[GpuRoom], Given) -> f64;
+/// How a policy sees GPUs for one container: the cheapest is tried first, and of equals the first.
+pub(super) trait Prefer {
+    /// The GPUs of the node are these now, as other containers left them.
+    fn see(&mut self, _gpus: &[GpuRoom]) {}
+
+    /// What it costs when `after` is left of `before`, GPU `at` of those seen last.
+    fn cost(&mut self, at: usize, before: &GpuRoom, after: &GpuRoom) -> f64;
+}
+
+/// Those that are left with the least.
+pub(super) struct Fullest;
+
+impl Prefer for Fullest {
+    fn cost(&mut self, _at: usize, _before: &GpuRoom, after: &GpuRoom) -> f64 {
+        f64::from(after.free_milli())
+    }
+}
 
 /// Steps of the search over several containers; what a pod of eight containers on eight GPUs
 /// needs at most, in practice a handful.
@@ -98,19 +112,24 @@ const MOST_STEPS: u32 = 4096;
 /// # Errors
 /// When the node does not serve it, with what would have to change first.
 pub fn fit(node: &NodeRoom, pod: &PodDemand) -> Result<Choice, Reason> {
-    choose(node, pod, &|gpus, given| {
-        let left = gpus.get(given.gpu).and_then(|gpu| gpu.less(given.memory, given.share));
-        left.map_or(f64::MAX, |left| f64::from(left.free_milli()))
-    })
+    choose(node, pod, &mut Fullest).map(|(choice, _)| choice)
 }
 
-/// Chooses GPUs for `pod`, cheapest first.
+/// Chooses GPUs for `pod`, cheapest first. With the cost, where one GPU is all that is given.
 pub(super) fn choose(
     node: &NodeRoom,
     pod: &PodDemand,
-    prefer: Prefer<'_>,
-) -> Result<Choice, Reason> {
+    prefer: &mut dyn Prefer,
+) -> Result<(Choice, Option<f64>), Reason> {
     host_has(node, pod)?;
+    if let [only] = pod.containers.as_slice()
+        && (only.gpus.get(), only.topology) == (1, Topology::Any)
+    {
+        let found = cheapest(node.gpus(), only, prefer);
+        let (cost, given) =
+            found.ok_or_else(|| why_not(node.gpus(), only).unwrap_or(Reason::Together))?;
+        return Ok((Choice::new(pod.host, vec![vec![given]]), Some(cost)));
+    }
     let mut order: Vec<usize> = (0..pod.containers.len()).collect();
     // What has the fewest places goes first; then the first try nearly always succeeds.
     order.sort_by_key(|at| pod.containers.get(*at).map(|demand| Reverse(hardness(demand))));
@@ -122,10 +141,40 @@ pub(super) fn choose(
         steps: MOST_STEPS,
     };
     if search.containers(&order) {
-        return Ok(Choice::new(pod.host, search.given));
+        return Ok((Choice::new(pod.host, search.given), None));
     }
     let alone = pod.containers.iter().filter_map(|demand| why_not(node.gpus(), demand));
     Err(alone.min().unwrap_or(Reason::Together))
+}
+
+/// What `demand` gets of a GPU, and what is left of it; `None` when it has no room.
+fn serves(at: usize, gpu: &GpuRoom, demand: &Demand) -> Option<(Given, GpuRoom)> {
+    let (memory, share) = demand.amount.on(gpu);
+    let serves = demand.suits(gpu) && gpu.kind().healthy;
+    let after = gpu.less(memory, share).filter(|_| serves)?;
+    Some((Given { gpu: at, memory, share }, after))
+}
+
+/// The search for one GPU, which is what most pods ask for: one pass, and nothing allocated.
+fn cheapest(gpus: &[GpuRoom], demand: &Demand, prefer: &mut dyn Prefer) -> Option<(f64, Given)> {
+    let mut best: Option<(f64, Given)> = None;
+    let mut seen = false;
+    for (at, gpu) in gpus.iter().enumerate() {
+        let Some((given, after)) = serves(at, gpu, demand) else { continue };
+        // One that is like an earlier one costs the same, and of equals the first is taken.
+        if gpus.iter().take(at).any(|other| other == gpu) {
+            continue;
+        }
+        if !seen {
+            prefer.see(gpus);
+            seen = true;
+        }
+        let cost = prefer.cost(at, gpu, &after);
+        if best.is_none_or(|(other, _)| cost.total_cmp(&other).is_lt()) {
+            best = Some((cost, given));
+        }
+    }
+    best
 }
 
 fn host_has(node: &NodeRoom, pod: &PodDemand) -> Result<(), Reason> {
@@ -154,7 +203,7 @@ fn hardness(demand: &Demand) -> (Topology, u32, bool, u64, ShareMilli) {
 /// A depth-first search over containers, and within one over sets of GPUs.
 struct Search<'a> {
     pod: &'a PodDemand,
-    prefer: Prefer<'a>,
+    prefer: &'a mut dyn Prefer,
     gpus: Vec<GpuRoom>,
     given: Vec<Vec<Given>>,
     steps: u32,
@@ -179,27 +228,29 @@ impl Search<'_> {
         sets.into_iter().any(|(_, found)| self.gpus_of(*at, demand.gpus.get(), &found, rest))
     }
 
-    /// GPUs of `group` that have room, cheapest first.
-    fn candidates(&self, demand: &Demand, group: &[usize]) -> Vec<(f64, Given)> {
-        let with_room = group.iter().filter_map(|at| {
-            let gpu = self.gpus.get(*at)?;
-            let (memory, share) = demand.amount.on(gpu);
-            let serves = demand.suits(gpu) && gpu.kind().healthy && gpu.has(memory, share);
-            serves.then_some(Given { gpu: *at, memory, share })
-        });
+    /// GPUs of `group` that have room, cheapest first; none when they are too few.
+    fn candidates(&mut self, demand: &Demand, group: &[usize]) -> Vec<(f64, Given)> {
+        let with_room = group.iter().filter_map(|at| serves(*at, self.gpus.get(*at)?, demand));
+        let with_room: Vec<(Given, GpuRoom)> = with_room.collect();
+        if (with_room.len() as u64) < u64::from(demand.gpus.get()) {
+            return Vec::new();
+        }
+        self.prefer.see(&self.gpus);
         // GPUs that are alike cost the same, and an outlook is not cheap to ask.
         let mut asked: Vec<(&GpuRoom, f64)> = Vec::new();
-        let mut cost = |given: Given| {
-            let gpu = self.gpus.get(given.gpu)?;
-            let alike = asked.iter().find(|(other, _)| *other == gpu);
-            if let Some((_, cost)) = alike {
-                return Some((*cost, given));
-            }
-            let cost = (self.prefer)(&self.gpus, given);
-            asked.push((gpu, cost));
-            Some((cost, given))
-        };
-        let mut found: Vec<_> = with_room.filter_map(&mut cost).collect();
+        let mut found: Vec<(f64, Given)> = Vec::with_capacity(with_room.len());
+        for (given, after) in with_room {
+            let Some(gpu) = self.gpus.get(given.gpu) else { continue };
+            let cost = match asked.iter().find(|(other, _)| *other == gpu) {
+                Some((_, cost)) => *cost,
+                None => {
+                    let cost = self.prefer.cost(given.gpu, gpu, &after);
+                    asked.push((gpu, cost));
+                    cost
+                }
+            };
+            found.push((cost, given));
+        }
         found.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         found
     }
@@ -271,40 +322,50 @@ fn groups(gpus: &[GpuRoom], topology: Topology) -> Vec<Vec<usize>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// What a GPU must pass, and what is said when too few do.
-type Step<'a> = (Reason, &'a dyn Fn(&GpuRoom) -> bool);
+/// What a GPU must pass, in this order, and what is said when too few do.
+const STEPS: [Reason; 8] = [
+    Reason::TooFew,
+    Reason::Model,
+    Reason::Exposure,
+    Reason::TooSmall,
+    Reason::Unhealthy,
+    Reason::GpuMemory,
+    Reason::GpuShare,
+    Reason::GpuRoom,
+];
+
+/// How many of [`STEPS`] a GPU passes, to the first that it does not.
+fn passed(gpu: &GpuRoom, demand: &Demand) -> usize {
+    let (kind, (memory, share)) = (gpu.kind(), demand.amount.on(gpu));
+    let passes = [
+        true,
+        demand.models.contains(kind.model),
+        demand.exposure == kind.exposure,
+        memory <= kind.memory,
+        kind.healthy,
+        memory <= gpu.free_memory(),
+        share <= gpu.free_share(),
+        true,
+    ];
+    passes.iter().take_while(|passes| **passes).count()
+}
 
 /// What would have to change first for `demand` alone; `None` when it would fit.
 fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
     if gpus.is_empty() {
         return Some(Reason::NoGpu);
     }
-    let near = groups(gpus, demand.topology);
-    let large = |gpu: &GpuRoom| demand.amount.on(gpu).0 <= gpu.kind().memory;
-    let memory = |gpu: &GpuRoom| demand.amount.on(gpu).0 <= gpu.free_memory();
-    let share = |gpu: &GpuRoom| demand.amount.on(gpu).1 <= gpu.free_share();
-    let steps: [Step<'_>; 8] = [
-        (Reason::TooFew, &|_| true),
-        (Reason::Model, &|gpu| demand.models.contains(gpu.kind().model)),
-        (Reason::Exposure, &|gpu| demand.exposure == gpu.kind().exposure),
-        (Reason::TooSmall, &large),
-        (Reason::Unhealthy, &|gpu| gpu.kind().healthy),
-        (Reason::GpuMemory, &memory),
-        (Reason::GpuShare, &share),
-        (Reason::GpuRoom, &|_| true),
-    ];
-    let enough = |group: &[usize], passed: &[Step<'_>]| {
-        let left = group.iter().filter_map(|at| gpus.get(*at));
-        let left = left.filter(|gpu| passed.iter().all(|(_, passes)| passes(gpu)));
-        left.count() as u64 >= u64::from(demand.gpus.get())
-    };
-    let all: Vec<usize> = (0..gpus.len()).collect();
-    for (n, (reason, _)) in steps.iter().enumerate() {
-        let passed = steps.get(..=n).unwrap_or_default();
-        if !enough(&all, passed) {
-            return Some(*reason);
-        }
+    let mut counts = [0_u64; STEPS.len()];
+    for gpu in gpus {
+        counts.iter_mut().take(passed(gpu, demand)).for_each(|count| *count += 1);
     }
-    let somewhere = near.iter().any(|group| enough(group, &steps));
+    let wanted = u64::from(demand.gpus.get());
+    if let Some((reason, _)) = STEPS.iter().zip(counts).find(|(_, count)| *count < wanted) {
+        return Some(*reason);
+    }
+    let all = |at: &&usize| gpus.get(**at).is_some_and(|gpu| passed(gpu, demand) == STEPS.len());
+    let somewhere = groups(gpus, demand.topology)
+        .iter()
+        .any(|group| group.iter().filter(all).count() as u64 >= wanted);
     (!somewhere).then_some(Reason::Topology)
 }

@@ -2,8 +2,9 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
-use super::fit::{Prefer, choose};
-use super::{Choice, GpuRoom, Mix, NodeRoom, PodDemand, Reason};
+use super::fit::{Fullest, Prefer, choose};
+use super::outlook::{Gauge, Outlook};
+use super::{Choice, GpuRoom, HostRoom, Mix, NodeRoom, PodDemand, Reason};
 
 /// What a placement is to be good for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -110,27 +111,57 @@ pub fn place(
     node: &NodeRoom,
     pod: &PodDemand,
 ) -> Result<Placed, Reason> {
-    let free = |gpu: &GpuRoom| f64::from(gpu.free_milli());
-    let left = || node.gpus().iter().map(free).sum::<f64>();
+    let left = || node.gpus().iter().map(|gpu| f64::from(gpu.free_milli())).sum::<f64>();
     let (choice, score) = match policy {
-        Policy::Pack => (super::fit(node, pod)?, -left()),
-        Policy::Spread => {
-            let emptiest: Prefer<'_> =
-                &|gpus, given| gpus.get(given.gpu).map_or(f64::MAX, |gpu| -free(gpu));
-            (choose(node, pod, emptiest)?, left())
-        }
+        Policy::Pack => (choose(node, pod, &mut Fullest)?.0, -left()),
+        Policy::Spread => (choose(node, pod, &mut Emptiest)?.0, left()),
         Policy::Fragmentation => {
             let outlook = mix.outlook();
-            let choice = choose(node, pod, &|gpus, given| {
-                let after = node.with(pod.host, gpus, given);
-                after.map_or(f64::MAX, |after| -outlook.worth(&after))
-            })?;
-            let mut after = node.clone();
-            // It was chosen of what is free.
-            let _ = after.take(&choice);
-            let lost = outlook.worth(node) - outlook.worth(&after);
+            // What does not fit is refused before a GPU is looked at.
+            let host = node.host().less(pod.host).unwrap_or_default();
+            let mut worth = WorthMost { outlook, host, gauge: None };
+            let (choice, cost) = choose(node, pod, &mut worth)?;
+            let lost = match (cost, worth.gauge) {
+                (Some(cost), Some(mut gauge)) => {
+                    gauge.move_to(node.host());
+                    gauge.worth() + cost
+                }
+                (_, _) => {
+                    let mut after = node.clone();
+                    // It was chosen of what is free.
+                    let _ = after.take(&choice);
+                    outlook.worth(node) - outlook.worth(&after)
+                }
+            };
             (choice, -lost)
         }
     };
     Ok(Placed { choice, score: Score::new(score) })
+}
+
+/// The GPUs with the most free.
+struct Emptiest;
+
+impl Prefer for Emptiest {
+    fn cost(&mut self, _at: usize, before: &GpuRoom, _after: &GpuRoom) -> f64 {
+        -f64::from(before.free_milli())
+    }
+}
+
+/// The GPUs after which the node is worth most.
+struct WorthMost<'a> {
+    outlook: &'a Outlook,
+    /// What the pod leaves of the host.
+    host: HostRoom,
+    gauge: Option<Gauge<'a>>,
+}
+
+impl Prefer for WorthMost<'_> {
+    fn see(&mut self, gpus: &[GpuRoom]) {
+        self.gauge = Some(self.outlook.gauge(self.host, gpus));
+    }
+
+    fn cost(&mut self, at: usize, _before: &GpuRoom, after: &GpuRoom) -> f64 {
+        self.gauge.as_mut().map_or(f64::MAX, |gauge| -gauge.worth_with(at, after))
+    }
 }

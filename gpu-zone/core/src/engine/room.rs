@@ -70,20 +70,25 @@ pub struct GpuKind {
 /// A GPU and what is free of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GpuRoom {
-    kind: GpuKind,
+    // What differs most between GPUs is compared first.
     free_memory: MemoryBytes,
     free_share: ShareMilli,
+    /// Follows from the others, and is asked for far more often than they change.
+    free_milli: u16,
+    kind: GpuKind,
 }
 
 impl GpuRoom {
     /// A GPU that nobody uses.
-    pub const fn empty(kind: GpuKind) -> Self {
-        Self { kind, free_memory: kind.memory, free_share: ShareMilli::WHOLE }
+    pub fn empty(kind: GpuKind) -> Self {
+        Self::with_free(kind, kind.memory, ShareMilli::WHOLE)
     }
 
     /// A GPU of which this much is free; no more memory than it has.
     pub fn with_free(kind: GpuKind, memory: MemoryBytes, share: ShareMilli) -> Self {
-        Self { kind, free_memory: memory.min(kind.memory), free_share: share }
+        let free_memory = memory.min(kind.memory);
+        let free_milli = scarcer(free_memory, kind.memory, share);
+        Self { free_memory, free_share: share, free_milli, kind }
     }
 
     /// What it is.
@@ -107,17 +112,8 @@ impl GpuRoom {
     }
 
     /// Thousandths of it that can still be given: of memory and time, what is scarcer.
-    pub fn free_milli(&self) -> u16 {
-        if self.is_whole() {
-            return 1000;
-        }
-        let (free, total) = (self.free_memory.get(), self.kind.memory.get().max(1));
-        let memory = match free.checked_mul(1000) {
-            Some(thousand) => thousand / total,
-            // 16 PiB and above: never seen, and slower.
-            None => u64::try_from(u128::from(free) * 1000 / u128::from(total)).unwrap_or(1000),
-        };
-        u16::try_from(memory).unwrap_or(1000).min(self.free_share.get())
+    pub const fn free_milli(&self) -> u16 {
+        self.free_milli
     }
 
     /// Whether `memory` and `share` are free.
@@ -128,11 +124,8 @@ impl GpuRoom {
     /// The same with less free; `None` when that much is not.
     #[must_use]
     pub fn less(self, memory: MemoryBytes, share: ShareMilli) -> Option<Self> {
-        Some(Self {
-            kind: self.kind,
-            free_memory: self.free_memory.checked_sub(memory)?,
-            free_share: self.free_share.checked_sub(share)?,
-        })
+        let memory = self.free_memory.checked_sub(memory)?;
+        Some(Self::with_free(self.kind, memory, self.free_share.checked_sub(share)?))
     }
 
     fn more(self, memory: MemoryBytes, share: ShareMilli) -> Self {
@@ -140,6 +133,20 @@ impl GpuRoom {
         let memory = MemoryBytes::saturating(free);
         Self::with_free(self.kind, memory, self.free_share.saturating_add(share))
     }
+}
+
+/// Thousandths that are free: of memory and time, what is scarcer.
+fn scarcer(free: MemoryBytes, total: MemoryBytes, share: ShareMilli) -> u16 {
+    if free == total {
+        return share.get();
+    }
+    let (free, total) = (free.get(), total.get().max(1));
+    let memory = match free.checked_mul(1000) {
+        Some(thousand) => thousand / total,
+        // 16 PiB and above: never seen, and slower.
+        None => u64::try_from(u128::from(free) * 1000 / u128::from(total)).unwrap_or(1000),
+    };
+    u16::try_from(memory).unwrap_or(1000).min(share.get())
 }
 
 /// What is free of a node beside its GPUs.
@@ -152,7 +159,7 @@ pub struct HostRoom {
 }
 
 impl HostRoom {
-    fn less(self, taken: HostDemand) -> Option<Self> {
+    pub(super) fn less(self, taken: HostDemand) -> Option<Self> {
         Some(Self {
             cpu_milli: self.cpu_milli.checked_sub(taken.cpu_milli)?,
             memory: self.memory.checked_sub(taken.memory)?,
@@ -201,14 +208,6 @@ impl NodeRoom {
     /// The GPUs, in the order in which a [`Given::gpu`] counts them.
     pub fn gpus(&self) -> &[GpuRoom] {
         &self.gpus
-    }
-
-    /// The same with these GPUs, less what is given and what the pod takes of the host.
-    pub(super) fn with(&self, host: HostDemand, gpus: &[GpuRoom], given: Given) -> Option<Self> {
-        let mut gpus = gpus.to_vec();
-        let gpu = gpus.get_mut(given.gpu)?;
-        *gpu = gpu.less(given.memory, given.share)?;
-        Some(Self { host: self.host.less(host)?, gpus })
     }
 
     /// Takes what was chosen.
