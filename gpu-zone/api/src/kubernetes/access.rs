@@ -46,9 +46,5 @@ pub const SCHEDULER_EXT_OWN_ACCESS: &[Access] = &[
         resource: "leases",
         verbs: &["get", "create", "update"],
     },
-    Access {
-        group: "discovery.k8s.io",
-        resource: "endpointslices",
-        verbs: &["create", "patch"],
-    },
+    Access { group: "discovery.k8s.io", resource: "endpointslices", verbs: &["create", "patch"] },
 ];

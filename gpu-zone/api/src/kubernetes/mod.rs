@@ -23,14 +23,12 @@ mod placement;
 mod request;
 mod terms;
 
-pub use access::{
-    Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS,
-};
+pub use access::{Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS};
 pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
     DEFAULT_SHARE_RESOURCE, InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName,
-    TENANT_LABEL, tenant_of,
+    SchedulerName, TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, RequestError, ResourceNames};
