@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use gpuzone_api::kubernetes::{
     DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_SHARE_RESOURCE, ResourceName, ResourceNames,
+    DEFAULT_SHARE_RESOURCE, ResourceName, ResourceNames, SchedulerName,
 };
 use gpuzone_core::engine::Policy;
 
+use crate::admission::Rules;
 use crate::follow::Follower;
 use crate::index::{Settings, WithoutQuota};
 use crate::leader::Identity;
@@ -48,6 +49,14 @@ pub struct Config {
     /// network that lets nobody but the scheduler.
     #[arg(long)]
     pub insecure: bool,
+    /// Where the API server asks about pods that are created; without it, nobody is asked. It shows
+    /// the same certificate, and asks for none.
+    #[arg(long)]
+    pub webhook_listen: Option<SocketAddr>,
+    /// The scheduler that pods with GPUs get when they are created and name no other than the
+    /// cluster's first; without it, a pod's schedulerName stays as it is.
+    #[arg(long, value_name = "NAME", requires = "webhook_listen")]
+    pub set_scheduler_name: Option<SchedulerName>,
     /// The largest request, in MiB. Without nodeCacheCapable, requests carry whole nodes.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub largest_request_mib: u16,
@@ -104,15 +113,24 @@ pub struct Config {
 }
 
 impl Config {
+    fn names(&self) -> ResourceNames {
+        ResourceNames {
+            gpu: self.gpu_resource.clone(),
+            memory_mib: self.memory_resource.clone(),
+            memory_percent: self.memory_percent_resource.clone(),
+            share: self.share_resource.clone(),
+        }
+    }
+
+    /// What pods are held to when they are created.
+    pub(crate) fn rules(&self) -> Rules {
+        Rules { names: self.names(), scheduler: self.set_scheduler_name.clone() }
+    }
+
     /// What the index is told.
     pub fn settings(&self) -> Settings {
         Settings {
-            names: ResourceNames {
-                gpu: self.gpu_resource.clone(),
-                memory_mib: self.memory_resource.clone(),
-                memory_percent: self.memory_percent_resource.clone(),
-                share: self.share_resource.clone(),
-            },
+            names: self.names(),
             policy: self.policy,
             without_quota: match self.without_quota {
                 Unquoted::Refuse => WithoutQuota::Refuse,
@@ -168,8 +186,12 @@ mod tests {
             ["--policy", "best"],
             ["--lease-seconds", "9"],
             ["--gpu-resource", "gpu"],
+            ["--set-scheduler-name", "gpu-zone"],
         ] {
             assert!(parse(&wrong).is_err(), "{wrong:?}");
         }
+        let webhook =
+            |name| parse(&["--webhook-listen", "[::]:9443", "--set-scheduler-name", name]);
+        assert!(webhook("gpu-zone").is_ok() && webhook("GPU zone").is_err());
     }
 }

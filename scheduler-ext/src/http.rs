@@ -41,7 +41,7 @@ pub(crate) struct App {
 }
 
 /// A request that cannot be answered.
-struct Bad(StatusCode, String);
+pub(crate) struct Bad(pub(crate) StatusCode, pub(crate) String);
 
 impl IntoResponse for Bad {
     fn into_response(self) -> Response {
@@ -51,8 +51,21 @@ impl IntoResponse for Bad {
 
 /// The scheduler's door. A request has at most `largest_body` bytes.
 pub(crate) fn verbs(app: App, largest_body: usize) -> Router {
+    let router = Router::new()
+        .route("/filter", post(filter))
+        .route("/prioritize", post(prioritize))
+        .route("/bind", post(bind))
+        .route("/preempt", post(preempt))
+        .route("/explain/{namespace}/{name}", get(explain))
+        .route("/quotas", get(quotas))
+        .with_state(app);
+    bounded(router, largest_body)
+}
+
+/// With bounds: so many requests at a time, and so many bytes in each.
+pub(crate) fn bounded(router: Router, largest_body: usize) -> Router {
     let places = Arc::new(Semaphore::new(AT_ONCE));
-    let bounded = move |request: Request, next: Next| {
+    let take_place = move |request: Request, next: Next| {
         let places = Arc::clone(&places);
         async move {
             match places.try_acquire_owned() {
@@ -62,16 +75,7 @@ pub(crate) fn verbs(app: App, largest_body: usize) -> Router {
             }
         }
     };
-    Router::new()
-        .route("/filter", post(filter))
-        .route("/prioritize", post(prioritize))
-        .route("/bind", post(bind))
-        .route("/preempt", post(preempt))
-        .route("/explain/{namespace}/{name}", get(explain))
-        .route("/quotas", get(quotas))
-        .layer(DefaultBodyLimit::max(largest_body))
-        .layer(middleware::from_fn(bounded))
-        .with_state(app)
+    router.layer(DefaultBodyLimit::max(largest_body)).layer(middleware::from_fn(take_place))
 }
 
 /// The door of probes and of whoever collects metrics.
@@ -104,16 +108,24 @@ async fn metrics(State(app): State<App>) -> Result<Response, Bad> {
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
-/// A body in the time that it has, read as what it should be. kube-scheduler sends `application/json`; whoever does not is not refused for that.
+/// What a verb is asked with.
 async fn read<T: DeserializeOwned>(request: Request, verb: Verb) -> Result<T, Bad> {
+    let wrong = |error| format!("not what {} is asked with: {error}", verb.as_str());
+    body(request, wrong).await
+}
+
+/// A body in the time that it has, read as what it should be; `wrong` says what it is not.
+/// Kubernetes sends `application/json`; whoever does not is not refused for that.
+pub(crate) async fn body<T: DeserializeOwned>(
+    request: Request,
+    wrong: impl FnOnce(serde_json::Error) -> String,
+) -> Result<T, Bad> {
     let bytes = axum::RequestExt::extract::<Bytes, _>(request);
     let bytes = tokio::time::timeout(BODY, bytes).await;
     let bytes =
         bytes.map_err(|_| Bad(StatusCode::REQUEST_TIMEOUT, "the body did not come".into()))?;
     let bytes = bytes.map_err(|error| Bad(error.status(), error.body_text()))?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Bad(StatusCode::BAD_REQUEST, format!("not what {} is asked with: {error}", verb.as_str()))
-    })
+    serde_json::from_slice(&bytes).map_err(|error| Bad(StatusCode::BAD_REQUEST, wrong(error)))
 }
 
 fn json<T: Serialize>(answer: &T) -> Response {
@@ -237,6 +249,6 @@ async fn explain(
 
 async fn quotas(State(app): State<App>) -> Response {
     let reports = app.shared.index().quota_reports();
-    let reports = reports.into_iter().map(|report| (report.name, report.status));
+    let reports = reports.into_iter().map(|report| (report.name.clone(), report));
     json(&reports.collect::<std::collections::BTreeMap<_, _>>())
 }

@@ -4,6 +4,7 @@
 //! kube-scheduler ──filter, prioritize, bind, preempt──▶ http ──▶ index ◀── feeds ── API server
 //!                                                        │          ▲
 //!                                                        └─ binder ─┴─▶ one Binding a pod
+//! API server ──AdmissionReview──▶ webhook ─▶ admission
 //!                                            keeper: leader, waker, quotas' status, lost answers
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! starts anew knows all of it again.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod ask;
 mod binder;
 pub mod config;
@@ -27,6 +29,7 @@ mod run;
 mod shared;
 mod tls;
 pub mod view;
+mod webhook;
 pub mod wire;
 
 pub use keeper::{MANAGER, WAKE_ANNOTATION};

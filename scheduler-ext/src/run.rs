@@ -16,8 +16,8 @@ use crate::config::Config;
 use crate::http::{App, health, verbs};
 use crate::metrics::Metrics;
 use crate::shared::Shared;
-use crate::tls::{TlsError, reload};
-use crate::{feeds, follow, keeper, leader};
+use crate::tls::{Files, TlsError, reload};
+use crate::{feeds, follow, keeper, leader, webhook};
 
 /// How long requests that run may go on when it ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let binder = Binder::new(Arc::clone(&shared), client.clone());
     let metrics = Arc::new(Metrics::default());
     let app = App { shared: Arc::clone(&shared), binder: binder.clone(), metrics };
-    let (handle, probes) = (Handle::new(), Handle::new());
+    let (handle, probes, hook) = (Handle::new(), Handle::new(), Handle::new());
     let largest = usize::from(config.largest_request_mib) << 20;
     let identity = config.identity();
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Process)?;
@@ -88,11 +88,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tracing::info!("the extender ends; pods that run go on");
         leader::resign(&shared, client.clone(), &identity).await;
         handle.graceful_shutdown(Some(FAREWELL));
+        hook.graceful_shutdown(Some(FAREWELL));
         probes.graceful_shutdown(Some(Duration::ZERO));
     };
     let doors = async {
         tokio::try_join!(
-            open(&config, verbs(app.clone(), largest), handle.clone()),
+            open(config.listen, config.tls(), verbs(app.clone(), largest), handle.clone()),
+            open_webhook(&config, hook.clone()),
             plain(config.health_listen, health(app), probes.clone()),
         )
     };
@@ -125,15 +127,27 @@ async fn client(config: &Config) -> Result<kube::Client, RunError> {
     kube::Client::try_from(client).map_err(|error| unknown(&error))
 }
 
-async fn open(config: &Config, router: Router, handle: Handle<SocketAddr>) -> Result<(), RunError> {
-    let Some(files) = config.tls() else { return plain(config.listen, router, handle).await };
+/// The API server shows no certificate unless it is configured to, so none is asked for here.
+async fn open_webhook(config: &Config, handle: Handle<SocketAddr>) -> Result<(), RunError> {
+    let Some(address) = config.webhook_listen else { return std::future::pending().await };
+    let files = config.tls().map(|files| Files { clients: None, ..files });
+    open(address, files, webhook::router(config.rules()), handle).await
+}
+
+async fn open(
+    address: SocketAddr,
+    files: Option<Files>,
+    router: Router,
+    handle: Handle<SocketAddr>,
+) -> Result<(), RunError> {
+    let Some(files) = files else { return plain(address, router, handle).await };
     let tls = RustlsConfig::from_config(Arc::new(files.load()?));
     let reloading = tokio::spawn(reload(files, tls.clone()));
-    let mut server = axum_server::bind_rustls(config.listen, tls).handle(handle);
+    let mut server = axum_server::bind_rustls(address, tls).handle(handle);
     bounded(server.http_builder());
     let served = server.serve(router.into_make_service()).await;
     reloading.abort();
-    served.map_err(|source| RunError::Listen { address: config.listen, source })
+    served.map_err(|source| RunError::Listen { address, source })
 }
 
 async fn plain(

@@ -58,12 +58,11 @@ impl PodView {
             spec.and_then(|spec| spec.node_name.as_deref()).and_then(|node| node.parse().ok());
         let none = BTreeMap::new();
         let annotations = meta.annotations.as_ref().unwrap_or(&none);
-        let labels = meta.labels.as_ref().unwrap_or(&none);
         let placement = annotations
             .get(PLACEMENT_ANNOTATION)
             .and_then(|text| text.parse::<PodPlacement>().ok())
             .filter(|placed| *placed.pod() == uid && Some(placed.node()) == node.as_ref());
-        let ask = Ask::read(names, &limits(pod), || PodTerms::read(annotations, labels));
+        let ask = ask_of(pod, names);
         let policy = spec.and_then(|spec| spec.preemption_policy.as_deref());
         Some(Self {
             uid,
@@ -82,6 +81,17 @@ impl PodView {
     pub fn is_foreign(&self) -> bool {
         self.ask == Ok(None) && self.placement.is_none()
     }
+}
+
+/// What a pod asks for; `None` when no container mentions a GPU.
+///
+/// # Errors
+/// When its limits, annotations or labels ask for nothing that can be given.
+pub fn ask_of(pod: &Pod, names: &ResourceNames) -> Result<Option<Ask>, AskError> {
+    let none = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
+    let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
+    Ask::read(names, &limits(pod), || PodTerms::read(annotations, labels))
 }
 
 /// A controller may write a final phase while the node is out of reach; what a container's state

@@ -68,6 +68,10 @@ pub(crate) enum Command {
     },
     /// Replay a trace of a cluster through the placement engine, and show what would be placed.
     Simulate(Simulate),
+    /// Why a pod is where it is in the cluster, or waits, and what would have to change.
+    Explain(Explain),
+    /// Show what tenants hold of the cluster's quotas.
+    Quota(Quota),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -304,6 +308,65 @@ pub(crate) struct Simulate {
     pub(crate) svg: Option<PathBuf>,
 }
 
+/// How the scheduler extender is reached.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Extender {
+    /// The scheduler extender, like https://gpu-zone-scheduler-ext.gpu-zone.svc:8443, or
+    /// https://localhost:8443 with a port that is forwarded to one.
+    #[arg(long, env = "GPUZONE_EXTENDER", value_name = "URL")]
+    pub(crate) extender: hyper::Uri,
+    /// Who signed the extender's certificate (PEM).
+    #[arg(long, env = "GPUZONE_EXTENDER_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The certificate by which the extender knows the one who asks (PEM).
+    #[arg(long, env = "GPUZONE_EXTENDER_CERT", value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    #[arg(long, env = "GPUZONE_EXTENDER_KEY", value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// A pod as it is named on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodPath {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl std::str::FromStr for PodPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+        let fine = |part: &str| {
+            !matches!(part, "" | "." | "..") && part.len() <= 253 && part.bytes().all(allowed)
+        };
+        if !fine(namespace) || !fine(name) {
+            return Err("write NAMESPACE/POD, each as the pod is called".to_owned());
+        }
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The pod; without a namespace, of the namespace 'default'.
+    #[arg(value_name = "[NAMESPACE/]POD")]
+    pub(crate) pod: PodPath,
+    #[command(flatten)]
+    pub(crate) extender: Extender,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quota {
+    /// Only this quota.
+    #[arg(value_name = "QUOTA")]
+    pub(crate) quota: Option<String>,
+    #[command(flatten)]
+    pub(crate) extender: Extender,
+}
+
 /// Whether a command line that cannot be read asks for JSON, so that its error can be JSON too.
 /// What comes behind `--` is the program's.
 pub(crate) fn asks_for_json(words: impl Iterator<Item = OsString>) -> bool {
@@ -347,6 +410,20 @@ mod tests {
         ] {
             let error = parse(words).unwrap_err();
             assert!(error.contains(said), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_named_as_kubernetes_does() {
+        let pod = |text: &str| text.parse::<PodPath>();
+        let of = |namespace: &str, name: &str| {
+            Ok(PodPath { namespace: namespace.to_owned(), name: name.to_owned() })
+        };
+        assert_eq!(pod("team/train-0"), of("team", "train-0"));
+        assert_eq!(pod("train.a"), of("default", "train.a"));
+        for text in ["", "/", "team/", "/train", "a/b/c", "../quotas", "a/..", "a?b", "a b", "A/b"]
+        {
+            assert!(pod(text).is_err(), "{text}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! `gpu-zone`, the command: starts the agent, runs programs in leases, shows what is there.
 //!
 //! Architecture invariant: it speaks to the agent over its socket and reads the ledger and the
-//! audit log; it holds no state of its own and enforces nothing.
+//! audit log, and asks the scheduler extender over HTTP; it holds no state of its own and enforces
+//! nothing.
 //!
 //! `unsafe` is only in `run::signals` and `run::child`: signals with their sender, and the tie
 //! of a program's life to this process's.
@@ -61,6 +62,12 @@ fn dispatch(context: &Context, command: Command) -> Result<u8, CliError> {
         Command::Doctor(doctor) => context.block_on(doctor::doctor(context, &doctor)),
         Command::Probe { options } => commands::probe::probe(&options).map(|never| match never {}),
         Command::Simulate(simulate) => commands::simulate::simulate(context, &simulate).map(|()| 0),
+        Command::Explain(explain) => {
+            context.block_on(commands::explain::explain(context, &explain)).map(|()| 0)
+        }
+        Command::Quota(quota) => {
+            context.block_on(commands::quota::quota(context, &quota)).map(|()| 0)
+        }
         Command::Completions { shell } => commands::completions(shell).map(|()| 0),
     }
 }
@@ -79,6 +86,8 @@ fn keep(context: &Context, command: Command, numbers: [RawFd; 2]) -> Result<u8, 
         | Command::Doctor(_)
         | Command::Probe { .. }
         | Command::Simulate(_)
+        | Command::Explain(_)
+        | Command::Quota(_)
         | Command::Completions { .. } => {
             Err(CliError::new(Kind::Usage, "only `run` starts a zone's keeper"))
         }

@@ -6,6 +6,9 @@ mod tests {
     use std::fmt::Debug;
     use std::path::{Path, PathBuf};
 
+    use k8s_openapi::api::admissionregistration::v1::{
+        MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+    };
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
     use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret, Service, ServiceAccount};
     use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -95,6 +98,12 @@ mod tests {
         assert!(objects.len() > 20, "{} objects are too few", objects.len());
         for (file, object) in &objects {
             match kind(object) {
+                ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration") => {
+                    drop(read::<ValidatingWebhookConfiguration>(file, object));
+                }
+                ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration") => {
+                    drop(read::<MutatingWebhookConfiguration>(file, object));
+                }
                 ("apps/v1", "DaemonSet") => drop(read::<DaemonSet>(file, object)),
                 ("apps/v1", "Deployment") => drop(read::<Deployment>(file, object)),
                 ("v1", "ConfigMap") => drop(read::<ConfigMap>(file, object)),

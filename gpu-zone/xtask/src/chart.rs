@@ -1,14 +1,15 @@
 //! `cargo xtask chart`: lints the chart, renders it, and reads what came out.
 //!
-//! Helm comes as a Python package, so that neither Go nor a binary from elsewhere is needed.
+//! Helm and CEL come as Python packages, so that neither Go nor a binary from elsewhere is needed.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-const HELM: &str = "helm-python-sdk==0.2.2";
+const PACKAGES: [&str; 3] = ["helm-python-sdk==0.2.2", "cel-expr-python==0.1.3", "PyYAML==6.0.4"];
 const RENDER: &str = include_str!("chart/render.py");
+const CONDITIONS: &str = include_str!("chart/conditions.py");
 /// Where the tests find what was rendered.
 const RENDERED: &str = "GPUZONE_RENDERED_CHART";
 
@@ -25,7 +26,7 @@ pub(crate) fn check(repository: &Path) -> anyhow::Result<()> {
         run(Command::new("python3").args(["-m", "venv"]).arg(&environment))
             .context("python3 with its venv module is needed (Debian: python3-venv)")?;
     }
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", HELM]))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
     if rendered.exists() {
         std::fs::remove_dir_all(&rendered).context("cannot remove what was rendered last")?;
     }
@@ -34,6 +35,8 @@ pub(crate) fn check(repository: &Path) -> anyhow::Result<()> {
     let chart = repository.join("charts/gpu-zone");
     run(Command::new(&python).args(["-c", RENDER]).arg(&chart).arg(&rendered))?;
     println!("rendered   {}", rendered.display());
+    run(Command::new(&python).args(["-c", CONDITIONS]).arg(&rendered))?;
+    println!("evaluated  which pods come to the webhook");
     for package in ["gpuzone-crds", "gpuzone-agent"] {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut test = Command::new(cargo);

@@ -18,7 +18,7 @@ use crate::ask::Ask;
 /// A group's pods and its plan.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
-    pods: BTreeSet<PodUid>,
+    pub(super) pods: BTreeSet<PodUid>,
     /// When its plan is given back, if there is one and its binds have not gone out.
     until: Option<Moment>,
     /// No plan is made before.

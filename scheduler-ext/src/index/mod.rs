@@ -20,6 +20,7 @@ mod preempt;
 mod quota;
 mod report;
 mod usage;
+mod why;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -33,8 +34,9 @@ pub use bind::{BindOrder, Gate, Look, Overdue, ReserveError, Settled, Ticket};
 pub use filter::{FilterError, Filtered, Refusal};
 pub use preempt::Victims;
 pub use quota::{QuotaRefusal, WithoutQuota};
-pub use report::{QuotaReport, Waiting, Why};
+pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
+pub use why::Why;
 
 use group::Group;
 use nodes::Node;

@@ -131,6 +131,11 @@ impl Quota {
         self.terms.as_ref().err().map(String::as_str)
     }
 
+    /// What its pods may hold together; `None` when it cannot be read.
+    pub(super) fn limits(&self) -> Option<&Limits> {
+        self.terms.as_ref().ok().map(|terms| &terms.limits)
+    }
+
     pub(super) fn cohort(&self) -> Option<(&str, &Limits)> {
         let terms = self.terms.as_ref().ok()?;
         Some((terms.cohort.as_deref()?, &terms.guaranteed))
@@ -203,6 +208,12 @@ pub struct Exceeded {
     used: String,
     asked: String,
     limit: String,
+}
+
+impl Exceeded {
+    pub(super) fn quota(&self) -> &str {
+        &self.quota
+    }
 }
 
 impl fmt::Display for Exceeded {

@@ -1,48 +1,36 @@
-//! What people are told: what is used of quotas, and why a pod is where it is.
+//! What people are told of quotas: what is used of each, and what they grant.
 
 use std::collections::BTreeMap;
 
-use gpuzone_api::kubernetes::PodUid;
-use gpuzone_core::engine::fit;
+use gpuzone_core::MemoryBytes;
 use gpuzone_crds::{Amounts, GpuQuotaStatus};
 use serde::Serialize;
 
-use super::bind::State;
-use super::pods::{PodEntry, Stand};
-use super::quota::What;
+use super::pods::Stand;
+use super::quota::{Limits, What};
 use super::{Amount, Index};
-use crate::view::PodName;
 
 /// No more tenants stand in a quota's status.
 const MOST_TENANTS: usize = 64;
 
-/// A quota's use.
-#[derive(Clone, Debug, PartialEq)]
+/// A quota's use, and what it grants.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct QuotaReport {
     /// Which.
+    #[serde(skip)]
     pub name: String,
     /// As its status has it.
+    #[serde(flatten)]
     pub status: GpuQuotaStatus,
-}
-
-/// Why a pod is where it is, or why it waits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Why {
-    /// Its namespace and name.
-    pub pod: String,
-    /// Where it is on its way, as a sentence.
-    pub stands: String,
-    /// What it asks for.
+    /// What its pods may hold together; what is left out has no limit.
+    pub limits: Amounts,
+    /// With whom it lends and borrows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub asks: Option<String>,
-    /// What it holds: GPU, memory, share.
-    pub holds: Vec<String>,
-    /// What its quota says.
+    pub cohort: Option<String>,
+    /// What it can always have back from its cohort.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub quota: Option<String>,
-    /// What nodes say, each with how many say it.
-    pub nodes: BTreeMap<String, usize>,
+    pub guaranteed: Option<Amounts>,
 }
 
 /// How many pods are where.
@@ -54,6 +42,16 @@ pub struct Waiting {
     pub reserved: usize,
     /// Seen on their node.
     pub bound: usize,
+}
+
+fn limits(limits: &Limits) -> Amounts {
+    let narrow = |what| limits.get(what).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    Amounts {
+        memory: limits.get(What::Memory).map(|bytes| MemoryBytes::saturating(bytes).to_string()),
+        gpus: narrow(What::Gpus),
+        share: narrow(What::Share),
+        pods: narrow(What::Pods),
+    }
 }
 
 fn amounts(amount: &Amount) -> Amounts {
@@ -89,7 +87,13 @@ impl Index {
                 observed_generation: quota.generation,
                 problem: quota.problem().map(|problem| problem.chars().take(500).collect()),
             };
-            QuotaReport { name: name.clone(), status }
+            QuotaReport {
+                name: name.clone(),
+                status,
+                limits: quota.limits().map(limits).unwrap_or_default(),
+                cohort: quota.cohort().map(|(cohort, _)| cohort.to_owned()),
+                guaranteed: quota.cohort().map(|(_, guaranteed)| limits(guaranteed)),
+            }
         };
         self.quotas.iter().map(report).collect()
     }
@@ -119,76 +123,5 @@ impl Index {
             }
             counts
         })
-    }
-
-    /// Why a pod is where it is; `None` for one that is not known here.
-    pub fn explain(&self, name: &PodName) -> Option<Why> {
-        let (uid, entry) = self.pods.iter().find(|(_, entry)| entry.name == *name)?;
-        let stands = stands(entry);
-        let holds = entry.held().map(|held| held.holds.to_vec()).unwrap_or_default();
-        let holds = holds.iter().map(|h| format!("{}: {}, {}", h.gpu, h.memory, h.share));
-        let asks = entry.ask.as_deref().map(|ask| match ask {
-            Ok(Some(ask)) => ask.sentence(),
-            Ok(None) => "no GPU".to_owned(),
-            Err(error) => error.to_string(),
-        });
-        let (quota, nodes) = self.why_it_waits(uid);
-        Some(Why { pod: name.to_string(), stands, asks, holds: holds.collect(), quota, nodes })
-    }
-
-    fn why_it_waits(&self, uid: &PodUid) -> (Option<String>, BTreeMap<String, usize>) {
-        let mut nodes: BTreeMap<String, usize> = BTreeMap::new();
-        let Some(entry) = self.pods.get(uid).filter(|entry| entry.waits()) else {
-            return (None, nodes);
-        };
-        let Some(ask) = entry.asks() else { return (None, nodes) };
-        let gates = self.gates(&entry.name.namespace, &BTreeMap::new());
-        let mut quota = gates.as_ref().err().map(ToString::to_string);
-        let demand = ask.demand(&self.models);
-        for node in self.nodes.values().filter(|node| node.exists && node.reported) {
-            let said = match (fit(&node.room, &demand), &gates) {
-                (Err(reason), _) => reason.to_string(),
-                (Ok(choice), Ok(gates)) => {
-                    let mut asked = super::Usage::of_pod();
-                    for given in choice.containers().iter().flatten() {
-                        let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
-                        asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
-                    }
-                    match gates.check(&asked) {
-                        Ok(()) => "has room".to_owned(),
-                        Err(refusal) => {
-                            let said = refusal.to_string();
-                            quota.get_or_insert(said);
-                            "has room, and the quota is against it".to_owned()
-                        }
-                    }
-                }
-                (Ok(_), Err(_)) => "has room, and the quota is against it".to_owned(),
-            };
-            *nodes.entry(said).or_default() += 1;
-        }
-        (quota, nodes)
-    }
-}
-
-fn stands(entry: &PodEntry) -> String {
-    match &entry.stand {
-        Stand::Waiting => "waits for a place".to_owned(),
-        Stand::Bound(held) if held.holds.is_empty() => format!(
-            "is on {} without a placement: it did not come by this extender and gets no GPU",
-            held.node
-        ),
-        Stand::Bound(held) => format!("is on {}", held.node),
-        Stand::Reserved(reservation) => {
-            let node = &reservation.held.node;
-            match reservation.state {
-                State::Planned { .. } => format!("has a place on {node} and waits for its group"),
-                State::Posting => format!("is being bound to {node}"),
-                State::Unsure { .. } => format!(
-                    "may have been bound to {node}: the API server's answer was lost, and it is looked at"
-                ),
-                State::Written { .. } => format!("was bound to {node} just now"),
-            }
-        }
     }
 }

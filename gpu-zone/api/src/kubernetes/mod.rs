@@ -29,7 +29,7 @@ pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
     DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName, NodeName,
-    PLACEMENT_ANNOTATION, PodUid, ResourceName, TENANT_LABEL, tenant_of,
+    PLACEMENT_ANNOTATION, PodUid, ResourceName, SchedulerName, TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, RequestError, ResourceNames};

@@ -115,6 +115,13 @@ name!(
     is_dns_subdomain
 );
 name!(
+    /// The name by which pods choose their scheduler, in their `schedulerName`.
+    SchedulerName,
+    "scheduler name",
+    "write lower case letters, digits, '-' and '.', with a letter or digit at both ends",
+    is_dns_subdomain
+);
+name!(
     /// A container's name: a DNS label.
     ContainerName,
     "container name",

@@ -1,9 +1,12 @@
-//! The commands that speak to the agent, and what they share.
+//! The commands that speak to the agent or the scheduler extender, and what they share.
 
 pub(crate) mod audit;
+pub(crate) mod explain;
+mod extender;
 pub(crate) mod gpus;
 pub(crate) mod probe;
 pub(crate) mod ps;
+pub(crate) mod quota;
 pub(crate) mod report;
 pub(crate) mod simulate;
 pub(crate) mod stop;

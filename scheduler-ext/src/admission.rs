@@ -1,0 +1,162 @@
+//! What is said to a pod before it is stored: early and to whoever creates it, where the
+//! scheduler's word would stand in an event.
+//!
+//! Architecture invariant: nothing relies on it. The scheduler's verbs read the same limits again,
+//! and the node reads the placement again; an API server that asks nobody opens no door.
+
+use gpuzone_api::kubernetes::{PLACEMENT_ANNOTATION, ResourceNames, SchedulerName};
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::core::{DynamicObject, Status};
+use serde_json::json;
+
+use crate::ask::AskError;
+use crate::view::ask_of;
+
+type Review = AdmissionReview<DynamicObject>;
+type Request = AdmissionRequest<DynamicObject>;
+
+const VERSION: &str = "admission.k8s.io/v1";
+/// What the API server writes into pods that name no scheduler.
+const FIRST_SCHEDULER: &str = "default-scheduler";
+/// A status' code for an object that is readable and cannot be.
+const UNPROCESSABLE: u16 = 422;
+
+/// What pods are held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// By what they ask.
+    pub names: ResourceNames,
+    /// The scheduler that pods with GPUs get, where they name none.
+    pub scheduler: Option<SchedulerName>,
+}
+
+/// Why a pod is not stored.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(
+        "the review is of {0}, and this webhook knows {VERSION}; set admissionReviewVersions: [v1]"
+    )]
+    Version(String),
+    #[error("the review is of a {0}, and this webhook knows pods; its rules name others, too")]
+    Kind(String),
+    #[error("the pod cannot be read: {0}")]
+    Pod(String),
+    #[error(
+        "the annotation {PLACEMENT_ANNOTATION} is written by the scheduler when it gives the pod its GPUs, and by nobody else; leave it out"
+    )]
+    Placement,
+    #[error(
+        "the annotation {PLACEMENT_ANNOTATION} says which GPUs the pod holds, and stays as it is as long as the pod"
+    )]
+    PlacementChanged,
+    #[error(transparent)]
+    Ask(#[from] AskError),
+}
+
+/// Refuses pods that could never get what they ask for, and placements that nobody gave.
+pub fn validate(rules: &Rules, review: Review) -> Review {
+    answer(review, |request| {
+        check(rules, request)?;
+        Ok(None)
+    })
+}
+
+/// Names the scheduler of pods that ask for GPUs and name none. Also of those whose limits cannot
+/// be read: that scheduler says what is wrong, and another would start them without GPUs.
+pub fn mutate(rules: &Rules, review: Review) -> Review {
+    // What cannot be read stays as it is here, for `validate` refuses it.
+    answer(review, |request| Ok(scheduler_for(rules, request).unwrap_or_default().cloned()))
+}
+
+/// The answer to a review. One without a request is answered, too, though no API server sends it.
+fn answer(
+    mut review: Review,
+    decide: impl FnOnce(&Request) -> Result<Option<SchedulerName>, Refusal>,
+) -> Review {
+    let Some(mut request) = review.request.take() else {
+        return AdmissionResponse::invalid("the review has no request").into_review();
+    };
+    let version = review.types.api_version.clone();
+    request.types = review.types;
+    let decided = match version.as_str() {
+        VERSION => decide(&request),
+        _ => Err(Refusal::Version(version.chars().take(80).collect())),
+    };
+    let mut response = AdmissionResponse::from(&request);
+    match decided {
+        Ok(None) => {}
+        Ok(Some(scheduler)) => match with_scheduler(response.clone(), &scheduler) {
+            Ok(changed) => response = changed,
+            // The pod stays as it was; a scheduler that cannot place it says so.
+            Err(error) => tracing::error!(%error, "a pod's scheduler could not be named"),
+        },
+        Err(refusal) => {
+            let refusal = refusal.to_string();
+            tracing::info!(namespace = request.namespace, name = request.name, refusal, "refused");
+            response.allowed = false;
+            response.result = Status::failure(&refusal, "Invalid").with_code(UNPROCESSABLE);
+        }
+    }
+    response.into_review()
+}
+
+fn check(rules: &Rules, request: &Request) -> Result<(), Refusal> {
+    match request.operation {
+        Operation::Delete | Operation::Connect => Ok(()),
+        Operation::Create => {
+            let pod = pod(request)?;
+            if placement(&pod.metadata).is_some() {
+                return Err(Refusal::Placement);
+            }
+            ask_of(&pod, &rules.names)?;
+            Ok(())
+        }
+        Operation::Update => {
+            let now = pod(request)?;
+            let before = request.old_object.as_ref();
+            match before.and_then(|old| placement(&old.metadata)) == placement(&now.metadata) {
+                true => Ok(()),
+                false => Err(Refusal::PlacementChanged),
+            }
+        }
+    }
+}
+
+fn scheduler_for<'a>(
+    rules: &'a Rules,
+    request: &Request,
+) -> Result<Option<&'a SchedulerName>, Refusal> {
+    let Some(scheduler) = &rules.scheduler else { return Ok(None) };
+    match request.operation {
+        Operation::Update | Operation::Delete | Operation::Connect => return Ok(None),
+        Operation::Create => {}
+    }
+    let pod = pod(request)?;
+    let named = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+    let first = matches!(named, None | Some("" | FIRST_SCHEDULER));
+    Ok((first && ask_of(&pod, &rules.names) != Ok(None)).then_some(scheduler))
+}
+
+fn placement(meta: &kube::core::ObjectMeta) -> Option<&String> {
+    meta.annotations.as_ref()?.get(PLACEMENT_ANNOTATION)
+}
+
+fn pod(request: &Request) -> Result<Pod, Refusal> {
+    let kind = &request.kind;
+    if (kind.group.as_str(), kind.version.as_str(), kind.kind.as_str()) != ("", "v1", "Pod") {
+        return Err(Refusal::Kind(kind.kind.chars().take(80).collect()));
+    }
+    let object = request.object.clone().ok_or_else(|| Refusal::Pod("it is not there".into()))?;
+    object.try_parse().map_err(|error| Refusal::Pod(error.to_string().chars().take(200).collect()))
+}
+
+fn with_scheduler(
+    response: AdmissionResponse,
+    scheduler: &SchedulerName,
+) -> Result<AdmissionResponse, String> {
+    let patch =
+        json!([{ "op": "add", "path": "/spec/schedulerName", "value": scheduler.as_str() }]);
+    let patch = serde_json::from_value(patch).map_err(|error| error.to_string())?;
+    response.with_patch(patch).map_err(|error| error.to_string())
+}

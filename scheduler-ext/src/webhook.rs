@@ -1,0 +1,37 @@
+//! The API server's door: what it asks before it stores a pod.
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::Json;
+use axum::routing::post;
+use kube::core::DynamicObject;
+use kube::core::admission::AdmissionReview;
+
+use crate::admission::{Rules, mutate, validate};
+use crate::http::{Bad, body, bounded};
+
+/// The API server takes no object of more than 3 MiB, and sends two of them at most.
+const LARGEST: usize = 8 << 20;
+
+type Review = AdmissionReview<DynamicObject>;
+
+/// `/validate` refuses and changes nothing; `/mutate` changes and refuses nothing.
+pub(crate) fn router(rules: Rules) -> Router {
+    let router = Router::new()
+        .route("/validate", post(validating))
+        .route("/mutate", post(mutating))
+        .with_state(rules);
+    bounded(router, LARGEST)
+}
+
+async fn read(request: Request) -> Result<Review, Bad> {
+    body(request, |error| format!("not an AdmissionReview of admission.k8s.io/v1: {error}")).await
+}
+
+async fn validating(State(rules): State<Rules>, request: Request) -> Result<Json<Review>, Bad> {
+    Ok(Json(validate(&rules, read(request).await?)))
+}
+
+async fn mutating(State(rules): State<Rules>, request: Request) -> Result<Json<Review>, Bad> {
+    Ok(Json(mutate(&rules, read(request).await?)))
+}
