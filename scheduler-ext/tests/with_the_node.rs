@@ -8,7 +8,7 @@ mod support;
 mod tests {
     use std::process::{Child, Command, Stdio};
 
-    use gpuzone_api::kubernetes::PodPlacement;
+    use gpuzone_api::kubernetes::{DEVICE_PLUGIN_ACCESS, PodPlacement};
     use gpuzone_testkit::kubernetes::{ClusterApi, Kubelet, Pod};
     use gpuzone_testkit::{Artifacts, Node, Options};
     use serde_json::json;
@@ -49,6 +49,8 @@ mod tests {
         };
         let node = Node::start(&options).unwrap();
         let api = cluster(0, 0).await;
+        // The plugin asks the same server.
+        api.allow_only(&[&ROLES[..], &[DEVICE_PLUGIN_ACCESS]].concat());
         api.put("nodes", json!({ "metadata": { "name": NODE } }));
         let kubelet = Kubelet::start(
             &node.folder().join("kubelet"),
