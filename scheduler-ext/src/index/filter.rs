@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gpuzone_core::engine::{
     Amount, HostDemand, MemoryAsk, NodeRoom, PodDemand, Policy, Reason, Topology, fit, place,
-    rank_scores,
+    rank_scores, why_not,
 };
 
 use super::bind::State;
@@ -281,36 +281,7 @@ fn quick(room: &NodeRoom, demand: &PodDemand) -> Option<Result<(), Reason>> {
     if only.topology != Topology::Any || demand.host != HostDemand::default() {
         return None;
     }
-    const ORDER: [Reason; 7] = [
-        Reason::TooFew,
-        Reason::Model,
-        Reason::Exposure,
-        Reason::TooSmall,
-        Reason::Unhealthy,
-        Reason::GpuMemory,
-        Reason::GpuShare,
-    ];
-    let mut passed = [0_u32; ORDER.len()];
-    for gpu in room.gpus() {
-        let (kind, (memory, share)) = (gpu.kind(), only.amount.on(gpu));
-        let passes = [
-            true,
-            only.models.contains(kind.model),
-            only.exposure == kind.exposure,
-            memory <= kind.memory,
-            kind.healthy,
-            memory <= gpu.free_memory(),
-            share <= gpu.free_share(),
-        ];
-        for (count, _) in passed.iter_mut().zip(passes).take_while(|(_, passes)| *passes) {
-            *count += 1;
-        }
-    }
-    if room.gpus().is_empty() {
-        return Some(Err(Reason::NoGpu));
-    }
-    let lacks = ORDER.into_iter().zip(passed).find(|(_, count)| *count < only.gpus.get());
-    Some(lacks.map_or(Ok(()), |(reason, _)| Err(reason)))
+    Some(why_not(room.gpus(), only).map_or(Ok(()), Err))
 }
 
 #[cfg(test)]

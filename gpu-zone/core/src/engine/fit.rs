@@ -350,8 +350,9 @@ fn passed(gpu: &GpuRoom, demand: &Demand) -> usize {
     passes.iter().take_while(|passes| **passes).count()
 }
 
-/// What would have to change first for `demand` alone; `None` when it would fit.
-fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
+/// What would have to change first for `demand` alone, whatever CPU and memory the node has; `None`
+/// when it would fit. One pass over the GPUs, without a search.
+pub fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
     if gpus.is_empty() {
         return Some(Reason::NoGpu);
     }
@@ -362,6 +363,9 @@ fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
     let wanted = u64::from(demand.gpus.get());
     if let Some((reason, _)) = STEPS.iter().zip(counts).find(|(_, count)| *count < wanted) {
         return Some(*reason);
+    }
+    if demand.topology == Topology::Any {
+        return None;
     }
     let all = |at: &&usize| gpus.get(**at).is_some_and(|gpu| passed(gpu, demand) == STEPS.len());
     let somewhere = groups(gpus, demand.topology)
