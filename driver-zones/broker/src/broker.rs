@@ -7,6 +7,7 @@ use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
 use gpuzone_wire::scrub::{ScrubOrder, ScrubReport};
 use gpuzone_wire::stats::{StatsError, StatsFile};
 use gpuzone_zone::files::remove;
+use gpuzone_zone::maker::Maker;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::arbiter::Turns;
@@ -49,12 +50,14 @@ impl Broker {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub(crate) async fn resume(config: BrokerConfig) -> io::Result<Self> {
-        let paths = ZonePaths::new(config.zone_dir.clone());
+    pub(crate) async fn resume(
+        config: BrokerConfig,
+        paths: ZonePaths,
+        maker: Maker,
+    ) -> io::Result<Self> {
         let config = Arc::new(config);
         let turns = Turns::start(config.fair_time)?;
-        let zones = crate::resume::zones(&paths).await?;
-        let common = Common { config, turns, zones };
+        let common = Common { config, turns, maker };
         let found = crate::resume::leases(&common, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());

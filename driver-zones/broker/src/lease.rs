@@ -17,8 +17,8 @@ use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{BrokerConfig, LeaseStatus, WorkerOrder};
 use gpuzone_wire::handover::{EXIT_REPLACE, WorkerSpec};
 use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
-use gpuzone_zone::sandbox::Sandboxes;
-use gpuzone_zone::{Exit, Zone, Zones};
+use gpuzone_zone::Exit;
+use gpuzone_zone::maker::{MadeZone, Maker};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -47,7 +47,7 @@ pub(crate) struct Lease {
 pub(crate) struct Common {
     pub(crate) config: Arc<BrokerConfig>,
     pub(crate) turns: Turns,
-    pub(crate) zones: Arc<Zones<Sandboxes>>,
+    pub(crate) maker: Maker,
 }
 
 /// What the worker's task and those who ask about the lease have in common.
@@ -119,7 +119,7 @@ impl Lease {
         paths: LeasePaths,
         stats: StatsFile,
         record: Option<WorkerRecord>,
-        worker: Option<Zone<Sandboxes>>,
+        worker: Option<MadeZone>,
     ) -> Self {
         let live = record.map_or_else(Live::default, |record| {
             let WorkerRecord { pid, ready, restarts, trouble, ended, ends } = record;
@@ -141,7 +141,7 @@ impl Lease {
         Self::supervise(shared, worker)
     }
 
-    fn supervise(shared: Shared, worker: Option<Zone<Sandboxes>>) -> Self {
+    fn supervise(shared: Shared, worker: Option<MadeZone>) -> Self {
         let shared = Arc::new(shared);
         let (stop, stopped) = watch::channel(false);
         shared.live().worker_pid = worker.as_ref().map(pid);
@@ -210,7 +210,7 @@ impl Shared {
     }
 
     /// Keeps a worker alive until `stop`.
-    async fn run(self: Arc<Self>, first: Option<Zone<Sandboxes>>, mut stop: watch::Receiver<bool>) {
+    async fn run(self: Arc<Self>, first: Option<MadeZone>, mut stop: watch::Receiver<bool>) {
         let mut worker = first;
         let mut backoff = SHORTEST_BACKOFF;
         let (began, mut respite) = (Instant::now(), Respite::new());
@@ -232,7 +232,7 @@ impl Shared {
                     }
                     () = stopped(&mut stop) => {
                         // It may have ended by itself a moment ago: that is told, too.
-                        if worker.process().is_alive().is_ok_and(|alive| !alive) {
+                        if worker.is_gone().is_ok_and(|gone| gone) {
                             let exit = worker.ended().await;
                             self.ended(&worker, exit, since, &mut backoff);
                         }
@@ -252,8 +252,8 @@ impl Shared {
     /// Notes a worker's unexpected end; returns how long to wait before the next.
     fn ended(
         &self,
-        worker: &Zone<Sandboxes>,
-        exit: std::io::Result<Exit>,
+        worker: &MadeZone,
+        exit: Exit,
         since: Instant,
         backoff: &mut Duration,
     ) -> Duration {
@@ -262,16 +262,15 @@ impl Shared {
             *backoff = SHORTEST_BACKOFF;
         }
         let (trouble, pause) = match exit {
-            Ok(Exit::Code(EXIT_REPLACE)) => {
+            Exit::Code(EXIT_REPLACE) => {
                 let trouble = "a program's fault spoilt its context; the worker was replaced";
                 (trouble.to_owned(), Duration::ZERO)
             }
-            Ok(exit @ (Exit::Code(_) | Exit::Signal(_) | Exit::Unknown)) => {
+            Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => {
                 let said = worker::last_line(&self.paths.log());
                 let pid = pid(worker);
                 (format!("worker {pid} ended with {exit}: {said}"), longer(backoff))
             }
-            Err(error) => (format!("the worker cannot be watched: {error}"), longer(backoff)),
         };
         tracing::warn!(lease = %self.lease(), worker = pid(worker), %trouble, "worker ended");
         self.note_end(pid(worker), trouble);
@@ -303,7 +302,7 @@ impl Shared {
     }
 
     /// Notes that a worker was ended because it kept a GPU; how long to wait before the next.
-    fn overrun(&self, worker: &Zone<Sandboxes>, backoff: &mut Duration) -> Duration {
+    fn overrun(&self, worker: &MadeZone, backoff: &mut Duration) -> Duration {
         let limit = self.common.config.fair_time.watchdog();
         let trouble = format!(
             "worker {} was ended: it kept a GPU for more than {} ms when its turn was over, most likely with a kernel that runs on (split it into shorter ones, or raise watchdog_milliseconds), or it broke its line to the arbiter",
@@ -329,7 +328,7 @@ impl Shared {
         mut pause: Duration,
         backoff: &mut Duration,
         stop: &mut watch::Receiver<bool>,
-    ) -> Option<Zone<Sandboxes>> {
+    ) -> Option<MadeZone> {
         let mut listener = None;
         loop {
             // Bound before the pause: programs that come meanwhile wait instead of failing.
@@ -365,21 +364,14 @@ impl Shared {
         &self,
         listener: &OwnedFd,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Zone<Sandboxes>, ServeError> {
+    ) -> Result<MadeZone, ServeError> {
         let log = self.paths.log();
         // Kept until the arbiter is connected: a worker that ends at once is not what fails then.
         let turns = arbiter::serve(&self.paths.turns()).map_err(ServeError::Turns)?;
         let inherited = turns.try_clone().map_err(ServeError::Turns)?;
         let lease = self.lease();
-        let mut starting = worker::make(
-            &self.common.config,
-            &self.common.zones,
-            lease,
-            listener,
-            &self.stats,
-            inherited,
-            &log,
-        )?;
+        let mut starting =
+            worker::make(&self.common.maker, lease, listener, &self.stats, inherited, &log).await?;
         let served = tokio::select! {
             served = self.put_into_service(&mut starting) => served,
             () = stopped(stop) => Err(ServeError::Stopped),
@@ -402,7 +394,7 @@ impl Shared {
         self.write_down(&starting.zone, true)
     }
 
-    fn write_down(&self, worker: &Zone<Sandboxes>, ready: bool) -> Result<(), ServeError> {
+    fn write_down(&self, worker: &MadeZone, ready: bool) -> Result<(), ServeError> {
         self.live().written = Some(Written { pid: pid(worker), ready, ended: false });
         self.write().map_err(ServeError::Record)
     }
@@ -424,8 +416,8 @@ impl Shared {
         }
     }
 
-    async fn end(&self, worker: &Zone<Sandboxes>) {
-        if let Err(error) = worker.end(None).await {
+    async fn end(&self, worker: &MadeZone) {
+        if let Err(error) = worker.end().await {
             tracing::error!(lease = %self.lease(), worker = pid(worker), %error, "cannot end it");
         }
         self.common.turns.leave(self.lease());
@@ -441,7 +433,7 @@ impl Shared {
     }
 }
 
-fn pid(worker: &Zone<Sandboxes>) -> u32 {
+fn pid(worker: &MadeZone) -> u32 {
     worker.process().pid
 }
 

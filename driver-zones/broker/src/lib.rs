@@ -12,15 +12,16 @@
 //!                           turns.sock   where it listens for its turns on the GPUs
 //!                           worker.log   what it said on its standard error
 //!            scrub-<lease>.log           what a scrub worker says, while there is one
-//!            zones/<zone>.zone           the process of each zone: <lease>, scrub-<lease>
+//!            zones/<zone>.zone           the process of each zone, <lease> and scrub-<lease>: the
+//!                                        maker's, and this broker's to read
 //! ```
 #![forbid(unsafe_code)]
 
 mod arbiter;
 mod broker;
-mod confine;
 mod ends;
 mod lease;
+mod maker;
 mod paths;
 mod record;
 mod respite;
@@ -32,6 +33,7 @@ mod slot;
 mod worker;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,6 +59,9 @@ pub enum RunError {
     /// The directory or the socket cannot be used.
     #[error("cannot serve the driver zone in {}", .0.display())]
     Zone(PathBuf, #[source] io::Error),
+    /// There is no maker of zones, or none any more.
+    #[error("the maker of workers' zones {0}")]
+    Maker(&'static str, #[source] io::Error),
 }
 
 /// What the agent wrote for the broker.
@@ -68,20 +73,41 @@ pub fn configuration(config: &Path) -> Result<BrokerConfig, RunError> {
     serde_json::from_slice(&bytes).map_err(|error| RunError::Json(config.into(), error))
 }
 
-/// Serves the driver zone that `read` describes, until the agent ends it.
+/// The line to the maker of workers' zones, where the agent started one. To be taken before anything
+/// is opened.
+///
+/// # Errors
+/// When there is to be one and is none.
+pub fn handed(config: &BrokerConfig) -> Result<Option<OwnedFd>, RunError> {
+    maker::handed(config).map_err(|error| RunError::Maker("was not handed over", error))
+}
+
+/// Serves the driver zone that `read` describes, until the agent ends it. `handed` is what
+/// [`handed`] found.
 ///
 /// # Errors
 /// When the zone is served by another broker, or its files cannot be used.
-pub async fn run(read: BrokerConfig) -> Result<(), RunError> {
+pub async fn run(read: BrokerConfig, handed: Option<OwnedFd>) -> Result<(), RunError> {
     let zone_dir = read.zone_dir.clone();
     let zone = |error| RunError::Zone(zone_dir.clone(), error);
     private_dir(&zone_dir).map_err(zone)?;
-    let paths = ZonePaths::new(zone_dir.clone());
+    // A lease's folder may be too deep for a socket's address, so all is reached from here.
+    std::env::set_current_dir(&zone_dir).map_err(zone)?;
+    let paths = ZonePaths::new(PathBuf::from("."));
     let _lock = PidLock::take(&paths.lock()).map_err(RunError::Locked)?;
-    let broker = Arc::new(Broker::resume(read).await.map_err(zone)?);
+    let maker = maker::connect(&read, &paths, handed).await;
+    let maker = maker.map_err(|error| RunError::Maker("says nothing", error))?;
+    let broker = Arc::new(Broker::resume(read, paths.clone(), maker.clone()).await.map_err(zone)?);
     let listener = serve::bind(&paths.control_socket()).map_err(zone)?;
     tracing::info!(zone = %zone_dir.display(), "serving");
-    serve::serve(broker, listener).await.map_err(zone)?;
+    tokio::select! {
+        served = serve::serve(broker, listener) => served.map_err(zone)?,
+        () = maker.lost() => {
+            let gone = io::ErrorKind::UnexpectedEof.into();
+            return Err(RunError::Maker("ended; so does this broker, and the next has another", gone));
+        }
+    }
+    maker.close().await;
     tracing::info!("all leases ended; this broker ends");
     remove(&paths.control_socket()).map_err(zone)?;
     // Stays when something was put aside in it.

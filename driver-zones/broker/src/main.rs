@@ -23,12 +23,12 @@ fn main() -> anyhow::Result<()> {
     let colours = stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(level).with_writer(stderr).with_ansi(colours).init();
     let config = gpuzone_broker::configuration(&arguments.config)?;
+    let handed = gpuzone_broker::handed(&config)?;
     // Before anything is read that a worker wrote, and before there are threads. Where workers have
     // sandboxes, the agent has started this in one of its own.
-    let sandboxed = config.sandbox.is_some();
-    if let Some(missing) = gpuzone_zone::sandbox::confine_supervisor(sandboxed)? {
+    if let Some(missing) = gpuzone_zone::sandbox::confine_broker(handed.is_some())? {
         tracing::warn!(%missing, "this broker runs without a part of its confinement");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(gpuzone_broker::run(config))?)
+    Ok(runtime.block_on(gpuzone_broker::run(config, handed))?)
 }

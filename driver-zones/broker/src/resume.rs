@@ -3,14 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use gpuzone_core::LeaseId;
 use gpuzone_wire::control::WorkerOrder;
 use gpuzone_wire::stats::{Monotonic, StatsError, StatsFile};
 use gpuzone_zone::files::{private_dir, remove};
-use gpuzone_zone::sandbox::Sandboxes;
-use gpuzone_zone::{Zone, Zones};
+use gpuzone_zone::maker::MadeZone;
 
 use crate::lease::{Common, Lease};
 use crate::paths::{ENDED, LeasePaths, MAKING, UNREADABLE, ZonePaths};
@@ -31,15 +29,6 @@ enum FolderError {
     Stats(#[from] StatsError),
     #[error("its stats or its worker cannot be looked at: {0}")]
     Io(#[from] io::Error),
-}
-
-/// The zones that an earlier broker left running.
-pub(crate) async fn zones(paths: &ZonePaths) -> io::Result<Arc<Zones<Sandboxes>>> {
-    let (zones, unreadable) = Zones::open(Sandboxes, &paths.zones()).await?;
-    for unreadable in unreadable {
-        tracing::error!(%unreadable, "if its worker runs, nobody looks after it: end it");
-    }
-    Ok(Arc::new(zones))
 }
 
 /// All leases that an earlier broker served, with their workers. What cannot be read is put
@@ -63,12 +52,12 @@ pub(crate) async fn leases(common: &Common, paths: &ZonePaths) -> io::Result<Vec
         }
     }
     let kept: Vec<String> = leases.iter().map(|lease| lease.order().lease.to_string()).collect();
-    for zone in common.zones.list() {
+    for zone in common.maker.list() {
         if kept.iter().any(|id| id == zone.name()) {
             continue;
         }
         tracing::warn!(zone = zone.name(), process = zone.process().pid, "nobody's zone is ended");
-        zone.end(None).await?;
+        zone.end().await?;
     }
     Ok(leases)
 }
@@ -83,18 +72,18 @@ async fn resume(common: &Common, name: &str, dir: &Path) -> Result<Lease, Folder
     let stats = StatsFile::open(OpenOptions::new().read(true).write(true).open(paths.stats())?)?;
     let record: Option<WorkerRecord> =
         record::read_if_there(&paths.worker()).map_err(FolderError::Worker)?;
-    let worker = adopt(common.zones.get(name), id, record.as_ref(), &stats).await?;
+    let worker = adopt(common.maker.get(name), id, record.as_ref(), &stats).await?;
     Ok(Lease::resume(common.clone(), order, paths, stats, record, worker))
 }
 
 /// The lease's worker, if it still serves. One that never said that it was ready is ended:
 /// nobody can tell whether it will be.
 async fn adopt(
-    worker: Option<Zone<Sandboxes>>,
+    worker: Option<MadeZone>,
     lease: LeaseId,
     record: Option<&WorkerRecord>,
     stats: &StatsFile,
-) -> Result<Option<Zone<Sandboxes>>, FolderError> {
+) -> Result<Option<MadeZone>, FolderError> {
     if let Some(worker) = &worker {
         let pid = worker.process().pid;
         if record.is_some_and(|record| record.ready) {
@@ -102,7 +91,7 @@ async fn adopt(
             return Ok(Some(worker.clone()));
         }
         tracing::warn!(%lease, worker = pid, "its worker was not ready");
-        worker.end(None).await?;
+        worker.end().await?;
     }
     tracing::warn!(%lease, "it has no worker");
     stats.worker_gone(Monotonic::now())?;

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpuzone_wire::control::MAX_LINE;
-use gpuzone_wire::scrub::{SCRUB_ARGUMENT, ScrubOrder, ScrubReport, ScrubSpec};
+use gpuzone_wire::handover::Role;
+use gpuzone_wire::scrub::{ScrubOrder, ScrubReport, ScrubSpec};
+use gpuzone_zone::Exit;
 use gpuzone_zone::files::remove;
-use gpuzone_zone::sandbox::{Launch, Sandboxes};
-use gpuzone_zone::{Exit, Zone};
+use gpuzone_zone::maker::{Files, MadeZone, MakerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 use crate::arbiter;
-use crate::confine::{self, ConfineError};
 use crate::lease::Common;
+use crate::maker;
 use crate::scrubs::Turn;
 use crate::worker::{fresh_log, last_line};
 
@@ -27,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScrubError {
     #[error(transparent)]
-    Start(#[from] ConfineError),
+    Start(#[from] MakerError),
     #[error("cannot speak to the scrub worker: {0}")]
     Speak(#[from] io::Error),
     #[error("the scrub worker ended with {exit}: {said}")]
@@ -68,14 +69,11 @@ async fn in_a_worker(
     socket: &Path,
     turn: &Turn,
 ) -> Result<Vec<ScrubReport>, ScrubError> {
-    let Common { config, turns, zones } = common;
+    let Common { config, turns, maker } = common;
     let listener = arbiter::serve(socket)?;
     let (orders_end, orders) = io::pipe()?;
     let (answer, answer_end) = io::pipe()?;
-    let launch = Launch {
-        program: config.worker.clone(),
-        arguments: vec![SCRUB_ARGUMENT.into()],
-        environment: config.driver.environment.clone(),
+    let files = Files {
         stdin: orders_end.into(),
         stdout: answer_end.into(),
         stderr: fresh_log(log)?.into(),
@@ -86,7 +84,8 @@ async fn in_a_worker(
     // Kept open until it is done: the worker ends when it is closed, however this broker ends.
     let mut orders = pipe::Sender::from_owned_fd(orders.into())?;
     let mut answer = pipe::Receiver::from_owned_fd(answer.into())?;
-    let zone = confine::make(config, zones, &format!("scrub-{}", order.lease), launch)?;
+    let name = format!("scrub-{}", order.lease);
+    let zone = maker.make(&name, Role::Scrub.as_str(), files).await?;
     let overran = Arc::new(Notify::new());
     // Connected before it has its orders: it does nothing without asking.
     let joined = turns.join_scrub(&order, socket, Arc::clone(&overran));
@@ -102,7 +101,7 @@ async fn in_a_worker(
     };
     let spoken = spoken.await;
     // Whatever it was, the next one must find the memory free.
-    zone.end(None).await?;
+    zone.end().await?;
     let said = || last_line(log);
     let (text, exit) = match spoken? {
         Ok(spoken) => spoken?,
@@ -122,10 +121,10 @@ async fn in_a_worker(
 async fn speak(
     orders: &mut pipe::Sender,
     answer: &mut pipe::Receiver,
-    zone: &Zone<Sandboxes>,
+    zone: &MadeZone,
     spec: &ScrubSpec,
 ) -> Result<(Vec<u8>, Exit), ScrubError> {
-    confine::begin(zone).await?;
+    maker::begin(zone).await?;
     let mut line = serde_json::to_vec(spec).map_err(io::Error::from)?;
     line.push(b'\n');
     match orders.write_all(&line).await {
@@ -135,5 +134,5 @@ async fn speak(
     }
     let mut text = Vec::new();
     answer.take(MAX_LINE as u64).read_to_end(&mut text).await?;
-    Ok((text, zone.ended().await?))
+    Ok((text, zone.ended().await))
 }

@@ -8,23 +8,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gpuzone_core::LeaseId;
-use gpuzone_wire::control::BrokerConfig;
-use gpuzone_wire::handover::{EXIT_DRIVER, WorkerSpec};
+use gpuzone_wire::handover::{EXIT_DRIVER, Role, WorkerSpec};
 use gpuzone_wire::stats::StatsFile;
-use gpuzone_zone::sandbox::{Launch, LaunchError, Sandboxes};
-use gpuzone_zone::{Exit, Zone, Zones};
+use gpuzone_zone::Exit;
+use gpuzone_zone::maker::{Files, MadeZone, Maker, MakerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
-use crate::confine::{self, ConfineError};
+use crate::maker;
 
 /// How long a worker may take until it accepts connections.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A worker whose zone is held back. It must be brought to an end: by [`Starting::finish`], or by
-/// [`Zone::end`].
+/// [`MadeZone::end`].
 pub(crate) struct Starting {
-    pub(crate) zone: Zone<Sandboxes>,
+    pub(crate) zone: MadeZone,
     orders: Option<pipe::Sender>,
     answer: pipe::Receiver,
     log: PathBuf,
@@ -34,7 +33,7 @@ pub(crate) struct Starting {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkerError {
     #[error(transparent)]
-    Start(#[from] ConfineError),
+    Start(#[from] MakerError),
     #[error("cannot prepare the worker's files: {0}")]
     Prepare(#[source] io::Error),
     #[error("cannot speak to the worker that was started: {0}")]
@@ -47,18 +46,10 @@ pub(crate) enum WorkerError {
     Timeout { said: String },
 }
 
-pub(crate) fn with_cause(error: &LaunchError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
-
 /// Makes the zone of a worker for the slot `listener`. It does nothing before
 /// [`Starting::finish`]: who made it can prepare first what it needs.
-pub(crate) fn make(
-    config: &BrokerConfig,
-    zones: &Zones<Sandboxes>,
+pub(crate) async fn make(
+    maker: &Maker,
     lease: LeaseId,
     listener: &OwnedFd,
     stats: &StatsFile,
@@ -68,10 +59,7 @@ pub(crate) fn make(
     let prepare = || -> io::Result<_> {
         let (orders_end, orders) = io::pipe()?;
         let (answer, answer_end) = io::pipe()?;
-        let launch = Launch {
-            program: config.worker.clone(),
-            arguments: Vec::new(),
-            environment: config.driver.environment.clone(),
+        let files = Files {
             stdin: orders_end.into(),
             stdout: answer_end.into(),
             stderr: fresh_log(log)?.into(),
@@ -79,10 +67,10 @@ pub(crate) fn make(
         };
         let orders = pipe::Sender::from_owned_fd(orders.into())?;
         let answer = pipe::Receiver::from_owned_fd(answer.into())?;
-        Ok((launch, orders, answer))
+        Ok((files, orders, answer))
     };
-    let (launch, orders, answer) = prepare().map_err(WorkerError::Prepare)?;
-    let zone = confine::make(config, zones, &lease.to_string(), launch)?;
+    let (files, orders, answer) = prepare().map_err(WorkerError::Prepare)?;
+    let zone = maker.make(&lease.to_string(), Role::Worker.as_str(), files).await?;
     Ok(Starting { zone, orders: Some(orders), answer, log: log.to_owned() })
 }
 
@@ -97,7 +85,7 @@ impl Starting {
     /// Lets the worker run, gives it its orders and waits until it accepts connections. When
     /// that fails, the caller ends the zone.
     pub(crate) async fn finish(&mut self, spec: &WorkerSpec) -> Result<(), WorkerError> {
-        confine::begin(&self.zone).await?;
+        maker::begin(&self.zone).await?;
         let spoken = tokio::time::timeout(READY_TIMEOUT, self.speak(spec)).await;
         let Ok(spoken) = spoken else {
             return Err(WorkerError::Timeout { said: last_line(&self.log) });
@@ -109,9 +97,9 @@ impl Starting {
         let exit = tokio::time::timeout(Duration::from_secs(1), self.zone.ended()).await;
         let said = last_line(&self.log);
         match (exit, spoken) {
-            (Ok(Ok(Exit::Code(EXIT_DRIVER))), _) => Err(WorkerError::Driver(said)),
-            (Ok(Ok(exit)), _) => Err(WorkerError::Ended { exit, said }),
-            (Ok(Err(error)), _) | (Err(_), Err(error)) => Err(WorkerError::Speak(error)),
+            (Ok(Exit::Code(EXIT_DRIVER)), _) => Err(WorkerError::Driver(said)),
+            (Ok(exit), _) => Err(WorkerError::Ended { exit, said }),
+            (Err(_), Err(error)) => Err(WorkerError::Speak(error)),
             (Err(_), Ok(answer)) => {
                 let answer = String::from_utf8_lossy(&answer).into_owned();
                 let message = format!("it said {answer:?} where 'ready' was expected");

@@ -12,6 +12,7 @@ mod environment;
 pub mod files;
 mod identity;
 pub mod keeper;
+pub mod maker;
 mod packets;
 mod process;
 pub mod sandbox;

@@ -5,21 +5,22 @@
 //!
 //! With `--requests`, the zone has no program of its own: it runs those that are asked for over the
 //! socket FD. With `--keep`, this process keeps such a zone for `gpu-zone`, as `Order` says, and
-//! FD is the first program's connection. `--probe` prints what this host lacks, and `--list` the
+//! FD is the first program's connection. With `--make`, it makes zones for who asks over its descriptor
+//! 3, as the template on its standard input says. `--probe` prints what this host lacks, and `--list` the
 //! zones of one program each that are written down in FOLDER.
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use gpuzone_zone::keeper;
 use gpuzone_zone::sandbox::{self, Runs};
+use gpuzone_zone::{keeper, maker};
 
 const USAGE: &str = "usage: gpu-zone-sandbox --orders FD --report FD -- FILE NAME [ARG]...\n\
                      \x20      gpu-zone-sandbox --orders FD --report FD --requests FD\n\
                      \x20      gpu-zone-sandbox --orders FD --report FD --keep FD\n\
-                     \x20      gpu-zone-sandbox --probe | --list FOLDER | --version";
+                     \x20      gpu-zone-sandbox --make | --probe | --list FOLDER | --version";
 
 #[allow(clippy::print_stdout, reason = "a program")]
 fn main() -> ExitCode {
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("--probe") => return probe(),
+        Some("--make") => return make(),
         Some("--list") => return list(&words[1..]),
         Some(_) | None => {}
     }
@@ -122,6 +124,15 @@ impl Orders {
             }
             Self::Keeper { first, .. } => Taken::Keeper { orders, report, first: own(first) },
         })
+    }
+}
+
+fn make() -> ExitCode {
+    let taken = maker::inherited()
+        .and_then(|line| Ok((File::from(std::io::stdin().as_fd().try_clone_to_owned()?), line)));
+    match taken {
+        Ok((template, line)) => ExitCode::from(maker::run(template, line)),
+        Err(error) => fail(&error),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -15,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 /// Longest message.
 pub(crate) const LONGEST: usize = 64 << 10;
 /// Most open files with one message.
-pub(crate) const MOST_FILES: usize = 5;
+pub(crate) const MOST_FILES: usize = 6;
 
 /// A message, and the files that came with it.
 #[derive(Debug)]
@@ -30,7 +31,8 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
 }
 
-/// The next message, waited for; `None` at the end. One that is too long is an error.
+/// The next message, waited for; `None` at the end. One that is too long, or comes with more files
+/// than [`MOST_FILES`], is an error.
 pub(crate) fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
     receive_with(socket, RecvFlags::empty())
 }
@@ -41,20 +43,20 @@ pub(crate) async fn receive_soon(socket: &AsyncFd<OwnedFd>) -> io::Result<Option
     socket.async_io(Interest::READABLE, now).await
 }
 
-/// A socket that a task waits for.
+/// A socket that a task waits for, to read from it and to write to it.
 pub(crate) fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the `OwnedFd` is moved in, so it stays the same open descriptor until dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE) }?)
 }
 
 fn receive_with(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Packet>> {
     let mut text = vec![0; LONGEST + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let length = loop {
+    let (length, flags) = loop {
         let mut slices = [IoSliceMut::new(&mut text)];
         match recvmsg(&socket, &mut slices, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
-            Ok(message) => break message.bytes,
+            Ok(message) => break (message.bytes, message.flags),
             Err(Errno::INTR) => {}
             // The other end went away with something unread.
             Err(Errno::CONNRESET) => return Ok(None),
@@ -69,7 +71,9 @@ fn receive_with(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Packet
     }
     match length {
         0 => Ok(None),
-        length if length > LONGEST => Err(io::ErrorKind::InvalidData.into()),
+        length if length > LONGEST || flags.contains(ReturnFlags::CTRUNC) => {
+            Err(io::ErrorKind::InvalidData.into())
+        }
         length => {
             text.truncate(length);
             Ok(Some(Packet { text, files }))
@@ -79,7 +83,18 @@ fn receive_with(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Packet
 
 /// Sends a message without waiting for room; files go along.
 pub(crate) fn send(socket: impl AsFd, text: &[u8], files: &[OwnedFd]) -> io::Result<()> {
-    send_with(socket, text, files, SendFlags::DONTWAIT)
+    let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    send_with(socket, text, &files, SendFlags::DONTWAIT)
+}
+
+/// Sends a message from a task, which waits for room. `socket` is watched for that, too.
+pub(crate) async fn send_soon(
+    socket: &AsyncFd<OwnedFd>,
+    text: &[u8],
+    files: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let now = |socket: &OwnedFd| send_with(socket, text, files, SendFlags::DONTWAIT);
+    socket.async_io(Interest::WRITABLE, now).await
 }
 
 /// Sends a message that must not be lost.
@@ -90,13 +105,12 @@ pub(crate) fn send_for_sure(socket: impl AsFd, text: &[u8]) -> io::Result<()> {
 fn send_with(
     socket: impl AsFd,
     text: &[u8],
-    files: &[OwnedFd],
+    files: &[BorrowedFd<'_>],
     flags: SendFlags,
 ) -> io::Result<()> {
-    let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
+    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     sendmsg(&socket, &[IoSlice::new(text)], &mut control, flags | SendFlags::NOSIGNAL)?;
@@ -120,6 +134,23 @@ mod tests {
         assert_eq!(receive(&b).unwrap().unwrap().text, b"two");
         drop(a);
         assert!(receive(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_message_with_more_files_than_it_may_have_is_no_message_and_they_are_closed() {
+        let (a, b) = pair().unwrap();
+        let (read, write) = std::io::pipe().unwrap();
+        let files: Vec<OwnedFd> =
+            (0..MOST_FILES + 7).map(|_| write.try_clone().unwrap().into()).collect();
+        drop(write);
+        let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES + 7))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
+        sendmsg(&a, &[IoSlice::new(b"many")], &mut control, SendFlags::empty()).unwrap();
+        drop(files);
+        assert_eq!(receive(&b).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(std::io::read_to_string(read).unwrap(), "", "all are closed");
     }
 
     #[test]

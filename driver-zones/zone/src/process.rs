@@ -1,6 +1,6 @@
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,13 +9,15 @@ use rustix::io::Errno;
 use rustix::process::{
     PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::ProcessId;
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Exit {
     /// By itself, with this code.
     Code(i32),
@@ -77,6 +79,11 @@ impl Process {
         self.id.pid
     }
 
+    /// What holds it, for others to watch it by.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
     /// Sends a signal; one that is gone gets none, which is no error.
     ///
     /// # Errors
@@ -93,9 +100,7 @@ impl Process {
     /// # Errors
     /// When the kernel does not answer.
     pub fn is_gone(&self) -> io::Result<bool> {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        let ready = poll(&mut fds, Some(&Timespec::default()))?;
-        Ok(ready > 0)
+        has_ended(self.pidfd.as_fd())
     }
 
     /// Waits until it ended, and takes a child's exit from the kernel. May be called by several
@@ -152,6 +157,12 @@ impl Process {
         self.signal(Signal::KILL)?;
         self.exited().await
     }
+}
+
+/// Whether the process behind a pidfd has ended. Whoever has the pidfd may ask.
+pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut ends = [PollFd::new(&pidfd, PollFlags::IN)];
+    Ok(poll(&mut ends, Some(&Timespec::default()))? > 0)
 }
 
 fn exit_of(status: &WaitIdStatus) -> Exit {

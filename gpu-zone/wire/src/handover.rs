@@ -4,6 +4,7 @@ use gpuzone_core::{Grant, LeaseId};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Caps, Driver};
+use crate::scrub::SCRUB_ARGUMENT;
 
 /// The inherited file descriptor of the listening slot socket (`SOCK_SEQPACKET`).
 pub const LISTENER_FD: i32 = 3;
@@ -13,6 +14,44 @@ pub const STATS_FD: i32 = 4;
 pub const EXIT_DRIVER: i32 = 78;
 /// Exit code of a worker that wants a fresh one in its place.
 pub const EXIT_REPLACE: i32 = 75;
+
+/// What a worker's program is started to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The worker of a lease.
+    Worker,
+    /// The one that clears what a lease gave back ([`crate::scrub`]).
+    Scrub,
+}
+
+impl Role {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Worker, Self::Scrub];
+
+    /// Its name among kinds of zones.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Scrub => "scrub",
+        }
+    }
+
+    /// The program's arguments.
+    pub const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Worker => &[],
+            Self::Scrub => &[SCRUB_ARGUMENT],
+        }
+    }
+
+    /// How many descriptors it inherits, from number 3 on: slot, stats file and turns, or turns.
+    pub const fn files(self) -> usize {
+        match self {
+            Self::Worker => 3,
+            Self::Scrub => 1,
+        }
+    }
+}
 
 /// A worker's orders, as JSON on its standard input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,27 +1,29 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpuzone_wire::control::{BrokerConfig, Sandbox};
+use gpuzone_wire::control::BrokerConfig;
 use gpuzone_zone::files::{private_dir, write_atomically};
-use gpuzone_zone::sandbox::{
-    Launch, LaunchError, Missing, Policy, SandboxError, Sandboxed, Supervisor,
-};
+use gpuzone_zone::maker::line;
+use gpuzone_zone::sandbox::{Launch, LaunchError, Missing, SandboxError, Sandboxed, Spec};
 use gpuzone_zone::{Process, ProcessId};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
+use super::sandbox::DriverZone;
 use super::{BrokerLink, LinkError};
 
 /// How long a new broker may take until it answers. It may have workers to end first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-/// Its name among zones, and its host's name.
-const ZONE: &str = "driver-zone";
+/// How long a maker may take to end when its broker has.
+const MAKER_LIMIT: Duration = Duration::from_secs(3);
 /// A log larger than this is begun anew with the next broker.
 const LOG_LIMIT: u64 = 10 << 20;
 
@@ -34,6 +36,8 @@ pub struct BrokerKeeper {
     /// Folders in which it makes slots.
     slots: Vec<PathBuf>,
     link: BrokerLink,
+    /// That this agent started beside the broker.
+    maker: Mutex<Option<Process>>,
 }
 
 /// Why there is no broker.
@@ -55,9 +59,9 @@ pub enum BrokerError {
     /// Its program cannot be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// It could not be started in a sandbox.
-    #[error("the driver zone's broker cannot be started in its sandbox")]
-    Sandbox(#[from] SandboxError),
+    /// It, or its maker of zones, could not be started in a sandbox.
+    #[error("the driver zone's {0} cannot be started in its sandbox")]
+    Sandbox(&'static str, #[source] SandboxError),
     /// The configuration requires what there is not.
     #[error("a sandbox has no feature '{0}' to be required")]
     Feature(String),
@@ -86,7 +90,7 @@ impl BrokerKeeper {
         slots: Vec<PathBuf>,
         link: BrokerLink,
     ) -> Self {
-        Self { program, config, slots, link }
+        Self { program, config, slots, link, maker: Mutex::default() }
     }
 
     fn config_path(&self) -> PathBuf {
@@ -165,68 +169,70 @@ impl BrokerKeeper {
         }
     }
 
+    /// Starts the broker and, where its workers have sandboxes, the maker of those.
     async fn launch(&self) -> Result<Process, BrokerError> {
-        let prepare = || -> io::Result<Launch> {
-            let null = || File::options().read(true).write(true).open("/dev/null");
-            let log = self.log_path();
-            let long = std::fs::metadata(&log).is_ok_and(|log| log.len() > LOG_LIMIT);
-            let mut options = OpenOptions::new();
-            let options = options.create(true).mode(0o600);
-            if long {
-                options.clone().write(true).truncate(true).open(&log)?;
-            }
-            Ok(Launch {
-                program: self.program.clone(),
-                arguments: vec![OsString::from("--config"), self.config_path().into()],
-                // What it logs is the only thing that it may be told this way.
-                environment: std::env::var("RUST_LOG")
-                    .map(|level| ("RUST_LOG".to_owned(), level))
-                    .into_iter()
-                    .collect(),
-                stdin: null()?.into(),
-                stdout: null()?.into(),
-                stderr: options.append(true).open(&log)?.into(),
-                inherit: Vec::new(),
-            })
-        };
         let unprepared =
             |source| BrokerError::Prepare { dir: self.config.zone_dir.clone(), source };
-        let launch = prepare().map_err(unprepared)?;
-        let Some(sandbox) = &self.config.sandbox else { return Ok(launch.start()?) };
-        let spec = self.view(sandbox)?.spec().map_err(unprepared)?;
-        let launcher = sandbox.launcher.clone();
-        let (process, held) = Sandboxed { launcher, spec, launch }.hold()?;
-        match held.go().await {
-            Ok(missing) => {
-                if !missing.is_empty() {
-                    let missing: Vec<String> = missing.iter().map(Missing::to_string).collect();
-                    let missing = missing.join("; ");
-                    tracing::warn!(broker = process.pid(), %missing,
-                        "the broker runs without a part of its sandbox, which the policy allows");
-                }
-                Ok(process)
-            }
-            Err(error) => {
-                process.end(None).await.map_err(BrokerError::Watch)?;
-                Err(error.into())
-            }
-        }
+        let broker = self.broker().map_err(unprepared)?;
+        let Some(sandbox) = &self.config.sandbox else { return Ok(broker.start()?) };
+        let zone = DriverZone::new(&self.config, sandbox).map_err(BrokerError::Feature)?;
+        // It has nobody to make zones for any more, and gives way.
+        self.end_maker().await;
+        private_dir(&zone.records()).map_err(unprepared)?;
+        let (ours, theirs) = line().map_err(unprepared)?;
+        let maker = Launch {
+            program: sandbox.launcher.clone(),
+            arguments: vec!["--make".into()],
+            environment: BTreeMap::new(),
+            stdin: zone.template().to_file().map_err(unprepared)?,
+            stdout: null().map_err(unprepared)?,
+            stderr: self.log().map_err(unprepared)?,
+            inherit: vec![theirs],
+        };
+        let broker = Launch { inherit: vec![ours], ..broker };
+        let launcher = &sandbox.launcher;
+        let maker = start_in(launcher, zone.maker().map_err(unprepared)?, maker, "maker").await?;
+        *self.maker.lock().await = Some(maker);
+        // Should this fail, the maker hears that nobody is at the other end.
+        start_in(launcher, zone.broker(&self.program, &self.slots), broker, "broker").await
     }
 
-    /// What the broker is shown of the host: what it hands to workers, and where it writes.
-    fn view(&self, sandbox: &Sandbox) -> Result<Supervisor, BrokerError> {
-        let BrokerConfig { zone_dir, worker, driver, .. } = &self.config;
-        let own = [&self.program, &sandbox.launcher, worker];
-        let read = own.into_iter().chain([&driver.cuda_library, &driver.nvml_library]);
-        let write = std::iter::once(zone_dir).chain(&self.slots).chain(&sandbox.write);
-        Ok(Supervisor {
-            zone: ZONE.to_owned(),
-            read: read.chain(&sandbox.read).cloned().collect(),
-            write: write.cloned().collect(),
-            devices: sandbox.devices.clone(),
-            users: sandbox.users.is_some(),
-            policy: Policy::requiring(&sandbox.require).map_err(BrokerError::Feature)?,
+    /// How the broker's program is started.
+    fn broker(&self) -> io::Result<Launch> {
+        let log = self.log_path();
+        if std::fs::metadata(&log).is_ok_and(|log| log.len() > LOG_LIMIT) {
+            OpenOptions::new().write(true).truncate(true).open(&log)?;
+        }
+        Ok(Launch {
+            program: self.program.clone(),
+            arguments: vec![OsString::from("--config"), self.config_path().into()],
+            // What it logs is the only thing that it may be told this way.
+            environment: std::env::var("RUST_LOG")
+                .map(|level| ("RUST_LOG".to_owned(), level))
+                .into_iter()
+                .collect(),
+            stdin: null()?,
+            stdout: null()?,
+            stderr: self.log()?,
+            inherit: Vec::new(),
         })
+    }
+
+    fn log(&self) -> io::Result<OwnedFd> {
+        let mut options = OpenOptions::new();
+        let options = options.create(true).append(true).mode(0o600);
+        Ok(options.open(self.log_path())?.into())
+    }
+
+    /// Waits until the maker is gone, which ends with its broker, and ends it if it does not.
+    async fn end_maker(&self) {
+        let Some(maker) = self.maker.lock().await.take() else { return };
+        if tokio::time::timeout(MAKER_LIMIT, maker.exited()).await.is_err() {
+            tracing::warn!(maker = maker.pid(), "the maker of zones does not end with its broker");
+            if let Err(error) = maker.end(None).await {
+                tracing::error!(maker = maker.pid(), %error, "the maker of zones cannot be ended");
+            }
+        }
     }
 
     /// Replaces the broker whenever it ends, until `closing`; then returns when it is gone.
@@ -243,7 +249,7 @@ impl BrokerKeeper {
                 return;
             }
             if *closing.borrow_and_update() {
-                return;
+                return self.end_maker().await;
             }
             tracing::error!(broker = process.pid(), "the broker died; a new one takes over");
             let mut backoff = SHORTEST_BACKOFF;
@@ -261,4 +267,35 @@ impl BrokerKeeper {
             replaced.notify_one();
         }
     }
+}
+
+/// Starts a process in a sandbox; `what` it is, for the log.
+async fn start_in(
+    launcher: &Path,
+    spec: Spec,
+    launch: Launch,
+    what: &'static str,
+) -> Result<Process, BrokerError> {
+    let failed = |error| BrokerError::Sandbox(what, error);
+    let sandboxed = Sandboxed { launcher: launcher.to_owned(), spec, launch };
+    let (process, held) = sandboxed.hold().map_err(failed)?;
+    match held.go().await {
+        Ok(missing) => {
+            if !missing.is_empty() {
+                let missing: Vec<String> = missing.iter().map(Missing::to_string).collect();
+                let missing = missing.join("; ");
+                tracing::warn!(process = process.pid(), %missing,
+                    "the {what} runs without a part of its sandbox, which the policy allows");
+            }
+            Ok(process)
+        }
+        Err(error) => {
+            process.end(None).await.map_err(BrokerError::Watch)?;
+            Err(failed(error))
+        }
+    }
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/null")?.into())
 }

@@ -99,7 +99,8 @@ pub(super) fn clear(directories: &Directories) {
     settle(&directories.programs_dir());
     let (slots, zones, programs) =
         (directories.slots_dir(), directories.zones_dir(), directories.programs_dir());
-    for folder in [zone, slots, zones, programs] {
+    let made = zone.join("zones");
+    for folder in [made, zone, slots, zones, programs] {
         match std::fs::remove_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // A program that runs on without its lease.

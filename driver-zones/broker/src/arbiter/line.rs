@@ -1,14 +1,13 @@
 //! The socket that a worker listens at for its turns, and the broker's end of it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gpuzone_wire::turn::{FromArbiter, FromWorker, MESSAGE};
 use gpuzone_zone::files::remove;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
@@ -19,30 +18,10 @@ use rustix::net::{
 pub(crate) fn serve(path: &Path) -> io::Result<OwnedFd> {
     remove(path)?;
     let socket = socket()?;
-    bind(&socket, &Short::of(path)?.address()?)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
     listen(&socket, 4)?;
     Ok(socket)
-}
-
-/// A lease's folder may be too deep for a socket's address, so it is reached by a descriptor.
-struct Short {
-    dir: File,
-    name: PathBuf,
-}
-
-impl Short {
-    fn of(path: &Path) -> io::Result<Self> {
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a socket's path"));
-        };
-        Ok(Self { dir: File::open(dir)?, name: name.into() })
-    }
-
-    fn address(&self) -> io::Result<SocketAddrUnix> {
-        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
-        Ok(SocketAddrUnix::new(dir.join(&self.name))?)
-    }
 }
 
 fn socket() -> io::Result<OwnedFd> {
@@ -81,7 +60,7 @@ impl Line {
     /// Connects to the worker that listens at `path`; it need not have come round to accepting.
     pub(super) fn connect(path: &Path) -> io::Result<Self> {
         let socket = socket()?;
-        connect(&socket, &Short::of(path)?.address()?)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
         Ok(Self { socket })
     }
 

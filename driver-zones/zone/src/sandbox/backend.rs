@@ -48,6 +48,13 @@ pub struct SandboxZone {
     channel: Option<OwnedFd>,
 }
 
+impl SandboxZone {
+    /// What holds its process, for others to watch it by.
+    pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.process.pidfd().try_clone_to_owned()
+    }
+}
+
 impl Backend for Sandboxes {
     const KIND: &'static str = "sandbox";
     type Order = Order;

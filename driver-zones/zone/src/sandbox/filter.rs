@@ -39,8 +39,14 @@ pub fn programs(filter: Filter) -> Result<Vec<BpfProgram>, FilterError> {
         Filter::Worker => include_str!("../../policies/worker.json"),
         Filter::Workload => include_str!("../../policies/workload.json"),
         Filter::Broker => include_str!("../../policies/broker.json"),
+        Filter::Maker => include_str!("../../policies/maker.json"),
     };
     compile(text)
+}
+
+/// What a broker gives up when it has begun, on top of `broker.json`.
+pub(super) fn begun() -> Result<Vec<BpfProgram>, FilterError> {
+    compile(include_str!("../../policies/broker-begun.json"))
 }
 
 /// The filters of a policy's text, in the order of their names.
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn every_policy_compiles_to_what_the_kernel_takes() {
-        for filter in [Filter::Worker, Filter::Workload, Filter::Broker] {
+        for filter in [Filter::Worker, Filter::Workload, Filter::Broker, Filter::Maker] {
             let programs = programs(filter).unwrap();
             assert_eq!(programs.len(), if cfg!(target_arch = "x86_64") { 3 } else { 2 });
             // BPF_MAXINSNS, seccomp(2).
@@ -125,7 +131,7 @@ mod tests {
     fn a_call_by_its_other_number_is_denied() {
         // SAFETY: asks for nothing new, by a number that only some kernels know.
         let attempt = || unsafe { libc::syscall(libc::SYS_unshare | i64::from(X32), 0) };
-        for filter in [Filter::Worker, Filter::Workload, Filter::Broker] {
+        for filter in [Filter::Worker, Filter::Workload, Filter::Broker, Filter::Maker] {
             assert_eq!(under(filter, attempt), libc::EPERM);
         }
     }

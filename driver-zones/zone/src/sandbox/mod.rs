@@ -5,22 +5,26 @@
 //! becomes the program. What the host lacks is reported, and decided by [`Policy`].
 
 mod backend;
+mod broker;
 mod cgroup;
 mod filter;
 mod inside;
 mod launch;
+mod maker;
 mod probe;
 mod spec;
 mod start;
 mod stats;
-mod supervisor;
 mod users;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
+pub use broker::{BrokerSandbox, confine_broker};
 pub(crate) use cgroup::{end_groups, is_name};
 pub use filter::{FilterError, programs};
 pub use inside::{EXIT_FAILED, Runs, run};
 pub use launch::{FIRST_INHERITED, Launch, LaunchError};
+pub(crate) use maker::confine_maker;
+pub use maker::{MakerSandbox, PrivilegesError, libraries};
 pub use probe::probe;
 pub use spec::{
     Demand, Feature, Filter, LIBRARIES, Limits, Missing, Mount, Policy, Report, Root, Spec,
@@ -28,5 +32,4 @@ pub use spec::{
 };
 pub use start::{Held, SandboxError, Sandboxed};
 pub(crate) use stats::of as stats_of;
-pub use supervisor::{SuperviseError, Supervisor, confine_supervisor, libraries};
 pub(crate) use users::sweep as sweep_claims;

@@ -221,9 +221,11 @@ pub enum Filter {
     Worker,
     /// `workload.json`: what is listed is denied.
     Workload,
-    /// `broker.json`: what is not listed is denied. The program makes zones itself, and has what
-    /// that takes (`supervisor.rs`).
+    /// `broker.json`: what is not listed is denied.
     Broker,
+    /// `maker.json`: what is not listed is denied. The program makes zones itself, and has what
+    /// that takes (`maker.rs`).
+    Maker,
 }
 
 /// Limits; those that are left out do not apply.

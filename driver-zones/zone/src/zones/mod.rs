@@ -269,6 +269,13 @@ impl<B: Backend> Zone<B> {
     }
 }
 
+impl Zone<crate::sandbox::Sandboxes> {
+    /// What holds its process, for others to watch it by.
+    pub(crate) fn pidfd(&self) -> io::Result<std::os::fd::OwnedFd> {
+        self.zone.pidfd()
+    }
+}
+
 impl<B: Backend> Clone for Zone<B> {
     fn clone(&self) -> Self {
         Self {

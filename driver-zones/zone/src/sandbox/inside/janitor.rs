@@ -5,11 +5,11 @@
 //! Should it be killed itself, the next zone's launcher sweeps, and `settle` does.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::sandbox::cgroup::{Group, Groups, KILL};
@@ -95,10 +95,4 @@ fn close_all_but(mut kept: Vec<RawFd>) {
         }
         next = number.saturating_add(1);
     }
-}
-
-/// Whether the process behind a pidfd has ended.
-pub(super) fn has_ended(process: BorrowedFd<'_>) -> bool {
-    let mut ends = [PollFd::new(&process, PollFlags::IN)];
-    poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

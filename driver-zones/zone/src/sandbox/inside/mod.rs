@@ -80,8 +80,8 @@ impl Setup {
     /// in which theirs may be, and sees the paths of the host's groups.
     fn makes_zones(&self) -> bool {
         match self.spec.filter {
-            Filter::Broker => true,
-            Filter::Worker | Filter::Workload => false,
+            Filter::Maker => true,
+            Filter::Worker | Filter::Workload | Filter::Broker => false,
         }
     }
 

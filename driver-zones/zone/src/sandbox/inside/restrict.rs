@@ -14,7 +14,7 @@ use rustix::thread::{
 
 use super::{Setup, SetupError, step};
 use crate::sandbox::spec::{Feature, Filter, Root, Spec};
-use crate::sandbox::{filter, supervisor};
+use crate::sandbox::{filter, maker};
 
 /// Rights up to this version of Landlock are asked for; a kernel with fewer gives what it has.
 const LANDLOCK: ABI = ABI::V6;
@@ -35,8 +35,8 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
     if let Some(count) = limits.pids.filter(|_| !setup.has(Feature::Pids)) {
         limit(Resource::Nproc, count).map_err(step("cannot limit processes"))?;
     }
-    let kept = if setup.makes_zones() { supervisor::kept() } else { CapabilitySet::empty() };
-    let privileged = supervisor::bound_to(kept).map_err(step(failed))?;
+    let kept = if setup.makes_zones() { maker::kept() } else { CapabilitySet::empty() };
+    let privileged = maker::bound_to(kept).map_err(step(failed))?;
     if privileged && kept.is_empty() {
         // Being called root gives a program nothing, and nobody turns that back.
         let bits = CapabilitiesSecureBits::NO_ROOT
@@ -48,7 +48,7 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
         set_capabilities_secure_bits(bits).map_err(step(failed))?;
     }
-    supervisor::drop_all_but(kept).map_err(step(failed))
+    maker::drop_all_but(kept).map_err(step(failed))
 }
 
 /// At most `most`, and never more than before.
@@ -66,8 +66,8 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
         source: io::Error::other(error.to_string()),
     };
     let restricted = match setup.spec.filter {
-        Filter::Broker => maker(),
-        Filter::Worker => files(&setup.spec, None),
+        Filter::Maker => makes_zones(),
+        Filter::Worker | Filter::Broker => files(&setup.spec, None),
         // Programs look around from the top; what is there is theirs to know.
         Filter::Workload => files(&setup.spec, Some("/")),
     };
@@ -103,7 +103,7 @@ fn files(spec: &Spec, list: Option<&str>) -> Result<RestrictionStatus, RulesetEr
 /// For a program that makes zones: rules for files would deny it and its zones every mount, and
 /// the scope of signals those workers that an earlier one started. What is left keeps it from
 /// looking into processes that it did not start, too (landlock(7), "Ptrace restrictions").
-fn maker() -> Result<RestrictionStatus, RulesetError> {
+fn makes_zones() -> Result<RestrictionStatus, RulesetError> {
     Ruleset::default()
         .handle_access(AccessNet::from_all(LANDLOCK))?
         .scope(Scope::AbstractUnixSocket)?
@@ -136,6 +136,7 @@ pub(super) fn seccomp(setup: &mut Setup) -> Result<(), SetupError> {
         Filter::Worker => "worker",
         Filter::Workload => "workload",
         Filter::Broker => "broker",
+        Filter::Maker => "maker",
     };
     let programs = filter::programs(setup.spec.filter)
         .map_err(|error| SetupError::Spec(format!("the policy {name}.json is wrong: {error}")))?;

@@ -139,7 +139,7 @@ pub(super) fn become_own(setup: &Setup) -> Result<(), SetupError> {
     if setup.spec.own_pids {
         // The kernel forgets this when a process changes its user.
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(step(failed))?;
-        if super::janitor::has_ended(users.launcher.as_fd()) {
+        if crate::process::has_ended(users.launcher.as_fd()).is_ok_and(|ended| ended) {
             return Err(SetupError::Spec("the zone's launcher is gone".to_owned()));
         }
     }

@@ -1,5 +1,5 @@
-//! What a driver zone's broker that was taken over could do: what a hostile program tries in the
-//! broker's sandbox, and that it can still make zones for workers there.
+//! What a driver zone's maker of zones could do if it were taken over: what a hostile program tries in
+//! its sandbox, and that it can make zones for workers there.
 #[cfg(test)]
 mod support;
 
@@ -9,23 +9,23 @@ mod tests {
 
     use gpuzone_zone::Exit;
     use gpuzone_zone::sandbox::{
-        Demand, Feature, Filter, Limits, Mount, Policy, Spec, Supervisor, probe,
+        Demand, Feature, Filter, Limits, MakerSandbox, Mount, Policy, Spec, probe,
     };
 
     use crate::support::{denied, host_has, launcher, shell, spec, start};
 
     const NEEDED: [Feature; 3] = [Feature::User, Feature::Mount, Feature::Seccomp];
 
-    /// A broker's sandbox, and a shell's programs, which a broker's has not.
+    /// A maker's sandbox, and a shell's programs, which a maker's has not.
     fn view(write: &[&Path]) -> Spec {
-        let supervisor = Supervisor {
-            zone: "driver-zone".to_owned(),
+        let maker = MakerSandbox {
+            zone: "driver-zone-maker".to_owned(),
             read: vec![launcher()],
             write: write.iter().map(|folder| (*folder).to_owned()).collect(),
             users: true,
-            ..Supervisor::default()
+            ..MakerSandbox::default()
         };
-        let view = supervisor.spec().unwrap();
+        let view = maker.spec().unwrap();
         let programs = spec().mounts.into_iter().filter(|mount| {
             let place = mount.target.as_ref().unwrap_or(&mount.source);
             !place.starts_with("/usr") && !place.starts_with("/lib")
@@ -203,7 +203,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let said = worker_in(view(&[folder.path()]), folder.path()).await;
         assert!(said.starts_with("exit 0\n{\"ready\":["), "{said}");
-        // A worker has there what it has without a broker's sandbox around it.
+        // A worker has there what it has without a maker's sandbox around it.
         let missing = probe(&launcher()).unwrap();
         for feature in [Feature::Users, Feature::Pids, Feature::Cpu, Feature::Landlock] {
             let outside = missing.iter().any(|missing| missing.feature == feature);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_and_missing_is_refused_and_a_brokers_zone_has_no_numbers_of_its_own() {
+    fn what_is_required_and_missing_is_refused_and_a_makers_zone_has_no_numbers_of_its_own() {
         let out = tempfile::tempfile().unwrap();
         let numbered = Spec { own_pids: true, ..view(&[]) };
         let refused = start(numbered, "/bin/true", &[], &out).unwrap_err().to_string();

@@ -1,7 +1,7 @@
-//! The sandbox of a driver zone's broker, which makes zones itself.
+//! The sandbox of a maker, which makes a driver zone's workers' zones.
 //!
 //! It has a root of its own with what it and its workers need, no network, and the system calls of
-//! `policies/broker.json`. Two things set it apart from a worker's sandbox. Started by root it has
+//! `policies/maker.json`. Two things set it apart from a worker's sandbox. Started by root it has
 //! no user namespace and keeps what giving zones users of their own takes: who may give out the
 //! host's numbers of users, and files that belong to them, is in the host's user namespace. And
 //! Landlock has no rules for files, for with such rules nobody below it could mount anything.
@@ -15,8 +15,8 @@ use rustix::thread::{
     set_capabilities, set_no_new_privs,
 };
 
-use super::spec::{Feature, Filter, LIBRARIES, Limits, Missing, Mount, Policy, Root, Spec};
-use super::{filter, users};
+use super::spec::{Filter, LIBRARIES, Limits, Mount, Policy, Root, Spec};
+use super::users;
 
 /// The kernel's settings and levers in `/proc`, which are root's own files.
 const SETTINGS: [&str; 5] =
@@ -37,21 +37,21 @@ fn needed() -> CapabilitySet {
         | CapabilitySet::SYS_ADMIN
 }
 
-/// Capabilities that a supervisor keeps: others than root need none, for a new user namespace
+/// Capabilities that a maker keeps: others than root need none, for a new user namespace
 /// gives whoever makes it all that are needed there.
 pub(super) fn kept() -> CapabilitySet {
     if getuid().is_root() { needed() } else { CapabilitySet::empty() }
 }
 
-/// What a supervisor is shown of the host, beside the libraries that every program needs, the
+/// What a maker is shown of the host, beside the libraries that every program needs, the
 /// host's processes, and control groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Supervisor {
+pub struct MakerSandbox {
     /// The zone's name.
     pub zone: String,
     /// Files and folders that it reads: its program, and what it hands to its zones.
     pub read: Vec<PathBuf>,
-    /// Folders that it writes to.
+    /// Folders that it writes to, or hands to its zones to be written to.
     pub write: Vec<PathBuf>,
     /// Device nodes that it hands to its zones.
     pub devices: Vec<PathBuf>,
@@ -61,7 +61,7 @@ pub struct Supervisor {
     pub policy: Policy,
 }
 
-impl Supervisor {
+impl MakerSandbox {
     /// Its sandbox.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Supervisor {
             own_pids: false,
             users: None,
             record: None,
-            filter: Filter::Broker,
+            filter: Filter::Maker,
             limits: Limits { scratch: Some(1 << 20), ..Limits::default() },
             policy,
         })
@@ -105,39 +105,29 @@ pub fn libraries() -> impl Iterator<Item = Mount> {
     folders.map(Mount::read_if_there)
 }
 
-/// Why a supervisor could not give up what it does not need.
+/// Why a process could not give up what it does not need.
 #[derive(Debug, thiserror::Error)]
-pub enum SuperviseError {
+pub enum PrivilegesError {
     /// The kernel refused.
     #[error("cannot give up privileges: {0}")]
-    Privileges(#[from] rustix::io::Errno),
+    Kernel(#[from] rustix::io::Errno),
     /// The policy is wrong.
-    #[error("the policy broker.json is wrong: {0}")]
-    Policy(#[from] filter::FilterError),
+    #[error("the policy of system calls is wrong: {0}")]
+    Policy(#[from] super::FilterError),
 }
 
-/// Gives up for good what this process has and its sandbox does not take, or what it can without
-/// one: new privileges, capabilities that making zones does not take, being looked into by its
-/// user's other processes and, unless its sandbox did, the system calls that `policies/broker.json`
-/// does not list. Returns what the host lacks of it. Called while the process has one thread.
-///
-/// # Errors
-/// When the kernel refuses a step.
-pub fn confine_supervisor(sandboxed: bool) -> Result<Option<Missing>, SuperviseError> {
-    set_no_new_privs(true)?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+/// Gives up for good what a maker does not need, whoever started it: new privileges, capabilities, and
+/// being looked into by its user's other processes. Called while the process has one thread.
+pub(crate) fn confine_maker() -> Result<(), PrivilegesError> {
+    close()?;
     bound_to(kept())?;
-    drop_all_but(kept())?;
-    if sandboxed {
-        return Ok(None);
-    }
-    for program in filter::programs(Filter::Broker)? {
-        if let Err(error) = seccompiler::apply_filter(&program) {
-            let reason = error.to_string();
-            return Ok(Some(Missing { feature: Feature::Seccomp, reason }));
-        }
-    }
-    Ok(None)
+    Ok(drop_all_but(kept())?)
+}
+
+/// No new privileges, and no looking into.
+pub(super) fn close() -> Result<(), rustix::io::Errno> {
+    set_no_new_privs(true)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// Programs to come have no capabilities but `kept`; whether this process may say so.
@@ -169,11 +159,11 @@ mod tests {
 
     #[test]
     fn nothing_of_the_hosts_is_in_it_but_what_was_named() {
-        let named = Supervisor {
+        let named = MakerSandbox {
             zone: "driver-zone".to_owned(),
             read: vec!["/opt/worker".into(), "/proc".into()],
             write: vec!["/run/gz/driver-zone".into()],
-            ..Supervisor::default()
+            ..MakerSandbox::default()
         };
         let spec = named.spec().unwrap();
         assert_eq!((spec.root, spec.network, spec.own_pids), (Root::Empty, false, false));
