@@ -30,3 +30,14 @@ pub fn modules_alias(bytes: &[u8]) {
     }
     let _ = aliases.module_for("pci:v000010DEd00002342sv000010DEsd000016EBbc03sc02i00");
 }
+
+/// A journal of devices.
+pub fn journal(bytes: &[u8]) {
+    if let Some(length) = crate::actions::journal_length(bytes) {
+        // What is left out is one line at most, and the rest alone says the same.
+        let whole = usize::try_from(length).unwrap_or(usize::MAX);
+        let (kept, torn) = bytes.split_at(whole);
+        assert!(!torn.strip_suffix(b"\n").unwrap_or(torn).contains(&b'\n'));
+        assert_eq!(crate::actions::journal_length(kept), Some(length));
+    }
+}

@@ -31,7 +31,9 @@ pub mod line;
 pub mod pci;
 mod ready;
 mod sysfs;
+pub mod turnover;
 mod usage;
+pub mod vfio;
 
 pub use condition::{Condition, RecoveryAction};
 pub use error::{DiscoverError, OpenError, QueryError, UseError};

@@ -164,48 +164,13 @@ impl Journal {
         }
         sync_folder(path).map_err(io)?;
         let bytes = std::fs::read(path).map_err(io)?;
-        let mut journal = Self {
-            path: path.to_owned(),
-            file,
-            sequence: 0,
-            length: 0,
-            next_id: 1,
-            state: State::default(),
-        };
-        let lines = journal.replay(&bytes)?;
+        let Replayed { state, sequence, length, next_id, lines } = replay(path, &bytes)?;
+        let mut journal = Self { path: path.to_owned(), file, sequence, length, next_id, state };
         journal.cut().map_err(io)?;
         if lines > COMPACT_AFTER {
             journal.rewrite().map_err(io)?;
         }
         Ok(journal)
-    }
-
-    fn replay(&mut self, bytes: &[u8]) -> Result<u64, JournalError> {
-        let damaged =
-            |line, reason| JournalError::Damaged { path: self.path.clone(), line, reason };
-        let (mut number, mut state, mut next) = (0, State::default(), None);
-        let (mut length, mut next_id) = (0, 1);
-        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').peekable();
-        while let Some(line) = lines.next() {
-            number += 1;
-            if lines.peek().is_none() && line::is_torn(line) {
-                break;
-            }
-            let (sequence, record) =
-                line::read::<Record>(line).map_err(|error| damaged(number, error.to_string()))?;
-            if next.is_some_and(|next| next != sequence) {
-                return Err(damaged(number, format!("it is number {sequence}, out of order")));
-            }
-            if let Record::Begin(action) | Record::Kept(action) = &record {
-                next_id = next_id.max(action.id.saturating_add(1));
-            }
-            state.take(record).map_err(|reason| damaged(number, reason))?;
-            next = Some(sequence + 1);
-            length += line.len() as u64;
-            self.sequence = sequence;
-        }
-        (self.state, self.length, self.next_id) = (state, length, next_id);
-        Ok(number)
     }
 
     /// Leaves nothing behind the last whole line.
@@ -281,6 +246,42 @@ impl Journal {
     }
 }
 
+/// What a journal's bytes say, and where they end.
+#[derive(Debug, Default)]
+pub(super) struct Replayed {
+    pub(super) state: State,
+    sequence: u64,
+    /// Bytes of whole lines.
+    pub(super) length: u64,
+    next_id: u64,
+    lines: u64,
+}
+
+/// Reads a journal's bytes; `path` is for the error.
+pub(super) fn replay(path: &Path, bytes: &[u8]) -> Result<Replayed, JournalError> {
+    let damaged = |line, reason| JournalError::Damaged { path: path.to_owned(), line, reason };
+    let mut read = Replayed { next_id: 1, ..Replayed::default() };
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').peekable();
+    while let Some(line) = lines.next() {
+        let number = read.lines + 1;
+        if lines.peek().is_none() && line::is_torn(line) {
+            break;
+        }
+        let (sequence, record) =
+            line::read::<Record>(line).map_err(|error| damaged(number, error.to_string()))?;
+        if read.lines > 0 && Some(sequence) != read.sequence.checked_add(1) {
+            return Err(damaged(number, format!("it is number {sequence}, out of order")));
+        }
+        if let Record::Begin(action) | Record::Kept(action) = &record {
+            read.next_id = read.next_id.max(action.id.saturating_add(1));
+        }
+        read.state.take(record).map_err(|reason| damaged(number, reason))?;
+        (read.sequence, read.lines) = (sequence, number);
+        read.length += line.len() as u64;
+    }
+    Ok(read)
+}
+
 /// Makes a file's creation or a rename outlive a power failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -326,6 +327,24 @@ mod tests {
             assert!(matches!(read, Err(JournalError::Damaged { .. })), "{position}");
             // Nothing was changed.
             assert_eq!(std::fs::read(&path).unwrap(), altered);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            crate::fuzz::journal(&bytes);
+        }
+
+        #[test]
+        fn any_records_are_answered(records in "(\\{\"record\":\"(at|done|undone)\",\"id\":[0-2](,\"change\":[1-9][0-9]{0,19})?\\}\n){0,5}", torn in 0usize..80) {
+            let mut bytes = Vec::new();
+            for (number, record) in (1..).zip(records.lines()) {
+                let record: serde_json::Value = serde_json::from_str(record).unwrap();
+                line::write(&mut bytes, number, &record).unwrap();
+            }
+            bytes.truncate(bytes.len().saturating_sub(torn));
+            crate::fuzz::journal(&bytes);
         }
     }
 

@@ -282,6 +282,11 @@ impl<W: Writes> Devices<W> {
     }
 }
 
+/// Whether these bytes are a journal; what of them is not the half of a last line.
+pub(crate) fn journal_length(bytes: &[u8]) -> Option<u64> {
+    journal::replay(Path::new("journal"), bytes).ok().map(|read| read.length)
+}
+
 fn address(action: &Action) -> Option<PciAddress> {
     action.changes.first().map(Change::address)
 }

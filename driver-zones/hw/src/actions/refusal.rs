@@ -172,6 +172,16 @@ pub enum ActionError {
     /// sysfs is not what it should be.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
+    /// It was reset, and something is left to be done.
+    #[error(
+        "{address} can be reset in one way only since its order of resets could not be put back ({source}); the next start does that"
+    )]
+    Order {
+        /// Which.
+        address: PciAddress,
+        /// Why.
+        source: Box<ActionError>,
+    },
     /// Something that was done to it has to be given back first.
     #[error("{address} is still '{what}'; give that back first")]
     Kept {

@@ -21,22 +21,41 @@ impl<W: Writes> Devices<W> {
             return Err(ActionError::NotOffered { address, file: "reset_method", why: "" });
         };
         self.check_free(&function)?;
-        let from = function.reset_methods;
-        // The kernel tries them in its own order unless it is told.
-        let ordered = from.first() != Some(&method);
-        if ordered {
-            let changes = vec![Change::ResetOrder { address, from, to: vec![method] }];
-            let what = format!("reset {address} by {method} only");
-            self.run(Action { what, passing: true, changes, ..Action::default() })?;
+        self.with_reset_order(address, method, |devices| {
+            let path = devices.places.sysfs.function(address).join("reset");
+            devices.put(&Write { path, text: "1".to_owned() })
+        })?;
+        Ok(method)
+    }
+
+    /// Does something while the kernel resets a function in this way only, and puts its order
+    /// back. Whoever dies in between leaves that to the next one.
+    ///
+    /// # Errors
+    /// When the order cannot be set, or what is done fails; or when it cannot be put back.
+    pub fn with_reset_order<T>(
+        &mut self,
+        address: PciAddress,
+        method: ResetMethod,
+        act: impl FnOnce(&mut Self) -> Result<T, ActionError>,
+    ) -> Result<T, ActionError> {
+        let from = self.usable(address)?.reset_methods;
+        if from.first() == Some(&method) {
+            return act(self);
         }
-        let path = self.places.sysfs.function(address).join("reset");
-        let done = self.put(&Write { path, text: "1".to_owned() });
-        if ordered {
-            let order = |change: &Change| matches!(change, Change::ResetOrder { address: of, .. } if *of == address);
-            if let Some(kept) = self.kept_with(order).cloned() {
-                self.take_back(&kept)?;
-            }
+        let changes = vec![Change::ResetOrder { address, from, to: vec![method] }];
+        let what = format!("reset {address} by {method} only");
+        self.run(Action { what, passing: true, changes, ..Action::default() })?;
+        let done = act(self);
+        let order = |change: &Change| matches!(change, Change::ResetOrder { address: of, .. } if *of == address);
+        let Some(kept) = self.kept_with(order).cloned() else { return done };
+        match self.take_back(&kept) {
+            Ok(()) => done,
+            // A second time; if that fails, too, the next process does it.
+            Err(_) => match self.take_back(&kept) {
+                Ok(()) => done,
+                Err(error) => Err(ActionError::Order { address, source: Box::new(error) }),
+            },
         }
-        done.map(|()| method)
     }
 }

@@ -1,6 +1,7 @@
 //! PCI functions as sysfs shows them: what they are, whom they go with, and into what they can be
 //! cut.
 
+mod cards;
 pub mod parse;
 mod partitions;
 mod read;

@@ -22,10 +22,9 @@ impl gpuzone_hw::actions::Writes for Recorder<'_> {
 
 fn opened(node: &Node, fault: Fault) -> (Devices<Recorder<'_>>, Vec<Recovery>) {
     let kernel = Box::leak(Box::new(std::cell::RefCell::new(node.kernel(fault))));
-    let (devices, recovered) =
-        Devices::open(node.places(), &node.journal(), Recorder(kernel)).unwrap();
+    let opened = node.open(|| Recorder(kernel));
     LOG.with(|log| *log.borrow_mut() = Some(kernel));
-    (devices, recovered.into_iter().map(|recovered| recovered.now).collect())
+    opened
 }
 
 thread_local! {

@@ -5,21 +5,22 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use gpuzone_core::PciAddress;
-use gpuzone_hw::actions::{Places, Write, Writes};
+use gpuzone_hw::actions::{Devices, JournalError, Places, Recovery, Write, Writes};
 use gpuzone_hw::alias::ModuleAliases;
 use gpuzone_hw::{ProcRoot, SysfsRoot};
 use tempfile::TempDir;
 
-pub const GPU: &str = "0000:3b:00.0";
-pub const AUDIO: &str = "0000:3b:00.1";
+pub(crate) const GPU: &str = "0000:3b:00.0";
+pub(crate) const AUDIO: &str = "0000:3b:00.1";
 /// Has virtual functions.
-pub const CARD: &str = "0000:5e:00.0";
+pub(crate) const CARD: &str = "0000:5e:00.0";
 /// A virtual function on NVIDIA's vGPU driver.
-pub const VGPU: &str = "0000:86:00.4";
+pub(crate) const VGPU: &str = "0000:86:00.4";
 /// Can be cut into mediated devices.
-pub const PARENT: &str = "0000:00:02.0";
+pub(crate) const PARENT: &str = "0000:00:02.0";
 
 const ALIASES: &str = "\
 alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci
@@ -28,7 +29,7 @@ alias vfio_pci:v000010DEd00002342sv*sd*bc*sc*i* nvgrace_gpu_vfio_pci
 
 /// When something goes wrong, counted in writes from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     None,
     /// The kernel refuses this one.
     Refuse(usize),
@@ -42,24 +43,24 @@ pub enum Fault {
 
 /// How a process dies.
 #[derive(Clone, Copy, Debug)]
-pub enum Death {
+pub(crate) enum Death {
     /// A test goes on: unwinding past everything.
     Unwind,
     /// By a signal that nobody catches.
     Kill,
 }
 
-pub struct Killed;
+pub(crate) struct Killed;
 
 #[derive(Debug)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     root: PathBuf,
-    pub fault: Fault,
-    pub death: Death,
-    pub log: Vec<(String, String)>,
+    pub(crate) fault: Fault,
+    pub(crate) death: Death,
+    pub(crate) log: Vec<(String, String)>,
 }
 
-pub fn address(text: &str) -> PciAddress {
+pub(crate) fn address(text: &str) -> PciAddress {
     text.parse().unwrap()
 }
 
@@ -81,15 +82,40 @@ const EBUSY: i32 = 16;
 const ENODEV: i32 = 19;
 const EIO: i32 = 5;
 
-pub struct Node {
-    pub folder: TempDir,
+pub(crate) struct Node {
+    pub(crate) folder: TempDir,
 }
 
+/// What a process finds that starts on a node, and how it got there.
+pub(crate) type Opened<W> = (Devices<W>, Vec<Recovery>);
+
 impl Node {
+    /// The next process. Another test's child that was just forked, and is no other program yet,
+    /// holds for a moment what this one held.
+    pub(crate) fn open<W: Writes>(&self, mut writer: impl FnMut() -> W) -> Opened<W> {
+        let began = Instant::now();
+        loop {
+            match Devices::open(self.places(), &self.journal(), writer()) {
+                Ok((devices, recovered)) => {
+                    return (
+                        devices,
+                        recovered.into_iter().map(|recovered| recovered.now).collect(),
+                    );
+                }
+                Err(JournalError::InUse { .. }) if began.elapsed() < Duration::from_secs(30) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     /// A GPU with its sound, a card with virtual functions, one of NVIDIA's vGPUs, and one for
     /// mediated devices; each on its own driver.
-    pub fn new() -> Self {
-        let node = Self { folder: tempfile::tempdir().unwrap() };
+    pub(crate) fn new() -> Self {
+        // In memory where there is such a place: the journal is synced at each step.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let node = Self { folder: folder.unwrap() };
         for driver in [
             "nvidia",
             "snd_hda_intel",
@@ -135,23 +161,23 @@ impl Node {
         node
     }
 
-    pub fn sys(&self) -> PathBuf {
+    pub(crate) fn sys(&self) -> PathBuf {
         self.folder.path().join("sys")
     }
 
-    pub fn proc(&self) -> PathBuf {
+    pub(crate) fn proc(&self) -> PathBuf {
         self.folder.path().join("proc")
     }
 
-    pub fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.folder.path().join("devices.journal")
     }
 
-    pub fn device(&self, address: &str) -> PathBuf {
+    pub(crate) fn device(&self, address: &str) -> PathBuf {
         self.sys().join("bus/pci/devices").join(address)
     }
 
-    pub fn function(&self, address: &str, id: u16, class: &str, driver: &str, group: u32) {
+    pub(crate) fn function(&self, address: &str, id: u16, class: &str, driver: &str, group: u32) {
         let folder = self.device(address);
         fs::create_dir_all(&folder).unwrap();
         let modalias = format!("pci:v000010DEd0000{id:04X}sv0sd0bc03sc00i00");
@@ -175,18 +201,18 @@ impl Node {
     }
 
     /// A process with a node open.
-    pub fn holds(&self, pid: u32, name: &str, node: &str) {
+    pub(crate) fn holds(&self, pid: u32, name: &str, node: &str) {
         let folder = self.proc().join(pid.to_string());
         put(&folder.join("comm"), name);
         fs::create_dir_all(folder.join("fd")).unwrap();
         symlink(node, folder.join("fd/7")).unwrap();
     }
 
-    pub fn ends(&self, pid: u32) {
+    pub(crate) fn ends(&self, pid: u32) {
         fs::remove_dir_all(self.proc().join(pid.to_string())).unwrap();
     }
 
-    pub fn places(&self) -> Places {
+    pub(crate) fn places(&self) -> Places {
         Places {
             sysfs: SysfsRoot(self.sys()),
             proc: ProcRoot(self.proc()),
@@ -194,12 +220,12 @@ impl Node {
         }
     }
 
-    pub fn kernel(&self, fault: Fault) -> Kernel {
+    pub(crate) fn kernel(&self, fault: Fault) -> Kernel {
         Kernel::at(self.sys(), fault, Death::Unwind)
     }
 
     /// All that actions may change, in words.
-    pub fn state(&self) -> Vec<String> {
+    pub(crate) fn state(&self) -> Vec<String> {
         let mut state = Vec::new();
         for function in SysfsRoot(self.sys()).functions().unwrap() {
             let vfs = function.sriov.map(|sriov| (sriov.enabled, sriov.autoprobe));
@@ -225,7 +251,7 @@ fn link_driver(folder: &Path, driver: Option<&str>) {
 }
 
 impl Kernel {
-    pub fn at(root: PathBuf, fault: Fault, death: Death) -> Self {
+    pub(crate) fn at(root: PathBuf, fault: Fault, death: Death) -> Self {
         Self { root, fault, death, log: Vec::new() }
     }
 

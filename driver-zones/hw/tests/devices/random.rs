@@ -61,8 +61,7 @@ fn perform(devices: &mut Devices<Kernel>, act: Act) -> Result<(), String> {
 }
 
 fn open(node: &Node, fault: Fault) -> (Devices<Kernel>, Vec<Recovery>) {
-    let opened = Devices::open(node.places(), &node.journal(), node.kernel(fault)).unwrap();
-    (opened.0, opened.1.into_iter().map(|recovered| recovered.now).collect())
+    node.open(|| node.kernel(fault))
 }
 
 proptest! {

@@ -284,6 +284,10 @@ impl Turnover {
             Stage::Settling if waited >= self.terms.answer_within => {
                 Condemned::Silent { seconds: waited / 1_000_000_000 }
             }
+            Stage::Marking | Stage::Checking if waited >= self.terms.answer_within => {
+                let reason = format!("it did not end within {} s", waited / 1_000_000_000);
+                return self.failed(&reason, now);
+            }
             Stage::Marking
             | Stage::Resetting
             | Stage::Settling
