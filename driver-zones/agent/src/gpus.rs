@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use gpuzone_core::{
     ComputeCapability, Exposure, Gpu, GpuBacking, GpuUuid, Inventory, InventoryError, PciAddress,
 };
+use gpuzone_hw::pci::{PciFunction, SysfsError};
 use gpuzone_hw::{
     DiscoverError, Discovered, GpuUse, NotReady, NvmlLibrary, OpenError, SysfsRoot, VfioFunction,
 };
@@ -147,6 +148,14 @@ impl Gpus {
             self.passthrough.iter().map(|gpu| gpu.address).collect();
         let look = |gpu: &PassthroughGpu| (gpu.uuid, self.sysfs.vfio(gpu.address, &addresses));
         self.passthrough.iter().map(look).collect()
+    }
+
+    /// The functions of GPUs and of what goes with them, as sysfs shows them now.
+    ///
+    /// # Errors
+    /// When sysfs cannot be read.
+    pub(crate) fn cards(&self) -> Result<Vec<PciFunction>, SysfsError> {
+        self.sysfs.cards()
     }
 
     /// What is in use now, of each GPU of which NVML says it.

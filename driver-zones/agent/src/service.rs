@@ -1,5 +1,6 @@
 //! The gRPC service: messages in, [`Leases`] asked, messages out.
 
+mod devices;
 mod gpus;
 
 use std::collections::HashMap;
@@ -77,6 +78,13 @@ impl Agent for Service {
         _: Request<proto::WatchGpusRequest>,
     ) -> Answer<Self::WatchGpusStream> {
         Ok(Response::new(self.watchers.watch()?))
+    }
+
+    async fn list_devices(
+        &self,
+        _: Request<proto::ListDevicesRequest>,
+    ) -> Answer<proto::ListDevicesReply> {
+        Ok(Response::new(devices::listed(Arc::clone(&self.gpus)).await?))
     }
 
     async fn create_lease(

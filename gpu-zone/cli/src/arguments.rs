@@ -247,6 +247,10 @@ pub(crate) struct Report {
 
 #[derive(Debug, Args)]
 pub(crate) struct Gpus {
+    /// Show every GPU, switch and part of one that the machine has, as a tree, whatever driver it
+    /// is on: IOMMU groups, BARs, virtual functions, mediated devices, vGPU types, resets.
+    #[arg(long, conflicts_with = "clear_quarantine")]
+    pub(crate) all: bool,
     /// Scrub this GPU, by index or UUID, and let it serve new leases again if that succeeds.
     #[arg(long, value_name = "GPU")]
     pub(crate) clear_quarantine: Option<String>,

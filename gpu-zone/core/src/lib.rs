@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod devices;
 pub mod engine;
 mod exposure;
 mod health;

@@ -57,6 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["gpuzone-sim-device", "gpuzone-sim-ptx", "gpuzone-cuda-abi", "gpuzone-core"],
     ),
     ("gpuzone-sim-nvml", &["gpuzone-sim-device", "gpuzone-core"]),
+    ("gpuzone-sim-vfio", &[]),
 ];
 
 /// The only crates in which `unsafe` may stand.
@@ -65,6 +66,8 @@ const UNSAFE: &[&str] = &[
     "gpuzone-cuda",
     "gpuzone-worker",
     "gpuzone-zone",
+    // VFIO's calls, in one module.
+    "gpuzone-hw",
     "gpuzone-sim-ptx",
     "gpuzone-sim-device",
     "gpuzone-sim-cuda",

@@ -6,7 +6,7 @@ use gpuzone_ledger::printable;
 use serde::Serialize;
 
 use crate::arguments::{self, Format};
-use crate::commands::{Context, answer};
+use crate::commands::{Context, answer, devices};
 use crate::error::CliError;
 use crate::output;
 
@@ -108,6 +108,9 @@ impl<'a> From<&'a Gpu> for Entry<'a> {
 
 pub(crate) async fn gpus(context: &Context, arguments: &arguments::Gpus) -> Result<(), CliError> {
     let mut agent = context.connect().await?;
+    if arguments.all {
+        return devices::all(context, &mut agent).await;
+    }
     if let Some(gpu) = &arguments.clear_quarantine {
         let request = ClearQuarantineRequest { gpu: gpu.clone() };
         return cleared(context, answer(agent.clear_quarantine(request).await)?);

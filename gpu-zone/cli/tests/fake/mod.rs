@@ -122,6 +122,10 @@ impl Agent for Service {
         Ok(Response::new(tokio_stream::empty()))
     }
 
+    async fn list_devices(&self, _: Request<ListDevicesRequest>) -> Answer<ListDevicesReply> {
+        Ok(Response::new(ListDevicesReply::default()))
+    }
+
     async fn create_lease(&self, request: Request<CreateLeaseRequest>) -> Answer<CreateLeaseReply> {
         let asked = request.into_inner();
         self.hear(format!(

@@ -74,7 +74,7 @@ pub enum NotReady {
 }
 
 /// Drivers for VFIO are called so: `vfio-pci`, and the vendors' variants of it.
-fn is_vfio(driver: &str) -> bool {
+pub(crate) fn is_vfio(driver: &str) -> bool {
     driver == "vfio-pci" || driver.ends_with("-vfio-pci") || driver.ends_with("_vfio_pci")
 }
 

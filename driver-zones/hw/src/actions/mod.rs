@@ -1,0 +1,310 @@
+//! What is done to devices: bound, cut up, reset, and put back.
+//!
+//! ```text
+//! Devices::bind & co. ── refuse, or an Action: changes, each from a state to another
+//!      │ Begin, on disk
+//!      ▼
+//! for each change: At, on disk ─▶ write, look, write … until it is so ─▶ Done
+//!      │ a write fails                                                    │
+//!      ▼                                                                  ▼
+//! backwards, until each is as before ─▶ Undone                  kept until it is taken back
+//! ```
+//!
+//! A process that dies on the way leaves an open action: the next one undoes it, and finishes it
+//! if it was on its way back already. What can be neither is stuck: its device serves nobody.
+
+mod binding;
+mod change;
+mod journal;
+mod partitions;
+mod refusal;
+mod reset;
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use gpuzone_core::PciAddress;
+
+use crate::alias::ModuleAliases;
+use crate::holders::ProcRoot;
+use crate::pci::{PciFunction, SysfsError};
+use crate::{SysfsRoot, ready};
+
+pub use binding::Bound;
+pub use change::{Binding, Change, Functions, Write};
+pub use journal::{Action, JournalError};
+pub use refusal::ActionError;
+
+use change::End;
+use journal::{Journal, Open};
+
+/// A change takes four writes at most; more would go round in a circle.
+const MOST_WRITES: usize = 8;
+
+/// Who writes the kernel's files. Tests put themselves in between, to record and to fail.
+pub trait Writes {
+    /// Writes all of it, at once.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn write(&mut self, write: &Write) -> io::Result<()>;
+}
+
+/// The kernel's files as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelFiles;
+
+impl Writes for KernelFiles {
+    fn write(&mut self, write: &Write) -> io::Result<()> {
+        OpenOptions::new().write(true).open(&write.path)?.write_all(write.text.as_bytes())
+    }
+}
+
+/// What became of an action that another process left open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// What was being done.
+    pub what: String,
+    /// To which function.
+    pub address: Option<PciAddress>,
+    /// How it is now.
+    pub now: Recovery,
+}
+
+/// How an action ended that was left open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// All is as it was before.
+    Undone,
+    /// All is as it was to be.
+    Finished,
+    /// Neither can be had, for this reason.
+    Stuck(String),
+}
+
+/// Where the kernel shows what there is.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// sysfs.
+    pub sysfs: SysfsRoot,
+    /// proc.
+    pub proc: ProcRoot,
+    /// Which drivers there are for VFIO.
+    pub aliases: ModuleAliases,
+}
+
+/// The devices of a node, and what was done to them. One process at a time has them.
+#[derive(Debug)]
+pub struct Devices<W = KernelFiles> {
+    places: Places,
+    journal: Journal,
+    writer: W,
+    /// What could not be brought to an end.
+    stuck: BTreeMap<PciAddress, (String, String)>,
+}
+
+impl<W: Writes> Devices<W> {
+    /// Opens the journal at `path`, and brings to an end what another process left open.
+    ///
+    /// # Errors
+    /// When the journal cannot be used: then nothing was done.
+    pub fn open(
+        places: Places,
+        path: &Path,
+        writer: W,
+    ) -> Result<(Self, Vec<Recovered>), JournalError> {
+        let journal = Journal::open(path)?;
+        let mut devices = Self { places, journal, writer, stuck: BTreeMap::new() };
+        let open = devices.journal.state.open.clone();
+        let mut recovered = Vec::new();
+        for open in open.into_iter().rev() {
+            recovered.push(devices.recover(&open)?);
+        }
+        let passing = devices.journal.state.kept.iter().filter(|action| action.passing);
+        for action in passing.cloned().collect::<Vec<_>>() {
+            let (what, address) = (action.what.clone(), address(&action));
+            let now = match devices.take_back(&action) {
+                Ok(()) => Recovery::Undone,
+                Err(error) => Recovery::Stuck(error.to_string()),
+            };
+            recovered.push(Recovered { what, address, now });
+        }
+        Ok((devices, recovered))
+    }
+
+    /// What was done and not given back, oldest first.
+    pub fn kept(&self) -> &[Action] {
+        &self.journal.state.kept
+    }
+
+    /// Where the kernel shows what there is.
+    pub const fn places(&self) -> &Places {
+        &self.places
+    }
+
+    fn recover(&mut self, open: &Open) -> Result<Recovered, JournalError> {
+        let action = &open.action;
+        let forward = action.takes_back.is_some();
+        let mut now = None;
+        if forward && self.bring(&action.changes, End::To).is_ok() {
+            self.journal.done(action.id)?;
+            now = Some(Recovery::Finished);
+        }
+        let now = match now {
+            Some(now) => now,
+            None => match self.undo(action, open.at) {
+                Ok(()) => {
+                    self.journal.undone(action.id)?;
+                    Recovery::Undone
+                }
+                Err(error) => {
+                    self.is_stuck(action, &error);
+                    Recovery::Stuck(error.to_string())
+                }
+            },
+        };
+        Ok(Recovered { what: action.what.clone(), address: address(action), now })
+    }
+
+    fn is_stuck(&mut self, action: &Action, why: &ActionError) {
+        for change in &action.changes {
+            self.stuck.insert(change.address(), (action.what.clone(), why.to_string()));
+        }
+    }
+
+    /// Does all of an action, or nothing.
+    fn run(&mut self, action: Action) -> Result<(), ActionError> {
+        let action = self.journal.begin(action)?;
+        for (index, change) in action.changes.iter().enumerate() {
+            let noted = self.journal.at(action.id, index).map_err(ActionError::from);
+            if let Err(error) = noted.and_then(|()| self.converge(change, End::To)) {
+                return Err(self.back_out(&action, index, error));
+            }
+        }
+        if let Err(error) = self.journal.done(action.id) {
+            let last = action.changes.len().saturating_sub(1);
+            return Err(self.back_out(&action, last, error.into()));
+        }
+        Ok(())
+    }
+
+    /// Undoes all of a kept action, or nothing of it.
+    fn take_back(&mut self, kept: &Action) -> Result<(), ActionError> {
+        self.run(Action {
+            what: format!("give back: {}", kept.what),
+            takes_back: Some(kept.id),
+            changes: kept.changes.iter().rev().cloned().map(Change::reversed).collect(),
+            ..Action::default()
+        })
+    }
+
+    fn back_out(&mut self, action: &Action, at: usize, first: ActionError) -> ActionError {
+        match self.undo(action, Some(at)) {
+            Ok(()) => match self.journal.undone(action.id) {
+                Ok(()) => first,
+                // All is as before, and the next process will see that.
+                Err(error) => error.into(),
+            },
+            Err(second) => {
+                self.is_stuck(action, &second);
+                let what = action.what.clone();
+                match address(action) {
+                    Some(address) => ActionError::Stuck {
+                        address,
+                        what,
+                        first: Box::new(first),
+                        second: Box::new(second),
+                    },
+                    None => second,
+                }
+            }
+        }
+    }
+
+    /// Brings the changes that may have been made back to where they were, the last one first.
+    fn undo(&mut self, action: &Action, at: Option<usize>) -> Result<(), ActionError> {
+        let Some(at) = at else { return Ok(()) };
+        let begun = action.changes.iter().take(at + 1).rev().cloned().collect::<Vec<_>>();
+        self.bring(&begun, End::From)
+    }
+
+    fn bring(&mut self, changes: &[Change], end: End) -> Result<(), ActionError> {
+        changes.iter().try_for_each(|change| self.converge(change, end))
+    }
+
+    /// Writes until a change is at its end.
+    fn converge(&mut self, change: &Change, end: End) -> Result<(), ActionError> {
+        let mut last: Option<Write> = None;
+        for _ in 0..MOST_WRITES {
+            let Some(write) = change.next(&self.places.sysfs, end)? else { return Ok(()) };
+            if last.as_ref() == Some(&write) {
+                break;
+            }
+            self.put(&write)?;
+            last = Some(write);
+        }
+        let write = last.unwrap_or(Write { path: PathBuf::new(), text: String::new() });
+        Err(ActionError::Ignored { path: write.path, text: write.text.trim().to_owned() })
+    }
+
+    fn put(&mut self, write: &Write) -> Result<(), ActionError> {
+        self.writer.write(write).map_err(|source| ActionError::Refused {
+            path: write.path.clone(),
+            text: write.text.trim().to_owned(),
+            source,
+        })
+    }
+
+    /// A function on which nothing is unfinished.
+    fn usable(&self, address: PciAddress) -> Result<PciFunction, ActionError> {
+        if let Some((what, reason)) = self.stuck.get(&address) {
+            let (what, reason) = (what.clone(), reason.clone());
+            return Err(ActionError::Unfinished { address, what, reason });
+        }
+        let found = self.places.sysfs.pci_function(address)?;
+        found.ok_or(ActionError::Missing(address))
+    }
+
+    fn check_free(&self, function: &PciFunction) -> Result<(), ActionError> {
+        let nodes = self.places.proc.nodes(&self.places.sysfs, function)?;
+        let holders = self.places.proc.holders(&nodes)?;
+        match holders.is_empty() {
+            true => Ok(()),
+            false => Err(ActionError::Held { address: function.address, holders }),
+        }
+    }
+
+    /// The last kept action of which a change is as `of` says.
+    fn kept_with(&self, of: impl Fn(&Change) -> bool) -> Option<&Action> {
+        self.kept().iter().rev().find(|action| action.changes.iter().any(&of))
+    }
+}
+
+/// Whether these bytes are a journal; what of them is not the half of a last line.
+pub(crate) fn journal_length(bytes: &[u8]) -> Option<u64> {
+    journal::replay(Path::new("journal"), bytes).ok().map(|read| read.length)
+}
+
+fn address(action: &Action) -> Option<PciAddress> {
+    action.changes.first().map(Change::address)
+}
+
+/// Whether a driver is one for VFIO.
+fn for_vfio(driver: Option<&str>) -> bool {
+    driver.is_some_and(ready::is_vfio)
+}
+
+/// What a file of a function says; absent when the kernel does not have it.
+fn exists(sysfs: &SysfsRoot, address: PciAddress, file: &str) -> bool {
+    sysfs.function(address).join(file).exists()
+}
+
+/// Reads what must be there.
+fn required<T>(
+    read: Result<Option<T>, SysfsError>,
+    missing: impl FnOnce() -> ActionError,
+) -> Result<T, ActionError> {
+    read?.ok_or_else(missing)
+}

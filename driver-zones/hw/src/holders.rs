@@ -1,0 +1,114 @@
+//! Who has a device's nodes open, as `/proc` shows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use gpuzone_core::PciAddress;
+
+use crate::SysfsRoot;
+use crate::pci::{PciFunction, SysfsError, entries, text};
+
+/// Where proc is mounted: `/proc`, or a test's copy of a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcRoot(pub PathBuf);
+
+impl Default for ProcRoot {
+    fn default() -> Self {
+        Self(PathBuf::from("/proc"))
+    }
+}
+
+/// A process with an open handle.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// Its number.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// What it has open.
+    pub node: PathBuf,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({}) has {} open", self.pid, self.name, self.node.display())
+    }
+}
+
+impl ProcRoot {
+    /// The processes that have one of `nodes` open, one entry for each node and process. What
+    /// ends meanwhile holds nothing.
+    ///
+    /// # Errors
+    /// When a process' handles cannot be seen: then nobody knows. Root sees all.
+    pub fn holders(&self, nodes: &BTreeSet<PathBuf>) -> Result<Vec<Holder>, SysfsError> {
+        let mut found = BTreeSet::new();
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        for name in entries(&self.0)? {
+            let Ok(pid) = name.parse::<u32>() else { continue };
+            let folder = self.0.join(&name);
+            for handle in entries(&folder.join("fd"))? {
+                let Ok(target) = std::fs::read_link(folder.join("fd").join(handle)) else {
+                    continue;
+                };
+                if nodes.contains(&target) {
+                    let comm = text(&folder.join("comm"))?.unwrap_or_else(|| "?".to_owned());
+                    let name = comm.chars().filter(|letter| !letter.is_control()).collect();
+                    found.insert(Holder { pid, name, node: target });
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// NVIDIA's number of a GPU's node, as its driver tells it.
+    fn nvidia_minor(&self, address: PciAddress) -> Result<Option<u32>, SysfsError> {
+        let file = format!("driver/nvidia/gpus/{address}/information");
+        let Some(text) = text(&self.0.join(file))? else { return Ok(None) };
+        let minor = text.lines().find_map(|line| line.strip_prefix("Device Minor:"));
+        Ok(minor.and_then(|minor| minor.trim().parse().ok()))
+    }
+
+    /// The nodes in `/dev` through which a function is used now.
+    ///
+    /// # Errors
+    /// When sysfs or proc cannot be read.
+    pub fn nodes(
+        &self,
+        sysfs: &SysfsRoot,
+        function: &PciFunction,
+    ) -> Result<BTreeSet<PathBuf>, SysfsError> {
+        let dev = Path::new("/dev");
+        let mut nodes = BTreeSet::new();
+        if let Some(group) = &function.group {
+            nodes.insert(dev.join(format!("vfio/{}", group.number)));
+        }
+        nodes.extend(function.vfio_device.iter().map(|name| dev.join("vfio/devices").join(name)));
+        if let Some(minor) = self.nvidia_minor(function.address)? {
+            nodes.insert(dev.join(format!("nvidia{minor}")));
+        }
+        let folder = sysfs.function(function.address);
+        nodes.extend(entries(&folder.join("drm"))?.iter().map(|name| dev.join("dri").join(name)));
+        for card in entries(&folder.join("sound"))? {
+            let names = entries(&folder.join("sound").join(&card))?;
+            let of_card = names.iter().filter(|name| name.contains(['C', 'D']));
+            nodes.extend(of_card.map(|name| dev.join("snd").join(name)));
+        }
+        Ok(nodes)
+    }
+}
+
+/// Holders by what they have, for a sentence.
+pub(crate) fn named(holders: &[Holder]) -> String {
+    let mut by: BTreeMap<(u32, &str), Vec<String>> = BTreeMap::new();
+    for holder in holders {
+        by.entry((holder.pid, &holder.name)).or_default().push(holder.node.display().to_string());
+    }
+    let one = |((pid, name), nodes): (&(u32, &str), &Vec<String>)| {
+        format!("process {pid} ({name}) has {} open", nodes.join(" and "))
+    };
+    by.iter().take(8).map(one).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,425 @@
+//! What the kernel does about writes to sysfs, on a folder. It records each, and can be told to
+//! refuse one or to take the writing process with it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use gpuzone_core::PciAddress;
+use gpuzone_hw::actions::{Devices, JournalError, Places, Recovery, Write, Writes};
+use gpuzone_hw::alias::ModuleAliases;
+use gpuzone_hw::{ProcRoot, SysfsRoot};
+use tempfile::TempDir;
+
+pub(crate) const GPU: &str = "0000:3b:00.0";
+pub(crate) const AUDIO: &str = "0000:3b:00.1";
+/// Has virtual functions.
+pub(crate) const CARD: &str = "0000:5e:00.0";
+/// A virtual function on NVIDIA's vGPU driver.
+pub(crate) const VGPU: &str = "0000:86:00.4";
+/// Can be cut into mediated devices.
+pub(crate) const PARENT: &str = "0000:00:02.0";
+
+const ALIASES: &str = "\
+alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci
+alias vfio_pci:v000010DEd00002342sv*sd*bc*sc*i* nvgrace_gpu_vfio_pci
+";
+
+/// When something goes wrong, counted in writes from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// The kernel refuses this one.
+    Refuse(usize),
+    /// The kernel refuses this one and all behind it.
+    RefuseFrom(usize),
+    /// The process is gone before this one.
+    DieBefore(usize),
+    /// And after it.
+    DieAfter(usize),
+}
+
+/// How a process dies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Death {
+    /// A test goes on: unwinding past everything.
+    Unwind,
+    /// By a signal that nobody catches.
+    Kill,
+}
+
+pub(crate) struct Killed;
+
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    root: PathBuf,
+    pub(crate) fault: Fault,
+    pub(crate) death: Death,
+    pub(crate) log: Vec<(String, String)>,
+}
+
+pub(crate) fn address(text: &str) -> PciAddress {
+    text.parse().unwrap()
+}
+
+fn put(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("{text}\n")).unwrap();
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn refused(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+const EINVAL: i32 = 22;
+const EBUSY: i32 = 16;
+const ENODEV: i32 = 19;
+const EIO: i32 = 5;
+
+pub(crate) struct Node {
+    pub(crate) folder: TempDir,
+}
+
+/// What a process finds that starts on a node, and how it got there.
+pub(crate) type Opened<W> = (Devices<W>, Vec<Recovery>);
+
+impl Node {
+    /// The next process. Another test's child that was just forked, and is no other program yet,
+    /// holds for a moment what this one held.
+    pub(crate) fn open<W: Writes>(&self, mut writer: impl FnMut() -> W) -> Opened<W> {
+        let began = Instant::now();
+        loop {
+            match Devices::open(self.places(), &self.journal(), writer()) {
+                Ok((devices, recovered)) => {
+                    return (
+                        devices,
+                        recovered.into_iter().map(|recovered| recovered.now).collect(),
+                    );
+                }
+                Err(JournalError::InUse { .. }) if began.elapsed() < Duration::from_secs(30) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// A GPU with its sound, a card with virtual functions, one of NVIDIA's vGPUs, and one for
+    /// mediated devices; each on its own driver.
+    pub(crate) fn new() -> Self {
+        // In memory where there is such a place: the journal is synced at each step.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let node = Self { folder: folder.unwrap() };
+        for driver in [
+            "nvidia",
+            "snd_hda_intel",
+            "ixgbe",
+            "i915",
+            "vfio-pci",
+            "nvgrace-gpu-vfio-pci",
+            "pcieport",
+        ] {
+            fs::create_dir_all(node.sys().join("bus/pci/drivers").join(driver)).unwrap();
+        }
+        for (module, driver) in
+            [("vfio_pci", "vfio-pci"), ("nvgrace_gpu_vfio_pci", "nvgrace-gpu-vfio-pci")]
+        {
+            let folder = node.sys().join("module").join(module).join("drivers");
+            fs::create_dir_all(&folder).unwrap();
+            fs::create_dir_all(folder.join(format!("pci:{driver}"))).unwrap();
+        }
+        put(&node.sys().join("module/vfio_pci/parameters/enable_sriov"), "N");
+        fs::create_dir_all(node.sys().join("bus/mdev/devices")).unwrap();
+        fs::create_dir_all(node.proc()).unwrap();
+        node.function(GPU, 0x2330, "0x030000", "nvidia", 12);
+        node.function(AUDIO, 0x22a3, "0x040300", "snd_hda_intel", 12);
+        let consumer = node.device(GPU).join(format!("consumer:pci:{AUDIO}"));
+        fs::create_dir_all(consumer).unwrap();
+        put(&node.device(GPU).join("reset_method"), "flr bus");
+        node.function(CARD, 0x1563, "0x020000", "ixgbe", 20);
+        put(&node.device(CARD).join("sriov_totalvfs"), "4");
+        put(&node.device(CARD).join("sriov_numvfs"), "0");
+        put(&node.device(CARD).join("sriov_drivers_autoprobe"), "1");
+        node.function(VGPU, 0x26b5, "0x030200", "nvidia", 31);
+        put(&node.device(VGPU).join("nvidia/current_vgpu_type"), "0");
+        put(
+            &node.device(VGPU).join("nvidia/creatable_vgpu_types"),
+            "ID    : vGPU Name\n1147  : NVIDIA L40S-1B\n1148  : NVIDIA L40S-2B",
+        );
+        node.function(PARENT, 0x4680, "0x030000", "i915", 1);
+        let kind = node.device(PARENT).join("mdev_supported_types/i915-GVTg_V5_4");
+        put(&kind.join("available_instances"), "2");
+        put(&kind.join("name"), "GVTg_V5_4");
+        put(&kind.join("description"), "low_gm_size: 128MB");
+        fs::create_dir_all(kind.join("devices")).unwrap();
+        node
+    }
+
+    pub(crate) fn sys(&self) -> PathBuf {
+        self.folder.path().join("sys")
+    }
+
+    pub(crate) fn proc(&self) -> PathBuf {
+        self.folder.path().join("proc")
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.folder.path().join("devices.journal")
+    }
+
+    pub(crate) fn device(&self, address: &str) -> PathBuf {
+        self.sys().join("bus/pci/devices").join(address)
+    }
+
+    pub(crate) fn function(&self, address: &str, id: u16, class: &str, driver: &str, group: u32) {
+        let folder = self.device(address);
+        fs::create_dir_all(&folder).unwrap();
+        let modalias = format!("pci:v000010DEd0000{id:04X}sv0sd0bc03sc00i00");
+        for (file, text) in [
+            ("class", class),
+            ("vendor", "0x10de"),
+            ("device", &format!("{id:#06x}")),
+            ("modalias", &modalias),
+            ("numa_node", "1"),
+            ("driver_override", "(null)"),
+            ("resource", "0x0000000000100000 0x00000000001fffff 0x0000000000040200"),
+            (".default", driver),
+        ] {
+            put(&folder.join(file), text);
+        }
+        link_driver(&folder, Some(driver));
+        let of = self.sys().join(format!("kernel/iommu_groups/{group}"));
+        fs::create_dir_all(of.join("devices")).unwrap();
+        symlink(&folder, of.join("devices").join(address)).unwrap();
+        symlink(&of, folder.join("iommu_group")).unwrap();
+    }
+
+    /// A process with a node open.
+    pub(crate) fn holds(&self, pid: u32, name: &str, node: &str) {
+        let folder = self.proc().join(pid.to_string());
+        put(&folder.join("comm"), name);
+        fs::create_dir_all(folder.join("fd")).unwrap();
+        symlink(node, folder.join("fd/7")).unwrap();
+    }
+
+    pub(crate) fn ends(&self, pid: u32) {
+        fs::remove_dir_all(self.proc().join(pid.to_string())).unwrap();
+    }
+
+    pub(crate) fn places(&self) -> Places {
+        Places {
+            sysfs: SysfsRoot(self.sys()),
+            proc: ProcRoot(self.proc()),
+            aliases: ModuleAliases::parse(ALIASES),
+        }
+    }
+
+    pub(crate) fn kernel(&self, fault: Fault) -> Kernel {
+        Kernel::at(self.sys(), fault, Death::Unwind)
+    }
+
+    /// All that actions may change, in words.
+    pub(crate) fn state(&self) -> Vec<String> {
+        let mut state = Vec::new();
+        for function in SysfsRoot(self.sys()).functions().unwrap() {
+            let vfs = function.sriov.map(|sriov| (sriov.enabled, sriov.autoprobe));
+            state.push(format!(
+                "{} on {:?} only {:?}, vfs {vfs:?}, mdevs {:?}, vgpu {:?}, resets by {:?}",
+                function.address,
+                function.driver,
+                function.driver_override,
+                function.mdevs,
+                function.vgpu.map(|vgpu| vgpu.current),
+                function.reset_methods,
+            ));
+        }
+        state
+    }
+}
+
+fn link_driver(folder: &Path, driver: Option<&str>) {
+    let _ = fs::remove_file(folder.join("driver"));
+    if let Some(driver) = driver {
+        symlink(format!("../../drivers/{driver}"), folder.join("driver")).unwrap();
+    }
+}
+
+impl Kernel {
+    pub(crate) fn at(root: PathBuf, fault: Fault, death: Death) -> Self {
+        Self { root, fault, death, log: Vec::new() }
+    }
+
+    fn device(&self, address: &str) -> PathBuf {
+        self.root.join("bus/pci/devices").join(address)
+    }
+
+    fn driver_of(folder: &Path) -> Option<String> {
+        let link = fs::read_link(folder.join("driver")).ok()?;
+        Some(link.file_name().unwrap().to_str().unwrap().to_owned())
+    }
+
+    fn driver_file(&self, driver: &str, file: &str, address: &str) -> io::Result<()> {
+        let folder = self.device(address);
+        let only = read(&folder.join("driver_override"));
+        let now = Self::driver_of(&folder);
+        match file {
+            "unbind" if now.as_deref() == Some(driver) => {
+                link_driver(&folder, None);
+                Ok(())
+            }
+            "bind" if now.is_some() => Err(refused(EBUSY)),
+            "bind" => {
+                let own = read(&folder.join(".default"));
+                let takes = if only == "(null)" { own == driver } else { only == driver };
+                if !takes {
+                    return Err(refused(ENODEV));
+                }
+                link_driver(&folder, Some(driver));
+                Ok(())
+            }
+            _ => Err(refused(ENODEV)),
+        }
+    }
+
+    fn probe(&self, address: &str) {
+        let folder = self.device(address);
+        if Self::driver_of(&folder).is_some() {
+            return;
+        }
+        let only = read(&folder.join("driver_override"));
+        let driver = if only == "(null)" { read(&folder.join(".default")) } else { only };
+        if self.root.join("bus/pci/drivers").join(&driver).is_dir() {
+            link_driver(&folder, Some(&driver));
+        }
+    }
+
+    fn functions(&self, folder: &Path, count: u32) -> io::Result<()> {
+        let now: u32 = read(&folder.join("sriov_numvfs")).parse().unwrap();
+        let total: u32 = read(&folder.join("sriov_totalvfs")).parse().unwrap();
+        if now != 0 && count != 0 {
+            return Err(refused(EBUSY));
+        }
+        if count > total {
+            return Err(refused(34));
+        }
+        let vf = |index: u32| format!("0000:5e:10.{index}");
+        for index in 0..now {
+            let _ = fs::remove_file(folder.join(format!("virtfn{index}")));
+            let _ = fs::remove_dir_all(self.device(&vf(index)));
+            let _ =
+                fs::remove_dir_all(self.root.join(format!("kernel/iommu_groups/{}", 40 + index)));
+        }
+        for index in 0..count {
+            let of = self.device(&vf(index));
+            fs::create_dir_all(&of).unwrap();
+            for (file, text) in
+                [("class", "0x020000"), ("driver_override", "(null)"), (".default", "ixgbe")]
+            {
+                put(&of.join(file), text);
+            }
+            symlink(folder, of.join("physfn")).unwrap();
+            symlink(&of, folder.join(format!("virtfn{index}"))).unwrap();
+            let group = self.root.join(format!("kernel/iommu_groups/{}", 40 + index));
+            fs::create_dir_all(group.join("devices")).unwrap();
+            symlink(&of, group.join("devices").join(vf(index))).unwrap();
+            symlink(&group, of.join("iommu_group")).unwrap();
+        }
+        put(&folder.join("sriov_numvfs"), &count.to_string());
+        Ok(())
+    }
+
+    fn mdev(&self, kind: &Path, uuid: &str, make: bool) -> io::Result<()> {
+        let left: u32 = read(&kind.join("available_instances")).parse().unwrap();
+        let device = self.root.join("bus/mdev/devices").join(uuid);
+        if make {
+            if left == 0 {
+                return Err(refused(EBUSY));
+            }
+            fs::create_dir_all(&device)?;
+            symlink(kind, device.join("mdev_type"))?;
+            fs::create_dir_all(kind.join("devices").join(uuid))?;
+        } else {
+            fs::remove_dir_all(&device)?;
+            fs::remove_dir_all(kind.join("devices").join(uuid))?;
+        }
+        let left = if make { left - 1 } else { left + 1 };
+        put(&kind.join("available_instances"), &left.to_string());
+        Ok(())
+    }
+
+    fn act(&self, path: &Path, text: &str) -> io::Result<()> {
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        let folder = path.parent().unwrap();
+        match name(path).as_str() {
+            file @ ("bind" | "unbind") => self.driver_file(&name(folder), file, text),
+            "drivers_probe" => {
+                self.probe(text);
+                Ok(())
+            }
+            "driver_override" => {
+                put(path, if text.is_empty() { "(null)" } else { text });
+                Ok(())
+            }
+            "sriov_numvfs" => self.functions(folder, text.parse().unwrap()),
+            "sriov_drivers_autoprobe" | "reset_method" => {
+                put(path, text);
+                Ok(())
+            }
+            "reset" => Ok(()),
+            "current_vgpu_type" => {
+                if read(path) != "0" && text != "0" {
+                    return Err(refused(EINVAL));
+                }
+                put(path, text);
+                Ok(())
+            }
+            "create" => self.mdev(folder, text, true),
+            "remove" => {
+                let kind = fs::read_link(folder.join("mdev_type"))?;
+                self.mdev(&kind, &name(folder), false)
+            }
+            other => panic!("nobody writes {other}"),
+        }
+    }
+
+    fn die(&self) -> ! {
+        match self.death {
+            Death::Unwind => std::panic::resume_unwind(Box::new(Killed)),
+            Death::Kill => {
+                let own = rustix::process::getpid();
+                rustix::process::kill_process(own, rustix::process::Signal::KILL).unwrap();
+                unreachable!("a signal that nobody catches")
+            }
+        }
+    }
+}
+
+impl Writes for Kernel {
+    fn write(&mut self, write: &Write) -> io::Result<()> {
+        let number = self.log.len();
+        let shown = write.path.strip_prefix(&self.root).unwrap().display().to_string();
+        let text = write.text.trim().to_owned();
+        self.log.push((shown, text.clone()));
+        match self.fault {
+            Fault::DieBefore(at) if at == number => self.die(),
+            Fault::Refuse(at) if at == number => return Err(refused(EIO)),
+            Fault::RefuseFrom(at) if at <= number => return Err(refused(EIO)),
+            Fault::None
+            | Fault::Refuse(_)
+            | Fault::RefuseFrom(_)
+            | Fault::DieBefore(_)
+            | Fault::DieAfter(_) => {}
+        }
+        let done = self.act(&write.path, &text);
+        if self.fault == Fault::DieAfter(number) {
+            self.die();
+        }
+        done
+    }
+}
