@@ -242,7 +242,7 @@ impl Memory<'_> {
         Ok(())
     }
 
-    fn read(&self, place: Place, local: &[u8], index: usize, bytes: u8) -> u64 {
+    pub(crate) fn read(&self, place: Place, local: &[u8], index: usize, bytes: u8) -> u64 {
         let step = index * usize::from(bytes);
         match place {
             Place::Host(host) => host.read(index, bytes),

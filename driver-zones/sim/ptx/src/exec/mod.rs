@@ -2,6 +2,7 @@
 
 mod atomics;
 mod block;
+mod calls;
 mod collective;
 mod compute;
 mod compute_rare;
@@ -9,6 +10,7 @@ mod convert;
 mod fault;
 mod host;
 mod memory;
+mod print;
 mod registers;
 mod scalar_float;
 mod scalar_int;
@@ -17,6 +19,7 @@ mod warp;
 pub(crate) mod windows;
 
 pub use fault::Fault;
+pub use print::PrintBuffer;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +48,8 @@ pub struct Launch<'a> {
     pub globals: &'a [u64],
     /// Set by the caller to end the launch early with [`Fault::Cancelled`].
     pub cancel: &'a AtomicBool,
+    /// Takes what the kernel prints.
+    pub prints: &'a PrintBuffer,
     /// Host threads to use; 0 counts as 1.
     pub threads: usize,
     /// Rate at which `%clock` and `%clock64` advance, in Hz.

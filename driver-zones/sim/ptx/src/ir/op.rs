@@ -50,6 +50,37 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
+    /// Goes to a function, which is to come back behind this instruction.
+    Call {
+        target: u32,
+        link: Slot,
+    },
+    /// Goes to the function that the pointer in `a` points to.
+    CallIndirect {
+        a: Slot,
+        link: Slot,
+    },
+    /// Keeps the return address that a call left in `link`.
+    Enter {
+        d: Slot,
+        link: Slot,
+    },
+    /// Goes to the return address in `a`.
+    Return {
+        a: Slot,
+    },
+    /// Moves a call's parameter or result.
+    CopyFrame {
+        copy: u32,
+    },
+    /// `printf`.
+    Print {
+        print: u32,
+    },
+    /// A failed `assert`.
+    AssertFail {
+        report: u32,
+    },
     Int16 {
         op: IntOp,
         d: Slot,

@@ -1,5 +1,7 @@
 //! What is too large for an instruction, and what a kernel's body consists of.
 
+use std::collections::HashMap;
+
 use super::{Conversion, Instr, Slot};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +123,42 @@ pub(crate) enum BarrierVote {
     Any,
 }
 
+/// One end of a copy between a call's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CopyPlace {
+    /// An offset in local memory.
+    Local(u32),
+    /// While a kernel is lowered: an offset among a call's arguments.
+    Argument(u32),
+    /// While a kernel is lowered: a call's result.
+    Result,
+}
+
+/// A copy within each lane's local memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameCopy {
+    pub(crate) from: CopyPlace,
+    pub(crate) to: CopyPlace,
+    pub(crate) bytes: u32,
+}
+
+/// Where in local memory the arguments and the result of a `vprintf` lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Print {
+    pub(crate) format: u32,
+    pub(crate) values: u32,
+    pub(crate) result: u32,
+}
+
+/// Where in local memory the arguments of an `__assertfail` lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Report {
+    pub(crate) message: u32,
+    pub(crate) file: u32,
+    pub(crate) line: u32,
+    pub(crate) function: u32,
+}
+
 /// What a slot of the 32-bit file holds before a warp's first instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Preset32 {
@@ -176,6 +214,13 @@ pub(crate) enum Special {
 #[derive(Debug, Default)]
 pub(crate) struct Code {
     pub(crate) instructions: Vec<Instr>,
+    /// Where the kernel itself begins.
+    pub(crate) entry: u32,
+    /// Where each function begins, by its number.
+    pub(crate) functions: HashMap<u32, u32>,
+    pub(crate) copies: Vec<FrameCopy>,
+    pub(crate) prints: Vec<Print>,
+    pub(crate) reports: Vec<Report>,
     pub(crate) accesses: Vec<Access>,
     pub(crate) atomics: Vec<Atomic>,
     pub(crate) shuffles: Vec<Shuffle>,

@@ -88,9 +88,10 @@ impl<'a> FunctionBuilder<'_, 'a> {
         if bytes * count > 16 {
             return m.error("an access has at most 16 bytes");
         }
+        let (space, address) = self.address(address, space)?;
         Ok(Access {
             space,
-            address: self.address(address, space)?,
+            address,
             bytes,
             signed: ty.is_signed(),
             count,
@@ -135,13 +136,13 @@ impl<'a> FunctionBuilder<'_, 'a> {
         }
         hints(m);
         let space = take_space(m)?;
-        if matches!(space, Space::Param | Space::Constant) {
-            return m.error("this state space cannot be written");
-        }
         let ty = m.ty()?;
         let [address, a] = self.operands(s)?;
         let elements = self.elements(m, a)?;
         let mut access = self.empty_access(m, address, (space, ty, elements.len()))?;
+        if matches!(access.space, Space::Param | Space::Constant) {
+            return m.error("this state space cannot be written");
+        }
         for (index, element) in elements.iter().enumerate() {
             let register = self.source_register(element, ty, true)?;
             access.slots[index] = register.slot;
@@ -183,7 +184,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
             operand if returns => Some(self.destination(operand, ty)?),
             _ => None,
         };
-        let address = self.address(&s.operands[skip], space)?;
+        let (space, address) = self.address(&s.operands[skip], space)?;
         let b = self.source(&s.operands[skip + 1], ty)?;
         let c: Slot = match s.operands.get(skip + 2) {
             Some(operand) => self.source(operand, ty)?,
@@ -239,7 +240,7 @@ fn take_space(m: &mut Modifiers<'_>) -> Result<Space, PtxError> {
             "const" => Space::Constant,
             "shared" | "shared::cta" => Space::Shared,
             "local" => Space::Local,
-            "param" | "param::entry" => Space::Param,
+            "param" | "param::entry" | "param::func" => Space::Param,
             _ => return None,
         })
     });

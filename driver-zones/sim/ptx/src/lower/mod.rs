@@ -2,21 +2,27 @@
 //! not execute exactly is refused here, with its line.
 
 mod arithmetic;
+mod calls;
 mod compare;
 mod control;
 mod convert;
 mod float;
 mod function;
+mod labels;
 mod memory;
 mod modifiers;
 mod moves;
 mod operands;
 mod scope;
+mod unit;
+mod variables;
 mod warp;
 
 pub(crate) use function::FunctionBuilder;
 pub(crate) use operands::encode;
-pub(crate) use scope::{Declaration, ModuleScope, RegisterDeclaration, VariableSpace};
+pub(crate) use scope::{
+    Declaration, FunctionSource, ModuleScope, RegisterDeclaration, VariableSpace,
+};
 
 use crate::ir::{Guard, Op};
 use crate::parse::{PtxError, Statement};

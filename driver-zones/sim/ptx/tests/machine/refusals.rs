@@ -1,11 +1,10 @@
 //! What is not known is refused with its line; hostile text costs little.
-mod common;
 
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::common::program;
+    use crate::common::program;
     use gpuzone_sim_ptx::{Module, PtxError};
 
     fn refused(source: &str) -> PtxError {
@@ -46,8 +45,12 @@ mod tests {
             ("st.param.u32 [out], %r1;", "cannot be written"),
             ("ld.global.v2.u32 %r1, [%rd1];", "another length"),
             ("ld.global.v4.u64 {%rd1,%rd2,%rd3,%rd4}, [%rd1];", "at most 16 bytes"),
-            ("call foo, (%r1);", "unknown instruction 'call'"),
-            ("call.uni (%r1), foo, (%r1);", "unknown instruction 'call.uni'"),
+            ("call foo, (%r1);", "'%r1' is no variable of the parameter space"),
+            ("call.uni (%r1), foo;", "'%r1' is no variable of the parameter space"),
+            ("call foo;", "'foo' is not a function"),
+            ("call %r1;", "'%r1' cannot hold an address"),
+            ("call k;", "'k' is not a function"),
+            ("add.u32 (%r1), %r1, %r1;", "with a list"),
             ("shfl.down.b32 %r1, %r1, 1, 31;", "only the '.sync' form"),
             ("cvt.f32.s32 %f1, %r1;", "rounding does not fit"),
             ("fma.rz.f64 %fd1, %fd1, %fd1, %fd1;", "only '.rn'"),
@@ -76,6 +79,13 @@ mod tests {
             ".version 8.0 .target sm_75 .entry k() {",
             ".version 8.0 .target sm_75 .entry k() {} .entry k() {}",
             ".version 8.0 .target sm_75 .extern .global .u32 elsewhere;",
+            ".version 8.0 .target sm_75 .global .u32 q; .global .u32 p = q;",
+            ".version 8.0 .target sm_75 .shared .u32 q; .global .u64 p = q;",
+            ".version 8.0 .target sm_75 .global .u32 q; .global .u8 p[2] = {0xff0(q)};",
+            ".version 8.0 .target sm_75 .global .u32 q[4] = {{1, 2}, {3, 4}};",
+            ".version 8.0 .target sm_75 .func f() {} .func f() {}",
+            ".version 8.0 .target sm_75 .func f() ",
+            ".version 8.0 .target sm_75 .func (.param .b32 f() {} ",
             ".version 8.0 .target sm_75 .global .u64 p = elsewhere;",
             ".version 8.0 .target sm_75 .global .u8 p[2] = {1, 2, 3};",
             ".version 8.0 .target sm_75 .global .attribute(.managed) .u32 m;",

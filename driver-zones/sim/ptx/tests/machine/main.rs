@@ -1,0 +1,10 @@
+//! The machine as its callers see it. One binary, because each links for long.
+
+mod arithmetic;
+mod common;
+mod divergence;
+mod functions;
+mod hostile;
+mod kernels;
+mod memory;
+mod refusals;
