@@ -97,6 +97,8 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
             | Op::Vote { .. }
             | Op::Ballot { .. }
             | Op::MatchAny { .. }
+            | Op::MatchAll { .. }
+            | Op::Elect { .. }
             | Op::Reduce { .. }
             | Op::WarpBarrier { .. } => {
                 collective(warp, code, instruction.op, mask);
@@ -117,6 +119,10 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
             Op::Atomic { atomic } => {
                 let atomic = &code.atomics[atomic as usize];
                 around.memory.atomic(&mut warp.registers, atomic, mask)?;
+            }
+            Op::Stage { stage } => {
+                let stage = &code.stages[stage as usize];
+                around.memory.stage(&warp.registers, stage, mask)?;
             }
             Op::Fence => fence(Ordering::SeqCst),
             Op::ActiveMask { d } => {

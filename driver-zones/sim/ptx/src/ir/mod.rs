@@ -1,10 +1,12 @@
 //! The internal form of a module: what the parser makes and the machine runs.
 
+mod instruction;
 mod op;
 mod operation;
 mod tables;
 mod types;
 
+pub(crate) use instruction::*;
 pub(crate) use op::*;
 pub(crate) use operation::*;
 pub(crate) use tables::*;

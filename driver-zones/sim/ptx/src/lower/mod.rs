@@ -2,12 +2,14 @@
 //! not execute exactly is refused here, with its line.
 
 mod arithmetic;
+mod bits;
 mod calls;
 mod compare;
 mod control;
 mod convert;
 mod float;
 mod function;
+mod half;
 mod labels;
 mod memory;
 mod modifiers;
@@ -51,10 +53,11 @@ impl<'a> FunctionBuilder<'_, 'a> {
         statement: &Statement<'a>,
         modifiers: &mut Modifiers<'a>,
     ) -> Result<bool, PtxError> {
-        if statement.second.is_some() && !matches!(statement.mnemonic, "setp" | "shfl" | "match") {
+        if statement.second.is_some() && !matches!(statement.mnemonic, "setp" | "shfl" | "match" | "elect") {
             return self.error(format!("'{}' has one result only", statement.opcode()));
         }
         Ok(self.lower_arithmetic(statement, modifiers)?
+            || self.lower_half(statement, modifiers)?
             || self.lower_float(statement, modifiers)?
             || self.lower_compare(statement, modifiers)?
             || self.lower_move(statement, modifiers)?

@@ -320,6 +320,15 @@ fn special(name: &str, part: Option<&str>) -> Option<Preset32> {
         ("%lanemask_ge", None) => Special::LaneMaskGe,
         ("%dynamic_smem_size", None) => Special::DynamicSharedSize,
         ("%total_smem_size", None) => Special::TotalSharedSize,
+        // A block is a cluster of its own.
+        ("%clusterid", Some(part)) => return special("%ctaid", Some(part)),
+        ("%nclusterid", Some(part)) => return special("%nctaid", Some(part)),
+        ("%cluster_ctaid", Some("x" | "y" | "z")) | ("%cluster_ctarank", None) => {
+            return Some(Preset32::Bits(0));
+        }
+        ("%cluster_nctaid", Some("x" | "y" | "z")) | ("%cluster_nctarank", None) => {
+            return Some(Preset32::Bits(1));
+        }
         ("WARP_SZ", None) => return Some(Preset32::Bits(32)),
         _ => return None,
     };

@@ -2,6 +2,7 @@
 
 mod arithmetic;
 mod common;
+mod corpus;
 mod divergence;
 mod functions;
 mod hostile;
