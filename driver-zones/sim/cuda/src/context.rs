@@ -1,12 +1,14 @@
 //! A context: its memory, its work, and the fault that ended it.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use gpuzone_cuda_abi::{CuResult, Limit};
+use gpuzone_sim_ptx::PrintBuffer;
 
 use crate::Answer;
 use crate::abi::Word;
@@ -16,6 +18,11 @@ use crate::handles::{self, Object};
 use crate::memory::{Kind, Memory};
 use crate::work::{Work, perform};
 
+/// Bytes that kernels may print until somebody waits for them, unless the program says otherwise.
+const PRINTS: usize = 1 << 20;
+/// The most that it may say.
+const MOST_PRINTS: usize = 64 << 20;
+
 pub(crate) struct Context {
     pub(crate) handle: Word,
     gpu: &'static Gpu,
@@ -23,6 +30,7 @@ pub(crate) struct Context {
     pub(crate) cache_config: AtomicU32,
     limits: Mutex<BTreeMap<u32, usize>>,
     memory: Memory,
+    prints: PrintBuffer,
     executor: Executor,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// 0, or the result that every call answers.
@@ -53,6 +61,7 @@ impl Context {
                 cache_config: AtomicU32::new(0),
                 limits: Mutex::default(),
                 memory,
+                prints: PrintBuffer::new(PRINTS),
                 executor: Executor::default(),
                 thread: Mutex::default(),
                 stuck: AtomicU32::new(0),
@@ -97,6 +106,7 @@ impl Context {
         {
             let _ = thread.join();
         }
+        self.write_prints();
         self.memory.free_all();
         if let Err(error) = self.gpu.attachment.remove_context() {
             report(&error.to_string());
@@ -142,7 +152,29 @@ impl Context {
 
     pub(crate) fn wait(&self, ticket: Ticket) -> Answer {
         self.executor.wait(ticket);
+        self.write_prints();
         self.check()
+    }
+
+    /// Where kernels print to.
+    pub(crate) fn prints(&self) -> &PrintBuffer {
+        &self.prints
+    }
+
+    /// Writes what kernels printed to the process's output, as the driver does whenever a
+    /// program waits for its work.
+    fn write_prints(&self) {
+        let (text, lost) = self.prints.take();
+        if lost > 0 {
+            report(&format!("{lost} texts of printf were lost: its buffer was full"));
+        }
+        if !text.is_empty() {
+            let mut output = std::io::stdout().lock();
+            let written = output.write_all(&text).and_then(|()| output.flush());
+            if let Err(error) = written {
+                report(&format!("what kernels printed is lost: {error}"));
+            }
+        }
     }
 
     /// `NOT_READY` while the work up to `ticket` is not done.
@@ -160,7 +192,7 @@ impl Context {
     pub(crate) fn limit(&self, limit: Limit) -> Answer<usize> {
         let default = match limit {
             Limit::STACK_SIZE => 1024,
-            Limit::PRINTF_FIFO_SIZE => 1 << 20,
+            Limit::PRINTF_FIFO_SIZE => PRINTS,
             Limit::MALLOC_HEAP_SIZE => 8 << 20,
             Limit::DEV_RUNTIME_SYNC_DEPTH => 2,
             Limit::DEV_RUNTIME_PENDING_LAUNCH_COUNT => 2048,
@@ -174,6 +206,11 @@ impl Context {
 
     pub(crate) fn set_limit(&self, limit: Limit, value: usize) -> Answer {
         self.limit(limit)?;
+        let mut value = value;
+        if limit == Limit::PRINTF_FIFO_SIZE {
+            value = value.min(MOST_PRINTS);
+            self.prints.set_capacity(value);
+        }
         self.limits.lock().unwrap_or_else(PoisonError::into_inner).insert(limit.0, value);
         Ok(())
     }

@@ -72,9 +72,12 @@ impl Module {
             let pattern = Pattern { value: 0, width: Width::One };
             let bytes = global.size.max(1);
             self.context.submit(Work::Fill { at: address, bytes, pattern })?;
-            if let Some(init) = &global.init {
-                let from = Source::Staged(init.clone());
-                self.context.submit(Work::ToDevice { to: address, from })?;
+        }
+        // A value may hold the address of a variable that comes later.
+        for (index, address) in self.globals.iter().enumerate() {
+            if let Some(value) = self.code.initial_value(index, &self.globals) {
+                let from = Source::Staged(value);
+                self.context.submit(Work::ToDevice { to: *address, from })?;
             }
         }
         self.context.wait(self.context.last())

@@ -109,6 +109,7 @@ fn run_kernel(context: &Context, work: &LaunchWork) -> Answer {
         dynamic_shared_bytes: work.dynamic_shared_bytes,
         params: &work.params,
         globals: module.global_addresses(),
+        prints: context.prints(),
         cancel: context.cancel_flag(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         clock_hz: clock_mhz * 1_000_000,
@@ -137,7 +138,9 @@ fn xid_of(fault: &Fault) -> Option<u64> {
         Fault::IllegalAddress { .. } => Some(31),
         Fault::MisalignedAddress { .. } | Fault::InvalidProgram(_) | Fault::Trap => Some(13),
         Fault::LaunchTimeout => Some(8),
-        Fault::BarrierDeadlock | Fault::InvalidLaunch(_) | Fault::Cancelled => None,
+        Fault::Assert(_) | Fault::BarrierDeadlock | Fault::InvalidLaunch(_) | Fault::Cancelled => {
+            None
+        }
     }
 }
 
@@ -146,6 +149,7 @@ fn result_of(fault: &Fault) -> CuResult {
         Fault::IllegalAddress { .. } => CuResult::ILLEGAL_ADDRESS,
         Fault::MisalignedAddress { .. } => CuResult::MISALIGNED_ADDRESS,
         Fault::InvalidProgram(_) => CuResult::ILLEGAL_INSTRUCTION,
+        Fault::Assert(_) => CuResult::ASSERT,
         Fault::LaunchTimeout => CuResult::LAUNCH_TIMEOUT,
         Fault::Trap | Fault::BarrierDeadlock | Fault::InvalidLaunch(_) | Fault::Cancelled => {
             CuResult::LAUNCH_FAILED

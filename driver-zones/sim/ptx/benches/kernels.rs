@@ -2,7 +2,7 @@
 //! streams memory, one that computes in shared memory.
 #![allow(missing_docs, reason = "criterion's macros make functions without docs")]
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/machine/common.rs"]
 mod common;
 
 use common::{Arg, Run, TestMemory};

@@ -21,7 +21,7 @@ mod lower;
 mod memory;
 mod parse;
 
-pub use exec::{Fault, Launch, LaunchReport, execute, execute_within};
+pub use exec::{Fault, Launch, LaunchReport, PrintBuffer, execute, execute_within};
 pub use ir::{GlobalVariable, Kernel, Module, Param};
 pub use memory::{DeviceMemory, Region};
 pub use parse::PtxError;

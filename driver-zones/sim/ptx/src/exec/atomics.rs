@@ -1,6 +1,7 @@
 //! Atomic operations of a warp: lane after lane, each of them atomic.
 
 use super::Fault;
+use super::half;
 use super::memory::{Memory, Place, addresses, lanes};
 use super::registers::Registers;
 use super::scalar_float::{bits32, bits64, flush};
@@ -15,35 +16,26 @@ impl Memory<'_> {
         mask: u32,
     ) -> Result<(), Fault> {
         let at = addresses(registers, atomic.address);
-        let bytes = if atomic.wide { 8 } else { 4 };
+        let bytes = u32::from(atomic.bytes);
+        let wide = bytes == 8;
         let value = |registers: &Registers, slot: Slot, lane: usize| {
-            if atomic.wide {
-                registers.get64(slot)[lane]
-            } else {
-                u64::from(registers.get32(slot)[lane])
-            }
+            if wide { registers.get64(slot)[lane] } else { u64::from(registers.get32(slot)[lane]) }
         };
         for lane in lanes(mask) {
             let place = self.locate(atomic.space, at[lane], bytes, true, lane)?;
             let (b, c) = (value(registers, atomic.b, lane), value(registers, atomic.c, lane));
-            // Atomic float addition flushes subnormals in global memory only.
+            // Atomic addition of singles flushes subnormals in global memory only.
             let ftz = matches!(place, Place::Host(_));
-            let old = self.update(place, atomic.wide, |old| {
-                if atomic.wide {
-                    apply64(atomic.op, old, b, c)
-                } else {
-                    #[expect(clippy::cast_possible_truncation, reason = "32-bit operands")]
-                    let (old, b, c) = (old as u32, b as u32, c as u32);
-                    u64::from(apply32(atomic.op, old, b, c, ftz))
-                }
+            let old = self.update(place, atomic.bytes, |old| {
+                apply(atomic.op, (8 * bytes, ftz), old, [b, c])
             });
             let Some(old) = old else {
                 let address = at[lane];
                 return Err(Fault::IllegalAddress { address, bytes, write: true });
             };
             match atomic.d {
-                Some(d) if atomic.wide => registers.row64(d)[lane] = old,
-                #[expect(clippy::cast_possible_truncation, reason = "a 32-bit value")]
+                Some(d) if wide => registers.row64(d)[lane] = old,
+                #[expect(clippy::cast_possible_truncation, reason = "a narrow value")]
                 Some(d) => registers.row32(d)[lane] = old as u32,
                 None => {}
             }
@@ -52,18 +44,28 @@ impl Memory<'_> {
     }
 }
 
-fn apply32(op: AtomicOp, old: u32, b: u32, c: u32, ftz: bool) -> u32 {
+/// The new value of `bits` bits; bits above them are cut off by who stores it.
+#[expect(clippy::cast_possible_truncation, reason = "operations of 32 bits")]
+fn apply(op: AtomicOp, (bits, ftz): (u32, bool), old: u64, [b, c]: [u64; 2]) -> u64 {
+    let unused = 64 - bits;
+    let b = b << unused >> unused;
+    let signed = |value: u64| (value << unused).cast_signed();
+    let pick = |first: bool| if first { old } else { b };
     match op {
         AtomicOp::Add => old.wrapping_add(b),
-        AtomicOp::AddFloat => {
-            let part = |bits| f32::from_bits(if ftz { flush(bits) } else { bits });
+        AtomicOp::AddSingle => {
+            let part = |bits: u64| f32::from_bits(if ftz { flush(bits as u32) } else { bits as u32 });
             let sum = bits32(part(old) + part(b));
-            if ftz { flush(sum) } else { sum }
+            u64::from(if ftz { flush(sum) } else { sum })
+        }
+        AtomicOp::AddDouble => bits64(f64::from_bits(old) + f64::from_bits(b)),
+        AtomicOp::Half(op, mode) => {
+            u64::from(half::scalar((op, mode), [old as u32, b as u32, 0]))
         }
         AtomicOp::MinU => old.min(b),
-        AtomicOp::MinS => old.cast_signed().min(b.cast_signed()).cast_unsigned(),
+        AtomicOp::MinS => pick(signed(old) <= signed(b)),
         AtomicOp::MaxU => old.max(b),
-        AtomicOp::MaxS => old.cast_signed().max(b.cast_signed()).cast_unsigned(),
+        AtomicOp::MaxS => pick(signed(old) >= signed(b)),
         AtomicOp::And => old & b,
         AtomicOp::Or => old | b,
         AtomicOp::Xor => old ^ b,
@@ -89,29 +91,5 @@ fn apply32(op: AtomicOp, old: u32, b: u32, c: u32, ftz: bool) -> u32 {
                 old - 1
             }
         }
-    }
-}
-
-fn apply64(op: AtomicOp, old: u64, b: u64, c: u64) -> u64 {
-    match op {
-        AtomicOp::Add => old.wrapping_add(b),
-        AtomicOp::AddFloat => bits64(f64::from_bits(old) + f64::from_bits(b)),
-        AtomicOp::MinU => old.min(b),
-        AtomicOp::MinS => old.cast_signed().min(b.cast_signed()).cast_unsigned(),
-        AtomicOp::MaxU => old.max(b),
-        AtomicOp::MaxS => old.cast_signed().max(b.cast_signed()).cast_unsigned(),
-        AtomicOp::And => old & b,
-        AtomicOp::Or => old | b,
-        AtomicOp::Xor => old ^ b,
-        AtomicOp::Exchange => b,
-        AtomicOp::CompareSwap => {
-            if old == b {
-                c
-            } else {
-                old
-            }
-        }
-        // PTX has neither for 64 bits; the parser refuses them.
-        AtomicOp::Increment | AtomicOp::Decrement => old,
     }
 }

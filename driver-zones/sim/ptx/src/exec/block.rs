@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::registers::{FULL, LANES, Lanes32, Registers};
 use super::step::run;
 use super::warp::Warp;
-use super::{Fault, Launch};
+use super::{Fault, Launch, PrintBuffer};
 use crate::ir::{Kernel, Preset32, Preset64, Special};
 use crate::{DeviceMemory, Dim3};
 
@@ -33,6 +33,10 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) memory: Memory<'a>,
     pub(crate) barriers: [Arrivals; BARRIERS],
+    pub(crate) prints: &'a PrintBuffer,
+    /// The block's place in its grid, and its extent.
+    pub(crate) block: Dim3,
+    pub(crate) extent: Dim3,
     pub(crate) started: Instant,
     pub(crate) clock_hz: u64,
     /// Whether the host has fused multiply-add and wide vectors.
@@ -77,6 +81,9 @@ impl<'a> BlockRunner<'a> {
                     local_bytes,
                 },
                 barriers: [Arrivals::default(); BARRIERS],
+                prints: launch.prints,
+                block: Dim3::new(0, 0, 0),
+                extent: launch.block,
                 started,
                 clock_hz: launch.clock_hz,
                 wide_vectors,
@@ -96,6 +103,7 @@ impl<'a> BlockRunner<'a> {
         block: Dim3,
         check: &mut dyn FnMut(u32) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
+        self.around.block = block;
         self.around.memory.shared.fill(0);
         self.around.barriers = [Arrivals::default(); BARRIERS];
         for index in 0..self.warps.len() {
@@ -154,7 +162,8 @@ impl<'a> BlockRunner<'a> {
         let code = &self.around.kernel.code;
         let dynamic = dynamic_offset(self.around.kernel);
         let warp = &mut self.warps[index];
-        warp.start(lanes);
+        warp.start(lanes, code.entry);
+        warp.first = first;
         for (slot, preset) in &code.presets32 {
             *warp.registers.row32(*slot) = match *preset {
                 Preset32::Bits(bits) => [bits; LANES],
@@ -234,7 +243,7 @@ mod tests {
     use std::time::Instant;
 
     use super::BlockRunner;
-    use crate::{DeviceMemory, Dim3, Launch, Module, Region};
+    use crate::{DeviceMemory, Dim3, Launch, Module, PrintBuffer, Region};
 
     struct Floats(Box<[UnsafeCell<[f32; 4]>]>);
 
@@ -270,6 +279,7 @@ mod tests {
             dynamic_shared_bytes: 256,
             params: &params,
             globals: &[],
+            prints: &PrintBuffer::new(0),
             cancel: &AtomicBool::new(false),
             threads: 1,
             clock_hz: 1,

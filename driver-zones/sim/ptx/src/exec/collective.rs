@@ -28,6 +28,8 @@ pub(crate) fn collective(warp: &mut Warp, code: &Code, op: Op, mask: u32) {
         Op::Vote { members, .. }
         | Op::Ballot { members, .. }
         | Op::MatchAny { members, .. }
+        | Op::MatchAll { members, .. }
+        | Op::Elect { members, .. }
         | Op::Reduce { members, .. }
         | Op::WarpBarrier { members } => members,
         _ => return,
@@ -42,6 +44,18 @@ pub(crate) fn collective(warp: &mut Warp, code: &Code, op: Op, mask: u32) {
             registers.put32(d, ready, &named.map(|named| votes & named & ready));
         }
         Op::MatchAny { wide, d, a, .. } => match_any(registers, wide, [d, a, members], ready),
+        Op::MatchAll { wide, d, p, a, .. } => {
+            match_all(registers, wide, [d, p, a, members], ready);
+        }
+        Op::Elect { d, p, .. } => {
+            let named = *registers.get32(members);
+            let leaders = named.map(|named| (named & ready).trailing_zeros());
+            let leads = lanes(ready)
+                .filter(|lane| leaders[*lane] as usize == *lane)
+                .fold(0, |all, lane| all | 1 << lane);
+            registers.put32(d, ready, &leaders);
+            registers.put_predicate(p, ready, leads);
+        }
         Op::Reduce { op, d, a, .. } => reduce(registers, op, [d, a, members], ready),
         _ => {}
     }
@@ -129,9 +143,27 @@ fn vote(registers: &mut Registers, mode: VoteMode, [d, p, members]: [Slot; 3], r
     registers.put_predicate(d, ready, result);
 }
 
+fn values(registers: &Registers, wide: bool, slot: Slot) -> [u64; LANES] {
+    if wide { *registers.get64(slot) } else { registers.get32(slot).map(u64::from) }
+}
+
+fn match_all(registers: &mut Registers, wide: bool, [d, p, a, members]: [Slot; 4], ready: u32) {
+    let values = values(registers, wide, a);
+    let named = *registers.get32(members);
+    let (mut result, mut all_same) = ([0; LANES], 0);
+    for lane in lanes(ready) {
+        let group = named[lane] & ready;
+        if lanes(group).all(|other| values[other] == values[lane]) {
+            result[lane] = group;
+            all_same |= 1 << lane;
+        }
+    }
+    registers.put32(d, ready, &result);
+    registers.put_predicate(p, ready, all_same);
+}
+
 fn match_any(registers: &mut Registers, wide: bool, [d, a, members]: [Slot; 3], ready: u32) {
-    let values: [u64; LANES] =
-        if wide { *registers.get64(a) } else { registers.get32(a).map(u64::from) };
+    let values = values(registers, wide, a);
     let named = registers.get32(members);
     let mut result = [0; LANES];
     for lane in lanes(ready) {

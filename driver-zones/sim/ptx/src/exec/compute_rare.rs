@@ -2,7 +2,7 @@
 
 use super::compute::float_compare;
 use super::registers::{LANES, Registers};
-use super::{scalar_float as float, scalar_int as int};
+use super::{half, scalar_float as float, scalar_int as int};
 use crate::ir::{
     FloatCompare, IntOp, IntUnary, Op, ShiftOp, TEST_INFINITE, TEST_NAN, TEST_NORMAL,
     TEST_SUBNORMAL, TEST_ZERO,
@@ -103,6 +103,22 @@ pub(super) fn compute_rare(r: &mut Registers, mask: u32, op: Op) {
         Op::Funnel { left, wrap, d, a, b, c } => {
             r.three32(mask, [d, a, b, c], |a, b, c| int::funnel(left, wrap, a, b, c));
         }
+        Op::DotHalves { high, a_signed, b_signed, d, a, b, c } => {
+            let signed = [a_signed, b_signed];
+            r.three32(mask, [d, a, b, c], |a, b, c| int::dot_halves(high, signed, [a, b, c]));
+        }
+        Op::IntPair { op, d, a, b } => r.zip32(mask, [d, a, b], |a, b| {
+            int16(op, a & 0xffff, b & 0xffff) | int16(op, a >> 16, b >> 16) << 16
+        }),
+        Op::BitMask { wrap, d, a, b } => {
+            r.zip32(mask, [d, a, b], |a, b| int::bit_mask(wrap, a, b));
+        }
+        Op::Extend { signed, wrap, d, a, b } => {
+            r.zip32(mask, [d, a, b], |a, b| int::extend(signed, wrap, a, b));
+        }
+        Op::FindNth { d, a, b, c } => {
+            r.three32(mask, [d, a, b, c], |a, b, c| int::find_nth(a, b, c.cast_signed()));
+        }
         Op::DotBytes { a_signed, b_signed, d, a, b, c } => {
             r.three32(mask, [d, a, b, c], |a, b, c| int::dot_bytes(a_signed, b_signed, a, b, c));
         }
@@ -121,10 +137,13 @@ pub(super) fn compute_rare(r: &mut Registers, mask: u32, op: Op) {
         Op::F64 { op, mode, d, a, b } => {
             r.zip64(mask, [d, a, b], |a, b| float::binary64(op, mode, a, b));
         }
-        Op::Fma64 { d, a, b, c } => r.three64(mask, [d, a, b, c], |a, b, c| {
-            float::bits64(f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)))
-        }),
-        Op::F64Unary { op, d, a } => r.map64(mask, [d, a], |a| float::unary64(op, a)),
+        Op::Fma64 { round, d, a, b, c } => {
+            r.three64(mask, [d, a, b, c], |a, b, c| float::fma64(round, a, b, c));
+        }
+        Op::F64Unary { op, mode, d, a } => {
+            r.map64(mask, [d, a], |a| float::unary64(op, mode, a));
+        }
+        Op::Half { op, mode, d, a, b, c } => half::compute(r, mask, (op, mode), [d, a, b, c]),
         op => compute_mixed(r, mask, op),
     }
 }
@@ -176,43 +195,46 @@ fn compute_mixed(r: &mut Registers, mask: u32, op: Op) {
         Op::Test64 { kinds, d, a } => {
             r.test64(mask, [d, a, a], |a, _| kind(f64::from_bits(a).classify()) & kinds != 0);
         }
-        Op::Carry32 { subtract, carry_in, d, a, b, flag } => {
-            let (a, b, old) = (*r.get32(a), *r.get32(b), r.predicate(flag));
-            let mut value = [0; LANES];
-            let mut carried = 0;
-            for lane in 0..LANES {
-                let carry = carry_in && (old >> lane) & 1 == 1;
-                let (sum, out) = if subtract {
-                    a[lane].borrowing_sub(b[lane], carry)
-                } else {
-                    a[lane].carrying_add(b[lane], carry)
+        Op::Carry { wide, subtract, carry_in, d, a, b, flag } => {
+            let old = if carry_in { r.predicate(flag) } else { 0 };
+            let carried = if wide {
+                let sum = |a: u64, b, carry| match subtract {
+                    true => a.borrowing_sub(b, carry),
+                    false => a.carrying_add(b, carry),
                 };
-                value[lane] = sum;
-                carried |= u32::from(out) << lane;
-            }
-            r.put32(d, mask, &value);
-            r.put_predicate(flag, mask, carried);
-        }
-        Op::Carry64 { subtract, carry_in, d, a, b, flag } => {
-            let (a, b, old) = (*r.get64(a), *r.get64(b), r.predicate(flag));
-            let mut value = [0; LANES];
-            let mut carried = 0;
-            for lane in 0..LANES {
-                let carry = carry_in && (old >> lane) & 1 == 1;
-                let (sum, out) = if subtract {
-                    a[lane].borrowing_sub(b[lane], carry)
-                } else {
-                    a[lane].carrying_add(b[lane], carry)
+                let (value, carried) = carry_lanes(r.get64(a), r.get64(b), old, sum);
+                r.put64(d, mask, &value);
+                carried
+            } else {
+                let sum = |a: u32, b, carry| match subtract {
+                    true => a.borrowing_sub(b, carry),
+                    false => a.carrying_add(b, carry),
                 };
-                value[lane] = sum;
-                carried |= u32::from(out) << lane;
-            }
-            r.put64(d, mask, &value);
+                let (value, carried) = carry_lanes(r.get32(a), r.get32(b), old, sum);
+                r.put32(d, mask, &value);
+                carried
+            };
             r.put_predicate(flag, mask, carried);
         }
         // Everything else was executed on the way here.
         _ => debug_assert!(false, "{op:?} is executed nowhere"),
     }
+}
+
+/// Sums with a bit of `carries` each; returns the bits that are carried out too.
+fn carry_lanes<T: Copy>(
+    a: &[T; LANES],
+    b: &[T; LANES],
+    carries: u32,
+    sum: impl Fn(T, T, bool) -> (T, bool),
+) -> ([T; LANES], u32) {
+    let mut carried = 0;
+    let value = std::array::from_fn(|lane| {
+        let (value, out) = sum(a[lane], b[lane], (carries >> lane) & 1 == 1);
+        carried |= u32::from(out) << lane;
+        value
+    });
+    (value, carried)
 }
 
 fn kind(category: std::num::FpCategory) -> u8 {

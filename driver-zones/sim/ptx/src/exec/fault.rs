@@ -24,6 +24,9 @@ pub enum Fault {
     /// The kernel executed `trap`.
     #[error("the kernel executed a trap instruction")]
     Trap,
+    /// An `assert` of the kernel did not hold.
+    #[error("{0}")]
+    Assert(String),
     /// The caller set [`Launch::cancel`](crate::Launch::cancel).
     #[error("the launch was cancelled")]
     Cancelled,

@@ -161,25 +161,25 @@ impl HostBytes {
         }
     }
 
-    /// Replaces the value, of 8 bytes or of 4, by what `change` makes of it;
-    /// returns the old one. For bytes that were found with `write`.
+    /// Replaces the value, of 8, 4 or 2 bytes, by what `change` makes of it; returns
+    /// the old one. For bytes that were found with `write`.
     pub(crate) fn update(self, change: impl Fn(u64) -> u64) -> u64 {
-        let order = Ordering::SeqCst;
-        if self.bytes == 8 {
-            // SAFETY: `find` checked that 8 bytes at the place are aligned and
-            // within a writable mapped region; all access is atomic.
-            let place = unsafe { AtomicU64::from_ptr(self.place.cast()) };
-            // The closure always has a new value, so this cannot fail.
-            return place
-                .fetch_update(order, order, |old| Some(change(old)))
-                .unwrap_or_else(|old| old);
+        /// The closure always has a new value, so the update cannot fail.
+        macro_rules! update {
+            ($atomic:ty, $value:ty) => {{
+                // SAFETY: `find` checked that the value's bytes are aligned and within
+                // a writable mapped region; all access is atomic.
+                let place = unsafe { <$atomic>::from_ptr(self.place.cast()) };
+                let change = |old| Some(change(u64::from(old)) as $value);
+                let old = place.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
+                u64::from(old.unwrap_or_else(|old| old))
+            }};
         }
-        if self.bytes != 4 {
-            return 0;
+        match self.bytes {
+            8 => update!(AtomicU64, u64),
+            4 => update!(AtomicU32, u32),
+            2 => update!(AtomicU16, u16),
+            _ => 0,
         }
-        // SAFETY: as above, for 4 bytes.
-        let place = unsafe { AtomicU32::from_ptr(self.place.cast()) };
-        let change = |old| Some(change(u64::from(old)) as u32);
-        u64::from(place.fetch_update(order, order, change).unwrap_or_else(|old| old))
     }
 }

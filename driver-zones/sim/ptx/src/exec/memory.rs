@@ -5,7 +5,7 @@ use super::convert::extend;
 use super::host::{Host, HostBytes};
 use super::registers::{FULL, LANES, Registers};
 use super::windows;
-use crate::ir::{Access, Address, AddressBase, Space, Type};
+use crate::ir::{Access, Address, AddressBase, Space, StageCopy, Type};
 
 /// The memory that a lane can reach.
 pub(crate) struct Memory<'a> {
@@ -242,7 +242,7 @@ impl Memory<'_> {
         Ok(())
     }
 
-    fn read(&self, place: Place, local: &[u8], index: usize, bytes: u8) -> u64 {
+    pub(crate) fn read(&self, place: Place, local: &[u8], index: usize, bytes: u8) -> u64 {
         let step = index * usize::from(bytes);
         match place {
             Place::Host(host) => host.read(index, bytes),
@@ -338,14 +338,44 @@ impl Memory<'_> {
         Ok(())
     }
 
+    /// Copies from global to shared memory.
+    #[inline(never)]
+    pub(crate) fn stage(
+        &mut self,
+        registers: &Registers,
+        stage: &StageCopy,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let (to, from) = (addresses(registers, stage.to), addresses(registers, stage.from));
+        let bytes = u32::from(stage.bytes);
+        for lane in lanes(mask) {
+            let place = self.locate(Space::Shared, to[lane], bytes, true, lane)?;
+            let wanted = stage.read.map_or(bytes, |slot| registers.get32(slot)[lane]);
+            if wanted > bytes {
+                return Err(Fault::InvalidProgram("cp.async reads more than it writes"));
+            }
+            let source = match wanted {
+                0 => None,
+                _ => Some(self.locate(Space::Global, from[lane], bytes, false, lane)?),
+            };
+            for index in 0..usize::from(stage.bytes) {
+                let taken = source.filter(|_| index < wanted as usize);
+                let value = taken.map_or(0, |source| self.read(source, &[], index, 1));
+                if let Place::Shared(at) = place {
+                    write_bytes(&mut self.shared, at + index, 1, value);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces a value that `locate` found; returns the old one.
     pub(crate) fn update(
         &mut self,
         place: Place,
-        wide: bool,
+        bytes: u8,
         change: impl Fn(u64) -> u64,
     ) -> Option<u64> {
-        let bytes = if wide { 8 } else { 4 };
         match place {
             Place::Host(host) => Some(host.update(change)),
             Place::Shared(at) => {

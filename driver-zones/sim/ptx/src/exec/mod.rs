@@ -2,14 +2,19 @@
 
 mod atomics;
 mod block;
+mod calls;
 mod collective;
 mod compute;
 mod compute_rare;
 mod convert;
+mod double;
 mod fault;
+mod half;
 mod host;
 mod memory;
+mod print;
 mod registers;
+mod rounding;
 mod scalar_float;
 mod scalar_int;
 mod step;
@@ -17,6 +22,7 @@ mod warp;
 pub(crate) mod windows;
 
 pub use fault::Fault;
+pub use print::PrintBuffer;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +51,8 @@ pub struct Launch<'a> {
     pub globals: &'a [u64],
     /// Set by the caller to end the launch early with [`Fault::Cancelled`].
     pub cancel: &'a AtomicBool,
+    /// Takes what the kernel prints.
+    pub prints: &'a PrintBuffer,
     /// Host threads to use; 0 counts as 1.
     pub threads: usize,
     /// Rate at which `%clock` and `%clock64` advance, in Hz.

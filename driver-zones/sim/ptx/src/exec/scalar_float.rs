@@ -1,6 +1,8 @@
 //! What a float instruction does to one lane. Results are the same with and
 //! without the host's fused multiply-add, and NaNs have PTX's one bit pattern.
 
+use super::double;
+use super::rounding::{SINGLE, narrow, odd_fma, odd_quotient, odd_root};
 use crate::ir::{FloatMode, FloatOp, FloatUnary, Round};
 
 const SIGN: u32 = 1 << 31;
@@ -76,46 +78,10 @@ pub(crate) fn max32(a: u32, b: u32) -> u32 {
     }
 }
 
-/// Sum of two doubles and its exact error (Knuth).
-fn two_sum(a: f64, b: f64) -> (f64, f64) {
-    let sum = a + b;
-    let b_part = sum - a;
-    let a_part = sum - b_part;
-    (sum, (a - a_part) + (b - b_part))
-}
-
-/// Rounds `a * b + c` of finite numbers in a direction. A product of two
-/// singles is exact in double, so the sum and its error hold the exact result.
-fn directed32(a: f32, b: f32, c: f32, round: Round) -> f32 {
-    if !(a.is_finite() && b.is_finite() && c.is_finite()) {
-        return a.mul_add(b, c);
-    }
-    let product = f64::from(a) * f64::from(b);
-    let (sum, error) = two_sum(product, f64::from(c));
-    #[expect(clippy::cast_possible_truncation, reason = "rounding is the point")]
-    let nearest = sum as f32;
-    if sum == 0.0 {
-        let agree = product.is_sign_negative() == c.is_sign_negative();
-        return if round == Round::Down && !agree { -0.0 } else { nearest };
-    }
-    let below = f64::from(nearest) < sum || (f64::from(nearest) == sum && error > 0.0);
-    let above = f64::from(nearest) > sum || (f64::from(nearest) == sum && error < 0.0);
-    let down = match round {
-        Round::Nearest => return nearest,
-        Round::Down => true,
-        Round::Up => false,
-        Round::Zero => sum > 0.0,
-    };
-    match (down, above, below) {
-        (true, true, _) => nearest.next_down(),
-        (false, _, true) => nearest.next_up(),
-        _ => nearest,
-    }
-}
-
-/// `a * b` rounded in a direction; the sign of a zero product is kept.
-fn directed_product32(a: f32, b: f32, round: Round) -> f32 {
-    directed32(a, b, if a.is_sign_negative() == b.is_sign_negative() { 0.0 } else { -0.0 }, round)
+/// A result in double, rounded to odd, in single.
+#[inline(always)]
+fn single(odd: f64, round: Round) -> f32 {
+    f32::from_bits(narrow(SINGLE, round, odd))
 }
 
 /// Fused multiply-add of any mode, on bits.
@@ -125,7 +91,7 @@ pub(crate) fn fma32(mode: FloatMode, a: u32, b: u32, c: u32) -> u32 {
     let (a, b, c) = (flushed(a), flushed(b), flushed(c));
     let value = match mode.round {
         Round::Nearest => a.mul_add(b, c),
-        round => directed32(a, b, c, round),
+        round => single(odd_fma(a.into(), b.into(), c.into(), round), round),
     };
     finish32(mode, value)
 }
@@ -135,15 +101,19 @@ pub(crate) fn fma32(mode: FloatMode, a: u32, b: u32, c: u32) -> u32 {
 pub(crate) fn binary32(op: FloatOp, mode: FloatMode, a: u32, b: u32) -> u32 {
     let (a, b) = (flush_if(mode.ftz, a), flush_if(mode.ftz, b));
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
-    let nearest = mode.round == Round::Nearest;
+    let round = mode.round;
+    let nearest = round == Round::Nearest;
+    let (p, q) = (f64::from(x), f64::from(y));
     let value = match op {
         FloatOp::Add if nearest => x + y,
-        FloatOp::Add => directed32(x, 1.0, y, mode.round),
+        FloatOp::Add => single(odd_fma(p, 1.0, q, round), round),
         FloatOp::Sub if nearest => x - y,
-        FloatOp::Sub => directed32(x, 1.0, -y, mode.round),
+        FloatOp::Sub => single(odd_fma(p, 1.0, -q, round), round),
         FloatOp::Mul if nearest => x * y,
-        FloatOp::Mul => directed_product32(x, y, mode.round),
-        FloatOp::Div => x / y,
+        // The product of two singles is exact in double.
+        FloatOp::Mul => single(p * q, round),
+        FloatOp::Div if nearest => x / y,
+        FloatOp::Div => single(odd_quotient(p, q), round),
         FloatOp::Min => return min32(a, b),
         FloatOp::Max => return max32(a, b),
         FloatOp::MinNan | FloatOp::MaxNan if x.is_nan() || y.is_nan() => f32::NAN,
@@ -154,39 +124,20 @@ pub(crate) fn binary32(op: FloatOp, mode: FloatMode, a: u32, b: u32) -> u32 {
     finish32(mode, value)
 }
 
-fn directed_sum64(a: f64, b: f64, round: Round) -> f64 {
-    let (sum, error) = two_sum(a, b);
-    if !(a.is_finite() && b.is_finite()) || round == Round::Nearest {
-        return sum;
-    }
-    if sum == 0.0 {
-        let agree = a.is_sign_negative() == b.is_sign_negative();
-        return if round == Round::Down && !agree { -0.0 } else { sum };
-    }
-    let down = match round {
-        Round::Nearest | Round::Down => true,
-        Round::Up => false,
-        Round::Zero => sum > 0.0,
-    };
-    if sum.is_infinite() {
-        return if down == (sum > 0.0) { f64::MAX.copysign(sum) } else { sum };
-    }
-    match (down, error < 0.0, error > 0.0) {
-        (true, true, _) => sum.next_down(),
-        (false, _, true) => sum.next_up(),
-        _ => sum,
-    }
-}
-
 #[inline(always)]
 pub(crate) fn binary64(op: FloatOp, mode: FloatMode, a: u64, b: u64) -> u64 {
     const SIGN: u64 = 1 << 63;
     let (x, y) = (f64::from_bits(a), f64::from_bits(b));
+    let nearest = mode.round == Round::Nearest;
     let value = match op {
-        FloatOp::Add => directed_sum64(x, y, mode.round),
-        FloatOp::Sub => directed_sum64(x, -y, mode.round),
-        FloatOp::Mul => x * y,
-        FloatOp::Div => x / y,
+        FloatOp::Add if nearest => x + y,
+        FloatOp::Add => double::fma(x, 1.0, y, mode.round),
+        FloatOp::Sub if nearest => x - y,
+        FloatOp::Sub => double::fma(x, 1.0, -y, mode.round),
+        FloatOp::Mul if nearest => x * y,
+        FloatOp::Mul => double::product(x, y, mode.round),
+        FloatOp::Div if nearest => x / y,
+        FloatOp::Div => double::quotient(x, y, mode.round),
         FloatOp::MinNan | FloatOp::MaxNan if x.is_nan() || y.is_nan() => f64::NAN,
         FloatOp::Min | FloatOp::MinNan | FloatOp::Max | FloatOp::MaxNan => {
             let least = matches!(op, FloatOp::Min | FloatOp::MinNan);
@@ -205,10 +156,23 @@ pub(crate) fn binary64(op: FloatOp, mode: FloatMode, a: u64, b: u64) -> u64 {
     bits64(value)
 }
 
+pub(crate) fn fma64(round: Round, a: u64, b: u64, c: u64) -> u64 {
+    let (a, b, c) = (f64::from_bits(a), f64::from_bits(b), f64::from_bits(c));
+    bits64(if round == Round::Nearest { a.mul_add(b, c) } else { double::fma(a, b, c, round) })
+}
+
 /// 2^x to within one rounding, in arithmetic that every host does alike: a
 /// Taylor series of degree 10 in double, scaled by the exponent.
 #[inline(always)]
 fn exp2(x: f32) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is the point")]
+    let result = exp2_double(x.into()) as f32;
+    result
+}
+
+/// As `exp2`, before the rounding.
+#[inline(always)]
+pub(crate) fn exp2_double(x: f64) -> f64 {
     const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
     const STEPS: [f64; 10] = [
         1.0 / 10.0,
@@ -222,7 +186,7 @@ fn exp2(x: f32) -> f32 {
         1.0 / 2.0,
         1.0,
     ];
-    let x = f64::from(x).clamp(-200.0, 200.0);
+    let x = x.clamp(-200.0, 200.0);
     let whole = x + ROUNDER;
     let exponent = whole.to_bits().wrapping_sub(ROUNDER.to_bits());
     let t = (x - (whole - ROUNDER)) * std::f64::consts::LN_2;
@@ -231,9 +195,7 @@ fn exp2(x: f32) -> f32 {
         sum = 1.0 + sum * (t * step);
     }
     let scale = f64::from_bits(exponent.wrapping_add(1023) << 52);
-    #[expect(clippy::cast_possible_truncation, reason = "rounding is the point")]
-    let result = (sum * scale) as f32;
-    result
+    sum * scale
 }
 
 #[inline(always)]
@@ -249,9 +211,11 @@ pub(crate) fn unary32(op: FloatUnary, mode: FloatMode, a: u32) -> u32 {
     let value = match op {
         FloatUnary::Neg => return a ^ SIGN,
         FloatUnary::Abs => return a & !SIGN,
-        FloatUnary::Sqrt => x.sqrt(),
+        FloatUnary::Sqrt if mode.round == Round::Nearest => x.sqrt(),
+        FloatUnary::Sqrt => single(odd_root(x.into()), mode.round),
         FloatUnary::Rsqrt => (1.0 / f64::from(x).sqrt()) as f32,
-        FloatUnary::Reciprocal => 1.0 / x,
+        FloatUnary::Reciprocal if mode.round == Round::Nearest => 1.0 / x,
+        FloatUnary::Reciprocal => single(odd_quotient(1.0, x.into()), mode.round),
         FloatUnary::Exp2 => exp2(x),
         FloatUnary::Log2 => f64::from(x).log2() as f32,
         FloatUnary::Sin => f64::from(x).sin() as f32,
@@ -262,42 +226,51 @@ pub(crate) fn unary32(op: FloatUnary, mode: FloatMode, a: u32) -> u32 {
 }
 
 #[inline(always)]
-pub(crate) fn unary64(op: FloatUnary, a: u64) -> u64 {
+pub(crate) fn unary64(op: FloatUnary, mode: FloatMode, a: u64) -> u64 {
     const SIGN: u64 = 1 << 63;
-    let x = f64::from_bits(a);
+    let flushed = |bits: u64| if mode.ftz && bits << 1 < 1 << 53 { bits & SIGN } else { bits };
+    let x = f64::from_bits(flushed(a));
     let value = match op {
         FloatUnary::Neg => return a ^ SIGN,
         FloatUnary::Abs => return a & !SIGN,
-        FloatUnary::Sqrt => x.sqrt(),
+        FloatUnary::Sqrt => double::root(x, mode.round),
         FloatUnary::Rsqrt => 1.0 / x.sqrt(),
-        FloatUnary::Reciprocal => 1.0 / x,
+        FloatUnary::Reciprocal => double::quotient(1.0, x, mode.round),
         FloatUnary::Exp2 => x.exp2(),
         FloatUnary::Log2 => x.log2(),
         FloatUnary::Sin => x.sin(),
         FloatUnary::Cos => x.cos(),
         FloatUnary::Tanh => x.tanh(),
     };
-    bits64(value)
+    flushed(bits64(value))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{directed_product32, directed32, exp2, max32, min32};
-    use crate::ir::Round;
+    use super::{binary32, exp2, fma32, max32, min32};
+    use crate::ir::{FloatMode, FloatOp, Round};
 
     #[test]
     fn directed_rounding_brackets_the_exact_result() {
+        let fma = |a: f32, b: f32, c: f32, round| {
+            let mode = FloatMode { round, ..FloatMode::PLAIN };
+            f32::from_bits(fma32(mode, a.to_bits(), b.to_bits(), c.to_bits()))
+        };
         // 1 + 2^-60 is between 1 and its successor.
         let tiny = 2.0_f32.powi(-60);
-        assert_eq!(directed32(1.0, 1.0, tiny, Round::Down), 1.0);
-        assert_eq!(directed32(1.0, 1.0, tiny, Round::Up), 1.0_f32.next_up());
-        assert_eq!(directed32(-1.0, 1.0, -tiny, Round::Zero), -1.0);
-        assert_eq!(directed32(-1.0, 1.0, -tiny, Round::Down), (-1.0_f32).next_down());
-        assert_eq!(directed32(f32::MAX, 2.0, 0.0, Round::Zero), f32::MAX);
-        assert_eq!(directed32(f32::MAX, 2.0, 0.0, Round::Up), f32::INFINITY);
-        assert!(directed32(1.0, 1.0, -1.0, Round::Down).is_sign_negative());
-        assert!(directed_product32(-0.0, 3.0, Round::Up).is_sign_negative());
-        assert!(directed_product32(0.0, 3.0, Round::Down).is_sign_positive());
+        assert_eq!(fma(1.0, 1.0, tiny, Round::Down), 1.0);
+        assert_eq!(fma(1.0, 1.0, tiny, Round::Up), 1.0_f32.next_up());
+        assert_eq!(fma(-1.0, 1.0, -tiny, Round::Zero), -1.0);
+        assert_eq!(fma(-1.0, 1.0, -tiny, Round::Down), (-1.0_f32).next_down());
+        assert_eq!(fma(f32::MAX, 2.0, 0.0, Round::Zero), f32::MAX);
+        assert_eq!(fma(f32::MAX, 2.0, 0.0, Round::Up), f32::INFINITY);
+        assert!(fma(1.0, 1.0, -1.0, Round::Down).is_sign_negative());
+        let product = |a: f32, b: f32, round| {
+            let mode = FloatMode { round, ..FloatMode::PLAIN };
+            f32::from_bits(binary32(FloatOp::Mul, mode, a.to_bits(), b.to_bits()))
+        };
+        assert!(product(-0.0, 3.0, Round::Up).is_sign_negative());
+        assert!(product(0.0, 3.0, Round::Down).is_sign_positive());
     }
 
     #[test]

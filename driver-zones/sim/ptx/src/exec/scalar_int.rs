@@ -128,9 +128,58 @@ pub(crate) fn dot_bytes(a_signed: bool, b_signed: bool, a: u32, b: u32, c: u32) 
     })
 }
 
+/// `dp2a`: two halves of `a`, with the bytes of one half of `b`.
+pub(crate) fn dot_halves(
+    high: bool,
+    [a_signed, b_signed]: [bool; 2],
+    [a, b, c]: [u32; 3],
+) -> u32 {
+    let half = |index: u32| {
+        let bits = (a >> (16 * index) & 0xffff) as u16;
+        if a_signed { i32::from(bits.cast_signed()) } else { i32::from(bits) }
+    };
+    let byte = |index: u32| {
+        let bits = (b >> (8 * (index + if high { 2 } else { 0 })) & 0xff) as u8;
+        if b_signed { i32::from(bits.cast_signed()) } else { i32::from(bits) }
+    };
+    (0..2).fold(c, |sum, index| {
+        sum.wrapping_add(half(index).wrapping_mul(byte(index)).cast_unsigned())
+    })
+}
+
+/// `bmsk`.
+pub(crate) fn bit_mask(wrap: bool, a: u32, b: u32) -> u32 {
+    let (first, length) = if wrap { (a & 31, b & 31) } else { (a, b.min(32)) };
+    let ones = ((1_u64 << length) - 1) as u32;
+    if first > 31 { 0 } else { ones << first }
+}
+
+/// `szext`.
+pub(crate) fn extend(signed: bool, wrap: bool, a: u32, b: u32) -> u32 {
+    match if wrap { b & 31 } else { b } {
+        0 => 0,
+        bits @ 1..=31 if signed => (a.cast_signed() << (32 - bits) >> (32 - bits)).cast_unsigned(),
+        bits @ 1..=31 => a & ((1 << bits) - 1),
+        _ => a,
+    }
+}
+
+/// `fns`: a negative count looks downwards, and zero asks for the bit at `base` itself.
+pub(crate) fn find_nth(mask: u32, base: u32, count: i32) -> u32 {
+    let set = |bit: &u32| mask >> *bit & 1 == 1;
+    let skip = count.unsigned_abs().saturating_sub(1) as usize;
+    let found = match (base, count) {
+        (32.., _) => None,
+        (_, 0) => Some(base).filter(set),
+        (_, 1..) => (base..32).filter(set).nth(skip),
+        _ => (0..=base).rev().filter(set).nth(skip),
+    };
+    found.unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{count, extract, funnel, insert, logic3, permute};
+    use super::{bit_mask, count, dot_halves, extract, find_nth, funnel, insert, logic3, permute};
     use crate::ir::{CountOp, PermuteMode};
 
     #[test]
@@ -153,6 +202,23 @@ mod tests {
         assert_eq!(count(CountOp::FindU, 32, 0x8000_0000), 31);
         assert_eq!(count(CountOp::FindS, 32, 0xffff_fffe), 0);
         assert_eq!(count(CountOp::FindShiftU, 32, 1), 31);
+    }
+
+    #[test]
+    fn masks_and_positions() {
+        assert_eq!(bit_mask(false, 4, 8), 0xff0);
+        assert_eq!(bit_mask(false, 40, 8), 0);
+        assert_eq!(bit_mask(false, 0, 99), u32::MAX);
+        assert_eq!(bit_mask(true, 36, 40), 0xff0);
+        assert_eq!(super::extend(true, false, 0x80, 8), 0xffff_ff80);
+        assert_eq!(super::extend(false, false, 0x1ff, 8), 0xff);
+        assert_eq!(super::extend(true, false, 7, 32), 7);
+        assert_eq!(find_nth(0b1011_0000, 4, 2), 5);
+        assert_eq!(find_nth(0b1011_0000, 6, -2), 4);
+        assert_eq!(find_nth(0b1011_0000, 6, 0), u32::MAX);
+        assert_eq!(find_nth(1, 0, 2), u32::MAX);
+        assert_eq!(dot_halves(false, [true; 2], [0xffff_0002, 0x0403_0201, 10]), 10);
+        assert_eq!(dot_halves(true, [false; 2], [0x0001_0002, 0x0403_0201, 0]), 10);
     }
 
     #[test]

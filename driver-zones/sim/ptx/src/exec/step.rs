@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Fault;
 use super::block::Surroundings;
+use super::calls::call;
 use super::collective::{barrier, collective};
 use super::compute::compute;
 use super::convert::convert;
@@ -82,10 +83,22 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
                 continue;
             }
             Op::Trap => return Err(Fault::Trap),
+            Op::Call { .. }
+            | Op::CallIndirect { .. }
+            | Op::Enter { .. }
+            | Op::Return { .. }
+            | Op::CopyFrame { .. }
+            | Op::Print { .. }
+            | Op::AssertFail { .. } => {
+                call(warp, around, instruction.op, mask)?;
+                continue;
+            }
             Op::Shuffle { .. }
             | Op::Vote { .. }
             | Op::Ballot { .. }
             | Op::MatchAny { .. }
+            | Op::MatchAll { .. }
+            | Op::Elect { .. }
             | Op::Reduce { .. }
             | Op::WarpBarrier { .. } => {
                 collective(warp, code, instruction.op, mask);
@@ -106,6 +119,10 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
             Op::Atomic { atomic } => {
                 let atomic = &code.atomics[atomic as usize];
                 around.memory.atomic(&mut warp.registers, atomic, mask)?;
+            }
+            Op::Stage { stage } => {
+                let stage = &code.stages[stage as usize];
+                around.memory.stage(&warp.registers, stage, mask)?;
             }
             Op::Fence => fence(Ordering::SeqCst),
             Op::ActiveMask { d } => {
@@ -132,22 +149,12 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
 
 #[inline(never)]
 fn branch_indexed(warp: &mut Warp, table: &[u32], index: Slot, mask: u32) -> Result<(), Fault> {
-    use super::warp::State;
     let indices = *warp.registers.get32(index);
-    let mut left = mask;
-    while left != 0 {
-        let number = indices[left.trailing_zeros() as usize];
-        let Some(target) = table.get(number as usize) else {
-            return Err(Fault::InvalidProgram("a branch is outside its table"));
-        };
-        let same = super::memory::lanes(left)
-            .filter(|lane| indices[*lane] == number)
-            .fold(0, |all, lane| all | 1 << lane);
-        warp.split(same, *target, State::Ready);
-        left &= !same;
+    let target = |lane: usize| table.get(indices[lane] as usize).copied();
+    if super::memory::lanes(mask).any(|lane| target(lane).is_none()) {
+        return Err(Fault::InvalidProgram("a branch is outside its table"));
     }
-    warp.split(warp.mask & !mask, warp.pc + 1, State::Ready);
-    warp.mask = 0;
+    warp.scatter(mask, |lane| target(lane).unwrap_or(0));
     Ok(())
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Warp {
     /// Where the running group is, and which lanes it has (none: nothing runs).
     pub(crate) pc: u32,
     pub(crate) mask: u32,
+    /// Number in the block of its first thread.
+    pub(crate) first: u32,
     /// Lanes that have not ended.
     pub(crate) live: u32,
     /// The groups that do not run.
@@ -59,6 +61,7 @@ impl Warp {
             local: vec![0; local_bytes],
             pc: 0,
             mask: 0,
+            first: 0,
             live: 0,
             others: Vec::new(),
             limit: u32::MAX,
@@ -66,12 +69,12 @@ impl Warp {
         }
     }
 
-    /// Starts over with these lanes at the kernel's first instruction.
-    pub(crate) fn start(&mut self, lanes: u32) {
+    /// Starts over with these lanes at the kernel's first instruction, `entry`.
+    pub(crate) fn start(&mut self, lanes: u32, entry: u32) {
         self.registers.clear();
         self.local.fill(0);
         self.others.clear();
-        self.pc = 0;
+        self.pc = entry;
         self.mask = lanes;
         self.live = lanes;
         self.limit = u32::MAX;
@@ -167,6 +170,26 @@ impl Warp {
     pub(crate) fn diverge(&mut self, taken: u32, target: u32) {
         self.split(self.mask & !taken, self.pc + 1, State::Ready);
         self.split(taken, target, State::Ready);
+        self.mask = 0;
+        self.schedule();
+    }
+
+    /// Lanes of the running group go each to a place of its own; the others go on.
+    pub(crate) fn scatter(&mut self, lanes: u32, target: impl Fn(usize) -> u32) {
+        let mut left = lanes;
+        while left != 0 {
+            let place = target(left.trailing_zeros() as usize);
+            let same = super::memory::lanes(left)
+                .filter(|lane| target(*lane) == place)
+                .fold(0, |all, lane| all | 1 << lane);
+            if same == self.mask {
+                self.jump(place);
+                return;
+            }
+            self.split(same, place, State::Ready);
+            left &= !same;
+        }
+        self.split(self.mask & !lanes, self.pc + 1, State::Ready);
         self.mask = 0;
         self.schedule();
     }

@@ -1,15 +1,18 @@
 //! The internal form of a module: what the parser makes and the machine runs.
 
+mod instruction;
 mod op;
 mod operation;
 mod tables;
 mod types;
 
+pub(crate) use instruction::*;
 pub(crate) use op::*;
 pub(crate) use operation::*;
 pub(crate) use tables::*;
 pub(crate) use types::*;
 
+use crate::exec::windows;
 use crate::parse::{PtxError, parse_module};
 
 /// A parsed and verified module.
@@ -42,6 +45,24 @@ impl Module {
         self.kernels.iter()
     }
 
+    /// The bytes with which a variable (by its place in [`Self::globals`]) begins, once
+    /// the address of each variable is known; what is beyond them is zero.
+    #[must_use]
+    pub fn initial_value(&self, variable: usize, addresses: &[u64]) -> Option<Vec<u8>> {
+        let global = self.globals.get(variable)?;
+        let mut bytes = global.init.clone()?;
+        for value in &global.addresses {
+            let address = match value.target {
+                AddressTarget::Function(number) => windows::function_address(number),
+                AddressTarget::Global(index) => addresses.get(index as usize).copied()?,
+            };
+            let address = address.wrapping_add_signed(value.addend).to_le_bytes();
+            let taken = address.get(usize::from(value.first)..)?.get(..usize::from(value.bytes))?;
+            bytes.get_mut(value.offset..)?.get_mut(..taken.len())?.copy_from_slice(taken);
+        }
+        Some(bytes)
+    }
+
     /// Module-scope `.global` and `.const` variables, in the order of the text.
     #[must_use]
     pub fn globals(&self) -> &[GlobalVariable] {
@@ -64,10 +85,29 @@ pub struct GlobalVariable {
     pub size: u64,
     /// Alignment in bytes, a power of two.
     pub align: u64,
-    /// The first bytes of its initial value; what is beyond them is zero.
-    pub init: Option<Vec<u8>>,
+    /// The first bytes of its initial value, in which addresses are zero.
+    pub(crate) init: Option<Vec<u8>>,
+    /// Addresses among its initial value.
+    pub(crate) addresses: Vec<InitialAddress>,
     /// Whether it was declared `.const`.
     pub constant: bool,
+}
+
+/// An address of a variable or function that an initial value holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InitialAddress {
+    pub(crate) offset: usize,
+    pub(crate) target: AddressTarget,
+    pub(crate) addend: i64,
+    /// How many of the address's bytes, and from which one on.
+    pub(crate) bytes: u8,
+    pub(crate) first: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AddressTarget {
+    Global(u32),
+    Function(u32),
 }
 
 /// A parameter's place in the kernel's parameter buffer.

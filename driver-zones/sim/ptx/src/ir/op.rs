@@ -3,40 +3,9 @@
 //! lanes, 64-bit lanes, predicates), so executing needs no case for their kind.
 
 use super::{
-    Compare, CountOp, FloatCompare, FloatMode, FloatOp, FloatUnary, IntOp, IntUnary, PermuteMode,
-    PredOp, ShiftOp, SpecialClock, VoteMode,
+    Compare, CountOp, FloatCompare, FloatMode, FloatOp, FloatUnary, HalfMode, HalfOp, IntOp, IntUnary,
+    PermuteMode, PredOp, Round, ShiftOp, Slot, SpecialClock, VoteMode,
 };
-
-/// Number of a slot in one of the register files.
-pub(crate) type Slot = u16;
-
-/// The most slots a file may have: 16 bits of number, less one for a guard's sign.
-pub(crate) const MAX_SLOTS: usize = 1 << 15;
-
-/// Which predicate must hold for a lane to take part in an instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Guard(u16);
-
-impl Guard {
-    pub(crate) const ALWAYS: Self = Self(u16::MAX);
-    const NEGATED: u16 = 1 << 15;
-
-    pub(crate) fn new(slot: Slot, negated: bool) -> Self {
-        Self(slot | if negated { Self::NEGATED } else { 0 })
-    }
-
-    /// The predicate's slot and whether it must be false.
-    #[inline(always)]
-    pub(crate) fn condition(self) -> Option<(Slot, bool)> {
-        (self != Self::ALWAYS).then_some((self.0 & !Self::NEGATED, self.0 & Self::NEGATED != 0))
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Instr {
-    pub(crate) guard: Guard,
-    pub(crate) op: Op,
-}
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
@@ -50,6 +19,37 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
+    /// Goes to a function, which is to come back behind this instruction.
+    Call {
+        target: u32,
+        link: Slot,
+    },
+    /// Goes to the function that the pointer in `a` points to.
+    CallIndirect {
+        a: Slot,
+        link: Slot,
+    },
+    /// Keeps the return address that a call left in `link`.
+    Enter {
+        d: Slot,
+        link: Slot,
+    },
+    /// Goes to the return address in `a`.
+    Return {
+        a: Slot,
+    },
+    /// Moves a call's parameter or result.
+    CopyFrame {
+        copy: u32,
+    },
+    /// `printf`.
+    Print {
+        print: u32,
+    },
+    /// A failed `assert`.
+    AssertFail {
+        report: u32,
+    },
     Int16 {
         op: IntOp,
         d: Slot,
@@ -144,16 +144,9 @@ pub(crate) enum Op {
         a: Slot,
         b: Slot,
     },
-    /// Sum with the carry predicates that are there: in, then out.
-    Carry32 {
-        subtract: bool,
-        carry_in: bool,
-        d: Slot,
-        a: Slot,
-        b: Slot,
-        flag: Slot,
-    },
-    Carry64 {
+    /// Sum with a carry predicate, that is read if there is a carry in, and written.
+    Carry {
+        wide: bool,
         subtract: bool,
         carry_in: bool,
         d: Slot,
@@ -206,6 +199,45 @@ pub(crate) enum Op {
     Funnel {
         left: bool,
         wrap: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    /// Sum of products of two 16-bit halves of `a` with two bytes of `b`, plus `c`.
+    DotHalves {
+        high: bool,
+        a_signed: bool,
+        b_signed: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    /// `op` on both halves of 32 bits.
+    IntPair {
+        op: IntOp,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
+    /// Bits from `a` on, as many as `b` says.
+    BitMask {
+        wrap: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
+    /// `a` cut to the bits that `b` counts, then extended.
+    Extend {
+        signed: bool,
+        wrap: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
+    /// Position of the `c`th set bit of `a`, counted from position `b`.
+    FindNth {
         d: Slot,
         a: Slot,
         b: Slot,
@@ -343,6 +375,7 @@ pub(crate) enum Op {
         c: Slot,
     },
     Fma64 {
+        round: Round,
         d: Slot,
         a: Slot,
         b: Slot,
@@ -356,8 +389,18 @@ pub(crate) enum Op {
     },
     F64Unary {
         op: FloatUnary,
+        mode: FloatMode,
         d: Slot,
         a: Slot,
+    },
+    /// Arithmetic on halves; instructions of fewer operands repeat the last.
+    Half {
+        op: HalfOp,
+        mode: HalfMode,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
     },
     /// `d` and `a` are in the files of the conversion's types.
     Convert {
@@ -386,6 +429,9 @@ pub(crate) enum Op {
     Atomic {
         atomic: u32,
     },
+    Stage {
+        stage: u32,
+    },
     Shuffle {
         shuffle: u32,
     },
@@ -405,6 +451,21 @@ pub(crate) enum Op {
         wide: bool,
         d: Slot,
         a: Slot,
+        members: Slot,
+    },
+    /// The members, in lanes where all of them have the same value, else none.
+    MatchAll {
+        wide: bool,
+        d: Slot,
+        /// Whether they have; a slot that nobody reads if nobody asks.
+        p: Slot,
+        a: Slot,
+        members: Slot,
+    },
+    /// The lowest of the members, and whether this lane is it.
+    Elect {
+        d: Slot,
+        p: Slot,
         members: Slot,
     },
     /// Combines the members' values; `op` is one that is associative.

@@ -81,6 +81,8 @@ pub(crate) enum PredOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Round {
     Nearest,
+    /// To nearest; what lies in the middle, away from zero.
+    NearestAway,
     Zero,
     Down,
     Up,
@@ -127,12 +129,58 @@ pub(crate) enum FloatUnary {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HalfOp {
+    Add,
+    Sub,
+    Mul,
+    Fma,
+    Min,
+    Max,
+    MinNan,
+    MaxNan,
+    Neg,
+    Abs,
+    Exp2,
+    Tanh,
+}
+
+/// How an instruction on halves works, in as little room as its operands leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct HalfMode(u8);
+
+impl HalfMode {
+    /// The halves are of the brain format.
+    pub(crate) const BRAIN: Self = Self(1);
+    /// There are two of them.
+    pub(crate) const PAIR: Self = Self(2);
+    /// Subnormal inputs and results become zero.
+    pub(crate) const FTZ: Self = Self(4);
+    /// The result is clamped to 0..1, NaN becoming 0.
+    pub(crate) const SAT: Self = Self(8);
+    /// Negative results become zero.
+    pub(crate) const RELU: Self = Self(16);
+
+    pub(crate) fn with(self, flag: Self, present: bool) -> Self {
+        Self(self.0 | if present { flag.0 } else { 0 })
+    }
+
+    #[inline(always)]
+    pub(crate) fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Conversion {
     pub(crate) to: Type,
     pub(crate) from: Type,
     pub(crate) mode: FloatMode,
     /// Round to an integral value even when the result is a float (`.rni` and so on).
     pub(crate) integral: bool,
+    /// Negative results become zero.
+    pub(crate) relu: bool,
+    /// What is too large becomes the largest number.
+    pub(crate) finite: bool,
     /// Bits of the destination's register, which may be more than the type's.
     pub(crate) register_bits: u8,
 }

@@ -1,6 +1,8 @@
 //! What is too large for an instruction, and what a kernel's body consists of.
 
-use super::{Conversion, Instr, Slot};
+use std::collections::HashMap;
+
+use super::{Conversion, HalfMode, HalfOp, Instr, Slot};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
@@ -35,19 +37,21 @@ pub(crate) struct Access {
     pub(crate) bytes: u8,
     /// Whether a loaded element is extended by its sign.
     pub(crate) signed: bool,
-    /// Elements: 1, 2 or 4.
+    /// Elements: 1, 2, 4 or 8.
     pub(crate) count: u8,
     /// Slots of the elements; those of `wide` ones in the 64-bit file.
-    pub(crate) slots: [Slot; 4],
-    pub(crate) wide: [bool; 4],
+    pub(crate) slots: [Slot; 8],
+    pub(crate) wide: [bool; 8],
     /// Bits of a loaded element's register, so that a sign ends there.
-    pub(crate) register_bits: [u8; 4],
+    pub(crate) register_bits: [u8; 8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AtomicOp {
     Add,
-    AddFloat,
+    AddSingle,
+    AddDouble,
+    Half(HalfOp, HalfMode),
     MinU,
     MinS,
     MaxU,
@@ -61,13 +65,24 @@ pub(crate) enum AtomicOp {
     Decrement,
 }
 
+/// `cp.async`: a copy to shared memory, which is done at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StageCopy {
+    pub(crate) to: Address,
+    pub(crate) from: Address,
+    /// Bytes that are written: 4, 8 or 16.
+    pub(crate) bytes: u8,
+    /// How many of them are read, the others being zero; all when absent.
+    pub(crate) read: Option<Slot>,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Atomic {
     pub(crate) op: AtomicOp,
     pub(crate) space: Space,
     pub(crate) address: Address,
-    /// 64-bit operands and result, else 32-bit.
-    pub(crate) wide: bool,
+    /// Bytes of the value: 2, 4 or 8.
+    pub(crate) bytes: u8,
     pub(crate) d: Option<Slot>,
     pub(crate) b: Slot,
     /// The new value of a compare and swap.
@@ -119,6 +134,42 @@ pub(crate) enum BarrierVote {
     Count,
     All,
     Any,
+}
+
+/// One end of a copy between a call's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CopyPlace {
+    /// An offset in local memory.
+    Local(u32),
+    /// While a kernel is lowered: an offset among a call's arguments.
+    Argument(u32),
+    /// While a kernel is lowered: a call's result.
+    Result,
+}
+
+/// A copy within each lane's local memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameCopy {
+    pub(crate) from: CopyPlace,
+    pub(crate) to: CopyPlace,
+    pub(crate) bytes: u32,
+}
+
+/// Where in local memory the arguments and the result of a `vprintf` lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Print {
+    pub(crate) format: u32,
+    pub(crate) values: u32,
+    pub(crate) result: u32,
+}
+
+/// Where in local memory the arguments of an `__assertfail` lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Report {
+    pub(crate) message: u32,
+    pub(crate) file: u32,
+    pub(crate) line: u32,
+    pub(crate) function: u32,
 }
 
 /// What a slot of the 32-bit file holds before a warp's first instruction.
@@ -176,7 +227,15 @@ pub(crate) enum Special {
 #[derive(Debug, Default)]
 pub(crate) struct Code {
     pub(crate) instructions: Vec<Instr>,
+    /// Where the kernel itself begins.
+    pub(crate) entry: u32,
+    /// Where each function begins, by its number.
+    pub(crate) functions: HashMap<u32, u32>,
+    pub(crate) copies: Vec<FrameCopy>,
+    pub(crate) prints: Vec<Print>,
+    pub(crate) reports: Vec<Report>,
     pub(crate) accesses: Vec<Access>,
+    pub(crate) stages: Vec<StageCopy>,
     pub(crate) atomics: Vec<Atomic>,
     pub(crate) shuffles: Vec<Shuffle>,
     pub(crate) barriers: Vec<Barrier>,

@@ -9,14 +9,21 @@ pub(crate) enum Type {
     S16,
     B16,
     F16,
+    BF16,
     U32,
     S32,
     B32,
     F32,
+    F16x2,
+    BF16x2,
     U64,
     S64,
     B64,
     F64,
+    /// Formats of conversions only: a tensor core's, and two of 8 bits.
+    TF32,
+    E4M3,
+    E5M2,
     Pred,
 }
 
@@ -31,6 +38,9 @@ impl Type {
             "s16" => Self::S16,
             "b16" => Self::B16,
             "f16" => Self::F16,
+            "bf16" => Self::BF16,
+            "f16x2" => Self::F16x2,
+            "bf16x2" => Self::BF16x2,
             "u32" => Self::U32,
             "s32" => Self::S32,
             "b32" => Self::B32,
@@ -47,9 +57,15 @@ impl Type {
     pub(crate) fn bits(self) -> u32 {
         match self {
             Self::Pred => 1,
-            Self::U8 | Self::S8 | Self::B8 => 8,
-            Self::U16 | Self::S16 | Self::B16 | Self::F16 => 16,
-            Self::U32 | Self::S32 | Self::B32 | Self::F32 => 32,
+            Self::U8 | Self::S8 | Self::B8 | Self::E4M3 | Self::E5M2 => 8,
+            Self::U16 | Self::S16 | Self::B16 | Self::F16 | Self::BF16 => 16,
+            Self::U32
+            | Self::S32
+            | Self::B32
+            | Self::F32
+            | Self::F16x2
+            | Self::BF16x2
+            | Self::TF32 => 32,
             Self::U64 | Self::S64 | Self::B64 | Self::F64 => 64,
         }
     }
@@ -72,7 +88,31 @@ impl Type {
     }
 
     pub(crate) fn is_float(self) -> bool {
-        matches!(self, Self::F16 | Self::F32 | Self::F64)
+        matches!(self, Self::F32 | Self::F64 | Self::TF32 | Self::E4M3 | Self::E5M2)
+            || self.is_half()
+    }
+
+    /// A format of 16 bits, or a pair of them.
+    pub(crate) fn is_half(self) -> bool {
+        self.is_pair() || matches!(self, Self::F16 | Self::BF16)
+    }
+
+    pub(crate) fn is_pair(self) -> bool {
+        matches!(self, Self::F16x2 | Self::BF16x2)
+    }
+
+    /// The type of a pair's halves.
+    pub(crate) fn half(self) -> Self {
+        match self {
+            Self::F16x2 => Self::F16,
+            Self::BF16x2 => Self::BF16,
+            other => other,
+        }
+    }
+
+    /// The bits that a value takes in a register of 32 bits.
+    pub(crate) fn mask(self) -> u32 {
+        if self.bits() >= 32 { u32::MAX } else { (1 << self.bits()) - 1 }
     }
 
     pub(crate) fn is_untyped(self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::FunctionBuilder;
 use super::modifiers::Modifiers;
-use crate::ir::{CountOp, IntOp, IntUnary, Op, PermuteMode, ShiftOp, Slot, Type};
+use crate::ir::{IntOp, IntUnary, Op, PredOp, ShiftOp, Slot, Type};
 use crate::parse::{Operand, PtxError, Statement};
 
 type Handled = Result<bool, PtxError>;
@@ -16,33 +16,22 @@ impl<'a> FunctionBuilder<'_, 'a> {
         match s.mnemonic {
             "add" | "addc" | "sub" | "subc" => self.lower_sum(s, m)?,
             "mul" => self.lower_product(s, m)?,
-            "mad" => self.lower_multiply_add(s, m)?,
+            "mad" | "madc" => self.lower_multiply_add(s, m)?,
             "mul24" | "mad24" => self.lower_24(s, m)?,
             "div" | "rem" | "min" | "max" => self.lower_signed_pair(s, m)?,
             "sad" => self.lower_sum_of_difference(s, m)?,
             "neg" | "abs" | "not" | "brev" | "cnot" => self.lower_unary(s, m)?,
             "and" | "or" | "xor" => self.lower_logic(s, m)?,
             "shl" | "shr" => self.lower_shift(s, m)?,
-            "shf" => self.lower_funnel(s, m)?,
-            "popc" | "clz" | "bfind" => self.lower_count(s, m)?,
-            "bfe" | "bfi" | "prmt" | "lop3" | "dp4a" => return self.lower_bits(s, m),
-            _ => return Ok(false),
+            _ => return self.lower_bits(s, m),
         }
         Ok(true)
     }
 
     /// An integer type of 16 to 64 bits.
-    fn integer(&self, m: &mut Modifiers<'a>) -> Result<Type, PtxError> {
+    pub(super) fn integer(&self, m: &mut Modifiers<'a>) -> Result<Type, PtxError> {
         let ty = m.ty()?;
         if !ty.is_integer() || ty.bits() < 16 {
-            return m.error("it does not exist for this type");
-        }
-        Ok(ty)
-    }
-
-    fn untyped(&self, m: &mut Modifiers<'a>) -> Result<Type, PtxError> {
-        let ty = m.ty()?;
-        if !ty.is_untyped() || ty.bits() < 16 {
             return m.error("it does not exist for this type");
         }
         Ok(ty)
@@ -70,25 +59,17 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let carry_in = matches!(s.mnemonic, "addc" | "subc");
         let carry_out = m.take("cc");
         let saturate = m.take("sat");
+        if let (Some(signed), false) = (pair_type(m), carry_in || carry_out || saturate) {
+            return self.lower_pair(s, m, signed);
+        }
         let ty = self.integer(m)?;
         let [d, a, b] = self.three(s, ty)?;
         let subtract = s.mnemonic.starts_with("sub");
         if carry_in || carry_out {
-            if saturate || ty.bits() < 32 {
-                return m.error("a carry needs 32 or 64 bits and no saturation");
+            if saturate {
+                return m.error("a carry excludes saturation");
             }
-            // The carry flag is a predicate of its own. Without `.cc` it is only read.
-            let flag = self.temporary(Type::Pred, 7)?;
-            let kept = self.temporary(Type::Pred, 6)?;
-            if !carry_out {
-                self.emit(Op::Pred { op: crate::ir::PredOp::Or, d: kept, a: flag, b: flag })?;
-            }
-            let flag = if carry_out { flag } else { kept };
-            return self.emit(if ty.bits() == 64 {
-                Op::Carry64 { subtract, carry_in, d, a, b, flag }
-            } else {
-                Op::Carry32 { subtract, carry_in, d, a, b, flag }
-            });
+            return self.sum_with_carry(m, ty, (subtract, carry_in, carry_out), [d, a, b]);
         }
         let op = match (subtract, saturate) {
             (_, true) if ty != Type::S32 => return m.error("'.sat' exists for .s32 only"),
@@ -98,6 +79,27 @@ impl<'a> FunctionBuilder<'_, 'a> {
             (true, false) => IntOp::Sub,
         };
         self.integer_op(ty, op, [d, a, b])
+    }
+
+    /// The carry flag is a predicate of its own. Without `.cc` it is only read.
+    fn sum_with_carry(
+        &mut self,
+        m: &Modifiers<'a>,
+        ty: Type,
+        (subtract, carry_in, carry_out): (bool, bool, bool),
+        [d, a, b]: [Slot; 3],
+    ) -> Result<(), PtxError> {
+        if ty.bits() < 32 {
+            return m.error("a carry needs 32 or 64 bits");
+        }
+        let flag = self.temporary(Type::Pred, 7)?;
+        let kept = self.temporary(Type::Pred, 6)?;
+        if !carry_out {
+            self.emit(Op::Pred { op: PredOp::Or, d: kept, a: flag, b: flag })?;
+        }
+        let flag = if carry_out { flag } else { kept };
+        let wide = ty.bits() == 64;
+        self.emit(Op::Carry { wide, subtract, carry_in, d, a, b, flag })
     }
 
     fn lower_product(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
@@ -133,10 +135,14 @@ impl<'a> FunctionBuilder<'_, 'a> {
         m: &mut Modifiers<'a>,
     ) -> Result<(), PtxError> {
         let (low, high, wide) = (m.take("lo"), m.take("hi"), m.take("wide"));
+        let (carry_in, carry_out) = (s.mnemonic == "madc", m.take("cc"));
         let saturate = m.take("sat");
         let ty = self.integer(m)?;
         if saturate && (!high || ty != Type::S32) {
             return m.error("'.sat' exists for .hi.s32 only");
+        }
+        if (carry_in || carry_out) && (wide || saturate) {
+            return m.error("a carry exists for '.lo' and '.hi' without clamp only");
         }
         let [d, a, b, c] = self.operands(s)?;
         let (a, b) = (self.source(a, ty)?, self.source(b, ty)?);
@@ -153,13 +159,18 @@ impl<'a> FunctionBuilder<'_, 'a> {
         }
         let (d, c) = (self.destination(d, ty)?, self.source(c, ty)?);
         let product = match (low, high) {
-            (true, false) if ty.bits() == 32 => return self.emit(Op::Mad32 { d, a, b, c }),
+            (true, false) if ty.bits() == 32 && !carry_in && !carry_out => {
+                return self.emit(Op::Mad32 { d, a, b, c });
+            }
             (true, false) => IntOp::Mul,
             (false, true) => high_product(ty),
             _ => return m.error("one of '.lo', '.hi' and '.wide' is needed"),
         };
         let t = self.temporary(ty, 0)?;
         self.integer_op(ty, product, [t, a, b])?;
+        if carry_in || carry_out {
+            return self.sum_with_carry(m, ty, (false, carry_in, carry_out), [d, t, c]);
+        }
         self.integer_op(ty, if saturate { IntOp::AddSat } else { IntOp::Add }, [d, t, c])
     }
 
@@ -191,6 +202,10 @@ impl<'a> FunctionBuilder<'_, 'a> {
         s: &Statement<'a>,
         m: &mut Modifiers<'a>,
     ) -> Result<(), PtxError> {
+        let relu = m.take("relu");
+        if let Some(signed) = pair_type(m) {
+            return self.lower_pair(s, m, signed);
+        }
         let ty = self.integer(m)?;
         let op = match (s.mnemonic, ty.is_signed()) {
             ("div", true) => IntOp::DivS,
@@ -203,7 +218,34 @@ impl<'a> FunctionBuilder<'_, 'a> {
             _ => IntOp::MaxU,
         };
         let slots = self.three(s, ty)?;
-        self.integer_op(ty, op, slots)
+        if relu && (ty != Type::S32 || !matches!(op, IntOp::MinS | IntOp::MaxS)) {
+            return m.error("'.relu' exists for least and most of .s32 only");
+        }
+        self.integer_op(ty, op, slots)?;
+        if relu {
+            let zero = self.constant(0, ty)?.slot;
+            self.integer_op(ty, IntOp::MaxS, [slots[0], slots[0], zero])?;
+        }
+        Ok(())
+    }
+
+    /// Two numbers of 16 bits at once.
+    fn lower_pair(
+        &mut self,
+        s: &Statement<'a>,
+        m: &Modifiers<'a>,
+        signed: bool,
+    ) -> Result<(), PtxError> {
+        let op = match (s.mnemonic, signed) {
+            ("add", _) => IntOp::Add,
+            ("min", true) => IntOp::MinS,
+            ("min", false) => IntOp::MinU,
+            ("max", true) => IntOp::MaxS,
+            ("max", false) => IntOp::MaxU,
+            _ => return m.error("it does not exist for this type"),
+        };
+        let [d, a, b] = self.three(s, Type::B32)?;
+        self.emit(Op::IntPair { op, d, a, b })
     }
 
     /// `sad`: c + |a - b|, as max - min.
@@ -265,7 +307,6 @@ impl<'a> FunctionBuilder<'_, 'a> {
     }
 
     fn lower_logic(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
-        use crate::ir::PredOp;
         let ty = m.ty()?;
         let (op, pred) = match s.mnemonic {
             "and" => (IntOp::And, PredOp::And),
@@ -303,116 +344,15 @@ impl<'a> FunctionBuilder<'_, 'a> {
             _ => return m.error("it does not exist for this type"),
         })
     }
+}
 
-    fn lower_funnel(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
-        let left = m.take("l");
-        if !left && !m.take("r") {
-            return m.error("one of '.l' and '.r' is needed");
-        }
-        let wrap = m.take("wrap");
-        if !wrap && !m.take("clamp") {
-            return m.error("one of '.clamp' and '.wrap' is needed");
-        }
-        if m.ty()? != Type::B32 {
-            return m.error("it exists for .b32 only");
-        }
-        let [d, a, b, c] = self.four(s, Type::B32)?;
-        self.emit(Op::Funnel { left, wrap, d, a, b, c })
-    }
-
-    fn four(&mut self, s: &Statement<'a>, ty: Type) -> Result<[Slot; 4], PtxError> {
-        let [d, a, b, c] = self.operands(s)?;
-        let (a, b, c) = (self.source(a, ty)?, self.source(b, ty)?, self.source(c, ty)?);
-        Ok([self.destination(d, ty)?, a, b, c])
-    }
-
-    fn lower_count(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
-        let shift = m.take("shiftamt");
-        let ty = m.ty()?;
-        let op = match (s.mnemonic, ty.is_signed(), shift) {
-            ("popc", false, false) => CountOp::Population,
-            ("clz", false, false) => CountOp::LeadingZeros,
-            ("bfind", false, false) => CountOp::FindU,
-            ("bfind", true, false) => CountOp::FindS,
-            ("bfind", false, true) => CountOp::FindShiftU,
-            ("bfind", true, true) => CountOp::FindShiftS,
-            _ => return m.error("it does not exist with these modifiers"),
-        };
-        let [d, a] = self.operands(s)?;
-        let (d, a) = (self.destination(d, Type::U32)?, self.source(a, ty)?);
-        self.emit(match ty.bits() {
-            64 => Op::Count64 { op, d, a },
-            32 => Op::Count32 { op, d, a },
-            _ => return m.error("it exists for 32 and 64 bits only"),
-        })
-    }
-
-    fn lower_bits(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Handled {
-        match s.mnemonic {
-            "bfe" => {
-                let ty = self.integer(m)?;
-                let signed = ty.is_signed();
-                let [d, a, b, c] = self.operands(s)?;
-                let (d, a) = (self.destination(d, ty)?, self.source(a, ty)?);
-                let (b, c) = (self.source(b, Type::U32)?, self.source(c, Type::U32)?);
-                self.emit(match ty.bits() {
-                    64 => Op::Extract64 { signed, d, a, b, c },
-                    32 => Op::Extract32 { signed, d, a, b, c },
-                    _ => return m.error("it exists for 32 and 64 bits only"),
-                })?;
-            }
-            "bfi" => {
-                let ty = self.untyped(m)?;
-                let [d, a, b, c, e] = self.operands(s)?;
-                let (d, a, b) =
-                    (self.destination(d, ty)?, self.source(a, ty)?, self.source(b, ty)?);
-                let (c, e) = (self.source(c, Type::U32)?, self.source(e, Type::U32)?);
-                self.emit(match ty.bits() {
-                    64 => Op::Insert64 { d, a, b, c, e },
-                    32 => Op::Insert32 { d, a, b, c, e },
-                    _ => return m.error("it exists for 32 and 64 bits only"),
-                })?;
-            }
-            "prmt" => {
-                if m.ty()? != Type::B32 {
-                    return m.error("it exists for .b32 only");
-                }
-                let mode = m.find(permute_mode).unwrap_or(PermuteMode::Index);
-                let [d, a, b, c] = self.four(s, Type::B32)?;
-                self.emit(Op::Permute { mode, d, a, b, c })?;
-            }
-            "lop3" => {
-                if m.ty()? != Type::B32 {
-                    return m.error("it exists for .b32 only");
-                }
-                let [d, a, b, c, table] = self.operands(s)?;
-                let Operand::Integer(table) = *table else {
-                    return m.error("its table must be a literal");
-                };
-                let Ok(table) = u8::try_from(table) else {
-                    return m.error("its table must be below 256");
-                };
-                let (a, b, c) = (
-                    self.source(a, Type::B32)?,
-                    self.source(b, Type::B32)?,
-                    self.source(c, Type::B32)?,
-                );
-                let d = self.destination(d, Type::B32)?;
-                self.emit(Op::Logic3 { table, d, a, b, c })?;
-            }
-            _ => {
-                let (a_type, b_type) = (m.ty()?, m.ty()?);
-                let dword = |ty: Type| ty == Type::U32 || ty == Type::S32;
-                if !dword(a_type) || !dword(b_type) {
-                    return m.error("it exists for .u32 and .s32 only");
-                }
-                let (a_signed, b_signed) = (a_type.is_signed(), b_type.is_signed());
-                let [d, a, b, c] = self.four(s, Type::B32)?;
-                self.emit(Op::DotBytes { a_signed, b_signed, d, a, b, c })?;
-            }
-        }
-        Ok(true)
-    }
+/// Whether the type is one of pairs, and if so, of signed numbers.
+fn pair_type(m: &mut Modifiers<'_>) -> Option<bool> {
+    m.find(|name| match name {
+        "s16x2" => Some(true),
+        "u16x2" => Some(false),
+        _ => None,
+    })
 }
 
 fn high_product(ty: Type) -> IntOp {
@@ -427,16 +367,4 @@ fn doubled(ty: Type, m: &Modifiers<'_>) -> Result<Type, PtxError> {
         Type::S32 => Ok(Type::S64),
         _ => m.error("'.wide' exists for 16 and 32 bits only"),
     }
-}
-
-fn permute_mode(modifier: &str) -> Option<PermuteMode> {
-    Some(match modifier {
-        "f4e" => PermuteMode::Forward4,
-        "b4e" => PermuteMode::Backward4,
-        "rc8" => PermuteMode::Replicate8,
-        "ecl" => PermuteMode::EdgeLeft,
-        "ecr" => PermuteMode::EdgeRight,
-        "rc16" => PermuteMode::Replicate16,
-        _ => return None,
-    })
 }

@@ -2,7 +2,9 @@
 
 use super::FunctionBuilder;
 use super::modifiers::Modifiers;
-use crate::ir::{Compare, FloatCompare, Op, PredOp, Slot, Type};
+use crate::ir::{
+    Compare, Conversion, FloatCompare, FloatMode, HalfMode, HalfOp, Op, PredOp, Slot, Type,
+};
 use crate::parse::{PtxError, Statement};
 
 impl<'a> FunctionBuilder<'_, 'a> {
@@ -29,6 +31,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let wanted = if combine.is_some() { 4 } else { 3 };
         if s.operands.len() != wanted {
             return m.error(format_args!("it takes {wanted} operands"));
+        }
+        if ty.is_pair() {
+            return self.setp_pair(s, m, (name, combine, ftz), ty);
         }
         let p = self.predicate_destination(&s.operands[0])?;
         let q = match &s.second {
@@ -66,30 +71,81 @@ impl<'a> FunctionBuilder<'_, 'a> {
         }
     }
 
+    /// `setp.lt.f16x2 %p|%q`: one predicate for each half.
+    fn setp_pair(
+        &mut self,
+        s: &Statement<'a>,
+        m: &Modifiers<'a>,
+        (name, combine, ftz): (Option<&'static str>, Option<PredOp>, bool),
+        ty: Type,
+    ) -> Result<(), PtxError> {
+        let Some(second) = &s.second else { return m.error("it has two results") };
+        let results =
+            [self.predicate_destination(&s.operands[0])?, self.predicate_destination(second)?];
+        let pairs = [self.source(&s.operands[1], ty)?, self.source(&s.operands[2], ty)?];
+        let temporaries = [self.temporary(Type::Pred, 2)?, self.temporary(Type::Pred, 3)?];
+        for (high, d) in [false, true].into_iter().zip(temporaries) {
+            let [a, b] = self.halves(high, pairs)?;
+            self.emit_compare(m, name, ty.half(), ftz, [d, a, b])?;
+            if let Some(op) = combine {
+                let c = self.predicate_source(&s.operands[3], 4)?;
+                self.emit(Op::Pred { op, d, a: d, b: c })?;
+            }
+        }
+        // The guard comes last, if a result is the guard.
+        let guard = self.guard.condition().map(|(slot, _)| slot);
+        let order = if guard == Some(results[0]) { [1, 0] } else { [0, 1] };
+        for index in order {
+            let (d, a) = (results[index], temporaries[index]);
+            self.emit(Op::Pred { op: PredOp::Or, d, a, b: a })?;
+        }
+        Ok(())
+    }
+
+    /// The same half of two pairs.
+    fn halves(&mut self, high: bool, pairs: [Slot; 2]) -> Result<[Slot; 2], PtxError> {
+        let slots = [self.temporary(Type::B32, 2)?, self.temporary(Type::B32, 3)?];
+        for (d, a) in slots.into_iter().zip(pairs) {
+            self.emit(Op::Half16 { high, d, a })?;
+        }
+        Ok(slots)
+    }
+
     fn lower_set(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
         let name = m.find(comparison_name);
         let combine = m.find(pred_op);
         let ftz = m.take("ftz");
         let (result, ty) = (m.ty()?, m.ty()?);
-        let one = match result {
-            Type::U32 | Type::S32 => u64::from(u32::MAX),
-            Type::F32 => u64::from(1.0_f32.to_bits()),
-            _ => return m.error("its result is .u32, .s32 or .f32"),
+        let Some(one) = truth(result, ty) else {
+            return m.error("its result does not exist for this type");
         };
         let wanted = if combine.is_some() { 4 } else { 3 };
         if s.operands.len() != wanted {
             return m.error(format_args!("it takes {wanted} operands"));
         }
         let d = self.destination(&s.operands[0], result)?;
-        let (a, b) = (self.source(&s.operands[1], ty)?, self.source(&s.operands[2], ty)?);
-        let t = self.temporary(Type::Pred, 2)?;
-        self.emit_compare(m, name, ty, ftz, [t, a, b])?;
-        if let Some(op) = combine {
-            let c = self.predicate_source(&s.operands[3], 4)?;
-            self.emit(Op::Pred { op, d: t, a: t, b: c })?;
-        }
+        let sources = [self.source(&s.operands[1], ty)?, self.source(&s.operands[2], ty)?];
         let (yes, no) = (self.constant(one, Type::B32)?.slot, self.constant(0, Type::B32)?.slot);
-        self.emit(Op::Select32 { d, a: yes, b: no, p: t })
+        let p = self.temporary(Type::Pred, 2)?;
+        let parts: &[bool] = if ty.is_pair() { &[false, true] } else { &[false] };
+        let mut results = [d; 2];
+        for (index, high) in parts.iter().enumerate() {
+            let [a, b] = if ty.is_pair() { self.halves(*high, sources)? } else { sources };
+            self.emit_compare(m, name, ty.half(), ftz, [p, a, b])?;
+            if let Some(op) = combine {
+                let c = self.predicate_source(&s.operands[3], 4)?;
+                self.emit(Op::Pred { op, d: p, a: p, b: c })?;
+            }
+            if ty.is_pair() {
+                results[index] = self.temporary(Type::B32, if *high { 1 } else { 0 })?;
+            }
+            self.emit(Op::Select32 { d: results[index], a: yes, b: no, p })?;
+        }
+        if ty.is_pair() {
+            let [a, b] = results;
+            self.emit(Op::Join16 { d, a, b })?;
+        }
+        Ok(())
     }
 
     fn emit_compare(
@@ -113,6 +169,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
             }
             return self.emit(Op::CompareF64 { compare, d, a, b });
         }
+        if matches!(ty, Type::F16 | Type::BF16) {
+            return self.compare_halves(m, name, ty, ftz, [d, a, b]);
+        }
         if ftz || ty.is_float() || ty.bits() < 16 {
             return m.error("it is not supported for this type");
         }
@@ -125,6 +184,42 @@ impl<'a> FunctionBuilder<'_, 'a> {
             32 => Op::Compare32 { compare, signed, d, a, b },
             _ => Op::Compare16 { compare, signed, d, a, b },
         })
+    }
+
+    /// As singles, which both formats' numbers are.
+    fn compare_halves(
+        &mut self,
+        m: &Modifiers<'a>,
+        name: &'static str,
+        from: Type,
+        ftz: bool,
+        [d, a, b]: [Slot; 3],
+    ) -> Result<(), PtxError> {
+        if ftz && from == Type::BF16 {
+            return m.error("'.ftz' does not exist for .bf16");
+        }
+        let (to, mode) = (Type::F32, FloatMode::PLAIN);
+        let conversion = Conversion {
+            to,
+            from,
+            mode,
+            integral: false,
+            relu: false,
+            finite: false,
+            register_bits: 32,
+        };
+        let wide = [self.temporary(Type::F32, 4)?, self.temporary(Type::F32, 5)?];
+        for (wide, mut narrow) in wide.into_iter().zip([a, b]) {
+            if ftz {
+                // The lesser of a number and itself, but for the flush.
+                let (d, a) = (self.temporary(Type::B32, 6)?, narrow);
+                let mode = HalfMode::default().with(HalfMode::FTZ, true);
+                self.emit(Op::Half { op: HalfOp::Min, mode, d, a, b: a, c: a })?;
+                narrow = d;
+            }
+            self.conversion(conversion, [wide, narrow], [false; 2])?;
+        }
+        self.emit_compare(m, Some(name), to, false, [d, wide[0], wide[1]])
     }
 
     fn emit_select(
@@ -168,6 +263,22 @@ impl<'a> FunctionBuilder<'_, 'a> {
         self.emit_compare(m, Some("ge"), by, ftz, [p, c, zero])?;
         self.emit_select(ty, d, [a, b], p)
     }
+}
+
+/// What `set` gives where the comparison holds; of pairs, for one half.
+fn truth(result: Type, ty: Type) -> Option<u64> {
+    Some(match result {
+        Type::U32 | Type::S32 if ty.is_pair() => 0xffff,
+        Type::F16x2 if ty == result => 0x3c00,
+        Type::BF16x2 if ty == result => 0x3f80,
+        _ if ty.is_pair() => return None,
+        Type::U32 | Type::S32 => u64::from(u32::MAX),
+        Type::F32 => u64::from(1.0_f32.to_bits()),
+        Type::U16 | Type::S16 => 0xffff,
+        Type::F16 => 0x3c00,
+        Type::BF16 => 0x3f80,
+        _ => return None,
+    })
 }
 
 fn pred_op(modifier: &str) -> Option<PredOp> {

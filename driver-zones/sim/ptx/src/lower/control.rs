@@ -32,8 +32,12 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 };
                 self.branch_through(index, name)?;
             }
-            "ret" | "exit" => {
+            "ret" => {
                 m.take("uni");
+                let [] = self.operands(s)?;
+                self.emit_return()?;
+            }
+            "exit" => {
                 let [] = self.operands(s)?;
                 self.emit(Op::Exit)?;
             }
@@ -50,7 +54,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 self.emit(Op::Sleep { time })?;
             }
             "bar" | "barrier" => self.lower_barrier(s, m)?,
-            "call" => return m.error("calls of device functions are not supported"),
+            "call" => self.lower_call(s, m)?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -86,20 +86,17 @@ impl<'a> FunctionBuilder<'_, 'a> {
         if ty == Type::F64 && (mode.ftz || mode.sat) {
             return m.error("'.ftz' and '.sat' do not exist for .f64");
         }
-        if ty == Type::F64 && mode.round != Round::Nearest && op == FloatOp::Mul {
-            return m.error("only '.rn' is supported for products of .f64");
-        }
         let [d, a, b] = self.operands(s)?;
         let (d, a, b) = (self.destination(d, ty)?, self.source(a, ty)?, self.source(b, ty)?);
         self.float_op(ty, op, mode, [d, a, b])
     }
 
-    /// Divisions of every precision are the correctly rounded one.
+    /// Approximate divisions are the correctly rounded one.
     fn lower_divide(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
         let approximate = m.take("approx") || m.take("full");
         let mode = m.float_mode();
-        if mode.round != Round::Nearest || mode.sat {
-            return m.error("only rounding to nearest is supported");
+        if mode.sat || (approximate && mode.round != Round::Nearest) {
+            return m.error("its rounding or clamp does not exist");
         }
         if approximate && m.last_type() == Some(Type::F64) {
             return m.error("it exists for .f32 only");
@@ -116,10 +113,10 @@ impl<'a> FunctionBuilder<'_, 'a> {
         if ty == Type::F32 {
             return self.emit(Op::Fma32 { mode, d, a, b, c });
         }
-        if mode != FloatMode::PLAIN {
-            return m.error("only '.rn' is supported for .f64");
+        if mode.ftz || mode.sat {
+            return m.error("'.ftz' and '.sat' do not exist for .f64");
         }
-        self.emit(Op::Fma64 { d, a, b, c })
+        self.emit(Op::Fma64 { round: mode.round, d, a, b, c })
     }
 
     fn float_single(
@@ -133,7 +130,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let [d, a] = self.operands(s)?;
         let (d, a) = (self.destination(d, ty)?, self.source(a, ty)?);
         self.emit(if ty == Type::F64 {
-            Op::F64Unary { op, d, a }
+            Op::F64Unary { op, mode, d, a }
         } else {
             Op::F32Unary { op, mode, d, a }
         })
@@ -143,8 +140,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
     fn lower_function(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
         let approximate = m.take("approx");
         let mode = m.float_mode();
-        if mode.round != Round::Nearest || mode.sat {
-            return m.error("only rounding to nearest is supported");
+        let rounded = matches!(s.mnemonic, "rcp" | "sqrt") && !approximate;
+        if mode.sat || (mode.round != Round::Nearest && !rounded) {
+            return m.error("its rounding or clamp does not exist");
         }
         let (op, everywhere) = match s.mnemonic {
             "rcp" => (FloatUnary::Reciprocal, true),

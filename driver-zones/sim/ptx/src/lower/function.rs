@@ -2,49 +2,34 @@
 
 use std::collections::HashMap;
 
-use super::scope::{
-    Declaration, LocalSymbol, ModuleScope, ModuleSymbol, Register, RegisterDeclaration, Scope,
-    VariableSpace,
-};
-use crate::ir::{Code, Guard, Instr, Kernel, MAX_SLOTS, Op, Param, Preset32, Preset64, Slot, Type};
+use super::labels::Pending;
+use super::scope::{LocalSymbol, ModuleScope, ModuleSymbol, Register, RegisterDeclaration, Scope};
+use super::unit::Units;
+use crate::ir::{Code, Guard, Instr, Kernel, MAX_SLOTS, Op, Preset32, Preset64, Slot, Type};
 use crate::parse::{PtxError, shown};
 
 /// Limits of the machine, which are those of the GPUs it stands for.
 const MAX_THREADS: u32 = 1024;
-const MAX_STATIC_SHARED: u64 = 48 << 10;
-const MAX_LOCAL: u64 = 512 << 10;
-const MAX_PARAMS: u64 = 32_764;
 const MAX_INSTRUCTIONS: usize = 2_000_000;
 /// Names, blocks and branch targets of one kernel, so that its text cannot take
 /// many times its own size in memory.
 const MAX_NAMES: usize = 500_000;
 
-/// A place that holds a label until all labels are known.
-enum Fixup {
-    Branch { instruction: usize },
-    Table { table: usize, entry: usize },
-}
-
-struct PendingLabel<'a> {
-    name: &'a str,
-    scope: usize,
-    line: u32,
-    fixup: Fixup,
-}
-
 pub(crate) struct FunctionBuilder<'m, 'a> {
-    module: &'m ModuleScope<'a>,
-    kernel: Kernel,
+    pub(super) module: &'m ModuleScope<'a>,
+    pub(super) kernel: Kernel,
     pub(crate) code: Code,
-    scopes: Vec<Scope<'a>>,
-    scope: usize,
-    pending: Vec<PendingLabel<'a>>,
-    pending_tables: Vec<(usize, &'a str, usize, u32)>,
-    shared_bytes: u64,
-    local_bytes: u64,
-    param_bytes: u64,
+    pub(super) scopes: Vec<Scope<'a>>,
+    pub(super) scope: usize,
+    pub(super) pending: Pending<'a>,
+    pub(super) units: Units,
+    pub(super) shared_bytes: u64,
+    /// Bytes of local memory that are taken now, and the most that ever were.
+    pub(super) local_bytes: u64,
+    pub(super) local_peak: u64,
+    pub(super) param_bytes: u64,
     /// Module-scope shared variables that this kernel uses.
-    shared_used: HashMap<&'a str, u32>,
+    pub(super) shared_used: HashMap<&'a str, u32>,
     presets32: HashMap<Preset32, Slot>,
     presets64: HashMap<Preset64, Slot>,
     temporaries: HashMap<(Type, u8), Slot>,
@@ -70,10 +55,11 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
             code: Code::default(),
             scopes: vec![Scope::default()],
             scope: 0,
-            pending: Vec::new(),
-            pending_tables: Vec::new(),
+            pending: Pending::default(),
+            units: Units::default(),
             shared_bytes: 0,
             local_bytes: 0,
+            local_peak: 0,
             param_bytes: 0,
             shared_used: HashMap::new(),
             presets32: HashMap::new(),
@@ -90,7 +76,7 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
     }
 
     /// Counts what a kernel declares.
-    fn count_names(&mut self, count: usize, line: u32) -> Result<(), PtxError> {
+    pub(super) fn count_names(&mut self, count: usize, line: u32) -> Result<(), PtxError> {
         self.names = self.names.saturating_add(count);
         if self.names > MAX_NAMES {
             let message = format!("the kernel declares more than {MAX_NAMES} names");
@@ -107,48 +93,6 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
             }
             _ => Err(PtxError::new(line, format!("a block cannot have {threads} threads"))),
         }
-    }
-
-    pub(crate) fn parameter(&mut self, declaration: Declaration<'a>) -> Result<(), PtxError> {
-        let Some(size) = declaration.size(MAX_PARAMS)? else {
-            return declaration.error("a kernel's parameter needs a length");
-        };
-        let offset = place(&mut self.param_bytes, size, declaration.align(), MAX_PARAMS)
-            .ok_or(())
-            .or_else(|()| declaration.error("the parameters take more than 32764 bytes"))?;
-        let size = u32::try_from(size).unwrap_or(u32::MAX);
-        self.kernel.params.push(Param { offset, size });
-        self.symbol(&declaration, LocalSymbol::Param { offset })
-    }
-
-    pub(crate) fn variable(&mut self, declaration: Declaration<'a>) -> Result<(), PtxError> {
-        if declaration.init.is_some() {
-            return declaration.error("shared and local memory cannot be initialised");
-        }
-        let shared = declaration.space == VariableSpace::Shared;
-        let limit = if shared { MAX_STATIC_SHARED } else { MAX_LOCAL };
-        let Some(size) = declaration.size(limit)? else {
-            return declaration.error("the array needs a length");
-        };
-        let used = if shared { &mut self.shared_bytes } else { &mut self.local_bytes };
-        let Some(offset) = place(used, size, declaration.align(), limit) else {
-            return declaration.error(&format!("the variables take more than {limit} bytes"));
-        };
-        let symbol =
-            if shared { LocalSymbol::Shared { offset } } else { LocalSymbol::Local { offset } };
-        self.symbol(&declaration, symbol)
-    }
-
-    fn symbol(
-        &mut self,
-        declaration: &Declaration<'a>,
-        symbol: LocalSymbol,
-    ) -> Result<(), PtxError> {
-        self.count_names(1, declaration.line)?;
-        if self.scopes[self.scope].symbols.insert(declaration.name, symbol).is_some() {
-            return declaration.error("the name is declared twice");
-        }
-        Ok(())
     }
 
     pub(crate) fn register(&mut self, register: RegisterDeclaration<'a>) -> Result<(), PtxError> {
@@ -169,16 +113,27 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
         self.count_names(1, line)?;
         let parent = Some(self.scope);
         self.scope = self.scopes.len();
-        self.scopes.push(Scope { parent, ..Scope::default() });
+        self.scopes.push(Scope { parent, local_before: self.local_bytes, ..Scope::default() });
         Ok(())
     }
 
+    /// The parameters of calls in a block share their places with the next block's.
     pub(crate) fn close_scope(&mut self) {
-        self.scope = self.scopes[self.scope].parent.unwrap_or(0);
+        let Scope { parent, local_before, keeps_local, .. } = self.scopes[self.scope];
+        let Some(parent) = parent else { return };
+        self.scopes[parent].keeps_local |= keeps_local;
+        if !keeps_local {
+            self.local_bytes = local_before;
+        }
+        self.scope = parent;
     }
 
     /// Walks from a scope outwards until `find` has an answer.
-    fn lookup<T>(&self, from: usize, find: impl Fn(&Scope<'a>) -> Option<T>) -> Option<T> {
+    pub(super) fn lookup<T>(
+        &self,
+        from: usize,
+        find: impl Fn(&Scope<'a>) -> Option<T>,
+    ) -> Option<T> {
         let mut at = Some(from);
         while let Some(index) = at {
             let scope = &self.scopes[index];
@@ -216,25 +171,7 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
         self.module.symbol(name)
     }
 
-    /// Gives a module-scope shared variable its place in this kernel's memory.
-    pub(crate) fn place_shared(
-        &mut self,
-        name: &'a str,
-        size: u64,
-        align: u64,
-    ) -> Result<u32, PtxError> {
-        if let Some(offset) = self.shared_used.get(name) {
-            return Ok(*offset);
-        }
-        let Some(offset) = place(&mut self.shared_bytes, size, align, MAX_STATIC_SHARED) else {
-            return self
-                .error(format!("the shared variables take more than {MAX_STATIC_SHARED} bytes"));
-        };
-        self.shared_used.insert(name, offset);
-        Ok(offset)
-    }
-
-    fn new_slot(&mut self, ty: Type) -> Result<Slot, PtxError> {
+    pub(super) fn new_slot(&mut self, ty: Type) -> Result<Slot, PtxError> {
         let file = match ty {
             Type::Pred => &mut self.code.predicates,
             Type::U64 | Type::S64 | Type::B64 | Type::F64 => &mut self.code.slots64,
@@ -280,7 +217,7 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
     }
 
     pub(crate) fn append(&mut self, guard: Guard, op: Op) -> Result<(), PtxError> {
-        if self.code.instructions.len() >= MAX_INSTRUCTIONS {
+        if self.units.instructions() + self.code.instructions.len() >= MAX_INSTRUCTIONS {
             return self.error(format!("the kernel has more than {MAX_INSTRUCTIONS} instructions"));
         }
         self.code.instructions.push(Instr { guard, op });
@@ -288,90 +225,17 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
     }
 
     /// Number of the next instruction.
-    fn here(&self) -> u32 {
+    pub(super) fn here(&self) -> u32 {
         u32::try_from(self.code.instructions.len()).unwrap_or(u32::MAX)
     }
 
-    pub(crate) fn label(&mut self, name: &'a str, line: u32) -> Result<(), PtxError> {
-        self.count_names(1, line)?;
-        let here = self.here();
-        if self.scopes[self.scope].labels.insert(name, here).is_some() {
-            return Err(PtxError::new(line, format!("label '{}' is declared twice", shown(name))));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn branch_table(
-        &mut self,
-        name: &'a str,
-        targets: Vec<&'a str>,
-        line: u32,
-    ) -> Result<(), PtxError> {
-        self.count_names(targets.len(), line)?;
-        let table = self.code.tables.len();
-        let number = u32::try_from(table).unwrap_or(u32::MAX);
-        if self.scopes[self.scope].tables.insert(name, number).is_some() {
-            return Err(PtxError::new(line, format!("label '{}' is declared twice", shown(name))));
-        }
-        self.code.tables.push(vec![0; targets.len()]);
-        let scope = self.scope;
-        self.pending.extend(targets.into_iter().enumerate().map(|(entry, name)| PendingLabel {
-            name,
-            scope,
-            line,
-            fixup: Fixup::Table { table, entry },
-        }));
-        Ok(())
-    }
-
-    /// Appends a branch to a label that may come later.
-    pub(crate) fn branch_to(&mut self, name: &'a str) -> Result<(), PtxError> {
-        let fixup = Fixup::Branch { instruction: self.code.instructions.len() };
-        self.pending.push(PendingLabel { name, scope: self.scope, line: self.line, fixup });
-        self.emit(Op::Bra { target: 0 })
-    }
-
-    /// Appends a branch through a table that may come later.
-    pub(crate) fn branch_through(&mut self, index: Slot, name: &'a str) -> Result<(), PtxError> {
-        self.pending_tables.push((self.code.instructions.len(), name, self.scope, self.line));
-        self.emit(Op::BraIndexed { index, table: 0 })
-    }
-
-    fn resolve(&mut self) -> Result<(), PtxError> {
-        for pending in std::mem::take(&mut self.pending) {
-            let found = self.lookup(pending.scope, |scope| scope.labels.get(pending.name).copied());
-            let Some(target) = found else {
-                let message = format!("label '{}' is not declared", shown(pending.name));
-                return Err(PtxError::new(pending.line, message));
-            };
-            match pending.fixup {
-                Fixup::Branch { instruction } => {
-                    self.code.instructions[instruction].op = Op::Bra { target };
-                }
-                Fixup::Table { table, entry } => self.code.tables[table][entry] = target,
-            }
-        }
-        for (instruction, name, scope, line) in std::mem::take(&mut self.pending_tables) {
-            let found = self.lookup(scope, |scope| scope.tables.get(name).copied());
-            let Some(number) = found else {
-                let message = format!("branch table '{}' is not declared", shown(name));
-                return Err(PtxError::new(line, message));
-            };
-            if let Op::BraIndexed { table, .. } = &mut self.code.instructions[instruction].op {
-                *table = number;
-            }
-        }
-        Ok(())
-    }
-
     pub(crate) fn finish(mut self) -> Result<Kernel, PtxError> {
-        // Running past the last instruction ends the thread, as `ret` does.
-        self.append(Guard::ALWAYS, Op::Exit)?;
-        self.resolve()?;
+        self.place_calls()?;
+        self.link()?;
         let mut kernel = self.kernel;
         kernel.registers = estimate_registers(&self.code, kernel.max_threads);
         kernel.static_shared = u32::try_from(self.shared_bytes).unwrap_or(u32::MAX);
-        kernel.local_bytes = u32::try_from(self.local_bytes.next_multiple_of(16)).unwrap_or(0);
+        kernel.local_bytes = u32::try_from(self.local_peak.next_multiple_of(16)).unwrap_or(0);
         kernel.param_bytes = u32::try_from(self.param_bytes).unwrap_or(u32::MAX);
         kernel.code = self.code;
         Ok(kernel)
@@ -388,12 +252,4 @@ fn estimate_registers(code: &Code, max_threads: u32) -> u32 {
     let wide = code.slots64 - code.presets64.len();
     let words = u32::try_from(narrow + 2 * wide).unwrap_or(u32::MAX);
     (words / 2).clamp(8, (REGISTER_FILE / max_threads).clamp(8, 255))
-}
-
-/// Takes `size` bytes of `used`, within `limit`; returns their offset.
-fn place(used: &mut u64, size: u64, align: u64, limit: u64) -> Option<u32> {
-    let offset = used.checked_next_multiple_of(align)?;
-    let end = offset.checked_add(size).filter(|end| *end <= limit)?;
-    *used = end;
-    u32::try_from(offset).ok()
 }

@@ -1,8 +1,9 @@
 //! Loads, stores, atomic operations and fences.
 
 use super::FunctionBuilder;
+use super::half::half_mode;
 use super::modifiers::Modifiers;
-use crate::ir::{Access, Atomic, AtomicOp, Op, Slot, Space, Type};
+use crate::ir::{Access, Atomic, AtomicOp, HalfOp, Op, Slot, Space, StageCopy, Type};
 use crate::parse::{Operand, PtxError, Statement};
 
 /// How strongly an access is ordered.
@@ -26,9 +27,11 @@ impl<'a> FunctionBuilder<'_, 'a> {
             "atom" => self.lower_atomic(s, m, true)?,
             "red" if !m.take("async") => self.lower_atomic(s, m, false)?,
             "membar" | "fence" => {
-                m.ignore(|name| matches!(name, "sc" | "acq_rel"));
-                let scope = m.find(scope);
-                if scope.is_none() {
+                m.ignore(|name| matches!(name, "sc" | "acq_rel" | "acquire" | "release"));
+                // Asynchronous copies are none here: what they wrote is in order already.
+                let proxy = m.take("proxy") && m.take("async");
+                m.ignore(|name| proxy && matches!(name, "global" | "shared::cta"));
+                if !proxy && m.find(scope).is_none() {
                     return m.error("a known scope is missing");
                 }
                 let [] = self.operands(s)?;
@@ -36,10 +39,12 @@ impl<'a> FunctionBuilder<'_, 'a> {
             }
             "prefetch" | "prefetchu" => {
                 let space = take_space(m)?;
+                hints(m);
                 m.ignore(|name| matches!(name, "L1" | "L2"));
                 let [address] = self.operands(s)?;
                 self.address(address, space)?;
             }
+            "cp" => self.lower_stage(s, m)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -54,6 +59,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let count = m.find(|modifier| match modifier {
             "v2" => Some(2),
             "v4" => Some(4),
+            "v8" => Some(8),
             _ => None,
         });
         let list = match operand {
@@ -64,6 +70,21 @@ impl<'a> FunctionBuilder<'_, 'a> {
             return m.error("the vector operand has another length");
         }
         Ok(list)
+    }
+
+    /// Two operands, behind which there may be a cache policy.
+    fn operands_and_hint<'s>(
+        &mut self,
+        s: &'s Statement<'a>,
+        m: &mut Modifiers<'a>,
+    ) -> Result<[&'s Operand<'a>; 2], PtxError> {
+        if !m.take("L2::cache_hint") {
+            let [first, second] = self.operands(s)?;
+            return Ok([first, second]);
+        }
+        let [first, second, policy] = self.operands(s)?;
+        self.source(policy, Type::B64)?;
+        Ok([first, second])
     }
 
     fn access(&mut self, access: Access) -> u32 {
@@ -85,18 +106,21 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let (Ok(bytes), Ok(count)) = (bytes, count) else {
             return m.error("the vector is too long");
         };
-        if bytes * count > 16 {
-            return m.error("an access has at most 16 bytes");
+        // Since sm_100, global memory takes 32 bytes at once.
+        let most = if space == Space::Global { 32 } else { 16 };
+        if u32::from(bytes) * u32::from(count) > most {
+            return m.error(format_args!("an access has at most {most} bytes"));
         }
+        let (space, address) = self.address(address, space)?;
         Ok(Access {
             space,
-            address: self.address(address, space)?,
+            address,
             bytes,
             signed: ty.is_signed(),
             count,
-            slots: [0; 4],
-            wide: [false; 4],
-            register_bits: [32; 4],
+            slots: [0; 8],
+            wide: [false; 8],
+            register_bits: [32; 8],
         })
     }
 
@@ -108,7 +132,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
         hints(m);
         let space = take_space(m)?;
         let ty = m.ty()?;
-        let [d, address] = self.operands(s)?;
+        let [d, address] = self.operands_and_hint(s, m)?;
         let elements = self.elements(m, d)?;
         let mut access = self.empty_access(m, address, (space, ty, elements.len()))?;
         for (index, element) in elements.iter().enumerate() {
@@ -135,13 +159,13 @@ impl<'a> FunctionBuilder<'_, 'a> {
         }
         hints(m);
         let space = take_space(m)?;
-        if matches!(space, Space::Param | Space::Constant) {
-            return m.error("this state space cannot be written");
-        }
         let ty = m.ty()?;
-        let [address, a] = self.operands(s)?;
+        let [address, a] = self.operands_and_hint(s, m)?;
         let elements = self.elements(m, a)?;
         let mut access = self.empty_access(m, address, (space, ty, elements.len()))?;
+        if matches!(access.space, Space::Param | Space::Constant) {
+            return m.error("this state space cannot be written");
+        }
         for (index, element) in elements.iter().enumerate() {
             let register = self.source_register(element, ty, true)?;
             access.slots[index] = register.slot;
@@ -154,6 +178,45 @@ impl<'a> FunctionBuilder<'_, 'a> {
         self.emit(Op::Store { access })
     }
 
+    /// `cp.async`, and waiting for it: the copy is done when it is asked for.
+    fn lower_stage(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
+        if !m.take("async") || m.take("bulk") {
+            return m.error("only 'cp.async' without '.bulk' is supported");
+        }
+        if m.take("commit_group") || m.take("wait_all") {
+            let [] = self.operands(s)?;
+            return Ok(());
+        }
+        if m.take("wait_group") {
+            let [groups] = self.operands(s)?;
+            self.source(groups, Type::U32)?;
+            return Ok(());
+        }
+        hints(m);
+        m.ignore(|name| name == "L2::cache_hint");
+        if !(m.take("shared") || m.take("shared::cta")) || !m.take("global") {
+            return m.error("it copies from global to shared memory only");
+        }
+        let (to, from, bytes, read) = match s.operands.as_slice() {
+            [to, from, bytes] => (to, from, bytes, None),
+            [to, from, bytes, read] => (to, from, bytes, Some(read)),
+            _ => return m.error("it takes 3 or 4 operands"),
+        };
+        let Operand::Integer(bytes @ (4 | 8 | 16)) = *bytes else {
+            return m.error("it copies 4, 8 or 16 bytes");
+        };
+        let (_, to) = self.address(to, Space::Shared)?;
+        let (_, from) = self.address(from, Space::Global)?;
+        let read = match read {
+            Some(read) => Some(self.source(read, Type::U32)?),
+            None => None,
+        };
+        let stage = u32::try_from(self.code.stages.len()).unwrap_or(u32::MAX);
+        let bytes = u8::try_from(bytes).unwrap_or(16);
+        self.code.stages.push(StageCopy { to, from, bytes, read });
+        self.emit(Op::Stage { stage })
+    }
+
     /// All atomic operations are sequentially consistent, whatever they ask for.
     fn lower_atomic(
         &mut self,
@@ -162,6 +225,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
         returns: bool,
     ) -> Result<(), PtxError> {
         order(m);
+        hints(m);
+        // Halves are never flushed, which is what it asks for.
+        m.take("noftz");
         let space = take_space(m)?;
         if !matches!(space, Space::Global | Space::Shared | Space::Generic) {
             return m.error("this state space has no atomic operations");
@@ -183,15 +249,15 @@ impl<'a> FunctionBuilder<'_, 'a> {
             operand if returns => Some(self.destination(operand, ty)?),
             _ => None,
         };
-        let address = self.address(&s.operands[skip], space)?;
+        let (space, address) = self.address(&s.operands[skip], space)?;
         let b = self.source(&s.operands[skip + 1], ty)?;
         let c: Slot = match s.operands.get(skip + 2) {
             Some(operand) => self.source(operand, ty)?,
             None => b,
         };
         let atomic = u32::try_from(self.code.atomics.len()).unwrap_or(u32::MAX);
-        let wide = ty.bits() == 64;
-        self.code.atomics.push(Atomic { op, space, address, wide, d, b, c });
+        let bytes = u8::try_from(ty.bytes()).unwrap_or(8);
+        self.code.atomics.push(Atomic { op, space, address, bytes, d, b, c });
         self.emit(Op::Atomic { atomic })
     }
 }
@@ -228,6 +294,7 @@ fn hints(m: &mut Modifiers<'_>) {
                 | "L2::64B"
                 | "L2::128B"
                 | "L2::256B"
+                | "unified"
         ) || (name.starts_with("L1::") || name.starts_with("L2::evict"))
     });
 }
@@ -239,7 +306,7 @@ fn take_space(m: &mut Modifiers<'_>) -> Result<Space, PtxError> {
             "const" => Space::Constant,
             "shared" | "shared::cta" => Space::Shared,
             "local" => Space::Local,
-            "param" | "param::entry" => Space::Param,
+            "param" | "param::entry" | "param::func" => Space::Param,
             _ => return None,
         })
     });
@@ -255,7 +322,11 @@ fn operation_name(modifier: &str) -> Option<&'static str> {
 fn atomic_op(name: &str, ty: Type) -> Option<AtomicOp> {
     Some(match (name, ty) {
         ("add", Type::U32 | Type::S32 | Type::U64) => AtomicOp::Add,
-        ("add", Type::F32 | Type::F64) => AtomicOp::AddFloat,
+        ("add", Type::F32) => AtomicOp::AddSingle,
+        ("add", Type::F64) => AtomicOp::AddDouble,
+        ("add", ty) if ty.is_half() => AtomicOp::Half(HalfOp::Add, half_mode(ty)),
+        ("min", ty) if ty.is_half() => AtomicOp::Half(HalfOp::Min, half_mode(ty)),
+        ("max", ty) if ty.is_half() => AtomicOp::Half(HalfOp::Max, half_mode(ty)),
         ("min", Type::U32 | Type::U64) => AtomicOp::MinU,
         ("min", Type::S32 | Type::S64) => AtomicOp::MinS,
         ("max", Type::U32 | Type::U64) => AtomicOp::MaxU,
@@ -264,7 +335,7 @@ fn atomic_op(name: &str, ty: Type) -> Option<AtomicOp> {
         ("or", Type::B32 | Type::B64) => AtomicOp::Or,
         ("xor", Type::B32 | Type::B64) => AtomicOp::Xor,
         ("exch", Type::B32 | Type::B64) => AtomicOp::Exchange,
-        ("cas", Type::B32 | Type::B64) => AtomicOp::CompareSwap,
+        ("cas", Type::B16 | Type::B32 | Type::B64) => AtomicOp::CompareSwap,
         ("inc", Type::U32) => AtomicOp::Increment,
         ("dec", Type::U32) => AtomicOp::Decrement,
         _ => return None,

@@ -2,21 +2,29 @@
 //! not execute exactly is refused here, with its line.
 
 mod arithmetic;
+mod bits;
+mod calls;
 mod compare;
 mod control;
 mod convert;
 mod float;
 mod function;
+mod half;
+mod labels;
 mod memory;
 mod modifiers;
 mod moves;
 mod operands;
 mod scope;
+mod unit;
+mod variables;
 mod warp;
 
 pub(crate) use function::FunctionBuilder;
 pub(crate) use operands::encode;
-pub(crate) use scope::{Declaration, ModuleScope, RegisterDeclaration, VariableSpace};
+pub(crate) use scope::{
+    Declaration, FunctionSource, ModuleScope, RegisterDeclaration, VariableSpace,
+};
 
 use crate::ir::{Guard, Op};
 use crate::parse::{PtxError, Statement};
@@ -45,10 +53,11 @@ impl<'a> FunctionBuilder<'_, 'a> {
         statement: &Statement<'a>,
         modifiers: &mut Modifiers<'a>,
     ) -> Result<bool, PtxError> {
-        if statement.second.is_some() && !matches!(statement.mnemonic, "setp" | "shfl" | "match") {
+        if statement.second.is_some() && !matches!(statement.mnemonic, "setp" | "shfl" | "match" | "elect") {
             return self.error(format!("'{}' has one result only", statement.opcode()));
         }
         Ok(self.lower_arithmetic(statement, modifiers)?
+            || self.lower_half(statement, modifiers)?
             || self.lower_float(statement, modifiers)?
             || self.lower_compare(statement, modifiers)?
             || self.lower_move(statement, modifiers)?

@@ -156,7 +156,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
 fn window(space: &str) -> Option<u64> {
     Some(match space {
         "global" | "const" => 0,
-        "shared" | "shared::cta" => windows::SHARED,
+        "shared" | "shared::cta" | "shared::cluster" => windows::SHARED,
         "local" => windows::LOCAL,
         "param" | "param::entry" => windows::PARAM,
         _ => return None,

@@ -2,6 +2,7 @@
 
 use super::FunctionBuilder;
 use super::scope::{LocalSymbol, ModuleSymbol, Register};
+use crate::exec::windows;
 use crate::ir::{Address, AddressBase, Preset32, Preset64, Slot, Space, Special, Type};
 use crate::parse::{Operand, PtxError, Statement, shown};
 
@@ -130,6 +131,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 | LocalSymbol::Shared { offset }
                 | LocalSymbol::Local { offset },
             ) => (offset, false),
+            Some(LocalSymbol::Frame(place)) => (place.offset, false),
             None => match self.find_module(name) {
                 Some(ModuleSymbol::Shared { size, align }) => {
                     (self.place_shared(name, size, align)?, false)
@@ -138,7 +140,15 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 Some(ModuleSymbol::Global { index }) if ty.bits() == 64 => {
                     return self.preset64(Preset64::Global { index, offset });
                 }
-                Some(ModuleSymbol::Global { .. } | ModuleSymbol::Kernel) => {
+                Some(ModuleSymbol::Function { number }) if ty.bits() == 64 && offset == 0 => {
+                    self.want_function(number);
+                    return self.preset64(Preset64::Bits(windows::function_address(number)));
+                }
+                Some(
+                    ModuleSymbol::Global { .. }
+                    | ModuleSymbol::Kernel
+                    | ModuleSymbol::Function { .. },
+                ) => {
                     return self.error(format!("'{}' has no 32-bit address", shown(name)));
                 }
                 None => return self.undeclared(name),
@@ -231,17 +241,17 @@ impl<'a> FunctionBuilder<'_, 'a> {
         }
     }
 
-    /// The address operand of an access to `space`.
+    /// The address operand of an access to `space`, and the space in which it then lies.
     pub(crate) fn address(
         &mut self,
         operand: &Operand<'a>,
         space: Space,
-    ) -> Result<Address, PtxError> {
+    ) -> Result<(Space, Address), PtxError> {
         let Operand::Memory { base, offset } = *operand else {
             return self.error("this operand must be an address such as [%rd1+8]");
         };
         let Some(name) = base else {
-            return Ok(Address { base: AddressBase::Absolute, offset });
+            return Ok((space, Address { base: AddressBase::Absolute, offset }));
         };
         if let Some(register) = self.find_register(name)? {
             let base = match register.ty.bits() {
@@ -251,37 +261,35 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 }
                 _ => return self.error(format!("'{}' cannot hold an address", shown(name))),
             };
-            return Ok(Address { base, offset });
+            // The parameters of a function lie in local memory.
+            let in_function = space == Space::Param && self.units.return_to.is_some();
+            return Ok((if in_function { Space::Local } else { space }, Address { base, offset }));
         }
-        let belongs = match self.find_local(name) {
-            Some(LocalSymbol::Param { .. }) => space == Space::Param,
-            Some(LocalSymbol::Shared { .. }) => space == Space::Shared,
-            Some(LocalSymbol::Local { .. }) => space == Space::Local,
-            None => match self.find_module(name) {
-                Some(ModuleSymbol::Shared { .. } | ModuleSymbol::DynamicShared) => {
-                    space == Space::Shared
-                }
-                Some(ModuleSymbol::Global { .. }) => {
-                    matches!(space, Space::Global | Space::Constant | Space::Generic)
-                }
-                Some(ModuleSymbol::Kernel) => false,
-                None => return self.undeclared(name),
-            },
+        let (lies, place) = match (self.find_local(name), self.find_module(name)) {
+            (Some(LocalSymbol::Param { offset }), _) => (Space::Param, Some(offset)),
+            (Some(LocalSymbol::Shared { offset }), _) => (Space::Shared, Some(offset)),
+            (Some(LocalSymbol::Local { offset }), _) => (Space::Local, Some(offset)),
+            (Some(LocalSymbol::Frame(place)), _) if space == Space::Param => {
+                (Space::Local, Some(place.offset))
+            }
+            (None, Some(ModuleSymbol::Shared { .. } | ModuleSymbol::DynamicShared)) => {
+                (Space::Shared, None)
+            }
+            (None, Some(ModuleSymbol::Global { .. })) if space != Space::Shared => (space, None),
+            (None, None) => return self.undeclared(name),
+            _ => return self.error(format!("'{}' is in another state space", shown(name))),
         };
-        if !belongs {
+        let frame = lies == Space::Local && space == Space::Param;
+        let module = place.is_none() && matches!(space, Space::Local | Space::Param);
+        if (lies != space && !frame) || module {
             return self.error(format!("'{}' is in another state space", shown(name)));
         }
-        if let Some(
-            LocalSymbol::Param { offset: place }
-            | LocalSymbol::Shared { offset: place }
-            | LocalSymbol::Local { offset: place },
-        ) = self.find_local(name)
-        {
+        if let Some(place) = place {
             let offset = i64::from(place).wrapping_add(offset);
-            return Ok(Address { base: AddressBase::Absolute, offset });
+            return Ok((lies, Address { base: AddressBase::Absolute, offset }));
         }
         let slot = self.symbol_address(name, 0, Type::U64)?;
-        Ok(Address { base: AddressBase::Wide(slot), offset })
+        Ok((lies, Address { base: AddressBase::Wide(slot), offset }))
     }
 }
 
@@ -312,6 +320,15 @@ fn special(name: &str, part: Option<&str>) -> Option<Preset32> {
         ("%lanemask_ge", None) => Special::LaneMaskGe,
         ("%dynamic_smem_size", None) => Special::DynamicSharedSize,
         ("%total_smem_size", None) => Special::TotalSharedSize,
+        // A block is a cluster of its own.
+        ("%clusterid", Some(part)) => return special("%ctaid", Some(part)),
+        ("%nclusterid", Some(part)) => return special("%nctaid", Some(part)),
+        ("%cluster_ctaid", Some("x" | "y" | "z")) | ("%cluster_ctarank", None) => {
+            return Some(Preset32::Bits(0));
+        }
+        ("%cluster_nctaid", Some("x" | "y" | "z")) | ("%cluster_nctarank", None) => {
+            return Some(Preset32::Bits(1));
+        }
         ("WARP_SZ", None) => return Some(Preset32::Bits(32)),
         _ => return None,
     };

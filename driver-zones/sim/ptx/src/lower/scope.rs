@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::ir::{GlobalVariable, Slot, Type};
-use crate::parse::{PtxError, shown};
+use crate::ir::{AddressTarget, GlobalVariable, InitialAddress, Slot, Type};
+use crate::parse::{Cursor, Initializer, PtxError, shown};
 
 /// The state space of a declared variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(crate) struct Declaration<'a> {
     pub(crate) align: Option<u64>,
     /// Elements of an array; none when it has no length of its own.
     pub(crate) elements: Option<u64>,
-    pub(crate) init: Option<Vec<u8>>,
+    pub(crate) init: Option<Initializer<'a>>,
 }
 
 impl Declaration<'_> {
@@ -71,6 +71,22 @@ pub(crate) enum ModuleSymbol {
     Shared { size: u64, align: u64 },
     DynamicShared,
     Kernel,
+    Function { number: u32 },
+}
+
+/// A device function's text.
+pub(crate) struct FunctionSource<'a> {
+    /// Before its results, if there are any.
+    pub(crate) results: Cursor<'a>,
+    /// Before its parameters, or its body.
+    pub(crate) params: Cursor<'a>,
+    pub(crate) bytes: usize,
+}
+
+/// A device function, which may be declared only.
+struct Function<'a> {
+    name: &'a str,
+    source: Option<FunctionSource<'a>>,
 }
 
 /// Module-scope names.
@@ -78,6 +94,11 @@ pub(crate) enum ModuleSymbol {
 pub(crate) struct ModuleScope<'a> {
     symbols: HashMap<&'a str, ModuleSymbol>,
     globals: Vec<GlobalVariable>,
+    functions: Vec<Function<'a>>,
+    /// Values that are addresses, by the variable that holds them.
+    initial: Vec<(usize, Initializer<'a>)>,
+    /// Functions whose addresses variables hold, in no order.
+    pointed_at: Vec<u32>,
 }
 
 impl<'a> ModuleScope<'a> {
@@ -101,8 +122,73 @@ impl<'a> ModuleScope<'a> {
         self.insert(name, ModuleSymbol::Kernel, line)
     }
 
-    pub(crate) fn forget_kernel(&mut self, name: &str) {
-        self.symbols.remove(name);
+    /// Returns the function's number. One may be declared many times.
+    pub(crate) fn declare_function(&mut self, name: &'a str, line: u32) -> Result<u32, PtxError> {
+        const MAX_FUNCTIONS: usize = 1 << 20;
+        if let Some(ModuleSymbol::Function { number }) = self.symbol(name) {
+            return Ok(number);
+        }
+        let number = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
+        if self.functions.len() == MAX_FUNCTIONS {
+            return Err(PtxError::new(line, "the text has too many functions"));
+        }
+        self.functions.push(Function { name, source: None });
+        self.insert(name, ModuleSymbol::Function { number }, line)?;
+        Ok(number)
+    }
+
+    pub(crate) fn define_function(
+        &mut self,
+        number: u32,
+        source: FunctionSource<'a>,
+        line: u32,
+    ) -> Result<(), PtxError> {
+        let function = &mut self.functions[number as usize];
+        if function.source.replace(source).is_some() {
+            let message = format!("'{}' is declared twice", shown(function.name));
+            return Err(PtxError::new(line, message));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn function_name(&self, number: u32) -> &'a str {
+        self.functions[number as usize].name
+    }
+
+    pub(crate) fn function_source(&self, number: u32) -> Option<&FunctionSource<'a>> {
+        self.functions[number as usize].source.as_ref()
+    }
+
+    /// Functions whose addresses initial values hold.
+    pub(crate) fn pointed_at(&self) -> &[u32] {
+        &self.pointed_at
+    }
+
+    /// Looks up the names among initial values, once all are declared.
+    pub(crate) fn resolve_addresses(&mut self) -> Result<(), PtxError> {
+        for (index, value) in std::mem::take(&mut self.initial) {
+            for address in value.addresses {
+                let target = match self.symbol(address.name) {
+                    Some(ModuleSymbol::Global { index }) => AddressTarget::Global(index),
+                    Some(ModuleSymbol::Function { number }) => {
+                        self.pointed_at.push(number);
+                        AddressTarget::Function(number)
+                    }
+                    _ => {
+                        let name = shown(address.name);
+                        let message = format!("'{name}' is no variable or function in memory");
+                        return Err(PtxError::new(address.line, message));
+                    }
+                };
+                let (offset, addend) = (address.offset, address.addend);
+                let (bytes, first) = (address.bytes, address.first);
+                let value = InitialAddress { offset, target, addend, bytes, first };
+                self.globals[index].addresses.push(value);
+            }
+        }
+        self.pointed_at.sort_unstable();
+        self.pointed_at.dedup();
+        Ok(())
     }
 
     pub(crate) fn declare(
@@ -131,7 +217,7 @@ impl<'a> ModuleScope<'a> {
         if external {
             return declaration.error("variables of other modules are not supported");
         }
-        let given = declaration.init.as_ref().map(|bytes| bytes.len() as u64);
+        let given = declaration.init.as_ref().map(|value| value.bytes.len() as u64);
         let Some(size) = size.or(given) else {
             return declaration.error("the array needs a length or a value");
         };
@@ -140,11 +226,19 @@ impl<'a> ModuleScope<'a> {
         }
         let index = u32::try_from(self.globals.len()).unwrap_or(u32::MAX);
         self.insert(declaration.name, ModuleSymbol::Global { index }, declaration.line)?;
+        let init = declaration.init.map(|mut value| {
+            let bytes = std::mem::take(&mut value.bytes);
+            if !value.addresses.is_empty() {
+                self.initial.push((self.globals.len(), value));
+            }
+            bytes
+        });
         self.globals.push(GlobalVariable {
             name: declaration.name.to_owned(),
             size,
             align,
-            init: declaration.init,
+            init,
+            addresses: Vec::new(),
             constant: declaration.space == VariableSpace::Constant,
         });
         Ok(())
@@ -161,15 +255,35 @@ pub(crate) struct Register {
 /// What a name that is declared in a body stands for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LocalSymbol {
-    Param { offset: u32 },
-    Shared { offset: u32 },
-    Local { offset: u32 },
+    Param {
+        offset: u32,
+    },
+    Shared {
+        offset: u32,
+    },
+    Local {
+        offset: u32,
+    },
+    /// A parameter of a device function or of a call, which lies in local memory.
+    Frame(FramePlace),
+}
+
+/// Where a parameter of a device function or of a call lies in local memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FramePlace {
+    pub(crate) offset: u32,
+    pub(crate) size: u32,
+    pub(crate) align: u32,
 }
 
 /// One `{ }` of a body.
 #[derive(Default)]
 pub(crate) struct Scope<'a> {
     pub(crate) parent: Option<usize>,
+    /// Bytes of local memory that were taken when it began.
+    pub(crate) local_before: u64,
+    /// Whether what it takes of local memory stays taken after its end.
+    pub(crate) keeps_local: bool,
     pub(crate) single: HashMap<&'a str, Type>,
     pub(crate) ranges: HashMap<&'a str, (Type, u32)>,
     /// Registers that were used, which alone take a slot.

@@ -21,7 +21,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 self.emit(Op::ActiveMask { d })?;
                 return Ok(true);
             }
-            "shfl" | "vote" | "match" | "redux" => {}
+            "shfl" | "vote" | "match" | "redux" | "elect" => {}
             _ => return Ok(false),
         }
         if !m.take("sync") {
@@ -31,6 +31,14 @@ impl<'a> FunctionBuilder<'_, 'a> {
             "shfl" => self.lower_shuffle(s, m)?,
             "vote" => self.lower_vote(s, m)?,
             "match" => self.lower_match(s, m)?,
+            "elect" => {
+                let (Some(p), [d, members]) = (&s.second, self.operands(s)?) else {
+                    return m.error("it has two results");
+                };
+                let (d, p) = (self.destination(d, Type::B32)?, self.predicate_destination(p)?);
+                let members = self.source(members, Type::B32)?;
+                self.emit(Op::Elect { d, p, members })?;
+            }
             _ => self.lower_reduce(s, m)?,
         }
         Ok(true)
@@ -94,8 +102,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
     }
 
     fn lower_match(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
-        if !m.take("any") || s.second.is_some() {
-            return m.error("only '.any' is supported");
+        let all = m.take("all");
+        if !all && (!m.take("any") || s.second.is_some()) {
+            return m.error("one of '.any' and '.all' is needed");
         }
         let ty = m.ty()?;
         if !matches!(ty, Type::B32 | Type::B64) {
@@ -104,7 +113,15 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let [d, a, members] = self.operands(s)?;
         let d = self.destination(d, Type::B32)?;
         let (a, members) = (self.source(a, ty)?, self.source(members, Type::B32)?);
-        self.emit(Op::MatchAny { wide: ty == Type::B64, d, a, members })
+        let wide = ty == Type::B64;
+        if !all {
+            return self.emit(Op::MatchAny { wide, d, a, members });
+        }
+        let p = match &s.second {
+            Some(p) => self.predicate_destination(p)?,
+            None => self.temporary(Type::Pred, u8::MAX)?,
+        };
+        self.emit(Op::MatchAll { wide, d, p, a, members })
     }
 
     fn lower_reduce(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {

@@ -3,6 +3,7 @@
 use super::lexer::{Lexer, Token};
 use super::{PtxError, shown};
 
+#[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {
     lexer: Lexer<'a>,
     /// The token that is looked at.
@@ -22,6 +23,11 @@ impl<'a> Cursor<'a> {
         self.token = self.lexer.next()?;
         self.line = self.lexer.line();
         Ok(())
+    }
+
+    /// How much of the text was read.
+    pub(crate) fn position(&self) -> usize {
+        self.lexer.position()
     }
 
     pub(crate) fn error<T>(&self, message: impl Into<String>) -> Result<T, PtxError> {

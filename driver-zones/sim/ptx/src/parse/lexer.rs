@@ -29,6 +29,7 @@ impl Token<'_> {
     }
 }
 
+#[derive(Clone, Debug)]
 pub(crate) struct Lexer<'a> {
     source: &'a str,
     at: usize,
@@ -47,6 +48,11 @@ impl<'a> Lexer<'a> {
     /// Line of the next token once white space before it has been skipped.
     pub(crate) fn line(&self) -> u32 {
         self.line
+    }
+
+    /// How much of the text was read.
+    pub(crate) fn position(&self) -> usize {
+        self.at
     }
 
     fn peek(&self, ahead: usize) -> u8 {

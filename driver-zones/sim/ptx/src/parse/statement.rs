@@ -6,7 +6,9 @@ use super::{PtxError, shown};
 
 const MAX_OPERANDS: usize = 12;
 const MAX_MODIFIERS: usize = 12;
-const MAX_VECTOR: usize = 4;
+const MAX_VECTOR: usize = 8;
+/// Arguments of one call.
+const MAX_ARGUMENTS: usize = 8192;
 
 /// An operand as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +26,8 @@ pub(crate) enum Operand<'a> {
     Memory { base: Option<&'a str>, offset: i64 },
     /// `{a, b}`.
     Vector(Vec<Operand<'a>>),
+    /// `(a, b)`: the results or the arguments of a call.
+    List(Vec<&'a str>),
 }
 
 /// One instruction as it was written.
@@ -94,11 +98,14 @@ impl<'a> Statement<'a> {
                 return cursor.error("the instruction has too many operands");
             }
             if cursor.token == Token::Punct('(') {
-                let opcode = statement.opcode();
-                let message = format!("unknown instruction '{opcode}' with a list of arguments");
-                return cursor.error(message);
+                if mnemonic != "call" {
+                    let opcode = statement.opcode();
+                    return cursor.error(format!("unknown instruction '{opcode}' with a list"));
+                }
+                statement.operands.push(list(cursor)?);
+            } else {
+                statement.operands.push(operand(cursor)?);
             }
-            statement.operands.push(operand(cursor)?);
             if cursor.token == Token::Punct('|') && statement.operands.len() == 1 {
                 cursor.advance()?;
                 statement.second = Some(operand(cursor)?);
@@ -113,12 +120,27 @@ impl<'a> Statement<'a> {
     }
 }
 
+fn list<'a>(cursor: &mut Cursor<'a>) -> Result<Operand<'a>, PtxError> {
+    cursor.expect('(')?;
+    let mut names = Vec::new();
+    while !cursor.accept(')')? {
+        if names.len() == MAX_ARGUMENTS {
+            return cursor.error(format!("a call has at most {MAX_ARGUMENTS} arguments"));
+        }
+        if !names.is_empty() {
+            cursor.expect(',')?;
+        }
+        names.push(cursor.word("a parameter's name")?);
+    }
+    Ok(Operand::List(names))
+}
+
 fn operand<'a>(cursor: &mut Cursor<'a>) -> Result<Operand<'a>, PtxError> {
     if cursor.accept('{')? {
         let mut elements = Vec::new();
         loop {
             if elements.len() == MAX_VECTOR {
-                return cursor.error("a vector operand has at most 4 elements");
+                return cursor.error("a vector operand has at most 8 elements");
             }
             elements.push(scalar(cursor)?);
             if cursor.accept('}')? {
@@ -166,7 +188,7 @@ fn scalar<'a>(cursor: &mut Cursor<'a>) -> Result<Operand<'a>, PtxError> {
     }
 }
 
-fn offset(cursor: &mut Cursor<'_>) -> Result<i64, PtxError> {
+pub(super) fn offset(cursor: &mut Cursor<'_>) -> Result<i64, PtxError> {
     match cursor.token {
         Token::Punct('+') => {
             cursor.advance()?;

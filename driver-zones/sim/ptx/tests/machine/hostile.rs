@@ -1,22 +1,21 @@
 //! Mutated and random PTX: the parser answers, and what it accepts stays within
 //! the memory that it was given.
-mod common;
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
 
-    use super::common::{TestMemory, program};
-    use gpuzone_sim_ptx::{Dim3, Launch, Module, execute_within};
+    use crate::common::{TestMemory, program};
+    use gpuzone_sim_ptx::{Dim3, Launch, Module, PrintBuffer, execute_within};
     use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_oneof, proptest};
 
     const SEEDS: [&str; 7] = [
-        include_str!("../../kernels/ptx/vector_add.ptx"),
-        include_str!("../../kernels/ptx/matmul_tiled.ptx"),
-        include_str!("../../kernels/ptx/reduce.ptx"),
-        include_str!("../../kernels/ptx/softmax.ptx"),
-        include_str!("../../kernels/ptx/histogram.ptx"),
-        include_str!("../../kernels/ptx/faults.ptx"),
+        include_str!("../../../kernels/ptx/vector_add.ptx"),
+        include_str!("../../../kernels/ptx/matmul_tiled.ptx"),
+        include_str!("../../../kernels/ptx/reduce.ptx"),
+        include_str!("../../../kernels/ptx/softmax.ptx"),
+        include_str!("../../../kernels/ptx/histogram.ptx"),
+        include_str!("../../../kernels/ptx/faults.ptx"),
         ".version 8.0 .target sm_75 .entry k() { ret; }",
     ];
 
@@ -109,7 +108,7 @@ mod tests {
     /// Runs all kernels of a text that parses, on little memory, for a short time.
     fn run(source: &str) {
         let Ok(module) = Module::parse(source) else { return };
-        let cancel = AtomicBool::new(false);
+        let (cancel, prints) = (AtomicBool::new(false), PrintBuffer::new(1 << 12));
         let mut memory = TestMemory::default();
         let before = memory.add_words(&[0x1111_1111; 4]);
         let (first, second) = (memory.add_words(&[3; 64]), memory.add_words(&[5; 64]));
@@ -128,6 +127,7 @@ mod tests {
                     dynamic_shared_bytes: 64,
                     params: &params,
                     globals: &globals,
+                    prints: &prints,
                     cancel: &cancel,
                     threads: 2,
                     clock_hz: 1,

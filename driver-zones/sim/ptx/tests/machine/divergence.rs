@@ -1,12 +1,11 @@
 //! Lanes that part and meet: branches, barriers, shuffles, votes.
-mod common;
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
-    use super::common::{Arg, Run, TestMemory, program, results};
+    use crate::common::{Arg, Run, TestMemory, program, results};
     use gpuzone_sim_ptx::Fault;
 
     fn fault(body: &str, threads: u32) -> Fault {

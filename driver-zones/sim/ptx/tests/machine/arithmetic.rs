@@ -1,9 +1,8 @@
 //! Instructions one by one, with values known from the PTX manual or from Rust.
-mod common;
 
 #[cfg(test)]
 mod tests {
-    use super::common::results;
+    use crate::common::results;
 
     /// The first lane's result.
     fn one(body: &str) -> u32 {

@@ -1,18 +1,17 @@
 //! Each of our kernels, as nvcc compiled it, against the CPU.
-mod common;
 
 #[cfg(test)]
 mod tests {
-    use super::common::{Arg, Numbers, Run, TestMemory};
+    use crate::common::{Arg, Numbers, Run, TestMemory};
     use gpuzone_sim_ptx::{Fault, Module};
 
-    const VECTOR_ADD: &str = include_str!("../../kernels/ptx/vector_add.ptx");
-    const SAXPY: &str = include_str!("../../kernels/ptx/saxpy.ptx");
-    const MATMUL: &str = include_str!("../../kernels/ptx/matmul_tiled.ptx");
-    const REDUCE: &str = include_str!("../../kernels/ptx/reduce.ptx");
-    const SOFTMAX: &str = include_str!("../../kernels/ptx/softmax.ptx");
-    const HISTOGRAM: &str = include_str!("../../kernels/ptx/histogram.ptx");
-    const FAULTS: &str = include_str!("../../kernels/ptx/faults.ptx");
+    const VECTOR_ADD: &str = include_str!("../../../kernels/ptx/vector_add.ptx");
+    const SAXPY: &str = include_str!("../../../kernels/ptx/saxpy.ptx");
+    const MATMUL: &str = include_str!("../../../kernels/ptx/matmul_tiled.ptx");
+    const REDUCE: &str = include_str!("../../../kernels/ptx/reduce.ptx");
+    const SOFTMAX: &str = include_str!("../../../kernels/ptx/softmax.ptx");
+    const HISTOGRAM: &str = include_str!("../../../kernels/ptx/histogram.ptx");
+    const FAULTS: &str = include_str!("../../../kernels/ptx/faults.ptx");
 
     #[test]
     fn vector_add_is_exact() {

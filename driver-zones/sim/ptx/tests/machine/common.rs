@@ -2,10 +2,11 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::cell::UnsafeCell;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use gpuzone_sim_ptx::{
-    DeviceMemory, Dim3, Fault, Launch, LaunchReport, Module, Region, execute_within,
+    DeviceMemory, Dim3, Fault, Launch, LaunchReport, Module, PrintBuffer, Region, execute_within,
 };
 
 /// Where the first allocation of a test lies.
@@ -107,7 +108,11 @@ pub(crate) struct Run<'a> {
     pub(crate) budget: u64,
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) globals: &'a [u64],
+    pub(crate) prints: &'a PrintBuffer,
 }
+
+/// Where the output of kernels goes that nobody looks at.
+static PRINTS: LazyLock<PrintBuffer> = LazyLock::new(|| PrintBuffer::new(1 << 16));
 
 pub(crate) static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -121,6 +126,7 @@ impl Default for Run<'_> {
             budget: u64::MAX,
             cancel: &NEVER,
             globals: &[],
+            prints: &PRINTS,
         }
     }
 }
@@ -150,6 +156,7 @@ impl Run<'_> {
             dynamic_shared_bytes: self.shared,
             params: &params,
             globals: self.globals,
+            prints: self.prints,
             cancel: self.cancel,
             threads: self.threads,
             clock_hz: 1_000_000_000,

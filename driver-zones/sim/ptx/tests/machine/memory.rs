@@ -1,9 +1,8 @@
 //! State spaces, atomics, and the faults of each.
-mod common;
 
 #[cfg(test)]
 mod tests {
-    use super::common::{Arg, Run, TestMemory, program, results};
+    use crate::common::{Arg, Run, TestMemory, program, results};
     use gpuzone_sim_ptx::{Fault, Module};
 
     fn fault(body: &str) -> Fault {
@@ -60,7 +59,7 @@ mod tests {
         assert!(illegal("atom.global.add.u32 %r1, [%rd0+-4], 1;"));
         assert_eq!(
             fault("ld.global.v2.u32 {%r1, %r2}, [%rd0+4];"),
-            Fault::MisalignedAddress { address: super::common::FIRST_ADDRESS + 4, bytes: 8 }
+            Fault::MisalignedAddress { address: crate::common::FIRST_ADDRESS + 4, bytes: 8 }
         );
         assert!(matches!(
             fault(".shared .b32 s[8]; ld.shared.u32 %r1, [s+2];"),
@@ -99,10 +98,12 @@ mod tests {
         let [table, x, big, y] = module.globals() else { panic!("four variables") };
         assert!(table.constant && table.size == 16 && table.align == 4);
         let bytes: Vec<u8> = [1_u32, 16, 3].iter().flat_map(|word| word.to_le_bytes()).collect();
-        assert_eq!(table.init.as_deref(), Some(bytes.as_slice()));
-        assert_eq!(x.init.as_deref(), Some(1.0_f64.to_le_bytes().as_slice()));
-        assert_eq!((big.size, big.align, big.init.as_ref()), (1 << 40, 16, None));
-        assert_eq!((y.size, y.init.as_ref()), (4, None));
+        let initial = |index| module.initial_value(index, &[]);
+        assert_eq!(initial(0), Some(bytes));
+        assert_eq!(initial(1), Some(1.0_f64.to_le_bytes().to_vec()));
+        assert_eq!((x.size, x.constant), (8, false));
+        assert_eq!((big.size, big.align, initial(2)), (1 << 40, 16, None));
+        assert_eq!((y.size, initial(3), initial(4)), (4, None, None));
         let mut memory = TestMemory::default();
         let (out, table) = (memory.add_words(&[0]), memory.add_words(&[1, 16, 3, 0]));
         let globals = [table, 0, 0, 0];

@@ -1,11 +1,10 @@
 //! What is not known is refused with its line; hostile text costs little.
-mod common;
 
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::common::program;
+    use crate::common::program;
     use gpuzone_sim_ptx::{Module, PtxError};
 
     fn refused(source: &str) -> PtxError {
@@ -35,7 +34,9 @@ mod tests {
             ("add.u32 %r1, %rd1, 1;", "register '%rd1' has 64 bits, not 32"),
             ("add.u32 %r1, %r99, 1;", "'%r99' is not declared"),
             ("add.u32 %r1, %r2;", "takes 3 operands, not 2"),
-            ("add.f16 %rs1, %rs1, %rs1;", "supported for .f32 and .f64 only"),
+            ("add.rz.f16 %rs1, %rs1, %rs1;", "rounded to nearest only"),
+            ("mul.relu.bf16 %rs1, %rs1, %rs1;", "this clamp does not exist"),
+            ("div.f16 %rs1, %rs1, %rs1;", "supported for .f32 and .f64 only"),
             ("add.u16 %rs1, %rs1, 70000;", "does not fit 16 bits"),
             ("bra NOWHERE;", "label 'NOWHERE' is not declared"),
             ("@%r1 bra X; X:", "register '%r1' is not a predicate"),
@@ -45,12 +46,26 @@ mod tests {
             ("ld.shared.u32 %r1, [out];", "another state space"),
             ("st.param.u32 [out], %r1;", "cannot be written"),
             ("ld.global.v2.u32 %r1, [%rd1];", "another length"),
-            ("ld.global.v4.u64 {%rd1,%rd2,%rd3,%rd4}, [%rd1];", "at most 16 bytes"),
-            ("call foo, (%r1);", "unknown instruction 'call'"),
-            ("call.uni (%r1), foo, (%r1);", "unknown instruction 'call.uni'"),
+            ("ld.shared.v4.u64 {%rd1,%rd2,%rd3,%rd4}, [%rd1];", "at most 16 bytes"),
+            ("ld.global.v8.u64 {%rd1,%rd2,%rd3,%rd4,%rd5,%rd6,%rd7,%rd8}, [%rd1];", "at most 32 bytes"),
+            ("call foo, (%r1);", "'%r1' is no variable of the parameter space"),
+            ("call.uni (%r1), foo;", "'%r1' is no variable of the parameter space"),
+            ("call foo;", "'foo' is not a function"),
+            ("call %r1;", "'%r1' cannot hold an address"),
+            ("call k;", "'k' is not a function"),
+            ("add.u32 (%r1), %r1, %r1;", "with a list"),
             ("shfl.down.b32 %r1, %r1, 1, 31;", "only the '.sync' form"),
             ("cvt.f32.s32 %f1, %r1;", "rounding does not fit"),
-            ("fma.rz.f64 %fd1, %fd1, %fd1, %fd1;", "only '.rn'"),
+            ("fma.ftz.f64 %fd1, %fd1, %fd1, %fd1;", "do not exist for .f64"),
+            ("cvt.rna.f16.f32 %rs1, %f1;", "rounding does not fit"),
+            ("cvt.rn.f16x2.f64 %r1, %fd1, %fd1;", "from two .f32 only"),
+            ("cp.async.bulk.shared.global [%r1], [%rd1], 16;", "without '.bulk'"),
+            ("cp.async.ca.shared.global [%r1], [%rd1], 5;", "4, 8 or 16 bytes"),
+            ("tex.2d.v4.f32.f32 {%f1,%f2,%f3,%f4}, [%rd1, {%f1,%f2}];", "expected"),
+            ("suld.b.1d.b32.trap %r1, [%rd1];", "unknown instruction 'suld.b.1d.b32.trap'"),
+            ("tcgen05.fence::before_thread_sync;", "unknown instruction 'tcgen05"),
+            ("wgmma.fence.sync.aligned;", "unknown instruction 'wgmma"),
+            ("mapa.u64 %rd1, %rd2, 1;", "unknown instruction 'mapa"),
             ("wmma.load.a.sync.aligned.row.m16n16k16.f16 {%r1}, [%rd1];", "unknown instruction"),
             ("bar.red.popc.s32 %r1, 0, %p1;", "does not exist for this type"),
             (".local .b8 x[600000];", "larger than 524288"),
@@ -76,6 +91,13 @@ mod tests {
             ".version 8.0 .target sm_75 .entry k() {",
             ".version 8.0 .target sm_75 .entry k() {} .entry k() {}",
             ".version 8.0 .target sm_75 .extern .global .u32 elsewhere;",
+            ".version 8.0 .target sm_75 .global .u32 q; .global .u32 p = q;",
+            ".version 8.0 .target sm_75 .shared .u32 q; .global .u64 p = q;",
+            ".version 8.0 .target sm_75 .global .u32 q; .global .u8 p[2] = {0xff0(q)};",
+            ".version 8.0 .target sm_75 .global .u32 q[4] = {{1, 2}, {3, 4}};",
+            ".version 8.0 .target sm_75 .func f() {} .func f() {}",
+            ".version 8.0 .target sm_75 .func f() ",
+            ".version 8.0 .target sm_75 .func (.param .b32 f() {} ",
             ".version 8.0 .target sm_75 .global .u64 p = elsewhere;",
             ".version 8.0 .target sm_75 .global .u8 p[2] = {1, 2, 3};",
             ".version 8.0 .target sm_75 .global .attribute(.managed) .u32 m;",
