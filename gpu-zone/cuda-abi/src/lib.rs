@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod functions;
+pub mod image;
 mod numbers;
 mod result;
 mod types;
@@ -18,7 +19,7 @@ pub use numbers::{
 pub use result::CuResult;
 pub use types::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
-    launch_param, stream_handle,
+    launch_param, link_input, stream_handle,
 };
 
 /// The version of the driver API whose names and numbers these are, as `cuDriverGetVersion` has it.

@@ -18,7 +18,7 @@ use gpuzone_wire::spec::{
 use crate::connect::{FORKED, connect};
 use crate::ffi::Answer;
 use crate::handles::{Kind, number};
-use crate::tables::{Context, Function, Primary, Ranges, Stream};
+use crate::tables::{Context, Function, Kernel, Library, Linker, Primary, Ranges, Stream};
 
 /// The first number of contexts that are no GPU's primary one.
 const FIRST_CONTEXT: u32 = 1 << 16;
@@ -33,6 +33,9 @@ pub(crate) struct State {
     pub(crate) modules: HashMap<ModuleId, ContextId>,
     pub(crate) functions: HashMap<FunctionId, Function>,
     pub(crate) by_name: HashMap<(ModuleId, String), FunctionId>,
+    pub(crate) libraries: HashMap<u32, Library>,
+    pub(crate) kernels: HashMap<u32, Kernel>,
+    pub(crate) linkers: HashMap<u32, Linker>,
     pub(crate) streams: HashMap<StreamId, Stream>,
     pub(crate) events: HashMap<EventId, ContextId>,
     pub(crate) ranges: Ranges,
@@ -71,6 +74,9 @@ pub(crate) fn initialise() -> Answer {
         modules: HashMap::new(),
         functions: HashMap::new(),
         by_name: HashMap::new(),
+        libraries: HashMap::new(),
+        kernels: HashMap::new(),
+        linkers: HashMap::new(),
         streams: HashMap::new(),
         events: HashMap::new(),
         ranges: Ranges::default(),
@@ -180,6 +186,13 @@ impl State {
         self.functions.retain(|_, function| function.context != id);
         let modules = &self.modules;
         self.by_name.retain(|(module, _), _| modules.contains_key(module));
+        for library in self.libraries.values_mut() {
+            library.modules.remove(&id);
+        }
+        for kernel in self.kernels.values_mut() {
+            kernel.functions.remove(&id);
+        }
+        self.linkers.retain(|_, linker| linker.context != id);
         self.streams.retain(|_, stream| stream.context != id);
         self.events.retain(|_, context| *context != id);
         self.ranges.retain(|range| range.context != id);

@@ -90,6 +90,8 @@ pub struct Caps {
     pub module_bytes: u64,
     /// Bytes of the images of all modules that the processes of a lease have loaded.
     pub image_bytes: u64,
+    /// Bytes that one image has when it is unpacked.
+    pub unpacked_bytes: u64,
     /// Streams of a process.
     pub streams: u32,
     /// Events of a process.
@@ -106,6 +108,7 @@ impl Default for Caps {
             modules: 1024,
             module_bytes: 64 << 20,
             image_bytes: 1 << 30,
+            unpacked_bytes: 256 << 20,
             streams: 1024,
             events: 65_536,
             allocations: 1 << 20,

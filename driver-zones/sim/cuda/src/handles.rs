@@ -8,6 +8,7 @@ use gpuzone_cuda_abi::CuResult;
 
 use crate::Answer;
 use crate::abi::Word;
+use crate::api::Linking;
 use crate::context::Context;
 use crate::event::{Event, Stream};
 use crate::function::Function;
@@ -21,6 +22,7 @@ pub(crate) enum Object {
     Function(Arc<Function>),
     Stream(Arc<Stream>),
     Event(Arc<Event>),
+    Link(Arc<Linking>),
 }
 
 struct Table {
@@ -61,6 +63,7 @@ fn owner(object: &Object) -> &Arc<Context> {
         Object::Function(function) => function.module().context(),
         Object::Stream(stream) => stream.context(),
         Object::Event(event) => event.context(),
+        Object::Link(linking) => linking.link.context(),
     }
 }
 
@@ -69,7 +72,7 @@ pub(crate) fn remove_functions(module: &Arc<Module>) {
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
     table.objects.retain(|_, object| match object {
         Object::Function(function) => !Arc::ptr_eq(function.module(), module),
-        Object::Context(_) | Object::Module(_) | Object::Stream(_) | Object::Event(_) => true,
+        _ => true,
     });
 }
 
@@ -88,7 +91,7 @@ pub(crate) fn contexts() -> Vec<Arc<Context>> {
     let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
     let contexts = table.objects.values().filter_map(|object| match object {
         Object::Context(context) => Some(Arc::clone(context)),
-        Object::Module(_) | Object::Function(_) | Object::Stream(_) | Object::Event(_) => None,
+        _ => None,
     });
     contexts.collect()
 }
@@ -118,6 +121,7 @@ typed! {
     function: Function, Function;
     stream: Stream, Stream;
     event: Event, Event;
+    link: Link, Linking;
 }
 
 /// The context of a handle; one that is gone says so.

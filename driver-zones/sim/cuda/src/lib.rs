@@ -27,6 +27,8 @@ mod executor;
 mod function;
 mod handles;
 mod host_memory;
+mod image;
+mod link;
 mod memory;
 mod module;
 mod work;

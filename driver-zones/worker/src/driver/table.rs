@@ -120,6 +120,14 @@ driver! {
     module_load: ["cuModuleLoadDataEx"]
         (*mut CUmodule, *const c_void, u32, *mut u32, *mut *mut c_void);
     module_unload: ["cuModuleUnload"] (CUmodule);
+    module_kernel_count: ["cuModuleGetFunctionCount"] (*mut u32, CUmodule);
+    module_kernels: ["cuModuleEnumerateFunctions"] (*mut CUfunction, u32, CUmodule);
+    function_name: ["cuFuncGetName"] (*mut *const c_char, CUfunction);
+    link_create: ["cuLinkCreate_v2"] (u32, *mut u32, *mut *mut c_void, *mut *mut c_void);
+    link_add: ["cuLinkAddData_v2"]
+        (*mut c_void, u32, *mut c_void, usize, *const c_char, u32, *mut u32, *mut *mut c_void);
+    link_complete: ["cuLinkComplete"] (*mut c_void, *mut *mut c_void, *mut usize);
+    link_destroy: ["cuLinkDestroy"] (*mut c_void);
     module_function: ["cuModuleGetFunction"] (*mut CUfunction, CUmodule, *const c_char);
     module_global: ["cuModuleGetGlobal_v2"]
         (*mut CUdeviceptr, *mut usize, CUmodule, *const c_char);

@@ -1,17 +1,7 @@
 //! The spec's calls, each with its piece of the session.
 
 use gpuzone_cuda_abi::{CuResult, FunctionIndex};
-use gpuzone_wire::spec::{
-    Call, ContextCreate, ContextCreated, ContextDestroy, ContextDestroyed, ContextIdle,
-    ContextLimit, ContextLimitValue, ContextSynchronize, CopiedToHost, CopyOnDevice, CopyToDevice,
-    CopyToHost, DevicePtr, EventCreate, EventDestroy, EventDone, EventElapsed, EventElapsedReply,
-    EventQuery, EventRecord, EventState, EventSynchronize, FunctionAttributes,
-    FunctionSetAttribute, Handler, Launch, MemoryAllocate, MemoryAllocated, MemoryFree, MemoryInfo,
-    MemoryInfoReply, MemorySet, ModuleData, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
-    ModuleGlobalReply, ModuleLoad, ModuleLoaded, ModuleUnload, Occupancy, OccupancyReply,
-    StreamCreate, StreamDestroy, StreamIdle, StreamQuery, StreamState, StreamSynchronize,
-    StreamWaitEvent, Unsupported,
-};
+use gpuzone_wire::spec::*;
 
 use super::Session;
 
@@ -103,6 +93,14 @@ impl Handler for Session {
         r: ModuleFunction,
     ) -> Answer<ModuleFunctionReply> {
         self.look_up_function(r)
+    }
+
+    fn module_kernels(&mut self, _: &mut Call<'_>, r: ModuleKernels) -> Answer<ModuleKernelNames> {
+        Ok(ModuleKernelNames { names: self.name_kernels(r.module)? })
+    }
+
+    fn link(&mut self, call: &mut Call<'_>, r: Link) -> Answer<Linked> {
+        Session::link(self, call, &r)
     }
 
     fn module_global(&mut self, _: &mut Call<'_>, r: ModuleGlobal) -> Answer<ModuleGlobalReply> {

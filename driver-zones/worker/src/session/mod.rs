@@ -2,6 +2,8 @@
 
 mod contexts;
 mod handler;
+mod jit;
+mod links;
 mod memory;
 mod modules;
 mod serve;

@@ -24,6 +24,7 @@ const CAPS: Caps = Caps {
     modules: 3,
     module_bytes: 64,
     image_bytes: 96,
+    unpacked_bytes: 1 << 20,
     streams: 3,
     events: 3,
     allocations: 3,

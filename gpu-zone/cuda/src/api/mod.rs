@@ -1,13 +1,17 @@
-//! The functions of the driver API that are supported.
-
 mod context;
 mod copy;
 mod device;
 mod event;
+mod function;
 mod general;
+mod jit;
 mod launch;
+mod library;
+mod link;
 mod memory;
 mod module;
 mod pointer;
 mod primary;
 mod stream;
+
+pub(crate) use jit::Options;

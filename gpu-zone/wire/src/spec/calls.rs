@@ -3,8 +3,8 @@
 use gpuzone_cuda_abi::CuResult;
 
 use super::{
-    Call, ContextId, DevicePtr, EventId, FunctionId, JitSetting, Kind, ModuleId, ParamInfo,
-    Request, StreamId, Supported,
+    Call, ContextId, DevicePtr, EventId, FunctionId, JitSetting, Kind, LinkInput, ModuleId,
+    ParamInfo, Request, StreamId, Supported,
 };
 use crate::codec::{DecodeError, Field, Source, fields};
 
@@ -129,7 +129,10 @@ calls! {
         "cuMemAllocHost_v2" "cuMemHostAlloc" "cuMemFreeHost" "cuMemHostGetFlags"
         "cuMemGetAddressRange_v2" "cuPointerGetAttribute" "cuPointerGetAttributes"
         "cuFuncGetAttribute" "cuFuncGetModule" "cuFuncGetName" "cuFuncGetParamInfo"
-        "cuFuncIsLoaded" "cuFuncLoad" "cuFuncSetCacheConfig"
+        "cuFuncIsLoaded" "cuFuncLoad" "cuFuncSetCacheConfig" "cuFuncSetSharedMemConfig"
+        "cuLibraryGetKernel" "cuKernelGetLibrary" "cuKernelGetName" "cuKernelSetCacheConfig"
+        "cuLinkCreate" "cuLinkCreate_v2" "cuLinkAddData" "cuLinkAddData_v2" "cuLinkAddFile"
+        "cuLinkAddFile_v2" "cuLinkDestroy"
         "cuStreamGetFlags" "cuStreamGetPriority" "cuStreamGetCtx" "cuStreamGetId"
         "cuStreamGetDevice" "cuStreamIsCapturing"
     }
@@ -177,20 +180,33 @@ calls! {
     Posted module_data: ModuleData [] {}
     /// Loads the collected image. `loaded` is the driver's answer: the logs come either way.
     Replied module_load: ModuleLoad
-        ["cuModuleLoad" "cuModuleLoadData" "cuModuleLoadDataEx" "cuModuleLoadFatBinary"]
+        ["cuModuleLoad" "cuModuleLoadData" "cuModuleLoadDataEx" "cuModuleLoadFatBinary"
+         "cuLibraryLoadData" "cuLibraryLoadFromFile" "cuLibraryGetModule"]
         { module: ModuleId, settings: Vec<JitSetting>, info_log: u32, error_log: u32 }
         -> ModuleLoaded { loaded: u32, info_log: Vec<u8>, error_log: Vec<u8> }
     /// Unloads a module, its kernels and variables.
-    Posted module_unload: ModuleUnload ["cuModuleUnload"] { module: ModuleId }
+    Posted module_unload: ModuleUnload ["cuModuleUnload" "cuLibraryUnload"] { module: ModuleId }
+    /// Names a module's kernels.
+    Replied module_kernels: ModuleKernels
+        ["cuModuleGetFunctionCount" "cuModuleEnumerateFunctions" "cuLibraryGetKernelCount"
+         "cuLibraryEnumerateKernels"]
+        { module: ModuleId } -> ModuleKernelNames { names: Vec<String> }
+    /// Links the collected images, which lie one behind the other. What is made comes in pieces.
+    Replied link: Link ["cuLinkComplete"]
+        { inputs: Vec<LinkInput>, settings: Vec<JitSetting>, info_log: u32, error_log: u32 }
+        -> Linked { linked: u32, info_log: Vec<u8>, error_log: Vec<u8> }
     /// Looks up a kernel; `attributes` are those of `CUfunction_attribute`, by number.
-    Replied module_function: ModuleFunction ["cuModuleGetFunction"]
+    Replied module_function: ModuleFunction
+        ["cuModuleGetFunction" "cuKernelGetFunction" "cuKernelGetAttribute" "cuKernelGetParamInfo"]
         { module: ModuleId, function: FunctionId, name: String }
         -> ModuleFunctionReply { parameters: Vec<ParamInfo>, attributes: Vec<i32> }
     /// Looks up a variable.
-    Replied module_global: ModuleGlobal ["cuModuleGetGlobal_v2"]
+    Replied module_global: ModuleGlobal
+        ["cuModuleGetGlobal_v2" "cuLibraryGetGlobal"]
         { module: ModuleId, name: String } -> ModuleGlobalReply { pointer: DevicePtr, bytes: u64 }
     /// Changes how a kernel runs; answers its attributes.
-    Replied function_set_attribute: FunctionSetAttribute ["cuFuncSetAttribute"]
+    Replied function_set_attribute: FunctionSetAttribute
+        ["cuFuncSetAttribute" "cuKernelSetAttribute"]
         { function: FunctionId, attribute: i32, value: i32 }
         -> FunctionAttributes { attributes: Vec<i32> }
     /// Asks how many blocks of a kernel run at once on a multiprocessor.

@@ -57,3 +57,13 @@ pub struct JitSetting {
     pub value: u64,
 }
 fields!(JitSetting { option, value });
+
+/// A piece of what is linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInput {
+    /// What it is, as in `CUjitInputType`.
+    pub kind: u32,
+    /// Its size.
+    pub bytes: u64,
+}
+fields!(LinkInput { kind, bytes });

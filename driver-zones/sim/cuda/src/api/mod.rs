@@ -10,6 +10,7 @@ mod jit;
 mod lane;
 mod launch;
 mod library;
+mod link;
 mod memory;
 mod module;
 mod occupancy;
@@ -18,6 +19,8 @@ mod primary;
 mod stream;
 
 use std::ffi::c_void;
+
+pub(crate) use link::Linking;
 
 /// The address of an exported function.
 fn symbol(name: &str) -> Option<*const c_void> {
@@ -29,6 +32,7 @@ fn symbol(name: &str) -> Option<*const c_void> {
         global::symbol,
         launch::symbol,
         library::symbol,
+        link::symbol,
         memory::symbol,
         module::symbol,
         occupancy::symbol,
