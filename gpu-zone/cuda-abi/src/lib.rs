@@ -8,13 +8,14 @@ mod functions;
 pub mod image;
 mod numbers;
 mod result;
+pub mod rows;
 mod types;
 
 pub use functions::{FUNCTIONS, FunctionIndex};
 pub use numbers::{
     DeviceAttribute, FunctionAttribute, JitOption, LaunchAttribute, Limit, PointerAttribute,
-    ctx_flags, event_flags, mem_host_flags, memory_type, module_loading, proc_address,
-    stream_flags,
+    ctx_flags, event_flags, mem_host_flags, memory_type, module_loading, pool_attribute,
+    proc_address, stream_flags,
 };
 pub use result::CuResult;
 pub use types::{

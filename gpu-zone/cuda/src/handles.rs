@@ -17,6 +17,7 @@ pub(crate) enum Kind {
     Library = 6,
     Kernel = 7,
     Linker = 8,
+    Pool = 9,
 }
 
 /// The handle of the object with this number.

@@ -1,8 +1,7 @@
 //! The connection and everything that hangs on it, behind one mutex.
 
-use std::alloc::Layout;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -12,12 +11,13 @@ use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::Payload;
 use gpuzone_wire::spec::{
-    ContextDestroy, ContextId, EventId, FunctionId, ModuleId, Request, StreamId,
+    ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PoolId, Request, StreamId,
 };
 
 use crate::connect::{FORKED, connect};
 use crate::ffi::Answer;
 use crate::handles::{Kind, number};
+use crate::host::Hosts;
 use crate::tables::{Context, Function, Kernel, Library, Linker, Primary, Ranges, Stream};
 
 /// The first number of contexts that are no GPU's primary one.
@@ -39,7 +39,10 @@ pub(crate) struct State {
     pub(crate) streams: HashMap<StreamId, Stream>,
     pub(crate) events: HashMap<EventId, ContextId>,
     pub(crate) ranges: Ranges,
-    pub(crate) host: BTreeMap<usize, (Layout, u32)>,
+    pub(crate) hosts: Hosts,
+    pub(crate) pools: HashMap<PoolId, usize>,
+    /// The pool that each GPU takes memory of, where the program has said.
+    pub(crate) current_pools: HashMap<usize, PoolId>,
     numbers: u32,
 }
 
@@ -80,7 +83,9 @@ pub(crate) fn initialise() -> Answer {
         streams: HashMap::new(),
         events: HashMap::new(),
         ranges: Ranges::default(),
-        host: BTreeMap::new(),
+        hosts: Hosts::default(),
+        pools: HashMap::new(),
+        current_pools: HashMap::new(),
         numbers: FIRST_CONTEXT,
     });
     Ok(())

@@ -98,6 +98,10 @@ pub struct Caps {
     pub events: u32,
     /// Live allocations of a process.
     pub allocations: u32,
+    /// Pools of device memory of a process.
+    pub pools: u32,
+    /// Bytes of host memory that all processes of a lease share with their worker.
+    pub pinned_bytes: u64,
 }
 
 impl Default for Caps {
@@ -112,6 +116,8 @@ impl Default for Caps {
             streams: 1024,
             events: 65_536,
             allocations: 1 << 20,
+            pools: 64,
+            pinned_bytes: 4 << 30,
         }
     }
 }

@@ -83,7 +83,7 @@ sum_f, sum_d = to_host(part_f, blocks, np.float32).sum(), to_host(part_d, blocks
 assert sum_f == expected.sum() and sum_d == wide.sum(), (sum_f, sum_d)
 other.sync()
 print("device", device.name, device.arch, device.uuid)
-print("threads", saxpy.attributes.max_threads_per_block(), "arguments", saxpy.num_arguments)
+print("threads", saxpy.attributes.max_threads_per_block, "arguments", saxpy.num_arguments)
 print("sums", sum_f, sum_d)
 occupancy = saxpy.occupancy.max_active_blocks_per_multiprocessor(256, 0)
 print("occupancy", occupancy)

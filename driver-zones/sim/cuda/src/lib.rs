@@ -31,6 +31,7 @@ mod image;
 mod link;
 mod memory;
 mod module;
+mod pool;
 mod work;
 
 /// What every call answers, with success as `Ok`.

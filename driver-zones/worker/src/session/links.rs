@@ -7,7 +7,7 @@ use gpuzone_wire::spec::{Call, Link, LinkInput, Linked, Pieces};
 use super::Session;
 use super::jit::Compiler;
 use crate::driver::Driver;
-use crate::images::Held;
+use crate::host_room::Held;
 
 /// A linker of the driver's, ended when this is.
 struct Linker<'a> {

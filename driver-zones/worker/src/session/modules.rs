@@ -9,7 +9,7 @@ use gpuzone_wire::spec::{
 
 use super::jit::Compiler;
 use super::{Function, Global, MAX_FUNCTIONS, Module, Session, room};
-use crate::images::Held;
+use crate::host_room::Held;
 
 /// Attributes that `cuFuncGetAttribute` knows: 0 to 15.
 const FUNCTION_ATTRIBUTES: i32 = 16;

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::{Lease, Session};
 use crate::driver::{Device, Driver, LaunchBounds};
-use crate::images::Images;
+use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
 
@@ -28,6 +28,8 @@ const CAPS: Caps = Caps {
     streams: 3,
     events: 3,
     allocations: 3,
+    pools: 3,
+    pinned_bytes: 8192,
 };
 
 unsafe extern "C" fn allocate(place: *mut CUdeviceptr, bytes: usize) -> CuResult {
@@ -65,7 +67,8 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
         stats,
         own_use: OwnUse::unknown(),
-        images: Images::new(CAPS.image_bytes),
+        images: HostRoom::new(CAPS.image_bytes),
+        pinned: HostRoom::new(CAPS.pinned_bytes),
         caps: CAPS,
         poisoned: false.into(),
     };

@@ -4,6 +4,7 @@ mod device;
 mod event;
 mod function;
 mod general;
+mod host;
 mod jit;
 mod launch;
 mod library;
@@ -11,7 +12,9 @@ mod link;
 mod memory;
 mod module;
 mod pointer;
+mod pool;
 mod primary;
+mod rows;
 mod stream;
 
 pub(crate) use jit::Options;

@@ -20,6 +20,15 @@ ids! {
     StreamId;
     /// An event, numbered by the tenant.
     EventId;
+    /// Host memory that both sides share, numbered by the tenant.
+    HostId;
+    /// A pool of device memory: a GPU's own is the GPU's number, others the tenant numbers.
+    PoolId;
+}
+
+impl PoolId {
+    /// The first number that a tenant may give.
+    pub const FIRST: u32 = 1 << 16;
 }
 
 impl StreamId {

@@ -15,7 +15,9 @@ mod memory;
 mod module;
 mod occupancy;
 mod pointer;
+mod pool;
 mod primary;
+mod rows;
 mod stream;
 
 use std::ffi::c_void;
@@ -37,7 +39,9 @@ fn symbol(name: &str) -> Option<*const c_void> {
         module::symbol,
         occupancy::symbol,
         pointer::symbol,
+        pool::symbol,
         primary::symbol,
+        rows::symbol,
         stream::symbol,
     ];
     files.into_iter().find_map(|symbol| symbol(name))
