@@ -12,7 +12,7 @@ use gpuzone_wire::scrub::SCRUB_ARGUMENT;
 use gpuzone_wire::stats::StatsWriter;
 use gpuzone_wire::turn::TURNS_FD;
 use gpuzone_worker::driver::{Driver, devices};
-use gpuzone_worker::images::Images;
+use gpuzone_worker::host_room::HostRoom;
 use gpuzone_worker::ledger::Ledger;
 use gpuzone_worker::nvml::OwnUse;
 use gpuzone_worker::session::Lease;
@@ -75,7 +75,8 @@ fn run() -> anyhow::Result<i32> {
         ledger: Ledger::new(limits, stats.clone()),
         stats,
         own_use: OwnUse::open(&spec.driver.nvml_library),
-        images: Images::new(spec.caps.image_bytes),
+        images: HostRoom::new(spec.caps.image_bytes),
+        pinned: HostRoom::new(spec.caps.pinned_bytes),
         caps: spec.caps,
         poisoned: false.into(),
         turns,

@@ -219,7 +219,7 @@ fn attend(
         }
     };
     let mut session = Session::new(lease.clone(), clock);
-    match serve(&mut session, region, Spin::default(), peer) {
+    match serve(&mut session, region, Spin::default(), peer, socket.as_fd()) {
         Ended::Gone => {}
         ended @ (Ended::Ring(_) | Ended::Call(_)) => {
             log::say(&format!("a session was ended: {ended}"))

@@ -5,20 +5,22 @@
 #![forbid(unsafe_code)]
 
 mod functions;
+pub mod image;
 mod numbers;
 mod result;
+pub mod rows;
 mod types;
 
 pub use functions::{FUNCTIONS, FunctionIndex};
 pub use numbers::{
     DeviceAttribute, FunctionAttribute, JitOption, LaunchAttribute, Limit, PointerAttribute,
-    ctx_flags, event_flags, mem_host_flags, memory_type, module_loading, proc_address,
-    stream_flags,
+    ctx_flags, event_flags, mem_host_flags, memory_type, module_loading, pool_attribute,
+    proc_address, stream_flags,
 };
 pub use result::CuResult;
 pub use types::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
-    launch_param, stream_handle,
+    launch_param, link_input, stream_handle,
 };
 
 /// The version of the driver API whose names and numbers these are, as `cuDriverGetVersion` has it.

@@ -42,3 +42,17 @@ pub mod launch_param {
     /// The next element points at the buffer's size.
     pub const BUFFER_SIZE: usize = 2;
 }
+
+/// `CUjitInputType`.
+pub mod link_input {
+    /// Machine code.
+    pub const CUBIN: u32 = 0;
+    /// PTX.
+    pub const PTX: u32 = 1;
+    /// A fat binary.
+    pub const FATBINARY: u32 = 2;
+    /// An object of the host's with device code in it.
+    pub const OBJECT: u32 = 3;
+    /// An archive of such objects.
+    pub const LIBRARY: u32 = 4;
+}

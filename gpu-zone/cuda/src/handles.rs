@@ -14,6 +14,10 @@ pub(crate) enum Kind {
     Function = 3,
     Stream = 4,
     Event = 5,
+    Library = 6,
+    Kernel = 7,
+    Linker = 8,
+    Pool = 9,
 }
 
 /// The handle of the object with this number.

@@ -3,12 +3,9 @@
 use std::ffi::{CStr, c_void};
 
 use gpuzone_cuda_abi::CuResult;
+use gpuzone_cuda_abi::image::{ELF, FAT_BINARY, FAT_BINARY_WRAPPER, FAT_HEADER, fat_length};
 
 use crate::ffi::Answer;
-
-const ELF: [u8; 4] = [0x7f, b'E', b'L', b'F'];
-const FAT_BINARY: u32 = 0xba55_ed50;
-const FAT_BINARY_WRAPPER: u32 = 0x4662_43b1;
 
 /// The image's bytes.
 ///
@@ -53,17 +50,11 @@ unsafe fn fat_binary<'a>(image: *const c_void) -> Answer<&'a [u8]> {
         return Err(CuResult::INVALID_IMAGE);
     }
     let start = image.cast::<u8>();
-    // SAFETY: by the contract there is a header of 16 bytes.
-    let header = unsafe { start.cast::<[u8; 16]>().read() };
-    let [a, b, c, d, _, _, e, f, size @ ..] = header;
-    if u32::from_le_bytes([a, b, c, d]) != FAT_BINARY {
-        return Err(CuResult::INVALID_IMAGE);
-    }
-    let length = u64::from_le_bytes(size).checked_add(u16::from_le_bytes([e, f]).into());
-    let length = length.and_then(|length| usize::try_from(length).ok());
-    let length = length.filter(|length| isize::try_from(*length).is_ok());
+    // SAFETY: by the contract there is a header.
+    let header = unsafe { start.cast::<[u8; FAT_HEADER]>().read() };
+    let length = fat_length(&header).map_err(|_| CuResult::INVALID_IMAGE)?;
     // SAFETY: by the contract the image is as long as its header says.
-    Ok(unsafe { std::slice::from_raw_parts(start, length.ok_or(CuResult::INVALID_IMAGE)?) })
+    Ok(unsafe { std::slice::from_raw_parts(start, length) })
 }
 
 /// Where the last of an ELF image's headers and sections ends.

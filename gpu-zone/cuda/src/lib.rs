@@ -12,6 +12,7 @@ mod api;
 mod connect;
 mod ffi;
 mod handles;
+mod host;
 mod images;
 mod state;
 mod stubs;

@@ -1,8 +1,7 @@
 //! The connection and everything that hangs on it, behind one mutex.
 
-use std::alloc::Layout;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -12,13 +11,14 @@ use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::Payload;
 use gpuzone_wire::spec::{
-    ContextDestroy, ContextId, EventId, FunctionId, ModuleId, Request, StreamId,
+    ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PoolId, Request, StreamId,
 };
 
 use crate::connect::{FORKED, connect};
 use crate::ffi::Answer;
 use crate::handles::{Kind, number};
-use crate::tables::{Context, Function, Primary, Ranges, Stream};
+use crate::host::Hosts;
+use crate::tables::{Context, Function, Kernel, Library, Linker, Primary, Ranges, Stream};
 
 /// The first number of contexts that are no GPU's primary one.
 const FIRST_CONTEXT: u32 = 1 << 16;
@@ -33,10 +33,16 @@ pub(crate) struct State {
     pub(crate) modules: HashMap<ModuleId, ContextId>,
     pub(crate) functions: HashMap<FunctionId, Function>,
     pub(crate) by_name: HashMap<(ModuleId, String), FunctionId>,
+    pub(crate) libraries: HashMap<u32, Library>,
+    pub(crate) kernels: HashMap<u32, Kernel>,
+    pub(crate) linkers: HashMap<u32, Linker>,
     pub(crate) streams: HashMap<StreamId, Stream>,
     pub(crate) events: HashMap<EventId, ContextId>,
     pub(crate) ranges: Ranges,
-    pub(crate) host: BTreeMap<usize, (Layout, u32)>,
+    pub(crate) hosts: Hosts,
+    pub(crate) pools: HashMap<PoolId, usize>,
+    /// The pool that each GPU takes memory of, where the program has said.
+    pub(crate) current_pools: HashMap<usize, PoolId>,
     numbers: u32,
 }
 
@@ -71,10 +77,15 @@ pub(crate) fn initialise() -> Answer {
         modules: HashMap::new(),
         functions: HashMap::new(),
         by_name: HashMap::new(),
+        libraries: HashMap::new(),
+        kernels: HashMap::new(),
+        linkers: HashMap::new(),
         streams: HashMap::new(),
         events: HashMap::new(),
         ranges: Ranges::default(),
-        host: BTreeMap::new(),
+        hosts: Hosts::default(),
+        pools: HashMap::new(),
+        current_pools: HashMap::new(),
         numbers: FIRST_CONTEXT,
     });
     Ok(())
@@ -180,6 +191,13 @@ impl State {
         self.functions.retain(|_, function| function.context != id);
         let modules = &self.modules;
         self.by_name.retain(|(module, _), _| modules.contains_key(module));
+        for library in self.libraries.values_mut() {
+            library.modules.remove(&id);
+        }
+        for kernel in self.kernels.values_mut() {
+            kernel.functions.remove(&id);
+        }
+        self.linkers.retain(|_, linker| linker.context != id);
         self.streams.retain(|_, stream| stream.context != id);
         self.events.retain(|_, context| *context != id);
         self.ranges.retain(|range| range.context != id);

@@ -1,8 +1,11 @@
 //! What this process holds, as far as this library answers for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
 
-use gpuzone_wire::spec::{ContextId, ModuleId, ParamInfo};
+use gpuzone_wire::spec::{ContextId, FunctionId, LinkInput, ModuleId, ParamInfo};
+
+use crate::api::Options;
 
 pub(crate) struct Context {
     pub(crate) device: usize,
@@ -19,9 +22,33 @@ pub(crate) struct Function {
     pub(crate) context: ContextId,
     pub(crate) module: ModuleId,
     /// With the zero that C wants at its end.
-    pub(crate) name: std::ffi::CString,
+    pub(crate) name: CString,
     pub(crate) parameters: Vec<ParamInfo>,
     pub(crate) attributes: Vec<i32>,
+}
+
+/// An image that is loaded where it is needed.
+pub(crate) struct Library {
+    pub(crate) image: Vec<u8>,
+    pub(crate) options: Options,
+    pub(crate) modules: HashMap<ContextId, ModuleId>,
+    pub(crate) kernels: HashMap<String, u32>,
+}
+
+/// A kernel of a library.
+pub(crate) struct Kernel {
+    pub(crate) library: u32,
+    pub(crate) name: CString,
+    pub(crate) functions: HashMap<ContextId, FunctionId>,
+}
+
+/// What is to be linked, and what was made of it.
+pub(crate) struct Linker {
+    pub(crate) context: ContextId,
+    pub(crate) options: Options,
+    pub(crate) inputs: Vec<LinkInput>,
+    pub(crate) data: Vec<u8>,
+    pub(crate) made: Option<Vec<u8>>,
 }
 
 pub(crate) struct Stream {

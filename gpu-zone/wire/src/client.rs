@@ -108,6 +108,14 @@ impl Client {
         before
     }
 
+    /// Takes the file that came with the last answer.
+    ///
+    /// # Errors
+    /// When none came.
+    pub fn take_file(&mut self) -> Result<OwnedFd, CuResult> {
+        hello::take_over(&self.peer.0).map_err(|_| self.broken(RingError::BadRecord))
+    }
+
     /// Makes a call and waits for its answer.
     ///
     /// # Errors

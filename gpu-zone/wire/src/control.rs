@@ -90,12 +90,18 @@ pub struct Caps {
     pub module_bytes: u64,
     /// Bytes of the images of all modules that the processes of a lease have loaded.
     pub image_bytes: u64,
+    /// Bytes that one image has when it is unpacked.
+    pub unpacked_bytes: u64,
     /// Streams of a process.
     pub streams: u32,
     /// Events of a process.
     pub events: u32,
     /// Live allocations of a process.
     pub allocations: u32,
+    /// Pools of device memory of a process.
+    pub pools: u32,
+    /// Bytes of host memory that all processes of a lease share with their worker.
+    pub pinned_bytes: u64,
 }
 
 impl Default for Caps {
@@ -106,9 +112,12 @@ impl Default for Caps {
             modules: 1024,
             module_bytes: 64 << 20,
             image_bytes: 1 << 30,
+            unpacked_bytes: 256 << 20,
             streams: 1024,
             events: 65_536,
             allocations: 1 << 20,
+            pools: 64,
+            pinned_bytes: 4 << 30,
         }
     }
 }

@@ -156,11 +156,33 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Option<Owne
     Ok((message, file))
 }
 
+/// Hands over a file after the greeting, at once or not at all.
+///
+/// # Errors
+/// When the other side is gone, or has not taken those before.
+pub fn hand_over(socket: impl AsFd, file: BorrowedFd<'_>) -> Result<(), HelloError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let files = [file];
+    ancillary.push(SendAncillaryMessage::ScmRights(&files));
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket, &[IoSlice::new(b"null")], &mut ancillary, flags)?;
+    Ok(())
+}
+
+/// Takes the file that was handed over.
+///
+/// # Errors
+/// When none came in time.
+pub fn take_over(socket: impl AsFd) -> Result<OwnedFd, HelloError> {
+    let ((), file) = receive(socket)?;
+    file.ok_or(HelloError::NotUnderstood)
+}
+
 /// Whether the other end of a socket is closed.
 pub fn is_closed(socket: impl AsFd) -> bool {
-    let events = PollFlags::IN | PollFlags::RDHUP;
+    let events = PollFlags::RDHUP;
     let mut fds = [PollFd::new(&socket, events)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // After the greeting nothing is ever sent: whatever can be read is an end, or nonsense.
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }

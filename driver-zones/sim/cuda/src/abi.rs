@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use gpuzone_cuda_abi::CuResult;
+use gpuzone_cuda_abi::image::{FAT_BINARY, FAT_BINARY_WRAPPER, FAT_HEADER, fat_length};
 
 use crate::Answer;
 
@@ -78,20 +79,41 @@ impl Text {
     }
 }
 
-/// A module's image: PTX ends at its NUL, other formats say themselves how long they are.
+/// A module's image: PTX ends at its NUL, a fat binary says itself how long it is. Of machine
+/// code the beginning is enough to know it by.
 #[repr(transparent)]
 pub(crate) struct Image(*const c_char);
 
 impl Image {
-    /// The bytes up to the first NUL, which every format has.
     pub(crate) fn bytes(&self) -> Answer<&[u8]> {
         if self.0.is_null() {
             return Err(CuResult::INVALID_VALUE);
         }
         // SAFETY: not NULL, hence an image; PTX ends with NUL, and binary images have one within
         // their header (a version number whose upper bytes are zero).
-        Ok(unsafe { CStr::from_ptr(self.0) }.to_bytes())
+        let text = unsafe { CStr::from_ptr(self.0) }.to_bytes();
+        match text.first_chunk().map(|magic| u32::from_le_bytes(*magic)) {
+            Some(FAT_BINARY_WRAPPER) => {
+                // SAFETY: a wrapper has two numbers and then an address of a fat binary.
+                let inner = unsafe { self.0.cast::<[u64; 2]>().read_unaligned() }[1];
+                let inner = Word::try_from(inner).map_err(|_| CuResult::INVALID_IMAGE)?;
+                fat_binary(std::ptr::with_exposed_provenance(inner))
+            }
+            Some(FAT_BINARY) => fat_binary(self.0.cast()),
+            _ => Ok(text),
+        }
     }
+}
+
+fn fat_binary<'a>(start: *const u8) -> Answer<&'a [u8]> {
+    if start.is_null() {
+        return Err(CuResult::INVALID_IMAGE);
+    }
+    // SAFETY: not NULL, hence a fat binary, which has a header.
+    let header = unsafe { start.cast::<[u8; FAT_HEADER]>().read_unaligned() };
+    let length = fat_length(&header).map_err(|_| CuResult::INVALID_IMAGE)?;
+    // SAFETY: a fat binary is as long as its header says.
+    Ok(unsafe { std::slice::from_raw_parts(start, length) })
 }
 
 /// An array of the caller's, whose length comes separately.
@@ -100,6 +122,11 @@ impl Image {
 pub(crate) struct Array<T>(*mut T);
 
 impl<T: Copy> Array<T> {
+    /// None at all.
+    pub(crate) fn none() -> Self {
+        Self(std::ptr::null_mut())
+    }
+
     pub(crate) fn is_null(self) -> bool {
         self.0.is_null()
     }

@@ -10,6 +10,7 @@ use crate::Answer;
 use crate::abi::Word;
 use crate::context::Context;
 use crate::handles;
+use crate::pool::GpuPools;
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
 static INITIALISING: Mutex<()> = Mutex::new(());
@@ -23,6 +24,7 @@ pub(crate) struct Gpu {
     pub(crate) ordinal: i32,
     pub(crate) attachment: Attachment<'static>,
     pub(crate) primary: Mutex<Primary>,
+    pub(crate) pools: Mutex<GpuPools>,
     /// The configuration may ask for a driver that lies.
     pub(crate) memset_fault: Option<MemsetFault>,
 }
@@ -62,7 +64,8 @@ fn open() -> Result<Driver, Box<dyn std::error::Error>> {
     let mut gpus = Vec::new();
     for (ordinal, gpu) in (0..).zip(node.gpus()) {
         let (attachment, memset_fault) = (gpu.attach()?, node.config().memset_fault);
-        gpus.push(Gpu { ordinal, attachment, primary: Mutex::default(), memset_fault });
+        let (primary, pools) = (Mutex::default(), Mutex::default());
+        gpus.push(Gpu { ordinal, attachment, primary, pools, memset_fault });
     }
     Ok(Driver { gpus })
 }

@@ -8,10 +8,12 @@ use gpuzone_cuda_abi::CuResult;
 
 use crate::Answer;
 use crate::abi::Word;
+use crate::api::Linking;
 use crate::context::Context;
 use crate::event::{Event, Stream};
 use crate::function::Function;
 use crate::module::Module;
+use crate::pool::Pool;
 
 /// What a handle stands for.
 #[derive(Clone)]
@@ -21,6 +23,8 @@ pub(crate) enum Object {
     Function(Arc<Function>),
     Stream(Arc<Stream>),
     Event(Arc<Event>),
+    Link(Arc<Linking>),
+    Pool(Arc<Pool>),
 }
 
 struct Table {
@@ -51,16 +55,20 @@ pub(crate) fn remove(handle: Word) -> Option<Object> {
 /// Takes everything out that belongs to a context, and the context.
 pub(crate) fn remove_context(context: &Arc<Context>) {
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
-    table.objects.retain(|_, object| !Arc::ptr_eq(owner(object), context));
+    let is_of = |object: &Object| owner(object).is_some_and(|owner| Arc::ptr_eq(owner, context));
+    table.objects.retain(|_, object| !is_of(object));
 }
 
-fn owner(object: &Object) -> &Arc<Context> {
+/// The context that an object goes with.
+fn owner(object: &Object) -> Option<&Arc<Context>> {
     match object {
-        Object::Context(context) => context,
-        Object::Module(module) => module.context(),
-        Object::Function(function) => function.module().context(),
-        Object::Stream(stream) => stream.context(),
-        Object::Event(event) => event.context(),
+        Object::Context(context) => Some(context),
+        Object::Module(module) => Some(module.context()),
+        Object::Function(function) => Some(function.module().context()),
+        Object::Stream(stream) => Some(stream.context()),
+        Object::Event(event) => Some(event.context()),
+        Object::Link(linking) => Some(linking.link.context()),
+        Object::Pool(_) => None,
     }
 }
 
@@ -69,7 +77,7 @@ pub(crate) fn remove_functions(module: &Arc<Module>) {
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
     table.objects.retain(|_, object| match object {
         Object::Function(function) => !Arc::ptr_eq(function.module(), module),
-        Object::Context(_) | Object::Module(_) | Object::Stream(_) | Object::Event(_) => true,
+        _ => true,
     });
 }
 
@@ -88,7 +96,7 @@ pub(crate) fn contexts() -> Vec<Arc<Context>> {
     let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
     let contexts = table.objects.values().filter_map(|object| match object {
         Object::Context(context) => Some(Arc::clone(context)),
-        Object::Module(_) | Object::Function(_) | Object::Stream(_) | Object::Event(_) => None,
+        _ => None,
     });
     contexts.collect()
 }
@@ -118,6 +126,8 @@ typed! {
     function: Function, Function;
     stream: Stream, Stream;
     event: Event, Event;
+    link: Link, Linking;
+    pool: Pool, Pool;
 }
 
 /// The context of a handle; one that is gone says so.

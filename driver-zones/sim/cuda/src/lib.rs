@@ -27,8 +27,11 @@ mod executor;
 mod function;
 mod handles;
 mod host_memory;
+mod image;
+mod link;
 mod memory;
 mod module;
+mod pool;
 mod work;
 
 /// What every call answers, with success as `Ok`.

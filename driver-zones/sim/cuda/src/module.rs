@@ -11,12 +11,9 @@ use crate::abi::Word;
 use crate::context::Context;
 use crate::function::Function;
 use crate::handles::{self, Object};
+use crate::image;
 use crate::memory::Kind;
 use crate::work::{Pattern, Source, Width, Work};
-
-const ELF: &[u8] = b"\x7fELF";
-const FAT_BINARY: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
-const FAT_BINARY_WRAPPER: [u8; 4] = 0x4662_43b1_u32.to_le_bytes();
 
 pub(crate) struct Module {
     context: Arc<Context>,
@@ -37,15 +34,15 @@ impl From<CuResult> for Refusal {
     }
 }
 
-fn refuse(result: CuResult, log: impl Into<String>) -> Refusal {
+pub(crate) fn refuse(result: CuResult, log: impl Into<String>) -> Refusal {
     Refusal { result, log: log.into() }
 }
 
 impl Module {
     /// Loads PTX into `context`.
     pub(crate) fn load(context: &Arc<Context>, image: &[u8]) -> Result<Word, Refusal> {
-        let code = parse(image)?;
         let device = context.gpu().config().compute_capability;
+        let code = parse(image, device.major * 10 + device.minor)?;
         let (major, minor) = code.target_compute_capability();
         if (major, minor) > (device.major, device.minor) {
             let log = format!("the PTX is for sm_{major}{minor}; this simulated GPU has {device}");
@@ -131,22 +128,9 @@ impl Module {
     }
 }
 
-fn parse(image: &[u8]) -> Result<Code, Refusal> {
-    for (magic, what) in [
-        (ELF, "machine code (a cubin)"),
-        (FAT_BINARY.as_slice(), "a fat binary"),
-        (FAT_BINARY_WRAPPER.as_slice(), "a fat binary"),
-    ] {
-        if image.starts_with(magic) {
-            let log = format!("the image is {what}; the simulated GPU runs PTX only");
-            return Err(refuse(CuResult::NO_BINARY_FOR_GPU, log));
-        }
-    }
-    let text = std::str::from_utf8(image).ok().filter(|text| text.contains(".version"));
-    let text = text.ok_or_else(|| {
-        refuse(CuResult::INVALID_IMAGE, "the image is no PTX; the simulated GPU runs PTX only")
-    })?;
-    Code::parse(text).map_err(|error| {
+fn parse(image: &[u8], capability: u32) -> Result<Code, Refusal> {
+    let text = image::ptx_of(image, capability)?;
+    Code::parse(&text).map_err(|error| {
         refuse(CuResult::INVALID_PTX, format!("line {}: {}", error.line, error.message))
     })
 }

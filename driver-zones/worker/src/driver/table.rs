@@ -1,6 +1,7 @@
 use std::ffi::{c_char, c_void};
 use std::path::{Path, PathBuf};
 
+use gpuzone_cuda_abi::rows::WORDS_2D;
 use gpuzone_cuda_abi::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid, CuResult,
 };
@@ -117,9 +118,23 @@ driver! {
     set_8: ["cuMemsetD8Async"] (CUdeviceptr, u8, usize, CUstream);
     set_16: ["cuMemsetD16Async"] (CUdeviceptr, u16, usize, CUstream);
     set_32: ["cuMemsetD32Async"] (CUdeviceptr, u32, usize, CUstream);
+    set_rows_8: ["cuMemsetD2D8Async"] (CUdeviceptr, usize, u8, usize, usize, CUstream);
+    set_rows_16: ["cuMemsetD2D16Async"] (CUdeviceptr, usize, u16, usize, usize, CUstream);
+    set_rows_32: ["cuMemsetD2D32Async"] (CUdeviceptr, usize, u32, usize, usize, CUstream);
+    copy_rows: ["cuMemcpy2DAsync_v2"] (*const [u64; WORDS_2D], CUstream);
+    host_register: ["cuMemHostRegister_v2"] (*mut c_void, usize, u32);
+    host_unregister: ["cuMemHostUnregister"] (*mut c_void);
     module_load: ["cuModuleLoadDataEx"]
         (*mut CUmodule, *const c_void, u32, *mut u32, *mut *mut c_void);
     module_unload: ["cuModuleUnload"] (CUmodule);
+    module_kernel_count: ["cuModuleGetFunctionCount"] (*mut u32, CUmodule);
+    module_kernels: ["cuModuleEnumerateFunctions"] (*mut CUfunction, u32, CUmodule);
+    function_name: ["cuFuncGetName"] (*mut *const c_char, CUfunction);
+    link_create: ["cuLinkCreate_v2"] (u32, *mut u32, *mut *mut c_void, *mut *mut c_void);
+    link_add: ["cuLinkAddData_v2"]
+        (*mut c_void, u32, *mut c_void, usize, *const c_char, u32, *mut u32, *mut *mut c_void);
+    link_complete: ["cuLinkComplete"] (*mut c_void, *mut *mut c_void, *mut usize);
+    link_destroy: ["cuLinkDestroy"] (*mut c_void);
     module_function: ["cuModuleGetFunction"] (*mut CUfunction, CUmodule, *const c_char);
     module_global: ["cuModuleGetGlobal_v2"]
         (*mut CUdeviceptr, *mut usize, CUmodule, *const c_char);

@@ -81,6 +81,11 @@ impl Session {
 
     /// Ends a context and all that is in it.
     pub(super) fn end_context(&mut self, id: ContextId) -> Result<(), CuResult> {
+        if self.enter(id).is_ok() && !self.hosts.is_empty() {
+            // SAFETY: waits for the current context's work. Whether it failed shows later.
+            let _ = unsafe { (self.lease.driver.context_synchronize)() };
+            self.unregister_all(id);
+        }
         let mut context = self.contexts.remove(&id).ok_or(CuResult::INVALID_CONTEXT)?;
         self.modules.retain(|_, module| module.context != id);
         self.functions.retain(|_, function| function.context != id);
@@ -100,9 +105,10 @@ impl Session {
         if context.meter.stop(&self.clock, &self.lease.stats) {
             self.lease.turns.end(context.device, None);
         }
+        let blocks = self.forget_blocks(id);
         // Charges go last: nobody is told that there is room before there is.
         self.allocations.retain(|_, allocation| allocation.context != id);
-        drop(context.charge);
+        drop((context.charge, blocks));
         self.ask(result)
     }
 }

@@ -1,17 +1,7 @@
 //! The spec's calls, each with its piece of the session.
 
 use gpuzone_cuda_abi::{CuResult, FunctionIndex};
-use gpuzone_wire::spec::{
-    Call, ContextCreate, ContextCreated, ContextDestroy, ContextDestroyed, ContextIdle,
-    ContextLimit, ContextLimitValue, ContextSynchronize, CopiedToHost, CopyOnDevice, CopyToDevice,
-    CopyToHost, DevicePtr, EventCreate, EventDestroy, EventDone, EventElapsed, EventElapsedReply,
-    EventQuery, EventRecord, EventState, EventSynchronize, FunctionAttributes,
-    FunctionSetAttribute, Handler, Launch, MemoryAllocate, MemoryAllocated, MemoryFree, MemoryInfo,
-    MemoryInfoReply, MemorySet, ModuleData, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
-    ModuleGlobalReply, ModuleLoad, ModuleLoaded, ModuleUnload, Occupancy, OccupancyReply,
-    StreamCreate, StreamDestroy, StreamIdle, StreamQuery, StreamState, StreamSynchronize,
-    StreamWaitEvent, Unsupported,
-};
+use gpuzone_wire::spec::*;
 
 use super::Session;
 
@@ -36,7 +26,7 @@ impl Handler for Session {
         let waited = unsafe { (self.lease.driver.context_synchronize)() };
         let waited = self.ask(waited);
         self.settle_current();
-        waited.map(|()| ContextIdle {})
+        waited.and_then(|()| self.trim_to_thresholds()).map(|()| ContextIdle {})
     }
 
     fn context_limit(&mut self, call: &mut Call<'_>, r: ContextLimit) -> Answer<ContextLimitValue> {
@@ -85,6 +75,73 @@ impl Handler for Session {
         self.set(call.context, &r)
     }
 
+    fn copy_rows_to_device(&mut self, call: &mut Call<'_>, r: CopyRowsToDevice) -> Answer<()> {
+        self.copy_rows_in(call.context, &r, call.bulk)
+    }
+
+    fn copy_rows_to_host(
+        &mut self,
+        call: &mut Call<'_>,
+        r: CopyRowsToHost,
+    ) -> Answer<CopiedRowsToHost> {
+        let copied = self.copy_rows_out(call, &r);
+        self.settle_current();
+        copied.map(|()| CopiedRowsToHost {})
+    }
+
+    fn copy_rows_on_device(&mut self, call: &mut Call<'_>, r: CopyRowsOnDevice) -> Answer<()> {
+        self.copy_rows_within(call.context, &r)
+    }
+
+    fn host_allocate(&mut self, call: &mut Call<'_>, r: HostAllocate) -> Answer<HostAllocated> {
+        self.share_memory(call, r.memory, r.bytes).map(|()| HostAllocated {})
+    }
+
+    fn host_free(&mut self, _: &mut Call<'_>, r: HostFree) -> Answer<HostFreed> {
+        self.end_sharing(r.memory).map(|()| HostFreed {})
+    }
+
+    fn copy_shared_to_device(&mut self, call: &mut Call<'_>, r: CopySharedToDevice) -> Answer<()> {
+        self.copy_from_shared(call.context, &r)
+    }
+
+    fn copy_shared_to_host(&mut self, call: &mut Call<'_>, r: CopySharedToHost) -> Answer<()> {
+        self.copy_into_shared(call.context, &r)
+    }
+
+    fn pool_create(&mut self, _: &mut Call<'_>, r: PoolCreate) -> Answer<PoolCreated> {
+        self.create_pool(&r).map(|()| PoolCreated {})
+    }
+
+    fn pool_destroy(&mut self, _: &mut Call<'_>, r: PoolDestroy) -> Answer<()> {
+        self.end_pool(r.pool)
+    }
+
+    fn pool_allocate(&mut self, call: &mut Call<'_>, r: PoolAllocate) -> Answer<PoolAllocated> {
+        let pointer = self.allocate_of_pool(call.context, &r)?;
+        Ok(PoolAllocated { pointer: DevicePtr(pointer) })
+    }
+
+    fn memory_free_async(&mut self, call: &mut Call<'_>, r: MemoryFreeAsync) -> Answer<()> {
+        self.free_behind(call.context, &r)
+    }
+
+    fn pool_attribute(&mut self, _: &mut Call<'_>, r: PoolAttribute) -> Answer<PoolAttributeValue> {
+        Ok(PoolAttributeValue { value: Session::pool_attribute(self, r.pool, r.attribute)? })
+    }
+
+    fn pool_set_attribute(
+        &mut self,
+        _: &mut Call<'_>,
+        r: PoolSetAttribute,
+    ) -> Answer<PoolAttributeSet> {
+        self.set_pool_attribute(r.pool, r.attribute, r.value).map(|()| PoolAttributeSet {})
+    }
+
+    fn pool_trim(&mut self, _: &mut Call<'_>, r: PoolTrim) -> Answer<PoolTrimmed> {
+        self.trim(r.pool, r.keep, false).map(|()| PoolTrimmed {})
+    }
+
     fn module_data(&mut self, call: &mut Call<'_>, _: ModuleData) -> Answer<()> {
         self.collect_image(call.bulk)
     }
@@ -103,6 +160,14 @@ impl Handler for Session {
         r: ModuleFunction,
     ) -> Answer<ModuleFunctionReply> {
         self.look_up_function(r)
+    }
+
+    fn module_kernels(&mut self, _: &mut Call<'_>, r: ModuleKernels) -> Answer<ModuleKernelNames> {
+        Ok(ModuleKernelNames { names: self.name_kernels(r.module)? })
+    }
+
+    fn link(&mut self, call: &mut Call<'_>, r: Link) -> Answer<Linked> {
+        Session::link(self, call, &r)
     }
 
     fn module_global(&mut self, _: &mut Call<'_>, r: ModuleGlobal) -> Answer<ModuleGlobalReply> {
@@ -140,7 +205,8 @@ impl Handler for Session {
     ) -> Answer<StreamIdle> {
         let stream = self.stream(call.context, r.stream)?;
         self.enter(call.context)?;
-        self.wait_for(stream).map(|()| StreamIdle {})
+        self.wait_for(stream)?;
+        self.trim_to_thresholds().map(|()| StreamIdle {})
     }
 
     fn stream_query(&mut self, call: &mut Call<'_>, r: StreamQuery) -> Answer<StreamState> {

@@ -8,15 +8,27 @@ use gpuzone_wire::spec::{
 use gpuzone_wire::stats::Copied;
 
 use super::{Allocation, Session, room};
+use crate::ledger::Charge;
 
 impl Session {
-    /// Takes memory within the lease's limit. Nobody ever reads what was in it before.
     pub(super) fn allocate(&mut self, context: ContextId, bytes: u64) -> Result<u64, CuResult> {
+        room(self.allocations.len() + self.kept_blocks(), self.lease.caps.allocations)?;
+        let (pointer, charge) = self.take_memory(context, bytes)?;
+        let held = Allocation { context, bytes, charge, pool: None };
+        self.allocations.insert(pointer, held);
+        Ok(pointer)
+    }
+
+    /// Takes memory within the lease's limit. Nobody ever reads what was in it before.
+    pub(super) fn take_memory(
+        &mut self,
+        context: ContextId,
+        bytes: u64,
+    ) -> Result<(u64, Charge), CuResult> {
         let size = usize::try_from(bytes).map_err(|_| CuResult::OUT_OF_MEMORY)?;
         if size == 0 {
             return Err(CuResult::INVALID_VALUE);
         }
-        room(self.allocations.len(), self.lease.caps.allocations)?;
         let (device, zeroing) = self.enter(context).map(|c| (c.device, c.zeroing))?;
         let lease = self.lease.clone();
         let charge = lease.ledger.charge(device, bytes).map_err(|_| CuResult::OUT_OF_MEMORY)?;
@@ -40,14 +52,19 @@ impl Session {
             let _ = unsafe { (lease.driver.memory_free)(pointer) };
             return Err(error);
         }
-        self.allocations.insert(pointer, Allocation { context, bytes, _charge: charge });
-        Ok(pointer)
+        Ok((pointer, charge))
     }
 
     pub(super) fn free(&mut self, pointer: DevicePtr) -> Result<(), CuResult> {
         let held = self.allocations.get(&pointer.0).ok_or(CuResult::INVALID_VALUE)?;
-        let context = held.context;
+        let (context, pool) = (held.context, held.pool);
         self.enter(context)?;
+        if pool.is_some_and(|pool| self.pools.contains_key(&pool)) {
+            // SAFETY: waits for the current context's work, which may use it.
+            self.ask(unsafe { (self.lease.driver.context_synchronize)() })?;
+            self.keep(pointer, std::ptr::null_mut())?;
+            return self.trim_to_thresholds();
+        }
         let freed = {
             let _gate = self.lease.ledger.close_gate();
             // SAFETY: memory that the driver allocated in the current context.
@@ -59,7 +76,7 @@ impl Session {
     }
 
     /// Whether `bytes` from `pointer` on lie within one live allocation or variable.
-    fn check_range(&self, pointer: DevicePtr, bytes: u64) -> Result<(), CuResult> {
+    pub(super) fn check_range(&self, pointer: DevicePtr, bytes: u64) -> Result<(), CuResult> {
         let end = pointer.0.checked_add(bytes).ok_or(CuResult::INVALID_VALUE)?;
         let upto = (Bound::Unbounded, Bound::Included(pointer.0));
         let allocation = self.allocations.range(upto).next_back();
@@ -161,26 +178,32 @@ impl Session {
     pub(super) fn set(&mut self, context: ContextId, request: &MemorySet) -> Result<(), CuResult> {
         let stream = self.stream(context, request.stream)?;
         self.enter(context)?;
-        let bytes = request.count.checked_mul(request.width.into());
-        let bytes = bytes.ok_or(CuResult::INVALID_VALUE)?;
-        if bytes == 0 {
+        let (width, rows) = (request.width, request.rows);
+        let bytes = request.count.checked_mul(width.into()).ok_or(CuResult::INVALID_VALUE)?;
+        if bytes == 0 || rows == 0 {
             return Ok(());
         }
-        self.check_range(request.target, bytes)?;
-        let count = usize::try_from(request.count).map_err(|_| CuResult::INVALID_VALUE)?;
-        let (target, value) = (request.target.0, request.value);
-        let width = request.width;
-        let [low, second, _, _] = value.to_le_bytes();
-        if !matches!(width, 1 | 2 | 4) {
+        let whole = (rows - 1).checked_mul(request.pitch).and_then(|b| b.checked_add(bytes));
+        let apart = rows == 1 || request.pitch >= bytes;
+        if !matches!(width, 1 | 2 | 4) || !apart {
             return Err(CuResult::INVALID_VALUE);
         }
+        self.check_range(request.target, whole.ok_or(CuResult::INVALID_VALUE)?)?;
+        let size = |n: u64| usize::try_from(n).map_err(|_| CuResult::INVALID_VALUE);
+        let (count, pitch, rows) = (size(request.count)?, size(request.pitch)?, size(rows)?);
+        let (at, value) = (request.target.0, request.value);
+        let [low, second, _, _] = value.to_le_bytes();
+        let half = u16::from_le_bytes([low, second]);
         self.work(context, request.stream, stream, |driver| {
             // SAFETY: the range lies in live memory of this session.
             unsafe {
-                match width {
-                    1 => (driver.set_8)(target, low, count, stream),
-                    2 => (driver.set_16)(target, u16::from_le_bytes([low, second]), count, stream),
-                    _ => (driver.set_32)(target, value, count, stream),
+                match (width, rows) {
+                    (1, 1) => (driver.set_8)(at, low, count, stream),
+                    (2, 1) => (driver.set_16)(at, half, count, stream),
+                    (4, 1) => (driver.set_32)(at, value, count, stream),
+                    (1, _) => (driver.set_rows_8)(at, pitch, low, count, rows, stream),
+                    (2, _) => (driver.set_rows_16)(at, pitch, half, count, rows, stream),
+                    _ => (driver.set_rows_32)(at, pitch, value, count, rows, stream),
                 }
             }
         })

@@ -2,9 +2,14 @@
 
 mod contexts;
 mod handler;
+mod jit;
+mod links;
 mod memory;
 mod modules;
+mod pools;
+mod rows;
 mod serve;
+mod shared;
 mod turn;
 mod work;
 
@@ -20,16 +25,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use gpuzone_core::GpuUuid;
 use gpuzone_cuda_abi::{CUcontext, CUevent, CUfunction, CUmodule, CUstream, CuResult};
 use gpuzone_wire::control::Caps;
-use gpuzone_wire::spec::{ContextId, EventId, FunctionId, ModuleId, ParamInfo, StreamId};
+use gpuzone_wire::spec::{
+    ContextId, EventId, FunctionId, HostId, ModuleId, ParamInfo, PoolId, StreamId,
+};
 use gpuzone_wire::stats::StatsWriter;
 
 use crate::busy::{BusyClock, Meter};
 use crate::driver::{Device, Driver};
-use crate::images::{Held, Images};
+use crate::host_room::{Held, HostRoom};
 use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
 use crate::turns::Turns;
+use pools::Pool;
+use shared::Host;
 
 /// Kernels that a session may have looked up.
 const MAX_FUNCTIONS: usize = 65_536;
@@ -50,7 +59,9 @@ pub struct Lease {
     /// What NVML says of this process.
     pub own_use: OwnUse,
     /// Host memory of modules.
-    pub images: Arc<Images>,
+    pub images: Arc<HostRoom>,
+    /// Host memory that is shared with tenants.
+    pub pinned: Arc<HostRoom>,
     /// Caps on each session.
     pub caps: Caps,
     /// Whether some session's context had a fault that a process does not recover from.
@@ -87,8 +98,9 @@ struct Function {
 struct Allocation {
     context: ContextId,
     bytes: u64,
-    /// Held for its drop.
-    _charge: Charge,
+    charge: Charge,
+    /// Where it goes when it is freed; `None`: back to the driver.
+    pool: Option<PoolId>,
 }
 
 struct Global {
@@ -109,6 +121,8 @@ pub struct Session {
     events: HashMap<EventId, (ContextId, CUevent)>,
     allocations: BTreeMap<u64, Allocation>,
     globals: BTreeMap<u64, Global>,
+    pools: HashMap<PoolId, Pool>,
+    hosts: HashMap<HostId, Host>,
     image: Vec<u8>,
     image_held: Held,
 }
@@ -128,6 +142,8 @@ impl Session {
             events: HashMap::new(),
             allocations: BTreeMap::new(),
             globals: BTreeMap::new(),
+            pools: HashMap::new(),
+            hosts: HashMap::new(),
             image: Vec::new(),
             image_held,
         }

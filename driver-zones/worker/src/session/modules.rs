@@ -1,32 +1,20 @@
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString};
 
-use gpuzone_cuda_abi::{CUfunction, CuResult, JitOption};
+use gpuzone_cuda_abi::{CUfunction, CuResult, image};
 use gpuzone_wire::ring::Bulk;
 use gpuzone_wire::spec::{
     ContextId, FunctionId, FunctionSetAttribute, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
     ModuleGlobalReply, ModuleId, ModuleLoad, ModuleLoaded, Occupancy, ParamInfo,
 };
 
+use super::jit::Compiler;
 use super::{Function, Global, MAX_FUNCTIONS, Module, Session, room};
-use crate::images::Held;
+use crate::host_room::Held;
 
-/// Bytes of a compiler's log that a tenant may ask for.
-const MAX_LOG: u32 = 32 << 10;
 /// Attributes that `cuFuncGetAttribute` knows: 0 to 15.
 const FUNCTION_ATTRIBUTES: i32 = 16;
 /// Arguments that a kernel may have: they share 32,764 bytes.
 const MAX_PARAMETERS: usize = 32_764;
-
-/// Compiler options that are numbers and touch nothing but the code.
-const ALLOWED: [JitOption; 7] = [
-    JitOption::MAX_REGISTERS,
-    JitOption::OPTIMIZATION_LEVEL,
-    JitOption::TARGET_FROM_CUCONTEXT,
-    JitOption::TARGET,
-    JitOption::FALLBACK_STRATEGY,
-    JitOption::GENERATE_DEBUG_INFO,
-    JitOption::GENERATE_LINE_INFO,
-];
 
 impl Session {
     pub(super) fn collect_image(&mut self, bulk: Bulk) -> Result<(), CuResult> {
@@ -52,37 +40,17 @@ impl Session {
             return Err(CuResult::INVALID_VALUE);
         }
         room(self.modules.len(), self.lease.caps.modules)?;
+        self.check_image(&image)?;
         // Takes long, and nobody else is to wait for that.
         self.drain();
         let device = self.enter(context)?.device;
         // PTX is a text that ends with a zero; more zeros behind anything else do no harm.
         image.extend([0; 8]);
-        let mut info = vec![0u8; request.info_log.min(MAX_LOG) as usize];
-        let mut error = vec![0u8; request.error_log.min(MAX_LOG) as usize];
-        let (mut options, mut values) = (Vec::new(), Vec::new());
-        for setting in &request.settings {
-            if !ALLOWED.contains(&JitOption(setting.option)) {
-                return Err(CuResult::NOT_SUPPORTED);
-            }
-            let value = usize::try_from(setting.value).map_err(|_| CuResult::INVALID_VALUE)?;
-            options.push(setting.option);
-            values.push(std::ptr::without_provenance_mut::<c_void>(value));
-        }
-        for (log, buffer, size) in [
-            (&mut info, JitOption::INFO_LOG_BUFFER, JitOption::INFO_LOG_BUFFER_SIZE_BYTES),
-            (&mut error, JitOption::ERROR_LOG_BUFFER, JitOption::ERROR_LOG_BUFFER_SIZE_BYTES),
-        ] {
-            if !log.is_empty() {
-                options.extend([buffer.0, size.0]);
-                values
-                    .extend([log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())]);
-            }
-        }
-        let count = u32::try_from(options.len()).map_err(|_| CuResult::INVALID_VALUE)?;
+        let mut compiler = Compiler::new(&request.settings, request.info_log, request.error_log)?;
+        let (count, options, values) = compiler.options();
         let mut made = std::ptr::null_mut();
         let lease = self.lease.clone();
         let load = || {
-            let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
             // SAFETY: the image ends with zeros; both lists have `count` elements; the logs
             // outlive the call and have the sizes that are given.
             unsafe {
@@ -104,7 +72,43 @@ impl Session {
                 }
             }
         }
-        Ok(ModuleLoaded { loaded: result.0, info_log: text(info), error_log: text(error) })
+        let (info_log, error_log) = compiler.logs();
+        Ok(ModuleLoaded { loaded: result.0, info_log, error_log })
+    }
+
+    /// Refuses what would not stay small when the driver unpacks it.
+    pub(super) fn check_image(&self, image: &[u8]) -> Result<(), CuResult> {
+        let unpacked = image::unpacked_bytes(image).map_err(|_| CuResult::INVALID_IMAGE)?;
+        let fits = unpacked <= self.lease.caps.unpacked_bytes;
+        if fits { Ok(()) } else { Err(CuResult::OUT_OF_MEMORY) }
+    }
+
+    pub(super) fn name_kernels(&mut self, id: ModuleId) -> Result<Vec<String>, CuResult> {
+        let module = self.modules.get(&id).ok_or(CuResult::INVALID_HANDLE)?;
+        let (context, of) = (module.context, module.driver);
+        self.enter(context)?;
+        let mut count = 0;
+        // SAFETY: a place for the answer and a module of the current context.
+        self.ask(unsafe { (self.lease.driver.module_kernel_count)(&raw mut count, of) })?;
+        if count as usize > MAX_FUNCTIONS {
+            return Err(CuResult::OUT_OF_MEMORY);
+        }
+        let mut kernels = vec![std::ptr::null_mut(); count as usize];
+        // SAFETY: room for as many answers as there are.
+        let named = unsafe { (self.lease.driver.module_kernels)(kernels.as_mut_ptr(), count, of) };
+        self.ask(named)?;
+        kernels.into_iter().map(|kernel| self.name_of(kernel)).collect()
+    }
+
+    fn name_of(&self, kernel: CUfunction) -> Result<String, CuResult> {
+        let mut name = std::ptr::null();
+        // SAFETY: a place for the answer and a kernel of the current context.
+        self.ask(unsafe { (self.lease.driver.function_name)(&raw mut name, kernel) })?;
+        if name.is_null() {
+            return Err(CuResult::NOT_FOUND);
+        }
+        // SAFETY: a text of the driver's, which stays as long as its module.
+        Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
     }
 
     pub(super) fn unload_module(&mut self, id: ModuleId) -> Result<(), CuResult> {
@@ -236,11 +240,4 @@ impl Session {
         self.ask(asked)?;
         Ok(blocks)
     }
-}
-
-/// A log as far as it was written.
-fn text(mut log: Vec<u8>) -> Vec<u8> {
-    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-    log.truncate(end);
-    log
 }

@@ -1,3 +1,4 @@
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -5,6 +6,7 @@ use std::time::Duration;
 use gpuzone_cuda_abi::CuResult;
 use gpuzone_wire::client::STICKY;
 use gpuzone_wire::codec::{DecodeError, Field};
+use gpuzone_wire::hello;
 use gpuzone_wire::ring::{
     Direction, Header, MAX_CONTROL, Payload, Peer, Reader, Received, Region, RingError, Spin,
     Writer, flag,
@@ -63,12 +65,19 @@ impl From<RingError> for Ended {
 }
 
 /// Does a tenant's calls until it ends, one way or another.
-pub fn serve(session: &mut Session, region: Arc<Region>, spin: Spin, peer: &SessionPeer) -> Ended {
+pub fn serve(
+    session: &mut Session,
+    region: Arc<Region>,
+    spin: Spin,
+    peer: &SessionPeer,
+    socket: BorrowedFd<'_>,
+) -> Ended {
     let mut line = Line {
         requests: Reader::new(region.clone(), Direction::Request, spin),
         replies: Writer::new(region.clone(), Direction::Reply, spin),
         region,
         answer: Vec::new(),
+        socket,
     };
     let mut busy = false;
     loop {
@@ -91,14 +100,15 @@ pub fn serve(session: &mut Session, region: Arc<Region>, spin: Spin, peer: &Sess
     }
 }
 
-struct Line {
+struct Line<'a> {
     requests: Reader,
     replies: Writer,
     region: Arc<Region>,
     answer: Vec<u8>,
+    socket: BorrowedFd<'a>,
 }
 
-impl Line {
+impl Line<'_> {
     fn answer(
         &mut self,
         session: &mut Session,
@@ -125,7 +135,8 @@ impl Line {
                     // A tenant that does not read its answers keeps nobody else waiting.
                     session.drain();
                 }
-                let mut pieces = RingPieces { replies: &mut self.replies, header, peer };
+                let (replies, socket) = (&mut self.replies, self.socket);
+                let mut pieces = RingPieces { replies, header, peer, socket };
                 let context = ContextId(header.context);
                 let mut call = Call { context, bulk: received.bulk, pieces: &mut pieces };
                 let handler: &mut dyn Handler = session;
@@ -189,9 +200,14 @@ struct RingPieces<'a> {
     replies: &'a mut Writer,
     header: Header,
     peer: &'a SessionPeer,
+    socket: BorrowedFd<'a>,
 }
 
 impl Pieces for RingPieces<'_> {
+    fn hand_over(&mut self, file: BorrowedFd<'_>) -> Result<(), CuResult> {
+        hello::hand_over(self.socket, file).map_err(|_| CuResult::OUT_OF_MEMORY)
+    }
+
     fn has_room(&mut self, length: usize) -> bool {
         self.replies.has_room(0, length)
     }

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::{Lease, Session};
 use crate::driver::{Device, Driver, LaunchBounds};
-use crate::images::Images;
+use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
 
@@ -24,9 +24,12 @@ const CAPS: Caps = Caps {
     modules: 3,
     module_bytes: 64,
     image_bytes: 96,
+    unpacked_bytes: 1 << 20,
     streams: 3,
     events: 3,
     allocations: 3,
+    pools: 3,
+    pinned_bytes: 8192,
 };
 
 unsafe extern "C" fn allocate(place: *mut CUdeviceptr, bytes: usize) -> CuResult {
@@ -64,7 +67,8 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
         stats,
         own_use: OwnUse::unknown(),
-        images: Images::new(CAPS.image_bytes),
+        images: HostRoom::new(CAPS.image_bytes),
+        pinned: HostRoom::new(CAPS.pinned_bytes),
         caps: CAPS,
         poisoned: false.into(),
     };

@@ -205,6 +205,18 @@ impl Lease {
         Tenant { child, stdout }
     }
 
+    /// Has a program use the simulated library itself, on a node of its own.
+    pub(crate) fn without_us(&self, command: &mut Command) {
+        let folder = self.dir.path().join("direct");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let config = std::fs::read_to_string(self.dir.path().join("sim.toml")).expect("readable");
+        let config = config.replace("/state\"", "/direct/state\"");
+        std::fs::write(folder.join("sim.toml"), config).expect("written");
+        std::os::unix::fs::symlink(&libraries().cuda, folder.join("libcuda.so.1")).expect("linked");
+        command.env("GPUZONE_SIM_CONFIG", folder.join("sim.toml"));
+        command.env("LD_LIBRARY_PATH", folder);
+    }
+
     /// Runs a role to its end, which must be a good one.
     pub(crate) fn run(&self, role: &str) {
         self.tenant(role).finish();

@@ -2,6 +2,8 @@
 //! where the driver would be.
 
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod hostile;

@@ -83,6 +83,30 @@ pub mod memory_type {
     pub const HOST: u32 = 1;
     /// Memory of a device.
     pub const DEVICE: u32 = 2;
+    /// An array.
+    pub const ARRAY: u32 = 3;
+    /// Whichever the address is of.
+    pub const UNIFIED: u32 = 4;
+}
+
+/// `CUmemPool_attribute`, all of 32 or 64 bits.
+pub mod pool_attribute {
+    /// Reuse what is freed on another stream that is waited for; 32 bits.
+    pub const REUSE_FOLLOW_EVENT_DEPENDENCIES: u32 = 1;
+    /// Reuse what is known to be done; 32 bits.
+    pub const REUSE_ALLOW_OPPORTUNISTIC: u32 = 2;
+    /// Reuse by waiting for another stream; 32 bits.
+    pub const REUSE_ALLOW_INTERNAL_DEPENDENCIES: u32 = 3;
+    /// Bytes to keep when the program waits for its work.
+    pub const RELEASE_THRESHOLD: u32 = 4;
+    /// Bytes that the pool has of its device.
+    pub const RESERVED_MEM_CURRENT: u32 = 5;
+    /// The most of them there were.
+    pub const RESERVED_MEM_HIGH: u32 = 6;
+    /// Bytes that the program has of the pool.
+    pub const USED_MEM_CURRENT: u32 = 7;
+    /// The most of them there were.
+    pub const USED_MEM_HIGH: u32 = 8;
 }
 
 /// `CUmoduleLoadingMode`.

@@ -3,18 +3,19 @@ use std::ffi::c_void;
 use gpuzone_cuda_abi::{CUdeviceptr, CUstream, CuResult};
 use gpuzone_wire::ring::{MAX_BULK, Payload, RingError};
 use gpuzone_wire::spec::{
-    ContextId, CopyOnDevice, CopyToDevice, CopyToHost, DevicePtr, MemorySet, StreamId,
+    ContextId, CopyOnDevice, CopySharedToDevice, CopySharedToHost, CopyToDevice, CopyToHost,
+    DevicePtr, MemorySet, StreamId, StreamSynchronize,
 };
 
 use crate::ffi::{Answer, api};
 use crate::state::{State, with};
 
-fn check(state: &State, pointer: u64, bytes: u64) -> Answer {
+pub(super) fn check(state: &State, pointer: u64, bytes: u64) -> Answer {
     if state.ranges.cover(pointer, bytes) { Ok(()) } else { Err(CuResult::INVALID_VALUE) }
 }
 
 /// Copies to the device in pieces; waits for the last one when told to.
-fn to_device(
+pub(super) fn to_device(
     target: u64,
     source: *const c_void,
     bytes: usize,
@@ -30,6 +31,12 @@ fn to_device(
             return Err(CuResult::INVALID_VALUE);
         }
         check(state, target, bytes as u64)?;
+        if let Some((memory, offset)) = state.hosts.shared(source.addr(), bytes) {
+            let (target, bytes) = (DevicePtr(target), bytes as u64);
+            let request = CopySharedToDevice { target, memory, offset, bytes, stream };
+            state.post(context, &request)?;
+            return if wait { idle(state, context, stream) } else { Ok(()) };
+        }
         let mut done = 0;
         while done < bytes {
             let piece = (bytes - done).min(MAX_BULK);
@@ -49,9 +56,28 @@ fn to_device(
     })
 }
 
-/// Copies to the host. The program's memory is not known to the driver, so that the bytes are
-/// there when this returns, which CUDA allows for memory that is not page-locked.
-fn to_host(target: *mut c_void, source: u64, bytes: usize, stream: CUstream) -> Answer {
+/// Waits for a stream's work.
+pub(super) fn wait_for(stream: CUstream) -> Answer {
+    with(|state| {
+        let (stream, context) = state.stream(stream)?;
+        idle(state, context, stream)
+    })
+}
+
+fn idle(state: &mut State, context: ContextId, stream: StreamId) -> Answer {
+    state.call(context, &StreamSynchronize { stream }).map(drop)
+}
+
+/// Copies to the host. To memory that is shared with the worker it does not wait unless it is told
+/// to; of other memory the driver does not know, so that the bytes are there when this returns,
+/// which CUDA allows for memory that is not page-locked.
+pub(super) fn to_host(
+    target: *mut c_void,
+    source: u64,
+    bytes: usize,
+    stream: CUstream,
+    wait: bool,
+) -> Answer {
     with(|state| {
         let (stream, context) = state.stream(stream)?;
         if bytes == 0 {
@@ -61,6 +87,12 @@ fn to_host(target: *mut c_void, source: u64, bytes: usize, stream: CUstream) -> 
             return Err(CuResult::INVALID_VALUE);
         }
         check(state, source, bytes as u64)?;
+        if let Some((memory, offset)) = state.hosts.shared(target.addr(), bytes) {
+            let (source, bytes) = (DevicePtr(source), bytes as u64);
+            let request = CopySharedToHost { memory, offset, source, bytes, stream };
+            state.post(context, &request)?;
+            return if wait { idle(state, context, stream) } else { Ok(()) };
+        }
         let request = CopyToHost { source: DevicePtr(source), bytes: bytes as u64, stream };
         let mut done = 0;
         let copied = state.client.call_for_pieces(context, &request, Payload::NONE, |piece| {
@@ -83,7 +115,7 @@ fn to_host(target: *mut c_void, source: u64, bytes: usize, stream: CUstream) -> 
     })
 }
 
-fn on_device(target: u64, source: u64, bytes: usize, stream: CUstream) -> Answer {
+pub(super) fn on_device(target: u64, source: u64, bytes: usize, stream: CUstream) -> Answer {
     with(|state| {
         let (stream, context) = state.stream(stream)?;
         if bytes == 0 {
@@ -97,23 +129,70 @@ fn on_device(target: u64, source: u64, bytes: usize, stream: CUstream) -> Answer
     })
 }
 
-fn set(target: u64, value: u32, width: u32, count: usize, stream: CUstream) -> Answer {
-    with(|state| {
-        let (stream, context): (StreamId, ContextId) = state.stream(stream)?;
-        let count = count as u64;
-        let bytes = count.checked_mul(width.into()).ok_or(CuResult::INVALID_VALUE)?;
-        if !target.is_multiple_of(width.into()) {
-            return Err(CuResult::INVALID_VALUE);
+/// `cuMemcpy`: which of the ends are on a device is seen from the addresses.
+pub(super) fn either(
+    target: u64,
+    source: u64,
+    bytes: usize,
+    stream: CUstream,
+    wait: bool,
+) -> Answer {
+    let host = |address: u64| {
+        let address = usize::try_from(address).map_err(|_| CuResult::INVALID_VALUE)?;
+        Ok::<_, CuResult>(std::ptr::with_exposed_provenance_mut::<c_void>(address))
+    };
+    let on_device = |address| with(|state| Ok(state.ranges.around(address).is_some()));
+    match (on_device(target)?, on_device(source)?) {
+        (true, true) => self::on_device(target, source, bytes, stream),
+        (true, false) => to_device(target, host(source)?, bytes, stream, wait),
+        (false, true) => to_host(host(target)?, source, bytes, stream, wait),
+        (false, false) => {
+            let (target, source) = (host(target)?, host(source)?);
+            wait_for(stream)?;
+            if bytes > 0 && (target.is_null() || source.is_null()) {
+                return Err(CuResult::INVALID_VALUE);
+            }
+            // SAFETY: the driver API's contract: both have `bytes` bytes.
+            unsafe { std::ptr::copy(source.cast::<u8>(), target.cast::<u8>(), bytes) };
+            Ok(())
         }
-        if bytes == 0 {
+    }
+}
+
+/// Rows of memory that are set.
+pub(super) struct Plane {
+    pub(super) target: u64,
+    pub(super) pitch: usize,
+    pub(super) count: usize,
+    pub(super) rows: usize,
+}
+
+impl Plane {
+    fn row(target: u64, count: usize) -> Self {
+        Self { target, pitch: 0, count, rows: 1 }
+    }
+}
+
+pub(super) fn set(plane: &Plane, value: u32, width: u32, stream: CUstream) -> Answer {
+    let invalid = CuResult::INVALID_VALUE;
+    with(|state| {
+        let (stream, context) = state.stream(stream)?;
+        let (count, rows, pitch) = (plane.count as u64, plane.rows as u64, plane.pitch as u64);
+        let row = count.checked_mul(width.into()).ok_or(invalid)?;
+        if !plane.target.is_multiple_of(width.into()) || (rows > 1 && pitch < row) {
+            return Err(invalid);
+        }
+        if row == 0 || rows == 0 {
             return Ok(());
         }
-        check(state, target, bytes)?;
-        state.post(context, &MemorySet { target: DevicePtr(target), value, width, count, stream })
+        let bytes = (rows - 1).checked_mul(pitch).and_then(|before| before.checked_add(row));
+        check(state, plane.target, bytes.ok_or(invalid)?)?;
+        let target = DevicePtr(plane.target);
+        state.post(context, &MemorySet { target, value, width, count, pitch, rows, stream })
     })
 }
 
-const DEFAULT: CUstream = std::ptr::null_mut();
+pub(super) const DEFAULT: CUstream = std::ptr::null_mut();
 
 api! {
     fn cuMemcpyHtoD_v2(target: CUdeviceptr, source: *const c_void, bytes: usize) {
@@ -127,13 +206,13 @@ api! {
     }
 
     fn cuMemcpyDtoH_v2(target: *mut c_void, source: CUdeviceptr, bytes: usize) {
-        to_host(target, source, bytes, DEFAULT)
+        to_host(target, source, bytes, DEFAULT, true)
     }
 
     fn cuMemcpyDtoHAsync_v2(
         target: *mut c_void, source: CUdeviceptr, bytes: usize, stream: CUstream,
     ) {
-        to_host(target, source, bytes, stream)
+        to_host(target, source, bytes, stream, false)
     }
 
     fn cuMemcpyDtoD_v2(target: CUdeviceptr, source: CUdeviceptr, bytes: usize) {
@@ -146,27 +225,35 @@ api! {
         on_device(target, source, bytes, stream)
     }
 
+    fn cuMemcpy(target: CUdeviceptr, source: CUdeviceptr, bytes: usize) {
+        either(target, source, bytes, DEFAULT, true)
+    }
+
+    fn cuMemcpyAsync(target: CUdeviceptr, source: CUdeviceptr, bytes: usize, stream: CUstream) {
+        either(target, source, bytes, stream, false)
+    }
+
     fn cuMemsetD8_v2(target: CUdeviceptr, value: u8, count: usize) {
-        set(target, value.into(), 1, count, DEFAULT)
+        set(&Plane::row(target, count), value.into(), 1, DEFAULT)
     }
 
     fn cuMemsetD16_v2(target: CUdeviceptr, value: u16, count: usize) {
-        set(target, value.into(), 2, count, DEFAULT)
+        set(&Plane::row(target, count), value.into(), 2, DEFAULT)
     }
 
     fn cuMemsetD32_v2(target: CUdeviceptr, value: u32, count: usize) {
-        set(target, value, 4, count, DEFAULT)
+        set(&Plane::row(target, count), value, 4, DEFAULT)
     }
 
     fn cuMemsetD8Async(target: CUdeviceptr, value: u8, count: usize, stream: CUstream) {
-        set(target, value.into(), 1, count, stream)
+        set(&Plane::row(target, count), value.into(), 1, stream)
     }
 
     fn cuMemsetD16Async(target: CUdeviceptr, value: u16, count: usize, stream: CUstream) {
-        set(target, value.into(), 2, count, stream)
+        set(&Plane::row(target, count), value.into(), 2, stream)
     }
 
     fn cuMemsetD32Async(target: CUdeviceptr, value: u32, count: usize, stream: CUstream) {
-        set(target, value, 4, count, stream)
+        set(&Plane::row(target, count), value, 4, stream)
     }
 }

@@ -4,10 +4,10 @@ use gpuzone_cuda_abi::{
     CUfunction, CUstream, CuResult, DeviceAttribute, FunctionAttribute, LaunchAttribute,
     launch_param,
 };
-use gpuzone_wire::spec::{FunctionId, Launch, Occupancy, ParamInfo};
+use gpuzone_wire::spec::{Launch, Occupancy, ParamInfo};
 
+use super::function::{function_of, known};
 use crate::ffi::{Answer, api, put};
-use crate::handles::{Kind, number};
 use crate::state::{State, with};
 use crate::tables::Function;
 
@@ -34,11 +34,6 @@ struct Shape {
     grid: [u32; 3],
     block: [u32; 3],
     shared: u32,
-}
-
-fn function_of(state: &State, handle: CUfunction) -> Answer<(FunctionId, &Function)> {
-    let id = number(Kind::Function, handle).map(FunctionId).ok_or(CuResult::INVALID_HANDLE)?;
-    Ok((id, state.functions.get(&id).ok_or(CuResult::INVALID_HANDLE)?))
 }
 
 /// What the driver would refuse at once is refused at once: later it would surface at some
@@ -155,7 +150,8 @@ fn launch(
     extra: *const *const c_void,
 ) -> Answer {
     with(|state| {
-        let (id, known) = function_of(state, function)?;
+        let id = function_of(state, function)?;
+        let known = known(state, id)?;
         check(state, known, shape)?;
         // SAFETY: the driver API's contract is `pack`'s.
         let arguments = unsafe { pack(&known.parameters, parameters, extra) }?;
@@ -176,8 +172,8 @@ fn occupancy(
     flags: u32,
 ) -> Answer {
     with(|state| {
-        let (id, known) = function_of(state, function)?;
-        let context = known.context;
+        let id = function_of(state, function)?;
+        let context = known(state, id)?.context;
         let dynamic_shared = shared as u64;
         let request = Occupancy { function: id, block, dynamic_shared, flags };
         put(blocks, state.call(context, &request)?.blocks)

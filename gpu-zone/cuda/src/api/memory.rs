@@ -1,7 +1,4 @@
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ffi::c_void;
-
-use gpuzone_cuda_abi::{CUdeviceptr, CuResult, mem_host_flags};
+use gpuzone_cuda_abi::{CUdeviceptr, CuResult};
 use gpuzone_wire::spec::{DevicePtr, MemoryAllocate, MemoryFree, MemoryInfo};
 
 use crate::ffi::{Answer, api, put, put_if_wanted};
@@ -9,8 +6,6 @@ use crate::state::{State, with};
 
 /// What rows of memory are aligned to, in bytes.
 const PITCH: usize = 512;
-/// What memory of the host is aligned to, in bytes.
-const PAGE: usize = 4096;
 
 fn allocate(state: &mut State, bytes: usize) -> Answer<u64> {
     if bytes == 0 {
@@ -21,25 +16,6 @@ fn allocate(state: &mut State, bytes: usize) -> Answer<u64> {
     let pointer = reply.pointer.0;
     state.ranges.add(pointer, bytes as u64, context, None);
     Ok(pointer)
-}
-
-fn allocate_host(place: *mut *mut c_void, bytes: usize, flags: u32) -> Answer {
-    let known =
-        mem_host_flags::PORTABLE | mem_host_flags::DEVICE_MAP | mem_host_flags::WRITE_COMBINED;
-    if place.is_null() || bytes == 0 || flags & !known != 0 {
-        return Err(CuResult::INVALID_VALUE);
-    }
-    let layout = Layout::from_size_align(bytes, PAGE).map_err(|_| CuResult::OUT_OF_MEMORY)?;
-    with(|state| {
-        state.context()?;
-        // SAFETY: the layout is not empty.
-        let memory = unsafe { alloc_zeroed(layout) };
-        if memory.is_null() {
-            return Err(CuResult::OUT_OF_MEMORY);
-        }
-        state.host.insert(memory.addr(), (layout, flags));
-        put(place, memory.cast())
-    })
 }
 
 api! {
@@ -65,6 +41,9 @@ api! {
     }
 
     fn cuMemFree_v2(pointer: CUdeviceptr) {
+        if pointer == 0 {
+            return Ok(());
+        }
         with(|state| {
             let range = state.ranges.get(pointer).filter(|range| range.module.is_none());
             let context = range.ok_or(CuResult::INVALID_VALUE)?.context;
@@ -81,31 +60,6 @@ api! {
             put_if_wanted(free, size(info.free));
             put_if_wanted(total, size(info.total));
             Ok(())
-        })
-    }
-
-    fn cuMemAllocHost_v2(place: *mut *mut c_void, bytes: usize) {
-        allocate_host(place, bytes, 0)
-    }
-
-    fn cuMemHostAlloc(place: *mut *mut c_void, bytes: usize, flags: u32) {
-        allocate_host(place, bytes, flags)
-    }
-
-    fn cuMemFreeHost(memory: *mut c_void) {
-        with(|state| {
-            let held = state.host.remove(&memory.addr());
-            let (layout, _) = held.ok_or(CuResult::INVALID_VALUE)?;
-            // SAFETY: memory that `allocate_host` allocated with this layout, freed once.
-            unsafe { dealloc(memory.cast(), layout) };
-            Ok(())
-        })
-    }
-
-    fn cuMemHostGetFlags(flags: *mut u32, memory: *mut c_void) {
-        with(|state| {
-            let held = state.host.get(&memory.addr());
-            put(flags, held.ok_or(CuResult::INVALID_VALUE)?.1)
         })
     }
 

@@ -1,13 +1,20 @@
-//! The functions of the driver API that are supported.
-
 mod context;
 mod copy;
 mod device;
 mod event;
+mod function;
 mod general;
+mod host;
+mod jit;
 mod launch;
+mod library;
+mod link;
 mod memory;
 mod module;
 mod pointer;
+mod pool;
 mod primary;
+mod rows;
 mod stream;
+
+pub(crate) use jit::Options;

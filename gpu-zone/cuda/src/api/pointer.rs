@@ -4,6 +4,7 @@ use gpuzone_cuda_abi::{CUdeviceptr, CuResult, PointerAttribute, memory_type};
 
 use crate::ffi::{Answer, api, put};
 use crate::handles::{Kind, handle};
+use crate::host::Host;
 use crate::state::{State, with};
 use crate::tables::Range;
 
@@ -41,15 +42,44 @@ fn attribute(
         P::DEVICE_ORDINAL => put(place.cast(), i32::try_from(device).unwrap_or(0)),
         P::RANGE_START_ADDR => put(place.cast(), range.base),
         P::RANGE_SIZE => put(place.cast(), range.bytes),
+        P::SYNC_MEMOPS
+        | P::IS_LEGACY_CUDA_IPC_CAPABLE
+        | P::IS_GPU_DIRECT_RDMA_CAPABLE
+        | P::ALLOWED_HANDLE_TYPES => put(place.cast::<u32>(), 0),
         _ => Err(CuResult::NOT_SUPPORTED),
+    }
+}
+
+fn host_at(state: &State, pointer: u64) -> Option<Host> {
+    state.hosts.around(usize::try_from(pointer).ok()?)
+}
+
+/// Writes one attribute of host memory that the driver API knows.
+fn host_attribute(state: &State, place: *mut c_void, wanted: u32, at: u64, host: &Host) -> Answer {
+    use PointerAttribute as P;
+    let device = state.contexts.get(&host.context).map_or(0, |context| context.device);
+    match PointerAttribute(wanted) {
+        P::CONTEXT => put(place.cast(), handle(Kind::Context, host.context.0)),
+        P::MEMORY_TYPE => put(place.cast(), memory_type::HOST),
+        P::HOST_POINTER => put(place.cast(), at),
+        P::MAPPED => put(place.cast::<u32>(), 1),
+        P::IS_MANAGED => put(place.cast::<u32>(), 0),
+        P::DEVICE_ORDINAL => put(place.cast(), i32::try_from(device).unwrap_or(0)),
+        P::RANGE_START_ADDR | P::BUFFER_ID => put(place.cast(), host.start),
+        P::RANGE_SIZE => put(place.cast(), host.bytes),
+        P::SYNC_MEMOPS | P::IS_LEGACY_CUDA_IPC_CAPABLE => put(place.cast::<u32>(), 0),
+        _ => Err(CuResult::INVALID_VALUE),
     }
 }
 
 api! {
     fn cuPointerGetAttribute(place: *mut c_void, wanted: u32, pointer: CUdeviceptr) {
         with(|state| {
-            let range = state.ranges.around(pointer).ok_or(CuResult::INVALID_VALUE)?;
-            attribute(state, place, wanted, pointer, Some(&range))
+            if let Some(range) = state.ranges.around(pointer) {
+                return attribute(state, place, wanted, pointer, Some(&range));
+            }
+            let host = host_at(state, pointer).ok_or(CuResult::INVALID_VALUE)?;
+            host_attribute(state, place, wanted, pointer, &host)
         })
     }
 
@@ -61,12 +91,19 @@ api! {
         }
         with(|state| {
             let range = state.ranges.around(pointer);
+            let host = host_at(state, pointer);
             for index in 0..count as usize {
                 // SAFETY: the driver API's contract: both lists have `count` elements.
                 let (wanted, place) = unsafe {
                     (wanted.add(index).read_unaligned(), places.add(index).read_unaligned())
                 };
-                attribute(state, place, wanted, pointer, range.as_ref())?;
+                let host = host.filter(|_| range.is_none());
+                let known = host.is_some_and(|host| {
+                    host_attribute(state, place, wanted, pointer, &host).is_ok()
+                });
+                if !known {
+                    attribute(state, place, wanted, pointer, range.as_ref())?;
+                }
             }
             Ok(())
         })

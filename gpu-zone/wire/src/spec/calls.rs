@@ -3,8 +3,8 @@
 use gpuzone_cuda_abi::CuResult;
 
 use super::{
-    Call, ContextId, DevicePtr, EventId, FunctionId, JitSetting, Kind, ModuleId, ParamInfo,
-    Request, StreamId, Supported,
+    Call, ContextId, DevicePtr, EventId, FunctionId, HostId, JitSetting, Kind, LinkInput, ModuleId,
+    ParamInfo, PoolId, Request, StreamId, Supported,
 };
 use crate::codec::{DecodeError, Field, Source, fields};
 
@@ -126,10 +126,15 @@ calls! {
         "cuCtxGetCurrent" "cuCtxSetCurrent" "cuCtxPushCurrent_v2" "cuCtxPopCurrent_v2"
         "cuCtxGetDevice" "cuCtxGetFlags" "cuCtxGetId" "cuCtxGetApiVersion"
         "cuCtxGetStreamPriorityRange" "cuCtxGetCacheConfig" "cuCtxSetCacheConfig"
-        "cuMemAllocHost_v2" "cuMemHostAlloc" "cuMemFreeHost" "cuMemHostGetFlags"
+        "cuMemHostGetFlags" "cuMemHostRegister_v2" "cuMemHostUnregister" "cuMemHostGetDevicePointer_v2"
+        "cuDeviceGetDefaultMemPool" "cuDeviceGetMemPool" "cuDeviceSetMemPool"
+        "cuMemPoolGetAccess" "cuMemPoolSetAccess"
         "cuMemGetAddressRange_v2" "cuPointerGetAttribute" "cuPointerGetAttributes"
         "cuFuncGetAttribute" "cuFuncGetModule" "cuFuncGetName" "cuFuncGetParamInfo"
-        "cuFuncIsLoaded" "cuFuncLoad" "cuFuncSetCacheConfig"
+        "cuFuncIsLoaded" "cuFuncLoad" "cuFuncSetCacheConfig" "cuFuncSetSharedMemConfig"
+        "cuLibraryGetKernel" "cuKernelGetLibrary" "cuKernelGetName" "cuKernelSetCacheConfig"
+        "cuLinkCreate" "cuLinkCreate_v2" "cuLinkAddData" "cuLinkAddData_v2" "cuLinkAddFile"
+        "cuLinkAddFile_v2" "cuLinkDestroy"
         "cuStreamGetFlags" "cuStreamGetPriority" "cuStreamGetCtx" "cuStreamGetId"
         "cuStreamGetDevice" "cuStreamIsCapturing"
     }
@@ -162,35 +167,96 @@ calls! {
         { target: DevicePtr, stream: StreamId, wait: bool }
     /// Copies from a device; the bytes are the answer's pieces.
     Replied copy_to_host: CopyToHost
-        ["cuMemcpyDtoH_v2" "cuMemcpyDtoHAsync_v2"]
+        ["cuMemcpyDtoH_v2" "cuMemcpyDtoHAsync_v2" "cuMemcpy" "cuMemcpyAsync"]
         { source: DevicePtr, bytes: u64, stream: StreamId } -> CopiedToHost {}
     /// Copies within devices.
     Posted copy_on_device: CopyOnDevice ["cuMemcpyDtoD_v2" "cuMemcpyDtoDAsync_v2"]
         { target: DevicePtr, source: DevicePtr, bytes: u64, stream: StreamId }
-    /// Writes a value of 1, 2 or 4 bytes `count` times.
+    /// Writes a value of 1, 2 or 4 bytes `count` times in each of so many rows.
     Posted memory_set: MemorySet
         ["cuMemsetD8_v2" "cuMemsetD16_v2" "cuMemsetD32_v2"
-         "cuMemsetD8Async" "cuMemsetD16Async" "cuMemsetD32Async"]
-        { target: DevicePtr, value: u32, width: u32, count: u64, stream: StreamId }
+         "cuMemsetD8Async" "cuMemsetD16Async" "cuMemsetD32Async"
+         "cuMemsetD2D8_v2" "cuMemsetD2D16_v2" "cuMemsetD2D32_v2"
+         "cuMemsetD2D8Async" "cuMemsetD2D16Async" "cuMemsetD2D32Async"]
+        { target: DevicePtr, value: u32, width: u32, count: u64, pitch: u64, rows: u64,
+          stream: StreamId }
+    /// Copies the record's bulk bytes, rows of one slice without gaps, to a device.
+    Posted copy_rows_to_device: CopyRowsToDevice
+        ["cuMemcpy2D_v2" "cuMemcpy2DUnaligned_v2" "cuMemcpy2DAsync_v2"
+         "cuMemcpy3D_v2" "cuMemcpy3DAsync_v2"]
+        { target: DevicePtr, pitch: u64, width: u64, rows: u64, stream: StreamId }
+    /// Copies rows of one slice from a device; the answer's pieces are whole rows without gaps.
+    Replied copy_rows_to_host: CopyRowsToHost []
+        { source: DevicePtr, pitch: u64, width: u64, rows: u64, stream: StreamId }
+        -> CopiedRowsToHost {}
+    /// Copies rows of one slice within devices.
+    Posted copy_rows_on_device: CopyRowsOnDevice []
+        { target: DevicePtr, target_pitch: u64, source: DevicePtr, source_pitch: u64,
+          width: u64, rows: u64, stream: StreamId }
+
+    /// Takes host memory that both sides share; its file comes over the socket before the answer.
+    Replied host_allocate: HostAllocate ["cuMemHostAlloc" "cuMemAllocHost_v2"]
+        { memory: HostId, bytes: u64 } -> HostAllocated {}
+    /// Gives shared host memory back, once nothing uses it.
+    Replied host_free: HostFree ["cuMemFreeHost"] { memory: HostId } -> HostFreed {}
+    /// Copies from shared host memory to a device.
+    Posted copy_shared_to_device: CopySharedToDevice []
+        { target: DevicePtr, memory: HostId, offset: u64, bytes: u64, stream: StreamId }
+    /// Copies from a device to shared host memory.
+    Posted copy_shared_to_host: CopySharedToHost []
+        { memory: HostId, offset: u64, source: DevicePtr, bytes: u64, stream: StreamId }
+
+    /// Makes a pool of device memory; the number must be free. Those of GPUs are made by their use.
+    Replied pool_create: PoolCreate ["cuMemPoolCreate"]
+        { pool: PoolId, device: u32, most: u64 } -> PoolCreated {}
+    /// Ends a pool, once all that came from it is given back.
+    Posted pool_destroy: PoolDestroy ["cuMemPoolDestroy"] { pool: PoolId }
+    /// Takes memory of a pool, for work behind that of the stream.
+    Replied pool_allocate: PoolAllocate ["cuMemAllocAsync" "cuMemAllocFromPoolAsync"]
+        { pool: PoolId, bytes: u64, stream: StreamId } -> PoolAllocated { pointer: DevicePtr }
+    /// Gives memory back behind the stream's work.
+    Posted memory_free_async: MemoryFreeAsync ["cuMemFreeAsync"]
+        { pointer: DevicePtr, stream: StreamId }
+    /// Asks for one of a pool's attributes.
+    Replied pool_attribute: PoolAttribute ["cuMemPoolGetAttribute"]
+        { pool: PoolId, attribute: u32 } -> PoolAttributeValue { value: u64 }
+    /// Sets one of them.
+    Replied pool_set_attribute: PoolSetAttribute ["cuMemPoolSetAttribute"]
+        { pool: PoolId, attribute: u32, value: u64 } -> PoolAttributeSet {}
+    /// Gives back what a pool has reserved and does not use, but for some.
+    Replied pool_trim: PoolTrim ["cuMemPoolTrimTo"] { pool: PoolId, keep: u64 } -> PoolTrimmed {}
 
     /// Appends the record's bulk bytes to the image of the module that is loaded next.
     Posted module_data: ModuleData [] {}
     /// Loads the collected image. `loaded` is the driver's answer: the logs come either way.
     Replied module_load: ModuleLoad
-        ["cuModuleLoad" "cuModuleLoadData" "cuModuleLoadDataEx" "cuModuleLoadFatBinary"]
+        ["cuModuleLoad" "cuModuleLoadData" "cuModuleLoadDataEx" "cuModuleLoadFatBinary"
+         "cuLibraryLoadData" "cuLibraryLoadFromFile" "cuLibraryGetModule"]
         { module: ModuleId, settings: Vec<JitSetting>, info_log: u32, error_log: u32 }
         -> ModuleLoaded { loaded: u32, info_log: Vec<u8>, error_log: Vec<u8> }
     /// Unloads a module, its kernels and variables.
-    Posted module_unload: ModuleUnload ["cuModuleUnload"] { module: ModuleId }
+    Posted module_unload: ModuleUnload ["cuModuleUnload" "cuLibraryUnload"] { module: ModuleId }
+    /// Names a module's kernels.
+    Replied module_kernels: ModuleKernels
+        ["cuModuleGetFunctionCount" "cuModuleEnumerateFunctions" "cuLibraryGetKernelCount"
+         "cuLibraryEnumerateKernels"]
+        { module: ModuleId } -> ModuleKernelNames { names: Vec<String> }
+    /// Links the collected images, which lie one behind the other. What is made comes in pieces.
+    Replied link: Link ["cuLinkComplete"]
+        { inputs: Vec<LinkInput>, settings: Vec<JitSetting>, info_log: u32, error_log: u32 }
+        -> Linked { linked: u32, info_log: Vec<u8>, error_log: Vec<u8> }
     /// Looks up a kernel; `attributes` are those of `CUfunction_attribute`, by number.
-    Replied module_function: ModuleFunction ["cuModuleGetFunction"]
+    Replied module_function: ModuleFunction
+        ["cuModuleGetFunction" "cuKernelGetFunction" "cuKernelGetAttribute" "cuKernelGetParamInfo"]
         { module: ModuleId, function: FunctionId, name: String }
         -> ModuleFunctionReply { parameters: Vec<ParamInfo>, attributes: Vec<i32> }
     /// Looks up a variable.
-    Replied module_global: ModuleGlobal ["cuModuleGetGlobal_v2"]
+    Replied module_global: ModuleGlobal
+        ["cuModuleGetGlobal_v2" "cuLibraryGetGlobal"]
         { module: ModuleId, name: String } -> ModuleGlobalReply { pointer: DevicePtr, bytes: u64 }
     /// Changes how a kernel runs; answers its attributes.
-    Replied function_set_attribute: FunctionSetAttribute ["cuFuncSetAttribute"]
+    Replied function_set_attribute: FunctionSetAttribute
+        ["cuFuncSetAttribute" "cuKernelSetAttribute"]
         { function: FunctionId, attribute: i32, value: i32 }
         -> FunctionAttributes { attributes: Vec<i32> }
     /// Asks how many blocks of a kernel run at once on a multiprocessor.

@@ -11,6 +11,8 @@ mod tests;
 pub use calls::*;
 pub use types::*;
 
+use std::os::fd::BorrowedFd;
+
 use gpuzone_cuda_abi::CuResult;
 
 use crate::codec::Field;
@@ -62,8 +64,16 @@ pub struct Call<'a> {
     pub pieces: &'a mut dyn Pieces,
 }
 
-/// An answer's bulk bytes, sent piece by piece.
+/// An answer's bulk bytes, sent piece by piece, and its file.
 pub trait Pieces {
+    /// Hands a file to the tenant, who takes it when the answer comes.
+    ///
+    /// # Errors
+    /// When the tenant does not take files.
+    fn hand_over(&mut self, _file: BorrowedFd<'_>) -> Result<(), CuResult> {
+        Err(CuResult::NOT_SUPPORTED)
+    }
+
     /// Whether a piece of this length can be sent without waiting for the tenant to read.
     fn has_room(&mut self, _length: usize) -> bool {
         true

@@ -20,6 +20,15 @@ ids! {
     StreamId;
     /// An event, numbered by the tenant.
     EventId;
+    /// Host memory that both sides share, numbered by the tenant.
+    HostId;
+    /// A pool of device memory: a GPU's own is the GPU's number, others the tenant numbers.
+    PoolId;
+}
+
+impl PoolId {
+    /// The first number that a tenant may give.
+    pub const FIRST: u32 = 1 << 16;
 }
 
 impl StreamId {
@@ -57,3 +66,13 @@ pub struct JitSetting {
     pub value: u64,
 }
 fields!(JitSetting { option, value });
+
+/// A piece of what is linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInput {
+    /// What it is, as in `CUjitInputType`.
+    pub kind: u32,
+    /// Its size.
+    pub bytes: u64,
+}
+fields!(LinkInput { kind, bytes });

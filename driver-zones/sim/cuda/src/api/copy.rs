@@ -12,7 +12,7 @@ use crate::work::{Pattern, Source, Width, Work};
 const STAGE_UP_TO: usize = 64 << 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Synchronous,
     Asynchronous,
 }
@@ -64,7 +64,7 @@ fn on_device(lane: &Lane, to: u64, from: u64, len: usize, mode: Mode) -> Answer 
 }
 
 /// `cuMemcpy`: which of the two is on the device is seen from the addresses.
-fn either(lane: &Lane, to: u64, from: u64, len: usize, mode: Mode) -> Answer {
+pub(super) fn either(lane: &Lane, to: u64, from: u64, len: usize, mode: Mode) -> Answer {
     let memory = lane.context.memory();
     let host = |address: u64| Word::try_from(address).map_err(|_| CuResult::INVALID_VALUE);
     match (memory.find(to).is_some(), memory.find(from).is_some()) {
@@ -81,7 +81,14 @@ fn either(lane: &Lane, to: u64, from: u64, len: usize, mode: Mode) -> Answer {
     }
 }
 
-fn fill(lane: &Lane, at: u64, value: u32, width: Width, count: usize, mode: Mode) -> Answer {
+pub(super) fn fill(
+    lane: &Lane,
+    at: u64,
+    value: u32,
+    width: Width,
+    count: usize,
+    mode: Mode,
+) -> Answer {
     let bytes = size(count)?.checked_mul(width.bytes()).ok_or(CuResult::INVALID_VALUE)?;
     if !at.is_multiple_of(width.bytes()) {
         return Err(CuResult::INVALID_VALUE);
@@ -97,7 +104,7 @@ fn fill(lane: &Lane, at: u64, value: u32, width: Width, count: usize, mode: Mode
     }
 }
 
-fn default_lane() -> Answer<Lane> {
+pub(super) fn default_lane() -> Answer<Lane> {
     Lane::of(stream_handle::DEFAULT)
 }
 

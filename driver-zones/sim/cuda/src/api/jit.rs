@@ -12,7 +12,7 @@ use crate::module::{Module, Refusal};
 /// Far more than there are options.
 const MAX_OPTIONS: u32 = 256;
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Log {
     buffer: Word,
     size: usize,
@@ -37,6 +37,51 @@ impl Log {
     }
 }
 
+/// Where the compiler's logs go.
+#[derive(Default)]
+pub(super) struct Logs {
+    info: Log,
+    error: Log,
+    /// Where among the options the time is reported back.
+    time_at: Option<usize>,
+}
+
+impl Logs {
+    pub(super) fn read(count: u32, options: Array<u32>, values: Array<Word>) -> Answer<Self> {
+        if count > MAX_OPTIONS || (count > 0 && (options.is_null() || values.is_null())) {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        let mut logs = Self::default();
+        for index in 0..usize::try_from(count).unwrap_or(0) {
+            let value = values.get(index)?;
+            // Sizes are 32 bits wide in a word whose upper half may be anything.
+            let size = value & 0xffff_ffff;
+            match JitOption(options.get(index)?) {
+                JitOption::INFO_LOG_BUFFER => logs.info.buffer = value,
+                JitOption::INFO_LOG_BUFFER_SIZE_BYTES => {
+                    (logs.info.size, logs.info.size_at) = (size, Some(index));
+                }
+                JitOption::ERROR_LOG_BUFFER => logs.error.buffer = value,
+                JitOption::ERROR_LOG_BUFFER_SIZE_BYTES => {
+                    (logs.error.size, logs.error.size_at) = (size, Some(index));
+                }
+                JitOption::WALL_TIME => logs.time_at = Some(index),
+                // The others tune a compiler that is not there.
+                option if option.name().is_some() => {}
+                _ => return Err(CuResult::INVALID_VALUE),
+            }
+        }
+        Ok(logs)
+    }
+
+    /// Writes to the error log what a linker, which reports no sizes, says.
+    pub(super) fn write_error(&self, text: &str) {
+        let log = Log { size_at: None, ..self.error };
+        // A buffer that is not there is not written to.
+        let _ = log.write(text, Array::none());
+    }
+}
+
 /// Loads `image` into the current context, with the compiler's options.
 pub(super) fn load(
     image: &[u8],
@@ -45,29 +90,7 @@ pub(super) fn load(
     values: Array<Word>,
 ) -> Answer<Word> {
     let context = current()?;
-    if count > MAX_OPTIONS || (count > 0 && (options.is_null() || values.is_null())) {
-        return Err(CuResult::INVALID_VALUE);
-    }
-    let (mut info, mut error, mut time_at) = (Log::default(), Log::default(), None);
-    for index in 0..usize::try_from(count).unwrap_or(0) {
-        let value = values.get(index)?;
-        // Sizes are 32 bits wide in a word whose upper half may be anything.
-        let size = value & 0xffff_ffff;
-        match JitOption(options.get(index)?) {
-            JitOption::INFO_LOG_BUFFER => info.buffer = value,
-            JitOption::INFO_LOG_BUFFER_SIZE_BYTES => {
-                (info.size, info.size_at) = (size, Some(index));
-            }
-            JitOption::ERROR_LOG_BUFFER => error.buffer = value,
-            JitOption::ERROR_LOG_BUFFER_SIZE_BYTES => {
-                (error.size, error.size_at) = (size, Some(index));
-            }
-            JitOption::WALL_TIME => time_at = Some(index),
-            // The others tune a compiler that is not there.
-            option if option.name().is_some() => {}
-            _ => return Err(CuResult::INVALID_VALUE),
-        }
-    }
+    let Logs { info, error, time_at } = Logs::read(count, options, values)?;
     let start = Instant::now();
     let loaded = Module::load(&context, image);
     if let Some(at) = time_at {

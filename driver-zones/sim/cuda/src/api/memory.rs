@@ -2,7 +2,6 @@
 
 use gpuzone_cuda_abi::{CuResult, mem_host_flags};
 
-use super::lane::Lane;
 use crate::Answer;
 use crate::abi::{HostBytes, Out, Word, entry_points};
 use crate::driver::{current, driver};
@@ -19,6 +18,8 @@ fn allocate(out: Out<u64>, bytes: usize) -> Answer {
     let context = current()?;
     let bytes = u64::try_from(bytes).map_err(|_| CuResult::OUT_OF_MEMORY)?;
     let address = context.memory().allocate(bytes, Kind::Program)?;
+    // What a pool had here went with its context.
+    crate::pool::freed(address);
     out.put(address)
 }
 
@@ -42,12 +43,6 @@ entry_points! {
     }
 
     fn cuMemAlloc_v2(address: Out<u64>, bytes: usize) { allocate(address, bytes) }
-
-    /// Allocates at once; what is asked for is there no later than a stream would have it.
-    fn cuMemAllocAsync(address: Out<u64>, bytes: usize, stream: Word) {
-        Lane::of(stream)?;
-        allocate(address, bytes)
-    }
 
     fn cuMemAllocPitch_v2(
         address: Out<u64>,
@@ -73,15 +68,8 @@ entry_points! {
         if !context.memory().is_freeable(address) {
             return Err(CuResult::INVALID_VALUE);
         }
+        crate::pool::freed(address);
         context.run(Work::Free { address })
-    }
-
-    fn cuMemFreeAsync(address: u64, stream: Word) {
-        let lane = Lane::of(stream)?;
-        if !lane.context.memory().is_freeable(address) {
-            return Err(CuResult::INVALID_VALUE);
-        }
-        lane.submit(Work::Free { address }).map(drop)
     }
 
     fn cuMemGetAddressRange_v2(base: Out<u64>, bytes: Out<usize>, address: u64) {

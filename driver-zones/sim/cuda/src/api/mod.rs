@@ -10,14 +10,19 @@ mod jit;
 mod lane;
 mod launch;
 mod library;
+mod link;
 mod memory;
 mod module;
 mod occupancy;
 mod pointer;
+mod pool;
 mod primary;
+mod rows;
 mod stream;
 
 use std::ffi::c_void;
+
+pub(crate) use link::Linking;
 
 /// The address of an exported function.
 fn symbol(name: &str) -> Option<*const c_void> {
@@ -29,11 +34,14 @@ fn symbol(name: &str) -> Option<*const c_void> {
         global::symbol,
         launch::symbol,
         library::symbol,
+        link::symbol,
         memory::symbol,
         module::symbol,
         occupancy::symbol,
         pointer::symbol,
+        pool::symbol,
         primary::symbol,
+        rows::symbol,
         stream::symbol,
     ];
     files.into_iter().find_map(|symbol| symbol(name))

@@ -1,20 +1,20 @@
-//! Host memory of modules: the bytes of a lease's images that are loaded or on their way. A
-//! driver keeps what it makes of an image, which is larger, so these bound what a tenant can have
-//! its worker hold.
+//! Host memory that a lease's tenants have their worker hold: images of modules that are loaded or
+//! on their way (a driver keeps what it makes of an image, which is larger), and memory that both
+//! sides share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gpuzone_cuda_abi::CuResult;
 
-/// The images of all sessions of a lease.
+/// Room for one kind of it, over all sessions of a lease.
 #[derive(Debug)]
-pub struct Images {
+pub struct HostRoom {
     most: u64,
     held: AtomicU64,
 }
 
-impl Images {
+impl HostRoom {
     /// Room for `most` bytes.
     pub fn new(most: u64) -> Arc<Self> {
         Arc::new(Self { most, held: AtomicU64::new(0) })
@@ -24,13 +24,13 @@ impl Images {
 /// Bytes that are held until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
-    images: Arc<Images>,
+    room: Arc<HostRoom>,
     bytes: u64,
 }
 
 impl Held {
-    pub(crate) fn none(images: &Arc<Images>) -> Self {
-        Self { images: Arc::clone(images), bytes: 0 }
+    pub(crate) fn none(room: &Arc<HostRoom>) -> Self {
+        Self { room: Arc::clone(room), bytes: 0 }
     }
 
     /// Holds `bytes` more.
@@ -38,9 +38,9 @@ impl Held {
     /// # Errors
     /// [`CuResult::OUT_OF_MEMORY`] when there is no room; as much is held as before.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), CuResult> {
-        let most = self.images.most;
+        let most = self.room.most;
         let more = |held: u64| held.checked_add(bytes).filter(|held| *held <= most);
-        let grown = self.images.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let grown = self.room.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         grown.map_err(|_| CuResult::OUT_OF_MEMORY)?;
         self.bytes += bytes;
         Ok(())
@@ -49,7 +49,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.images.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -59,8 +59,8 @@ mod tests {
 
     #[test]
     fn all_sessions_share_the_room_and_give_back_what_they_held() {
-        let images = Images::new(10);
-        let (mut one, mut other) = (Held::none(&images), Held::none(&images));
+        let room = HostRoom::new(10);
+        let (mut one, mut other) = (Held::none(&room), Held::none(&room));
         one.grow(4).unwrap();
         other.grow(6).unwrap();
         assert_eq!(one.grow(1), Err(CuResult::OUT_OF_MEMORY));
@@ -68,6 +68,6 @@ mod tests {
         drop(other);
         one.grow(6).unwrap();
         drop(one);
-        assert_eq!(images.held.load(Ordering::Relaxed), 0);
+        assert_eq!(room.held.load(Ordering::Relaxed), 0);
     }
 }

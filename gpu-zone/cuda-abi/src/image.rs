@@ -1,0 +1,201 @@
+//! What a module's image is, how long it is, and what a fat binary holds. Headers come from
+//! tenants: lengths are checked, nothing is allocated on their word.
+
+/// The first bytes of machine code.
+pub const ELF: [u8; 4] = [0x7f, b'E', b'L', b'F'];
+/// The first number of a fat binary.
+pub const FAT_BINARY: u32 = 0xba55_ed50;
+/// The first number of what points at a fat binary.
+pub const FAT_BINARY_WRAPPER: u32 = 0x4662_43b1;
+/// Bytes of a fat binary's header.
+pub const FAT_HEADER: usize = 16;
+
+const ENTRY_HEADER: usize = 64;
+const LZ4: u64 = 0x2000;
+const ZSTD: u64 = 0x8000;
+
+/// What is wrong with a fat binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FatError {
+    /// It does not begin as one.
+    #[error("the image does not begin as a fat binary does")]
+    Header,
+    /// It ends within an entry, or an entry is longer than it.
+    #[error("entry {0} of the fat binary does not fit into it")]
+    Entry(usize),
+}
+
+/// How an entry is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Not at all.
+    Plain,
+    /// As an LZ4 block.
+    Lz4,
+    /// As a Zstandard frame.
+    Zstd,
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// PTX.
+    Ptx,
+    /// Machine code.
+    Elf,
+    /// Something else, by its number.
+    Other(u16),
+}
+
+/// One image of a fat binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// What it is.
+    pub kind: EntryKind,
+    /// For which compute capability: 90 for 9.0.
+    pub architecture: u32,
+    /// How it is packed.
+    pub packing: Packing,
+    /// Its bytes, as they are packed.
+    pub payload: &'a [u8],
+    /// How many bytes it says that it is unpacked.
+    pub unpacked: u64,
+}
+
+/// How long a fat binary with this header is, with the header.
+///
+/// # Errors
+/// When it is none, or longer than anything.
+pub fn fat_length(header: &[u8; FAT_HEADER]) -> Result<usize, FatError> {
+    let [a, b, c, d, _, _, e, f, size @ ..] = *header;
+    if u32::from_le_bytes([a, b, c, d]) != FAT_BINARY {
+        return Err(FatError::Header);
+    }
+    let length = u64::from_le_bytes(size).checked_add(u16::from_le_bytes([e, f]).into());
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    length.filter(|length| isize::try_from(*length).is_ok()).ok_or(FatError::Header)
+}
+
+/// The entries of a fat binary, which may be followed by other bytes.
+///
+/// # Errors
+/// When a length is impossible.
+pub fn entries(image: &[u8]) -> Result<Vec<Entry<'_>>, FatError> {
+    let header = image.first_chunk().ok_or(FatError::Header)?;
+    let length = fat_length(header)?;
+    let begin = usize::from(u16::from_le_bytes([header[6], header[7]]));
+    let body = image.get(begin..length).ok_or(FatError::Header)?;
+    let mut found = Vec::new();
+    let mut rest = body;
+    // What is left may be padding that is no entry.
+    while rest.len() >= ENTRY_HEADER {
+        let number = found.len();
+        let (entry, after) = entry(rest).ok_or(FatError::Entry(number))?;
+        found.push(entry);
+        rest = after;
+    }
+    Ok(found)
+}
+
+fn entry(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
+    let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let wide = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let kind = u16::from_le_bytes(*bytes.first_chunk()?);
+    let header = usize::try_from(word(4)?).ok().filter(|header| *header >= ENTRY_HEADER)?;
+    let padded = usize::try_from(wide(8)?).ok()?;
+    let packed = usize::try_from(word(16)?).ok()?;
+    let (architecture, flags, unpacked) = (word(28)?, wide(40)?, wide(56)?);
+    let packing = match (flags & LZ4 != 0, flags & ZSTD != 0) {
+        (false, false) => Packing::Plain,
+        (true, _) => Packing::Lz4,
+        (false, true) => Packing::Zstd,
+    };
+    let body = bytes.get(header..)?;
+    let whole = body.get(..padded)?;
+    let payload = match packing {
+        Packing::Plain => whole,
+        Packing::Lz4 | Packing::Zstd => whole.get(..packed)?,
+    };
+    let unpacked = if packing == Packing::Plain { padded as u64 } else { unpacked };
+    let kind = match kind {
+        1 => EntryKind::Ptx,
+        2 => EntryKind::Elf,
+        other => EntryKind::Other(other),
+    };
+    Some((Entry { kind, architecture, packing, payload, unpacked }, body.get(padded..)?))
+}
+
+/// A fat binary of one text of PTX, as it is or packed; `unpacked` is the text's length.
+pub fn fat_binary_of_ptx(payload: &[u8], packing: Packing, unpacked: u64) -> Vec<u8> {
+    let padded = payload.len().next_multiple_of(8);
+    let flags = match packing {
+        Packing::Plain => 0,
+        Packing::Lz4 => LZ4,
+        Packing::Zstd => ZSTD,
+    };
+    let mut bytes = Vec::with_capacity(FAT_HEADER + ENTRY_HEADER + padded);
+    bytes.extend(FAT_BINARY.to_le_bytes());
+    bytes.extend([1, 0, 16, 0]);
+    bytes.extend(((ENTRY_HEADER + padded) as u64).to_le_bytes());
+    bytes.extend([1, 0, 1, 1]);
+    bytes.extend(64u32.to_le_bytes());
+    bytes.extend((padded as u64).to_le_bytes());
+    let packed = if packing == Packing::Plain { 0 } else { payload.len() };
+    bytes.extend(u32::try_from(packed).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend([0; 8]);
+    let unpacked = if packing == Packing::Plain { 0 } else { unpacked };
+    bytes.extend(unpacked.to_le_bytes());
+    bytes.extend_from_slice(payload);
+    bytes.resize(FAT_HEADER + ENTRY_HEADER + padded, 0);
+    bytes
+}
+
+/// Bytes that an image is unpacked: of a fat binary all its entries, of anything else its own.
+///
+/// # Errors
+/// When it begins as a fat binary and is none.
+pub fn unpacked_bytes(image: &[u8]) -> Result<u64, FatError> {
+    if !image.starts_with(&FAT_BINARY.to_le_bytes()) {
+        return Ok(image.len() as u64);
+    }
+    let add = |sum: u64, entry: &Entry<'_>| sum.saturating_add(entry.unpacked);
+    Ok(entries(image)?.iter().fold(0, add))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_is_read() {
+        for packing in [Packing::Plain, Packing::Lz4, Packing::Zstd] {
+            let image = fat_binary_of_ptx(b".version 8.0\n", packing, 999);
+            assert_eq!(fat_length(image.first_chunk().expect("long")), Ok(image.len()));
+            let read = entries(&image).expect("entries");
+            let [only] = read.as_slice() else { panic!("{read:?}") };
+            assert_eq!((only.kind, only.packing), (EntryKind::Ptx, packing));
+            assert!(only.payload.starts_with(b".version 8.0\n"));
+            let expected = if packing == Packing::Plain { 16 } else { 999 };
+            assert_eq!(unpacked_bytes(&image), Ok(expected));
+        }
+        assert_eq!(unpacked_bytes(b".version"), Ok(8));
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        let image = fat_binary_of_ptx(b".version 8.0\n", Packing::Lz4, 13);
+        for cut in 0..image.len() {
+            assert!(entries(&image[..cut]).is_err(), "cut at {cut}");
+        }
+        for (at, what) in [(20, 63u8), (24, 255), (31, 255), (35, 255), (8, 255), (15, 255)] {
+            let mut broken = image.clone();
+            broken[at] = what;
+            assert!(entries(&broken).is_err(), "byte {at}");
+        }
+        assert_eq!(entries(b"nonsense that is long enough"), Err(FatError::Header));
+    }
+}
