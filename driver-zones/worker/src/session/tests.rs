@@ -67,6 +67,7 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         images: Images::new(CAPS.image_bytes),
         caps: CAPS,
         poisoned: false.into(),
+        windows: false,
     };
     (dir, Arc::new(lease))
 }
