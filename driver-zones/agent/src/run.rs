@@ -222,6 +222,8 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
         caps: config.caps,
         fair_time: config.fair_time,
         sandbox: config.sandbox(),
+        windows: false,
+        microvm: None,
     }
 }
 

@@ -386,10 +386,10 @@ impl Shared {
         self.write_down(&starting.zone, false)?;
         // Connected before the worker has its orders: it does nothing without asking.
         self.give_turns()?;
-        let BrokerConfig { driver, caps, .. } = &*self.common.config;
+        let BrokerConfig { driver, caps, windows, .. } = &*self.common.config;
         let grants = self.order.grants.clone();
-        let (driver, caps) = (driver.clone(), *caps);
-        let spec = WorkerSpec { lease: self.lease(), grants, driver, caps, arbitrated: true };
+        let (lease, driver, caps, windows) = (self.lease(), driver.clone(), *caps, *windows);
+        let spec = WorkerSpec { lease, grants, driver, caps, arbitrated: true, windows };
         starting.finish(&spec).await?;
         self.write_down(&starting.zone, true)
     }

@@ -46,6 +46,8 @@ mod tests {
                 caps: Caps::default(),
                 fair_time: FairTime::default(),
                 sandbox: None,
+                windows: false,
+                microvm: None,
             };
             let json = serde_json::to_vec(&config).unwrap();
             std::fs::write(dir.path().join("broker.json"), json).unwrap();

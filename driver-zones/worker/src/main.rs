@@ -80,6 +80,7 @@ fn run() -> anyhow::Result<i32> {
         caps: spec.caps,
         poisoned: false.into(),
         turns,
+        windows: spec.windows,
     });
     say_ready().context("the broker does not listen")?;
     Ok(server::run(&lease, &listener)?)

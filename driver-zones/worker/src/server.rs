@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gpuzone_wire::handover::EXIT_REPLACE;
-use gpuzone_wire::hello::{self, Hello, HelloError, Welcome};
-use gpuzone_wire::ring::{Region, RegionError, RingSizes, Spin};
+use gpuzone_wire::hello::{self, Hello, HelloError, WINDOW_FILES, Welcome};
+use gpuzone_wire::ring::{Bells, Region, RegionError, RingSizes, Spin};
 use gpuzone_wire::spec;
 use gpuzone_wire::stats::Monotonic;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -219,7 +219,7 @@ fn attend(
         }
     };
     let mut session = Session::new(lease.clone(), clock);
-    match serve(&mut session, region, Spin::default(), peer, socket.as_fd()) {
+    match serve(&mut session, region, spin(lease), peer, socket.as_fd()) {
         Ended::Gone => {}
         ended @ (Ended::Ring(_) | Ended::Call(_)) => {
             log::say(&format!("a session was ended: {ended}"))
@@ -229,7 +229,7 @@ fn attend(
 
 fn greet(lease: &Lease, socket: BorrowedFd<'_>) -> Result<Option<Arc<Region>>, AttendError> {
     hello::limit_waiting(socket, HELLO_TIMEOUT)?;
-    let (hello, _) = hello::receive::<Hello>(socket)?;
+    let (hello, files) = hello::receive_with::<Hello>(socket)?;
     if hello.version != spec::VERSION {
         let reason = format!(
             "the program's libcuda.so.1 speaks version {} of the protocol and the worker version {}; start the program anew with the installed one",
@@ -239,12 +239,41 @@ fn greet(lease: &Lease, socket: BorrowedFd<'_>) -> Result<Option<Arc<Region>>, A
         refuse(socket, reason);
         return Ok(None);
     }
-    let sizes = RingSizes::default();
-    let (file, region) = Region::create(sizes)?;
+    let (sizes, file, region) = match (hello.window, lease.windows) {
+        (None, false) => {
+            let sizes = RingSizes::default();
+            let (file, region) = Region::create(sizes)?;
+            (sizes, Some(file), region)
+        }
+        (Some(sizes), true) => (sizes, None, window(sizes, files)?),
+        (Some(_), false) | (None, true) => {
+            let reason = "rings are made by the worker, or lie in a window of the driver zone's; this is the other kind of zone";
+            refuse(socket, reason.to_owned());
+            return Ok(None);
+        }
+    };
     let devices = lease.devices.iter().map(|device| device.info.clone()).collect();
     let welcome = Welcome::Accepted { sizes, driver_version: lease.driver_version, devices };
-    hello::send(socket, &welcome, Some(file.as_fd()))?;
+    hello::send(socket, &welcome, file.as_ref().map(AsFd::as_fd))?;
     Ok(Some(Arc::new(region)))
+}
+
+/// The rings in a window that the zone's first process handed over.
+fn window(sizes: RingSizes, files: Vec<OwnedFd>) -> Result<Region, AttendError> {
+    let Ok([file, ours, theirs]) = <[OwnedFd; WINDOW_FILES]>::try_from(files) else {
+        return Err(HelloError::NotUnderstood.into());
+    };
+    Ok(Region::window(file, sizes, Bells { ours, theirs })?)
+}
+
+/// How long a session looks for more before it sleeps. A sleep at a window costs the other
+/// machine's attention to be ended.
+fn spin(lease: &Lease) -> Spin {
+    let usual = Spin::default();
+    match lease.windows && !usual.time.is_zero() {
+        true => Spin { time: Duration::from_micros(50) },
+        false => usual,
+    }
 }
 
 fn reap(tenants: &mut Vec<Tenant>) {

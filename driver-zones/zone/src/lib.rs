@@ -5,7 +5,7 @@
 //! what is watched and ended is that very process, never one that got its number later.
 //!
 //! [`Zones`] owns zones of any kind: a task for each, driven by [`ZoneState`], and a record for the
-//! owner after it. What makes a kind is a [`Backend`]; [`sandbox::Sandboxes`] is the one there is.
+//! owner after it. What makes a kind is a [`Backend`]: [`sandbox::Sandboxes`] or [`microvm::MicroVms`].
 
 mod backend;
 mod environment;
@@ -13,6 +13,7 @@ pub mod files;
 mod identity;
 pub mod keeper;
 pub mod maker;
+pub mod microvm;
 mod packets;
 mod process;
 pub mod sandbox;

@@ -71,7 +71,7 @@ type Greeting = (OwnedFd, Welcome, Option<OwnedFd>);
 
 fn greet(path: &Path) -> Result<Greeting, HelloError> {
     let socket = hello::connect(path, ANSWER)?;
-    let hello = Hello { version: spec::VERSION, pid: std::process::id() };
+    let hello = Hello { version: spec::VERSION, pid: std::process::id(), window: None };
     hello::send(&socket, &hello, None)?;
     let (welcome, file) = hello::receive::<Welcome>(&socket)?;
     Ok((socket, welcome, file))

@@ -33,7 +33,7 @@ pub(crate) enum Word {
 }
 
 /// Where somebody sleeps, and where deferred errors are.
-pub(crate) const HALF_WORDS: [usize; 5] = [256, 384, 768, 896, 1024];
+pub(crate) const HALF_WORDS: [usize; 7] = [256, 384, 768, 896, 1024, 1152, 1280];
 
 /// A connection.
 pub(crate) struct Line {
@@ -60,7 +60,7 @@ impl Line {
     /// Connects, or learns why not.
     pub(crate) fn try_open(slot: &Path) -> anyhow::Result<Self> {
         let socket = hello::connect(&slot.join(SOCKET), PATIENCE)?;
-        hello::send(&socket, &Hello { version: spec::VERSION, pid: 1 }, None)?;
+        hello::send(&socket, &Hello { version: spec::VERSION, pid: 1, window: None }, None)?;
         let (welcome, file) = hello::receive::<Welcome>(&socket)?;
         let sizes = match welcome {
             Welcome::Accepted { sizes, .. } => sizes,
@@ -183,10 +183,11 @@ impl Memory {
     /// Publishes a position of the request ring, and wakes its reader.
     pub(crate) fn publish(&self, tail: u64) {
         self.word(Word::RequestTail).store(tail, Ordering::SeqCst);
-        let parked = self.half(256);
-        parked.store(0, Ordering::SeqCst);
+        self.half(256).store(0, Ordering::SeqCst);
+        let wakes = self.half(1152);
+        wakes.fetch_add(1, Ordering::SeqCst);
         // Whoever sleeps there looks again; if nobody does, nothing is lost.
-        let _ = rustix::thread::futex::wake(parked, rustix::thread::futex::Flags::empty(), 1);
+        let _ = rustix::thread::futex::wake(wakes, rustix::thread::futex::Flags::empty(), 1);
     }
 }
 

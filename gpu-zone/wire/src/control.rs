@@ -44,6 +44,54 @@ pub struct BrokerConfig {
     /// How workers are kept apart from the host; `None`: not at all.
     #[serde(default)]
     pub sandbox: Option<Sandbox>,
+    /// Whether tenants are in another machine than workers, with windows between them
+    /// ([`crate::hello::Hello::window`]): in a driver zone that is a microVM.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub windows: bool,
+    /// The microVM that is the driver zone: this broker makes it, and has its leases served by
+    /// the broker in there. `None`: this one makes workers itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microvm: Option<Box<MicroVm>>,
+}
+
+/// A driver zone's microVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MicroVm {
+    /// `qemu-system-x86_64`.
+    pub qemu: PathBuf,
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initial file system: what `cargo xtask guest-image` builds.
+    pub image: PathBuf,
+    /// How its processors are made.
+    pub accelerator: Accelerator,
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// Its processors.
+    pub processors: u32,
+    /// Most processes of tenants that are connected at once.
+    pub windows: u16,
+    /// Functions that it gets by passthrough, like `0000:3b:00.0`; bound to VFIO already.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// Files that it is given, by name, as [`crate::zone_link::CONFIG_DIR`] has them.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// What confines QEMU itself.
+    pub confinement: Option<Sandbox>,
+}
+
+/// How a microVM's processors are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the processor where a guest was seen to run so, else by emulation.
+    #[default]
+    Auto,
+    /// By the processor, or not at all.
+    Kvm,
+    /// By emulation.
+    Tcg,
 }
 
 /// What workers get of the host, and what the host must have for it.

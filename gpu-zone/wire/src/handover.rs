@@ -67,4 +67,7 @@ pub struct WorkerSpec {
     /// Whether it gets its GPUs' time by turns, at [`crate::turn::TURNS_FD`]; else it takes it.
     #[serde(default)]
     pub arbitrated: bool,
+    /// Whether tenants' rings lie in windows, see [`crate::hello::Hello::window`].
+    #[serde(default)]
+    pub windows: bool,
 }

@@ -30,7 +30,15 @@ pub struct Hello {
     pub version: u32,
     /// Its process, as it sees itself; for logs only.
     pub pid: u32,
+    /// The rings lie in memory that came with this message, and so did two bells: what wakes the
+    /// worker, and what the worker rings. Said by a machine's first process in the place of a
+    /// tenant in another machine, and refused from anybody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<RingSizes>,
 }
+
+/// Files that come with a [`Hello`] for a window.
+pub const WINDOW_FILES: usize = 3;
 
 /// From the worker; with [`Welcome::Accepted`] comes the file of the rings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,12 +131,24 @@ pub fn send<T: Serialize>(
     message: &T,
     file: Option<BorrowedFd<'_>>,
 ) -> Result<(), HelloError> {
-    let bytes = serde_json::to_vec(message).map_err(|_| HelloError::NotUnderstood)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
-    if !files.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+    send_with(socket, message, &files)
+}
+
+/// Sends a message with up to [`WINDOW_FILES`] files.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_with<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    files: &[BorrowedFd<'_>],
+) -> Result<(), HelloError> {
+    let bytes = serde_json::to_vec(message).map_err(|_| HelloError::NotUnderstood)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(WINDOW_FILES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(HelloError::NotUnderstood);
     }
     let sent = sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
     if sent == bytes.len() { Ok(()) } else { Err(HelloError::NotUnderstood) }
@@ -139,21 +159,34 @@ pub fn send<T: Serialize>(
 /// # Errors
 /// When none came in time, or it was something else.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<(T, Option<OwnedFd>), HelloError> {
+    let (message, files) = receive_with(socket)?;
+    Ok((message, files.into_iter().next()))
+}
+
+/// Receives a message and the files that came with it, [`WINDOW_FILES`] at most.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_with<T: DeserializeOwned>(
+    socket: impl AsFd,
+) -> Result<(T, Vec<OwnedFd>), HelloError> {
     let mut bytes = vec![0u8; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(WINDOW_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let received = recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let file = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
-        _ => None,
-    });
+    let mut files = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            files.extend(received);
+        }
+    }
     if received.bytes == 0 {
         return Err(HelloError::Socket(io::ErrorKind::ConnectionReset.into()));
     }
     let message = bytes.get(..received.bytes).unwrap_or(&[]);
     let message = serde_json::from_slice(message).map_err(|_| HelloError::NotUnderstood)?;
-    Ok((message, file))
+    Ok((message, files))
 }
 
 /// Hands over a file after the greeting, at once or not at all.

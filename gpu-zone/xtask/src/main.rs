@@ -7,6 +7,7 @@ mod dist;
 mod elf;
 mod hostile;
 mod kernels;
+mod microvm;
 mod probe;
 
 use std::path::{Path, PathBuf};
@@ -57,6 +58,18 @@ enum Task {
     Chart,
     /// Build what the images have, in release, below `target/dist`.
     Dist,
+    /// Build the initial file system of a driver zone's microVM.
+    GuestImage {
+        /// Where it is written.
+        #[arg(long, default_value = "target/guest-image/zone.cpio")]
+        output: PathBuf,
+        /// A folder with a vendor's driver, copied to the image's root as it is.
+        #[arg(long)]
+        driver: Option<PathBuf>,
+        /// Kernel modules that are loaded, in this order.
+        #[arg(long)]
+        module: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,6 +86,9 @@ fn main() -> ExitCode {
         Task::Crds => crds(&repository()),
         Task::Chart => chart::check(&repository()),
         Task::Dist => dist::build(&repository()),
+        Task::GuestImage { output, driver, module: modules } => {
+            microvm::build(&repository(), &microvm::Contents { output, driver, modules })
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

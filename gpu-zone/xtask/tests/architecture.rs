@@ -39,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-zone", &["gpuzone-core"]),
     ("gpuzone-broker", &["gpuzone-zone", "gpuzone-wire", "gpuzone-core"]),
     ("gpuzone-worker", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
+    ("gpuzone-guest", &["gpuzone-wire"]),
     (
         "gpuzone-agent",
         &[

@@ -85,6 +85,8 @@ impl Zone {
             caps: Caps::default(),
             fair_time: FairTime::default(),
             sandbox: None,
+            windows: false,
+            microvm: None,
         };
         let json = serde_json::to_vec(&config).expect("a configuration");
         std::fs::write(at("broker.json"), json).expect("written");

@@ -66,6 +66,8 @@ pub struct Lease {
     pub caps: Caps,
     /// Whether some session's context had a fault that a process does not recover from.
     pub poisoned: AtomicBool,
+    /// Whether tenants are in another machine, with windows to it.
+    pub windows: bool,
     /// The GPUs' time.
     pub turns: Arc<Turns>,
 }

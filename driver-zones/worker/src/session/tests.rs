@@ -71,6 +71,7 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         pinned: HostRoom::new(CAPS.pinned_bytes),
         caps: CAPS,
         poisoned: false.into(),
+        windows: false,
     };
     (dir, Arc::new(lease))
 }

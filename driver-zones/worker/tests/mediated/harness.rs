@@ -105,6 +105,7 @@ impl Lease {
             },
             caps: Caps::default(),
             arbitrated: false,
+            windows: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Two single-producer, single-consumer rings of bytes in memory that both sides map.
 //!
 //! ```text
-//! page 0    positions and parking words of both rings, the word of deferred errors
+//! page 0    positions and parking words of both rings, the word of deferred errors, counts of wakes
 //! then      the request ring's bytes, then the reply ring's; each mapped twice in a row, so
 //!           that a record which crosses the end is one piece of memory all the same
 //!
@@ -22,10 +22,10 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use park::{Always, Peer, Spin};
+pub use park::{Always, Bells, Peer, Spin};
 pub use reader::{Bulk, Reader, Received};
 pub use record::{Header, flag};
-pub use region::{Direction, Region, RegionError, RingSizes};
+pub use region::{Carrier, Direction, Region, RegionError, RingSizes, Side};
 pub use writer::{Payload, Writer};
 
 /// Most bytes that the control part of one record may have.

@@ -1,6 +1,8 @@
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::futex;
 
 use super::RingError;
@@ -48,9 +50,79 @@ impl Peer for Always {
     }
 }
 
+/// What wakes sides that are in different machines: two event counters (`EFD_NONBLOCK`), whose
+/// other ends somebody carries to the other machine.
+#[derive(Debug)]
+pub struct Bells {
+    /// Wakes this side.
+    pub ours: OwnedFd,
+    /// Wakes the other.
+    pub theirs: OwnedFd,
+}
+
+impl Bells {
+    /// Sleeps until this side's bell rings; whether the whole time went by.
+    fn sleep(&self, time: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.ours, PollFlags::IN)];
+        if poll(&mut fds, Some(&timespec(time))) == Ok(0) {
+            return true;
+        }
+        let mut count = [0u8; 8];
+        // Empties the counter; nothing depends on its value.
+        let _ = rustix::io::read(&self.ours, &mut count);
+        false
+    }
+
+    fn ring(bell: &OwnedFd) {
+        // Full means that it rings already.
+        let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    }
+
+    /// Wakes this side.
+    pub(super) fn ring_own(&self) {
+        Self::ring(&self.ours);
+    }
+}
+
+/// Where one side of one ring sleeps.
+///
+/// It sleeps at the count of its wakes, not at its flag: whoever carries wakes to another machine
+/// sleeps there too and misses none, for a count never comes back to what it was.
+pub(super) struct Place<'a> {
+    pub(super) parked: &'a AtomicU32,
+    pub(super) wakes: &'a AtomicU32,
+    pub(super) bells: Option<&'a Bells>,
+}
+
+impl Place<'_> {
+    /// Sleeps unless it was woken since it had been `seen` times; whether the whole time went by.
+    fn sleep(&self, seen: u32, time: Duration) -> bool {
+        match self.bells {
+            Some(bells) => bells.sleep(time),
+            None => sleep_at(self.wakes, seen, time),
+        }
+    }
+
+    /// Wakes whoever sleeps here. To be called after publishing a position.
+    pub(super) fn wake_if_parked(&self) {
+        fence(Ordering::SeqCst);
+        if self.parked.load(Ordering::Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        self.parked.store(0, Ordering::Relaxed);
+        wake_at(self.wakes);
+        if let Some(bells) = self.bells {
+            Bells::ring(&bells.theirs);
+        }
+    }
+}
+
 /// Waits until `ready` says so; `false` when the deadline came first.
 pub(super) fn wait(
-    parked: &AtomicU32,
+    place: &Place<'_>,
     spin: Spin,
     deadline: Option<Instant>,
     peer: &dyn Peer,
@@ -74,7 +146,9 @@ pub(super) fn wait(
         std::thread::yield_now();
     }
     let mut slept = false;
+    let parked = place.parked;
     loop {
+        let seen = place.wakes.load(Ordering::Acquire);
         parked.store(1, Ordering::Relaxed);
         // Our flag must be visible before we look for the last time, as the other side's record
         // must be before it looks at the flag: one of the two sees the other.
@@ -93,31 +167,27 @@ pub(super) fn wait(
             parked.store(0, Ordering::Relaxed);
             return ready();
         }
-        slept = sleep(parked, left.map_or(peer.slice(), |left| left.min(peer.slice())));
+        slept = place.sleep(seen, left.map_or(peer.slice(), |left| left.min(peer.slice())));
     }
 }
 
-/// Sleeps while the flag stands; whether the whole time went by.
-fn sleep(parked: &AtomicU32, time: Duration) -> bool {
-    let timeout = rustix::time::Timespec {
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: time.subsec_nanos().into(),
-    };
-    // Any other answer (woken, flag changed, interrupted) means: look again.
-    futex::wait(parked, futex::Flags::empty(), 1, Some(&timeout))
+    }
+}
+
+/// Sleeps while the count stands at `seen`; whether the whole time went by.
+pub(super) fn sleep_at(wakes: &AtomicU32, seen: u32, time: Duration) -> bool {
+    // Any other answer (woken, count changed, interrupted) means: look again.
+    futex::wait(wakes, futex::Flags::empty(), seen, Some(&timespec(time)))
         == Err(rustix::io::Errno::TIMEDOUT)
 }
 
-/// Wakes the other side if it sleeps. To be called after publishing a position.
-pub(super) fn wake_if_parked(parked: &AtomicU32) {
-    fence(Ordering::SeqCst);
-    if parked.load(Ordering::Relaxed) != 0 {
-        wake(parked);
-    }
-}
-
-pub(super) fn wake(parked: &AtomicU32) {
-    parked.store(0, Ordering::Relaxed);
+/// Counts a wake, and wakes all who sleep there.
+pub(super) fn wake_at(wakes: &AtomicU32) {
+    wakes.fetch_add(1, Ordering::SeqCst);
     // Fails for no reason that a waker could do something about; sleepers look again anyway.
-    let _ = futex::wake(parked, futex::Flags::empty(), 1);
+    let _ = futex::wake(wakes, futex::Flags::empty(), i32::MAX.cast_unsigned());
 }

@@ -124,7 +124,7 @@ impl Reader {
         let capacity = self.region.capacity(self.direction);
         let (head, tail) = (self.head, &mut self.tail);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        park::wait(&channel.reader_parked.0, self.spin, deadline, peer, || {
+        park::wait(&self.region.reader_place(self.direction), self.spin, deadline, peer, || {
             let seen = channel.tail.0.load(Ordering::Acquire);
             let in_ring = seen.wrapping_sub(head);
             if seen < *tail || in_ring > capacity || in_ring % ALIGN as u64 != 0 {
@@ -162,6 +162,6 @@ impl Reader {
         self.unreleased = 0;
         let channel = self.region.channel(self.direction);
         channel.head.0.store(self.head, Ordering::Release);
-        park::wake_if_parked(&channel.writer_parked.0);
+        self.region.writer_place(self.direction).wake_if_parked();
     }
 }

@@ -7,6 +7,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
+use super::park::{Bells, Place};
 use super::record::MAX_RECORD;
 
 const CONTROL_BYTES: usize = 4096;
@@ -80,8 +81,21 @@ struct Control {
     request: Channel,
     reply: Channel,
     deferred: Line<AtomicU32>,
+    /// How often the worker's side was woken; where it sleeps.
+    worker_wakes: Line<AtomicU32>,
+    /// The same of the tenant's side.
+    tenant_wakes: Line<AtomicU32>,
 }
 const _: () = assert!(size_of::<Control>() <= CONTROL_BYTES);
+
+/// Which end of the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The tenant's process.
+    Tenant,
+    /// Its worker.
+    Worker,
+}
 
 /// Which ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,12 +106,32 @@ pub enum Direction {
     Reply,
 }
 
+impl Direction {
+    /// Who reads it.
+    pub(super) const fn reader(self) -> Side {
+        match self {
+            Self::Request => Side::Worker,
+            Self::Reply => Side::Tenant,
+        }
+    }
+
+    /// Who writes it.
+    pub(super) const fn writer(self) -> Side {
+        match self {
+            Self::Request => Side::Tenant,
+            Self::Reply => Side::Worker,
+        }
+    }
+}
+
 /// The mapped memory of both rings.
 #[derive(Debug)]
 pub struct Region {
     base: NonNull<u8>,
     length: usize,
     sizes: RingSizes,
+    /// Where the other side sleeps in another kernel.
+    bells: Option<Bells>,
 }
 
 // SAFETY: the mapping lives as long as the region; positions are atomics, and the bytes of a
@@ -127,16 +161,34 @@ impl Region {
     ///
     /// # Errors
     /// When the file is not sealed against shrinking (reading it could then kill this process),
-    /// has another size, or cannot be mapped.
+    /// is too small, or cannot be mapped.
     pub fn open(file: impl AsFd, sizes: RingSizes) -> Result<Self, RegionError> {
         let file = file.as_fd();
         let seals = rustix::fs::fcntl_get_seals(file).map_err(|_| RegionError::Unfit)?;
         let size = rustix::fs::fstat(file).map_err(kernel("look at"))?.st_size;
-        let sized = u64::try_from(size).is_ok_and(|size| size == file_bytes(sizes));
+        let sized = u64::try_from(size).is_ok_and(|size| size >= file_bytes(sizes));
         if !sizes.are_possible() || !seals.contains(SEALS) || !sized {
             return Err(RegionError::Unfit);
         }
         Self::map(file, sizes)
+    }
+
+    /// The worker's end of rings in a window: memory that this machine shares with another, where
+    /// the tenant is. Only for a file that the machine's own first process handed over: unlike
+    /// [`Region::open`], nothing is known of it but its size.
+    ///
+    /// # Errors
+    /// When it is too small, or cannot be mapped.
+    pub fn window(file: impl AsFd, sizes: RingSizes, bells: Bells) -> Result<Self, RegionError> {
+        let file = file.as_fd();
+        let size = rustix::fs::fstat(file).map_err(kernel("look at"))?.st_size;
+        if !sizes.are_possible() || !u64::try_from(size).is_ok_and(|size| size >= file_bytes(sizes))
+        {
+            return Err(RegionError::Unfit);
+        }
+        let mut region = Self::map(file, sizes)?;
+        region.bells = Some(bells);
+        Ok(region)
     }
 
     fn map(file: impl AsFd, sizes: RingSizes) -> Result<Self, RegionError> {
@@ -148,7 +200,7 @@ impl Region {
         };
         let base = NonNull::new(base.map_err(kernel("reserve addresses for"))?.cast::<u8>());
         // The kernel never maps anything at 0 that was not asked for.
-        let region = Self { base: base.ok_or(RegionError::Unfit)?, length, sizes };
+        let region = Self { base: base.ok_or(RegionError::Unfit)?, length, sizes, bells: None };
         let data = CONTROL_BYTES;
         let parts = [
             (0, CONTROL_BYTES, 0),
@@ -222,10 +274,91 @@ impl Region {
     /// Wakes whoever of this side or the other sleeps at one of the rings, so that it looks
     /// again whether the other side is there.
     pub fn wake_all(&self) {
-        for channel in [&self.control().request, &self.control().reply] {
-            super::park::wake(&channel.reader_parked.0);
-            super::park::wake(&channel.writer_parked.0);
+        for direction in [Direction::Request, Direction::Reply] {
+            self.reader_place(direction).wake();
+            self.writer_place(direction).wake();
         }
+        if let Some(bells) = &self.bells {
+            bells.ring_own();
+        }
+    }
+
+    pub(super) fn reader_place(&self, direction: Direction) -> Place<'_> {
+        self.place(&self.channel(direction).reader_parked.0, direction.reader())
+    }
+
+    pub(super) fn writer_place(&self, direction: Direction) -> Place<'_> {
+        self.place(&self.channel(direction).writer_parked.0, direction.writer())
+    }
+
+    fn place<'a>(&'a self, parked: &'a AtomicU32, side: Side) -> Place<'a> {
+        Place { parked, wakes: wakes(self.control(), side), bells: self.bells.as_ref() }
+    }
+}
+
+const fn wakes(control: &Control, side: Side) -> &AtomicU32 {
+    match side {
+        Side::Tenant => &control.tenant_wakes.0,
+        Side::Worker => &control.worker_wakes.0,
+    }
+}
+
+/// The first page of a tenant's rings, for whoever carries wakes to a worker in another machine
+/// and back. It knows nothing of what is in the rings.
+#[derive(Debug)]
+pub struct Carrier {
+    base: NonNull<Control>,
+}
+
+// SAFETY: the mapping lives as long as the carrier and consists of atomics only.
+unsafe impl Send for Carrier {}
+// SAFETY: as above.
+unsafe impl Sync for Carrier {}
+
+impl Carrier {
+    /// Of the rings in `file`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open(file: impl AsFd) -> Result<Self, RegionError> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe {
+            mmap(std::ptr::null_mut(), CONTROL_BYTES, protection, MapFlags::SHARED, file, 0)
+        };
+        let base = NonNull::new(base.map_err(kernel("map"))?.cast()).ok_or(RegionError::Unfit)?;
+        Ok(Self { base })
+    }
+
+    fn control(&self) -> &Control {
+        // SAFETY: as in `Region::control`.
+        unsafe { self.base.as_ref() }
+    }
+
+    /// Waits until the tenant has woken its worker since it had done so `seen` times, or for
+    /// `limit`; how often it has now.
+    pub fn wait(&self, seen: u32, limit: std::time::Duration) -> u32 {
+        let wakes = wakes(self.control(), Side::Worker);
+        super::park::sleep_at(wakes, seen, limit);
+        wakes.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Wakes the tenant, which its worker did in another machine.
+    pub fn wake_tenant(&self) {
+        super::park::wake_at(wakes(self.control(), Side::Tenant));
+    }
+
+    /// Has [`Carrier::wait`] return, as if the tenant had woken its worker.
+    pub fn interrupt(&self) {
+        super::park::wake_at(wakes(self.control(), Side::Worker));
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `open` made, to which nothing refers any more.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), CONTROL_BYTES) };
+        debug_assert!(unmapped.is_ok());
     }
 }
 

@@ -101,7 +101,7 @@ impl Writer {
         self.tail += u64::from(header.total);
         let channel = self.region.channel(self.direction);
         channel.tail.0.store(self.tail, Ordering::Release);
-        park::wake_if_parked(&channel.reader_parked.0);
+        self.region.reader_place(self.direction).wake_if_parked();
         Ok(Ok(()))
     }
 
@@ -128,7 +128,7 @@ impl Writer {
         }
         let channel = self.region.channel(self.direction);
         let (tail, head) = (self.tail, &mut self.head);
-        let waited = park::wait(&channel.writer_parked.0, self.spin, None, peer, || {
+        let waited = park::wait(&self.region.writer_place(self.direction), self.spin, None, peer, || {
             let seen = channel.head.0.load(Ordering::Acquire);
             if seen < *head || seen > tail {
                 return Err(RingError::BadPosition);

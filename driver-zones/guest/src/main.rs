@@ -1,0 +1,34 @@
+//! `gpu-zone-guest`: process 1 of a microVM that is a zone. See the modules.
+#![forbid(unsafe_code)]
+
+mod broker;
+mod host;
+mod machine;
+mod port;
+mod session;
+mod window;
+
+use std::process::ExitCode;
+
+/// A process 1 that ends takes its kernel with it, and the host sees the machine go: that is the
+/// report where nothing else can be said any more.
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("gpu-zone-guest is the first process of a microVM and nothing else");
+        return ExitCode::from(2);
+    }
+    if let Err(error) = machine::prepare() {
+        eprintln!("gpu-zone-guest: {error}");
+        return ExitCode::FAILURE;
+    }
+    let port = match port::Port::find() {
+        Ok(port) => port,
+        Err(error) => {
+            eprintln!("gpu-zone-guest: no way to the host: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let broker = broker::Broker::default();
+    host::serve_in_the_background(port, broker.clone());
+    broker.reap_for_ever()
+}

@@ -1,0 +1,236 @@
+//! QEMU's command line. Nothing in it passes a shell, and no value of it comes from a tenant.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::{Accelerator, Machine, Passthrough, VmSpec};
+
+/// Descriptors that QEMU is handed, listening: its monitor, the guest's control port.
+pub(super) const MONITOR_FD: i32 = 3;
+pub(super) const CONTROL_FD: i32 = 4;
+/// The control port's name in the guest.
+pub(super) const PORT: &str = "gpuzone.control";
+
+/// Bytes of a window. A PCI region's size is a power of two; what the rings do not take is never
+/// touched, so it takes no memory.
+pub const WINDOW_BYTES: u64 = 16 << 20;
+/// Slots 16 to 30 of bus 0, eight functions each.
+pub const MOST_WINDOWS: u16 = 15 * 8;
+const FIRST_SLOT: u16 = 16;
+
+/// The bridge of window `n`, as the guest's bus 0 shows it: like `10.3`.
+pub fn window_bridge(n: u16) -> String {
+    format!("{:02x}.{:x}", FIRST_SLOT + n / 8, n % 8)
+}
+
+/// The bus behind it, as QEMU calls it.
+pub fn window_bus(n: u16) -> String {
+    format!("window{n}")
+}
+
+/// Why a microVM cannot be described.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Commas separate QEMU's options.
+    #[error("QEMU takes no path with a comma in it: {0}")]
+    Comma(String),
+    /// A device that is none.
+    #[error("'{0}' is no PCI function's address, like 0000:3b:00.0")]
+    Address(String),
+    /// A token that is none.
+    #[error("a VF's token is a UUID, and '{0}' is not")]
+    Token(String),
+    /// More than there are places.
+    #[error("a microVM has at most {MOST_WINDOWS} windows, not {0}")]
+    Windows(u16),
+    /// PCI devices need a PCI bus.
+    #[error("the machine 'microvm' has no PCI, so nothing can be passed through to it")]
+    NoPci,
+}
+
+/// QEMU's arguments for the zone `name`.
+pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<OsString>, CommandError> {
+    let mut words: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+    for path in [&spec.kernel, &spec.image] {
+        plain(path)?;
+    }
+    add("-name", format!("guest={name}"));
+    add("-machine", machine(spec.machine, spec.accelerator));
+    add("-cpu", cpu(spec.accelerator).to_owned());
+    add("-smp", spec.processors.to_string());
+    add("-m", format!("{}M", spec.memory >> 20));
+    let ram = format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory >> 20);
+    add("-object", ram);
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+    );
+    add("-display", "none".into());
+    add("-kernel", spec.kernel.display().to_string());
+    add("-initrd", spec.image.display().to_string());
+    add("-append", kernel_words(spec));
+    // Kept by QEMU, the last of it: a guest that says much fills nobody's disk.
+    add("-chardev", "ringbuf,id=console,size=65536".into());
+    add("-serial", "chardev:console".into());
+    add("-chardev", format!("socket,id=monitor,fd={MONITOR_FD},server=on,wait=off"));
+    add("-mon", "chardev=monitor,mode=control".into());
+    add("-chardev", format!("socket,id=control,fd={CONTROL_FD},server=on,wait=off"));
+    for device in devices(spec)? {
+        add("-device", device);
+    }
+    let flags = ["-nodefaults", "-no-user-config", "-no-reboot", "-S"];
+    Ok(flags.into_iter().map(OsString::from).chain(words.into_iter().map(Into::into)).collect())
+}
+
+fn plain(path: &Path) -> Result<(), CommandError> {
+    let text = path.display().to_string();
+    if text.contains(',') { Err(CommandError::Comma(text)) } else { Ok(()) }
+}
+
+fn machine(machine: Machine, accelerator: Accelerator) -> String {
+    let accelerator = accelerator.as_str();
+    match machine {
+        Machine::MicroVm => {
+            format!("microvm,accel={accelerator},memory-backend=ram,acpi=on,rtc=on,usb=off")
+        }
+        Machine::Q35 { iommu, .. } => {
+            // Only what a guest without a keyboard and disks needs; each device costs start time.
+            let irqchip = if iommu { ",kernel-irqchip=split" } else { "" };
+            format!(
+                "q35,accel={accelerator},memory-backend=ram,vmport=off,smm=off,sata=off,smbus=off,usb=off,i8042=off,hpet=off{irqchip}"
+            )
+        }
+    }
+}
+
+const fn cpu(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    }
+}
+
+fn kernel_words(spec: &VmSpec) -> String {
+    // A panic ends the machine, and so QEMU, which is how the host learns of it. An emulated
+    // timer is late on a busy host, and its check would fail for good.
+    let usual = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check rdinit=/init";
+    let iommu = match spec.machine {
+        Machine::Q35 { iommu: true, .. } => " intel_iommu=on",
+        Machine::Q35 { iommu: false, .. } | Machine::MicroVm => "",
+    };
+    let more = if spec.append.is_empty() { String::new() } else { format!(" {}", spec.append) };
+    format!("{usual}{iommu}{more}")
+}
+
+fn devices(spec: &VmSpec) -> Result<Vec<String>, CommandError> {
+    let mut devices = Vec::new();
+    let (bus, windows) = match spec.machine {
+        Machine::MicroVm if !spec.devices.is_empty() => return Err(CommandError::NoPci),
+        Machine::MicroVm => ("device", 0),
+        Machine::Q35 { windows, iommu } => {
+            if iommu {
+                devices.push("intel-iommu,intremap=on,caching-mode=on".to_owned());
+            }
+            ("pci", windows)
+        }
+    };
+    devices.push(format!("virtio-serial-{bus},id=serial,max_ports=2"));
+    devices.push(format!("virtserialport,chardev=control,name={PORT}"));
+    if windows > MOST_WINDOWS {
+        return Err(CommandError::Windows(windows));
+    }
+    for n in 0..windows {
+        let (id, addr, chassis) = (window_bus(n), window_bridge(n), n + 1);
+        devices.push(format!(
+            "pcie-root-port,id={id},addr={addr},chassis={chassis},multifunction=on,pref64-reserve=32M,io-reserve=0"
+        ));
+    }
+    for (n, device) in spec.devices.iter().enumerate() {
+        devices.push(format!("pcie-root-port,id=device{n},chassis={}", 200 + n));
+        devices.push(passthrough(n, device)?);
+    }
+    Ok(devices)
+}
+
+fn passthrough(n: usize, device: &Passthrough) -> Result<String, CommandError> {
+    if !is_address(&device.address) {
+        return Err(CommandError::Address(device.address.clone()));
+    }
+    let host = format!("vfio-pci,host={},bus=device{n}", device.address);
+    let Some(token) = &device.vf_token else { return Ok(host) };
+    match uuid::Uuid::parse_str(token) {
+        Ok(token) => Ok(format!("{host},vf-token={token}")),
+        Err(_) => Err(CommandError::Token(token.clone())),
+    }
+}
+
+fn is_address(text: &str) -> bool {
+    let hex = |part: &str, digits: usize| {
+        part.len() == digits && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let parts: Vec<&str> = text.split([':', '.']).collect();
+    text.len() == 12
+        && matches!(parts[..], [domain, bus, slot, function]
+            if hex(domain, 4) && hex(bus, 2) && hex(slot, 2) && hex(function, 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(machine: Machine, devices: Vec<Passthrough>) -> VmSpec {
+        VmSpec {
+            qemu: "/usr/bin/qemu-system-x86_64".into(),
+            kernel: "/k/bzImage".into(),
+            image: "/i/zone.cpio".into(),
+            append: "gpuzone.mode=zone".into(),
+            accelerator: Accelerator::Tcg,
+            machine,
+            memory: 256 << 20,
+            processors: 2,
+            devices,
+        }
+    }
+
+    fn text(spec: &VmSpec) -> String {
+        let words = arguments("z", spec).unwrap();
+        words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_machine_has_what_was_asked_for_and_no_default_devices() {
+        let q35 = text(&spec(Machine::Q35 { windows: 9, iommu: true }, Vec::new()));
+        for part in ["-nodefaults -no-user-config -no-reboot -S", "spawn=deny", "share=on"] {
+            assert!(q35.contains(part), "{part}: {q35}");
+        }
+        assert_eq!(q35.matches("pcie-root-port").count(), 9);
+        assert!(q35.contains("id=window8,addr=11.0,chassis=9"), "{q35}");
+        assert!(q35.contains("kernel-irqchip=split") && q35.contains("intel-iommu"), "{q35}");
+        let small = text(&spec(Machine::MicroVm, Vec::new()));
+        assert!(small.contains("virtio-serial-device") && !small.contains("pci"), "{small}");
+    }
+
+    #[test]
+    fn devices_are_addresses_and_tokens_and_nothing_that_adds_options() {
+        let q35 = Machine::Q35 { windows: 0, iommu: false };
+        let device = |address: &str, token: Option<&str>| Passthrough {
+            address: address.to_owned(),
+            vf_token: token.map(str::to_owned),
+        };
+        let token = "00112233-4455-6677-8899-aabbccddeeff";
+        let good = text(&spec(q35, vec![device("0000:3b:00.0", Some(token))]));
+        assert!(good.contains(&format!("host=0000:3b:00.0,bus=device0,vf-token={token}")));
+        for wrong in ["0000:3b:00.0,x=y", "3b:00.0", "0000:3b:00", "", "0000-3b-00.0"] {
+            let refused = arguments("z", &spec(q35, vec![device(wrong, None)]));
+            assert!(refused.is_err(), "{wrong}");
+        }
+        let token = spec(q35, vec![device("0000:3b:00.0", Some("x,y=z"))]);
+        assert!(matches!(arguments("z", &token), Err(CommandError::Token(_))));
+        let nowhere = spec(Machine::MicroVm, vec![device("0000:3b:00.0", None)]);
+        assert_eq!(arguments("z", &nowhere), Err(CommandError::NoPci));
+        let mut comma = spec(q35, Vec::new());
+        comma.kernel = "/k,readonly=off".into();
+        assert!(matches!(arguments("z", &comma), Err(CommandError::Comma(_))));
+    }
+}

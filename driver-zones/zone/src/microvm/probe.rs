@@ -1,0 +1,151 @@
+//! Whether a guest runs on an accelerator here, learnt by running one.
+//!
+//! `/dev/kvm` that opens proves nothing: under a hypervisor without nesting, or one that nests
+//! badly, a guest dies in its first second. So a guest of 512 bytes is booted, which says a word
+//! over the machine's debug port and ends QEMU by a code of its own.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::Accelerator;
+
+/// What QEMU's exit device makes of the byte 0x10: twice it and one.
+const EXIT: i32 = 0x21;
+/// What the payload says over the debug port.
+const SAID: &[u8] = b"GZ";
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Why a guest does not run on an accelerator.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The probe's files or processes could not be made.
+    #[error("cannot probe {}: {source}", .accelerator.as_str())]
+    Io {
+        /// Which.
+        accelerator: Accelerator,
+        /// Why.
+        source: io::Error,
+    },
+    /// The guest did not say its word.
+    #[error("a guest does not run on {}: {said}", .accelerator.as_str())]
+    Dead {
+        /// Which.
+        accelerator: Accelerator,
+        /// QEMU's last word.
+        said: String,
+    },
+}
+
+/// A boot sector: enters 32-bit mode, where real guests spend their lives, does arithmetic in it,
+/// and reports.
+fn payload() -> [u8; 512] {
+    const CODE: &[u8] = &[
+        0xfa, // cli
+        0x31, 0xc0, // xor ax, ax
+        0x8e, 0xd8, // mov ds, ax
+        0x0f, 0x01, 0x16, 0x60, 0x7c, // lgdt [0x7c60]
+        0x0f, 0x20, 0xc0, // mov eax, cr0
+        0x66, 0x83, 0xc8, 0x01, // or eax, 1
+        0x0f, 0x22, 0xc0, // mov cr0, eax
+        0xea, 0x1a, 0x7c, 0x08, 0x00, // jmp 0x08:0x7c1a
+        0x90, // nop
+        // 0x7c1a, 32 bits:
+        0xb9, 0x10, 0x00, 0x00, 0x00, // mov ecx, 16
+        0x31, 0xc0, // xor eax, eax
+        0x01, 0xc8, // again: add eax, ecx
+        0xe2, 0xfc, // loop again
+        0x2d, 0x41, 0x00, 0x00, 0x00, // sub eax, 136 - 'G'
+        0x66, 0xba, 0x02, 0x04, // mov dx, 0x402
+        0xee, // out dx, al
+        0xb0, 0x5a, // mov al, 'Z'
+        0xee, // out dx, al
+        0x66, 0xba, 0x01, 0x05, // mov dx, 0x501
+        0xb0, 0x10, // mov al, 0x10
+        0xee, // out dx, al
+        0xf4, // hlt
+    ];
+    // Null, then code over all of memory; then where and how long that table is.
+    const TABLE: &[u8] = &[
+        0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0, // 0x7c50
+        0x0f, 0, 0x50, 0x7c, 0, 0, // 0x7c60
+    ];
+    let mut sector = [0; 512];
+    for (to, from) in sector.iter_mut().zip(CODE) {
+        *to = *from;
+    }
+    for (to, from) in sector.iter_mut().skip(0x50).zip(TABLE) {
+        *to = *from;
+    }
+    sector[510] = 0x55;
+    sector[511] = 0xaa;
+    sector
+}
+
+/// Boots the payload on `accelerator`.
+///
+/// # Errors
+/// When it does not say its word; what QEMU said instead.
+pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
+    let failed = |source| ProbeError::Io { accelerator, source };
+    let sector = sector_file().map_err(failed)?;
+    let drive = format!("file=/proc/self/fd/0,format=raw,if=ide,readonly=on");
+    let cpu = match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    let mut child = Command::new(qemu)
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-m", "16"])
+        .args(["-machine", &format!("pc,accel={}", accelerator.as_str()), "-cpu", cpu])
+        .args(["-sandbox", "on,spawn=deny,elevateprivileges=deny"])
+        .args(["-drive", &drive, "-chardev", "stdio,id=word,signal=off"])
+        .args(["-device", "isa-debugcon,iobase=0x402,chardev=word"])
+        .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"])
+        .env_clear()
+        .stdin(sector)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let end = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            break Some(status);
+        }
+        if Instant::now() > end {
+            child.kill().map_err(failed)?;
+            child.wait().map_err(failed)?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let (word, errors) = (read(child.stdout.take()), read(child.stderr.take()));
+    if status.is_some_and(|status| status.code() == Some(EXIT)) && word.ends_with(SAID) {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&errors);
+    let line = errors.lines().find(|line| !line.trim().is_empty());
+    let said = match (line, status) {
+        (Some(line), _) => line.chars().take(300).collect(),
+        (None, Some(status)) => format!("QEMU ended with {status}"),
+        (None, None) => format!("it did nothing for {} s", LIMIT.as_secs()),
+    };
+    Err(ProbeError::Dead { accelerator, said })
+}
+
+fn read(stream: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        // What cannot be read was not said.
+        let _ = stream.take(64 << 10).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+fn sector_file() -> io::Result<std::fs::File> {
+    let file = rustix::fs::memfd_create(c"gpu-zone-probe", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(&payload())?;
+    Ok(file)
+}

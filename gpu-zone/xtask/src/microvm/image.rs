@@ -1,0 +1,152 @@
+//! `cargo xtask guest-image`: the initial file system of a driver zone's microVM.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use gpuzone_testkit::Artifacts;
+
+use super::cpio::Archive;
+use crate::elf;
+
+/// Where the image has its driver.
+const DRIVER: &str = "/usr/lib/gpu-zone";
+const PROGRAMS: [&str; 3] = ["gpu-zone-broker", "gpu-zone-worker", "gpu-zone-sandbox"];
+const SIMULATED: [&str; 2] = ["libgpuzone_sim_cuda.so", "libgpuzone_sim_nvml.so"];
+
+/// What goes into an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Contents {
+    /// Where it is written.
+    pub(crate) output: PathBuf,
+    /// A vendor's driver: all files of this folder, at the same paths below the image's root.
+    pub(crate) driver: Option<PathBuf>,
+    /// Kernel modules, loaded in this order.
+    pub(crate) modules: Vec<PathBuf>,
+}
+
+/// Builds the image.
+///
+/// # Errors
+/// When something is not there, or cannot be built.
+#[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
+pub(crate) fn build(repository: &Path, contents: &Contents) -> anyhow::Result<()> {
+    let artifacts = Artifacts::build()?;
+    let work = repository.join("target/guest-image");
+    let first = first_process(repository, &work)?;
+    let mut archive = Archive::default();
+    for folder in ["proc", "sys", "dev", "run", "tmp", "newroot", "var/tmp", "etc/gpu-zone"] {
+        archive.directory(folder);
+    }
+    archive.file("/init", stripped(&first, &work)?, 0o755);
+    let mut needed = BTreeSet::new();
+    for name in PROGRAMS {
+        let program = artifacts.file(name)?;
+        needed.extend(libraries(program)?);
+        archive.file(&format!("/usr/bin/{name}"), stripped(program, &work)?, 0o755);
+    }
+    for name in SIMULATED {
+        let library = artifacts.file(name)?;
+        needed.extend(libraries(library)?);
+        archive.file(&format!("{DRIVER}/{name}"), stripped(library, &work)?, 0o755);
+    }
+    if let Some(driver) = &contents.driver {
+        vendor(&mut archive, driver, driver)?;
+    }
+    for library in needed {
+        let path = library.display().to_string();
+        if !archive.has(&path) {
+            archive.file(&path, std::fs::canonicalize(&library)?, 0o755);
+        }
+    }
+    modules(&mut archive, &contents.modules)?;
+    let making = contents.output.with_extension("new");
+    let file = File::create(&making).with_context(|| making.display().to_string())?;
+    let mut out = BufWriter::new(file);
+    let bytes = archive.write(&mut out)?;
+    out.into_inner().context("cannot write the image")?.sync_all()?;
+    std::fs::rename(&making, &contents.output)?;
+    println!("image      {} ({} KiB)", contents.output.display(), bytes >> 10);
+    Ok(())
+}
+
+/// The guest's first process, static: nothing is mounted yet when it starts.
+fn first_process(repository: &Path, work: &Path) -> anyhow::Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(repository).args(["build", "--package", "gpuzone-guest"]);
+    cargo.args(["--target", &target, "--target-dir"]).arg(work);
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let status = cargo.status().context("cannot run cargo")?;
+    ensure!(status.success(), "the guest's first process was not built: {status}");
+    let program = work.join(&target).join("debug/gpu-zone-guest");
+    elf::is_static(&program)?;
+    Ok(program)
+}
+
+/// A copy without what only a debugger reads: all of it would be memory in each guest.
+fn stripped(file: &Path, work: &Path) -> anyhow::Result<PathBuf> {
+    let name = file.file_name().context("a file has a name")?;
+    let copy = work.join("stripped").join(name);
+    std::fs::create_dir_all(work.join("stripped"))?;
+    let status = Command::new("strip").arg("-o").arg(&copy).arg(file).status();
+    let status = status.context("cannot run strip, which comes with a C compiler")?;
+    ensure!(status.success(), "cannot strip {}: {status}", file.display());
+    Ok(copy)
+}
+
+/// The shared libraries that a file needs, and the loader, as this machine has them.
+fn libraries(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(file).output().context("cannot run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.contains("not found") {
+            bail!("{} needs what is not here: {}", file.display(), line.trim());
+        }
+        let path = line.split_whitespace().find(|word| word.starts_with('/'));
+        found.extend(path.map(PathBuf::from));
+    }
+    ensure!(output.status.success(), "ldd cannot read {}", file.display());
+    Ok(found)
+}
+
+/// All files of a vendor's driver, links as links.
+fn vendor(archive: &mut Archive, root: &Path, folder: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    for entry in entries {
+        let path = entry?.path();
+        let inside = format!("/{}", path.strip_prefix(root)?.display());
+        let kind = std::fs::symlink_metadata(&path)?;
+        if kind.is_dir() {
+            archive.directory(&inside);
+            vendor(archive, root, &path)?;
+        } else if kind.is_symlink() {
+            let to = std::fs::read_link(&path)?;
+            archive.link(&inside, &to.display().to_string());
+        } else {
+            archive.file(&inside, path, 0o755);
+        }
+    }
+    Ok(())
+}
+
+fn modules(archive: &mut Archive, modules: &[PathBuf]) -> anyhow::Result<()> {
+    let mut list = String::new();
+    for module in modules {
+        let name = module.file_name().and_then(|name| name.to_str()).context("a module's name")?;
+        let plain = module.extension().is_some_and(|extension| extension == "ko");
+        ensure!(plain, "{name} is compressed; unpack it first (xz -d, zstd -d)");
+        let inside = format!("/usr/lib/modules/{name}");
+        archive.file(&inside, module.clone(), 0o644);
+        list.push_str(&inside);
+        list.push('\n');
+    }
+    if !list.is_empty() {
+        archive.text("/etc/gpu-zone/modules", list);
+    }
+    Ok(())
+}
