@@ -11,7 +11,7 @@ use gpuzone_wire::handover::{EXIT_DRIVER, LISTENER_FD, STATS_FD, WorkerSpec};
 use gpuzone_wire::scrub::SCRUB_ARGUMENT;
 use gpuzone_wire::stats::StatsWriter;
 use gpuzone_wire::turn::TURNS_FD;
-use gpuzone_worker::driver::{Driver, devices};
+use gpuzone_worker::driver::{Driver, devices, show_instances};
 use gpuzone_worker::host_room::HostRoom;
 use gpuzone_worker::ledger::Ledger;
 use gpuzone_worker::nvml::OwnUse;
@@ -55,6 +55,8 @@ fn run() -> anyhow::Result<i32> {
 
     let stats = Arc::new(StatsWriter::open(stats)?);
     let unusable = |error: &dyn std::error::Error| DriverUnusable(error.to_string());
+    // SAFETY: no thread was started yet, and the driver is opened after it.
+    unsafe { show_instances(spec.grants.iter().map(|grant| grant.gpu)) };
     let driver = Driver::open(&spec.driver.cuda_library).map_err(|error| unusable(&error))?;
     let (driver_version, devices) =
         devices(&driver, &spec.grants).map_err(|error| unusable(&error))?;

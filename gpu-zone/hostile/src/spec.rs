@@ -142,7 +142,9 @@ pub(crate) fn example(opcode: Opcode, pointer: DevicePtr) -> Vec<u8> {
             CopyOnDevice { target, source: pointer, bytes: BYTES / 2, stream }.put(into);
         }
         Opcode::MemorySet => {
-            MemorySet { target: pointer, value: 7, width: 1, count: BYTES, stream }.put(into);
+            let (pitch, rows) = (0, 1);
+            MemorySet { target: pointer, value: 7, width: 1, count: BYTES, pitch, rows, stream }
+                .put(into);
         }
         Opcode::ModuleData => ModuleData {}.put(into),
         Opcode::ModuleLoad => {

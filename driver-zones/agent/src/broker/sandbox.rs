@@ -155,6 +155,8 @@ mod tests {
             caps: Caps::default(),
             fair_time: FairTime::default(),
             sandbox: None,
+            windows: false,
+            microvm: None,
         }
     }
 

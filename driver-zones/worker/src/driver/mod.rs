@@ -2,8 +2,10 @@
 
 mod bounds;
 mod devices;
+mod instances;
 mod table;
 
 pub use bounds::LaunchBounds;
 pub use devices::{Device, DeviceError, devices};
+pub use instances::show_instances;
 pub use table::{Driver, LoadError};

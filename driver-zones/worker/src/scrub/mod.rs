@@ -30,7 +30,7 @@ use gpuzone_core::{ComputeShare, GpuUuid, Grant, MemoryBytes};
 use gpuzone_cuda_abi::{CUdevice, CuResult};
 use gpuzone_wire::scrub::{SCRUB_TURNS_FD, ScrubGpu, ScrubReport, ScrubSpec};
 
-use crate::driver::{DeviceError, Driver, LoadError, devices};
+use crate::driver::{DeviceError, Driver, LoadError, devices, show_instances};
 use crate::nvml::OwnUse;
 use crate::turns::Turns;
 use memory::Held;
@@ -92,6 +92,8 @@ pub fn run() -> Result<(), ScrubError> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(ScrubError::Orders)?;
     let spec: ScrubSpec = serde_json::from_str(&line)?;
+    // SAFETY: the first thread is started below, and the driver is opened after it.
+    unsafe { show_instances(spec.order.gpus.iter().map(|gpu| gpu.gpu)) };
     std::thread::spawn(end_with_the_broker);
     let driver = Driver::open(&spec.cuda_library)?;
     let own_use = OwnUse::open(&spec.nvml_library);
