@@ -26,6 +26,7 @@ mod health;
 pub mod journal;
 pub mod leases;
 pub mod metrics;
+pub mod passthrough;
 pub mod placements;
 mod run;
 mod service;

@@ -12,6 +12,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::AgentServer;
 use gpuzone_api::placements::v1::placements_server::PlacementsServer;
 use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, PLACED_SLOTS_DIR, SocketPathTooLong};
+use gpuzone_hw::actions::JournalError;
 use gpuzone_ledger::{AuditKind, OpenError};
 use gpuzone_wire::control::{BrokerConfig, Driver};
 use gpuzone_zone::files::LockError;
@@ -30,6 +31,7 @@ use crate::health;
 use crate::journal::ReplayError;
 use crate::leases::Leases;
 use crate::metrics::{self, BindError};
+use crate::passthrough::Passthrough;
 use crate::placements::PlacementService;
 use crate::service::{Service, Watchers};
 use crate::usage::{UsageBook, now};
@@ -69,6 +71,9 @@ pub enum RunError {
     /// No journal.
     #[error(transparent)]
     Journal(#[from] ReplayError),
+    /// It is not known what was done to devices.
+    #[error(transparent)]
+    Devices(#[from] JournalError),
     /// No ledger.
     #[error("cannot use the ledger {}", .path.display())]
     Ledger {
@@ -104,7 +109,8 @@ impl RunError {
             Self::Directory { .. } | Self::SocketPath(_) | Self::Metrics(_) => 78,
             Self::Locked { .. } => 75,
             Self::Discovery(_) | Self::Broker(_) => 76,
-            Self::Journal(_) | Self::Ledger { .. } | Self::Audit(_) | Self::Recover(_) => 70,
+            Self::Journal(_) | Self::Devices(_) => 70,
+            Self::Ledger { .. } | Self::Audit(_) | Self::Recover(_) => 70,
             Self::Process(_) | Self::Serve(_) => 70,
         }
     }
@@ -129,6 +135,8 @@ enum Ending {
 pub async fn run(config: Config) -> Result<(), RunError> {
     let directories = config.directories.clone();
     let locks = files::take(&directories)?;
+    // Before the driver's library is opened, which would have the GPUs open itself.
+    let passthrough = Passthrough::start(&config)?;
     let gpus = Arc::new(Gpus::discover(&config)?);
     let inventory = gpus.inventory().clone();
     let (book, lost) =
@@ -153,7 +161,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let broker = keeper.ensure().await?;
     let (to_audit, folders) = (audit.clone(), directories.clone());
     let leases = Leases::new(book, link.clone(), usage, to_audit, folders, inventory, config.scrub);
-    let leases = Arc::new(leases.with_workload_zones(config.zone.workload));
+    let leases = leases.with_workload_zones(config.zone.workload);
+    let leases = Arc::new(leases.with_passthrough(passthrough));
     leases.saw_broker(Some(broker.pid())).await;
     leases.recover(lost).await.map_err(RunError::Recover)?;
 

@@ -123,7 +123,54 @@ mod tests {
         let clear = agent::ClearQuarantineRequest { gpu: WHOLE.into() };
         let refused = node.client().await.clear_quarantine(clear).await.unwrap_err();
         assert!(refused.message().contains("bind it to its own driver"), "{refused}");
+        assert!(refused.message().contains("reset = true"), "{refused}");
         node.signal_agent(Signal::INT);
+    }
+
+    #[tokio::test]
+    async fn a_reset_that_cannot_be_done_leaves_the_gpu_in_quarantine_and_says_why() {
+        let (mut node, sysfs) = start().await;
+        let key = "exposure = \"passthrough\"";
+        node.configure(key, &format!("{key}\nbind = true\nreset = true"));
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        // It is on VFIO already, so nothing had to be done, and nothing is to be given back.
+        assert_eq!(gpus(&node).await[1].not_ready, None);
+        let lease = place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap();
+        // While somebody has it, an operator does not reset it either.
+        let end = proto::EndRequest { lease_id: lease.id.clone(), reason: "over".into() };
+        client(&node).await.end(end).await.unwrap();
+        let reason = gpus(&node).await[1].quarantine.clone().unwrap();
+        // This machine has no such device: what opens it says so, and nothing took it for clear.
+        let (had, why) = ("tenant acme had it by passthrough", "VFIO");
+        assert!(reason.contains(had) && reason.contains(why), "{reason}");
+        let clear = || agent::ClearQuarantineRequest { gpu: WHOLE.into() };
+        let refused = node.client().await.clear_quarantine(clear()).await.unwrap_err();
+        assert!(refused.message().contains("stays in quarantine"), "{refused}");
+        let next = place(&node, wanted("pod/2/b", WHOLE, 80, 100)).await.unwrap_err();
+        assert!(next.message.contains("is in quarantine"), "{}", next.message);
+        // A damaged journal of devices: nobody knows what was done to them, so nothing is.
+        node.signal_agent(Signal::KILL);
+        std::fs::write(node.directories().state.join("devices"), "damage\n").unwrap();
+        let said = node.refused();
+        assert!(said.contains("devices is damaged in line 1"), "{said}");
+        drop(sysfs);
+    }
+
+    #[tokio::test]
+    async fn every_function_of_the_machine_is_listed_whatever_has_it() {
+        let (node, sysfs) = start().await;
+        sysfs.function("0000:3b:00.1", "0x040300").unwrap();
+        sysfs.group("0000:3b:00.1", 12).unwrap();
+        sysfs.function("0000:01:00.0", "0x020000").unwrap();
+        let asked = agent::ListDevicesRequest {};
+        let listed = node.client().await.list_devices(asked).await.unwrap().into_inner().devices;
+        let [gpu, sound] = listed.as_slice() else { panic!("{listed:?}") };
+        assert_eq!((gpu.address.as_str(), gpu.kind.as_str()), (ADDRESS, "gpu"));
+        assert_eq!((gpu.driver.as_deref(), gpu.iommu_group), (Some("vfio-pci"), Some(12)));
+        assert_eq!(gpu.group_members, [ADDRESS, "0000:3b:00.1"]);
+        assert_eq!(gpu.vfio_device.as_deref(), Some("vfio12"));
+        assert_eq!((sound.kind.as_str(), sound.driver.as_deref()), ("audio", None));
     }
 
     #[tokio::test]

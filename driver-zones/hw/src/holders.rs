@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use gpuzone_core::PciAddress;
@@ -47,21 +48,30 @@ impl ProcRoot {
         if nodes.is_empty() {
             return Ok(Vec::new());
         }
+        let numbers: BTreeMap<u64, &PathBuf> =
+            nodes.iter().filter_map(|node| Some((device_number(node)?, node))).collect();
         for name in entries(&self.0)? {
             let Ok(pid) = name.parse::<u32>() else { continue };
             let folder = self.0.join(&name);
             for handle in entries(&folder.join("fd"))? {
-                let Ok(target) = std::fs::read_link(folder.join("fd").join(handle)) else {
-                    continue;
-                };
-                if nodes.contains(&target) {
+                let handle = folder.join("fd").join(handle);
+                // A container may have the node under another name: its number tells.
+                let by_number = device_number(&handle).and_then(|number| numbers.get(&number));
+                let by_name = || std::fs::read_link(&handle).ok().filter(|at| nodes.contains(at));
+                let node = by_number.map(|node| (*node).clone()).or_else(by_name);
+                if let Some(node) = node {
                     let comm = text(&folder.join("comm"))?.unwrap_or_else(|| "?".to_owned());
                     let name = comm.chars().filter(|letter| !letter.is_control()).collect();
-                    found.insert(Holder { pid, name, node: target });
+                    found.insert(Holder { pid, name, node });
                 }
             }
         }
         Ok(found.into_iter().collect())
+    }
+
+    /// Which boot this is; empty where proc does not say.
+    pub(crate) fn boot(&self) -> String {
+        text(&self.0.join("sys/kernel/random/boot_id")).ok().flatten().unwrap_or_default()
     }
 
     /// NVIDIA's number of a GPU's node, as its driver tells it.
@@ -99,6 +109,12 @@ impl ProcRoot {
         }
         Ok(nodes)
     }
+}
+
+/// The number of a device, where `path` leads to one.
+fn device_number(path: &Path) -> Option<u64> {
+    let found = std::fs::metadata(path).ok()?;
+    found.file_type().is_char_device().then(|| found.rdev())
 }
 
 /// Holders by what they have, for a sentence.

@@ -1,12 +1,11 @@
 //! Whether a PCI function can be handed to a VM over VFIO now, as sysfs shows it.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use gpuzone_core::PciAddress;
 
 use crate::SysfsRoot;
+use crate::pci::{FunctionKind, IommuGroup, SysfsError, link_name, parse, required_text};
 
 /// A function that is on a VFIO driver, and whose IOMMU group can be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,42 +63,13 @@ pub enum NotReady {
         other: PciAddress,
     },
     /// sysfs is not what it should be.
-    #[error("cannot read {}: {source}", .path.display())]
-    Unreadable {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Sysfs(#[from] SysfsError),
 }
 
 /// Drivers for VFIO are called so: `vfio-pci`, and the vendors' variants of it.
 pub(crate) fn is_vfio(driver: &str) -> bool {
     driver == "vfio-pci" || driver.ends_with("-vfio-pci") || driver.ends_with("_vfio_pci")
-}
-
-/// PCI classes of bridges that VFIO lets be: of the host, and from bus to bus. An NVSwitch is a
-/// bridge by its class, too, and not one of these.
-fn is_bridge(class: &str) -> bool {
-    class.starts_with("0x0600") || class.starts_with("0x0604")
-}
-
-/// The last part of what a link points to; `None` where there is no link.
-fn target(path: &Path) -> Result<Option<String>, NotReady> {
-    match std::fs::read_link(path) {
-        Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(NotReady::Unreadable { path: path.to_owned(), source }),
-    }
-}
-
-fn names(path: &Path) -> Result<Vec<String>, NotReady> {
-    let unreadable = |source| NotReady::Unreadable { path: path.to_owned(), source };
-    let entries = std::fs::read_dir(path).map_err(unreadable)?;
-    let name = |entry: io::Result<std::fs::DirEntry>| {
-        Ok(entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned())
-    };
-    entries.map(name).collect()
 }
 
 impl SysfsRoot {
@@ -117,29 +87,19 @@ impl SysfsRoot {
         if !folder.is_dir() {
             return Err(NotReady::Missing(address));
         }
-        let driver = target(&folder.join("driver"))?;
+        let driver = link_name(&folder.join("driver"))?;
         if !driver.as_deref().is_some_and(is_vfio) {
             return Err(NotReady::Driver { address, driver });
         }
-        let group = target(&folder.join("iommu_group"))?.and_then(|group| group.parse().ok());
-        let group = group.ok_or(NotReady::NoGroup(address))?;
-        for member in names(&folder.join("iommu_group/devices"))? {
-            // What is no PCI function is on no PCI driver; the kernel checks it once more.
-            let Ok(member) = member.parse::<PciAddress>() else { continue };
+        let IommuGroup { number: group, members } =
+            self.group(address)?.ok_or(NotReady::NoGroup(address))?;
+        // What is no PCI function is on no PCI driver; the kernel checks it once more.
+        for member in members {
             if member != address {
                 self.check_member(address, group, member, others)?;
             }
         }
-        let device = match names(&folder.join("vfio-dev")) {
-            Ok(devices) => devices.into_iter().find(|name| name.starts_with("vfio")),
-            Err(NotReady::Unreadable { source, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(VfioFunction { group, device })
+        Ok(VfioFunction { group, device: self.vfio_name(&folder)? })
     }
 
     fn check_member(
@@ -153,11 +113,14 @@ impl SysfsRoot {
             return Err(NotReady::Shared { address, group, other: member });
         }
         let folder = self.function(member);
-        let class = folder.join("class");
-        let class = std::fs::read_to_string(&class)
-            .map_err(|source| NotReady::Unreadable { path: class, source })?;
-        match target(&folder.join("driver"))? {
-            Some(driver) if !is_vfio(&driver) && !is_bridge(class.trim()) => {
+        let file = folder.join("class");
+        let class = required_text(&file)?;
+        let strange = || SysfsError::strange(&file, &class, "a number like 0x030200");
+        let class = parse::hex(&class).ok_or_else(strange)?;
+        // An NVSwitch is a bridge by its class, too, and not one of those that VFIO lets be.
+        let bridge = FunctionKind::of(class, 0) == FunctionKind::Bridge;
+        match link_name(&folder.join("driver"))? {
+            Some(driver) if !is_vfio(&driver) && !bridge => {
                 Err(NotReady::Member { address, group, member, driver })
             }
             Some(_) | None => Ok(()),

@@ -106,6 +106,11 @@ mod tests {
             let table = node.command([listing]).unwrap().ok().unwrap().stdout;
             assert!(table.contains("simulated"), "{table}");
         }
+        // What the machine itself has, whatever that is: simulated GPUs are none of it.
+        let all = node.json(&["gpus", "--all"]).unwrap();
+        assert!(all["devices"].is_array() && all["vfio_interfaces"].is_array(), "{all}");
+        let tree = node.command(["gpus", "--all"]).unwrap().ok().unwrap().stdout;
+        assert!(tree.contains("PCI function") || tree.contains("VFIO"), "{tree}");
         let ended = node.command(["stop", lease.id()]).unwrap().ok().unwrap();
         assert!(ended.stdout.contains(lease.id()), "{}", ended.stdout);
         // Its program's next call fails; the program says so and ends.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use gpuzone_core::{Exposure, GpuUuid, MemoryBytes, PciAddress};
+use gpuzone_hw::vfio::Interface;
 use serde::Deserialize;
 
 use super::DriverKind;
@@ -17,6 +18,30 @@ pub(super) struct GpuTable {
     model: Option<String>,
     #[serde(default, deserialize_with = "super::file::memory")]
     memory: Option<MemoryBytes>,
+    #[serde(default)]
+    bind: bool,
+    #[serde(default)]
+    reset: bool,
+    #[serde(default)]
+    vfio: Vfio,
+}
+
+/// By which interface of the kernel's the agent opens a device that it resets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Vfio {
+    #[default]
+    Group,
+    Iommufd,
+}
+
+impl From<Vfio> for Interface {
+    fn from(vfio: Vfio) -> Self {
+        match vfio {
+            Vfio::Group => Self::Group,
+            Vfio::Iommufd => Self::Iommufd,
+        }
+    }
 }
 
 /// A GPU that is handed over whole, by passthrough. The driver's library does not list it while
@@ -31,6 +56,10 @@ pub struct PassthroughGpu {
     pub model: String,
     /// All of its memory.
     pub memory: MemoryBytes,
+    /// Whether the agent binds it to its driver for VFIO.
+    pub bind: bool,
+    /// By what the agent opens it to clear it between tenants, if that is left to it.
+    pub reset: Option<Interface>,
 }
 
 /// The GPUs that are not handed over mediated.
@@ -84,7 +113,7 @@ pub(super) fn exposed(
 ) -> Result<GpuTables, GpuTableError> {
     let (mut uuids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut found = GpuTables::default();
-    for GpuTable { uuid, exposure, address, model, memory } in tables {
+    for GpuTable { uuid, exposure, address, model, memory, bind, reset, vfio } in tables {
         let same_address = address.is_some_and(|address| !addresses.insert(address));
         if !uuids.insert(uuid) || same_address {
             return Err(GpuTableError::Twice(uuid));
@@ -111,6 +140,8 @@ pub(super) fn exposed(
             address: address.ok_or(missing("address"))?,
             model: model.ok_or(missing("model"))?,
             memory: memory.ok_or(missing("memory"))?,
+            bind,
+            reset: reset.then_some(vfio.into()),
         });
     }
     Ok(found)

@@ -4,8 +4,6 @@
 //! that a crash cut off is dropped: what it was written for was not begun. Anything else that is
 //! wrong stops the agent, for guessing at leases would hand out memory twice.
 
-mod line;
-
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -16,6 +14,7 @@ use gpuzone_api::{HolderName, SlotFolder, SlotId};
 use gpuzone_core::{
     Exposure, GpuUuid, GpuWatch, Lease, LeaseId, LeaseState, Placement, Timestamp, ZoneName,
 };
+use gpuzone_hw::line;
 use gpuzone_zone::files::write_atomically;
 use gpuzone_zone::{BootId, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -253,10 +252,7 @@ pub fn replay(path: &Path) -> Result<Replayed, ReplayError> {
     let mut number = 0;
     while let Some(line) = lines.next() {
         number += 1;
-        let last = lines.peek().is_none();
-        // A power failure can also leave zeros where a line's blocks were never written.
-        let torn = !line.ends_with(b"\n") || line.contains(&0);
-        if last && torn {
+        if lines.peek().is_none() && line::is_torn(line) {
             tracing::warn!(journal = %path.display(), line = number, "a line was cut off by a crash; dropped");
             break;
         }

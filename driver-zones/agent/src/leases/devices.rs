@@ -1,18 +1,24 @@
 //! Leases of devices that a container has itself: the driver there is the tenant's own, in its VM.
 //!
 //! Such a lease is admitted, written down, billed and ended like any other. What differs: no
-//! worker serves it, so no call is counted, and nobody here can clear what it leaves behind. Its
-//! GPUs go into quarantine when it ends, until an operator has them cleared.
+//! worker serves it, so no call is counted, and no worker can clear what it leaves behind. When it
+//! ends, its GPUs are reset and looked at, where the configuration leaves that to the agent; what
+//! is not shown to be clear then goes into quarantine.
 
 use gpuzone_api::{AgentError, ErrorKind};
-use gpuzone_core::{Exposure, GpuUuid, LeaseEvent, LeaseState, UsageCounters};
-use gpuzone_ledger::AuditKind;
+use gpuzone_core::{
+    Exposure, GpuUuid, LeaseEvent, LeaseState, MemoryBytes, TenantId, UsageCounters,
+};
+use gpuzone_hw::turnover::TurnoverRecord;
+use gpuzone_ledger::{AuditEvent, AuditKind};
+use gpuzone_wire::scrub::ScrubReport;
 use serde_json::json;
 
 use super::{Leases, Memory, asker_of};
 use crate::audit;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
+use crate::metrics::ScrubResult;
 use crate::usage::{Used, now};
 
 impl Leases {
@@ -40,17 +46,95 @@ impl Leases {
         self.usage.close(held.lease.id, None, reason).await;
     }
 
-    /// Keeps others from the GPUs of a device's lease that is over: nothing shows that they are
-    /// clear.
+    /// Clears the GPUs of a device's lease that is over, where that is left to the agent. Others
+    /// are kept from those of which nothing shows that they are clear.
     pub(super) async fn keep_out(&self, held: &HeldLease) -> Result<(), AgentError> {
         let (tenant, exposure) = (&held.lease.tenant, held.exposure());
         let reason = format!(
             "tenant {tenant} had it by {exposure}, and nothing shows that its memory is clear"
         );
         for grant in held.lease.placement.grants() {
-            self.quarantine(grant.gpu, &reason).await?;
+            let subject = held.lease.id.to_string();
+            match self.turn_over(grant.gpu, audit::AGENT, subject, Some(tenant.clone())).await? {
+                Some(Ok(_)) => {}
+                Some(Err(why)) => self.quarantine(grant.gpu, &format!("{reason}: {why}")).await?,
+                None => self.quarantine(grant.gpu, &reason).await?,
+            }
         }
         Ok(())
+    }
+
+    /// Resets a GPU, and looks whether what was there is gone; `None` where that is not left to the
+    /// agent, the reason where it is not gone. It is in the audit log, on disk, when this returns.
+    pub(super) async fn turn_over(
+        &self,
+        gpu: GpuUuid,
+        actor: &str,
+        subject: String,
+        tenant: Option<TenantId>,
+    ) -> Result<Option<Result<TurnoverRecord, String>>, AgentError> {
+        let Some(passthrough) = &self.passthrough else { return Ok(None) };
+        let Some(turned) = passthrough.turn_over(gpu).await else { return Ok(None) };
+        let mut detail = json!({ "gpu": gpu.to_string() });
+        let turned = turned.and_then(|record| {
+            detail["reset"] = json!(record.reset.to_string());
+            detail["seen_bytes"] = json!(record.seen_bytes);
+            detail["places"] = json!(record.places);
+            detail["nanoseconds"] = json!(record.ended.nanoseconds_since(record.began));
+            match &record.condemned {
+                None => Ok(record),
+                Some(why) => Err(why.to_string()),
+            }
+        });
+        detail["result"] = match &turned {
+            Ok(_) => json!("clear"),
+            Err(why) => json!(format!("failed: {why}")),
+        };
+        let result = if turned.is_ok() { ScrubResult::Clear } else { ScrubResult::Failed };
+        self.audit.counts.scrub(result);
+        let event = audit::event(AuditKind::Scrub, actor, subject, detail);
+        let written = self.audit.write(vec![AuditEvent { tenant, ..event }]).await;
+        written.map_err(|error| internal(sentence(&error)))?;
+        Ok(Some(turned))
+    }
+
+    /// Clears a GPU in quarantine by a reset, for an operator; `None` where that is not left to the
+    /// agent.
+    pub(super) async fn clear_by_reset(
+        &self,
+        gpu: GpuUuid,
+        actor: &str,
+    ) -> Result<Option<ScrubReport>, AgentError> {
+        if !self.passthrough.as_ref().is_some_and(|devices| devices.resets(gpu)) {
+            return Ok(None);
+        }
+        let held = self.book.with(|book| book.leases()).await?;
+        let holds =
+            |held: &&HeldLease| held.lease.placement.grants().iter().any(|grant| grant.gpu == gpu);
+        if let Some(held) = held.iter().find(holds) {
+            let message = format!(
+                "{} holds GPU {gpu}, which a reset would take from it; end it first",
+                held.lease.id
+            );
+            return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
+        }
+        let Some(turned) = self.turn_over(gpu, actor, gpu.to_string(), None).await? else {
+            return Ok(None);
+        };
+        let record = turned.map_err(|why| AgentError {
+            kind: ErrorKind::Driver,
+            message: format!("GPU {gpu} stays in quarantine: {why}"),
+        })?;
+        Ok(Some(ScrubReport {
+            gpu,
+            // A reset says of no byte that it overwrote it.
+            overwritten: MemoryBytes::ZERO,
+            compared: MemoryBytes::saturating(record.places as u64 * 8),
+            left: MemoryBytes::ZERO,
+            method: record.sentence(),
+            nanoseconds: record.ended.nanoseconds_since(record.began),
+            failure: None,
+        }))
     }
 
     /// Refuses to clear what no worker of ours reaches.
@@ -60,7 +144,7 @@ impl Leases {
             exposure @ (Exposure::Passthrough | Exposure::Vgpu) => Err(AgentError {
                 kind: ErrorKind::InvalidRequest,
                 message: format!(
-                    "GPU {gpu} is handed over as {exposure}, so nothing here can clear it; bind it to its own driver, write exposure = \"mediated\" in its [[gpu]], restart the agent, clear it, and undo both"
+                    "GPU {gpu} is handed over as {exposure}, so nothing here can clear it unless its [[gpu]] says reset = true; or bind it to its own driver, write exposure = \"mediated\" in its [[gpu]], restart the agent, clear it, and undo both"
                 ),
             }),
         }

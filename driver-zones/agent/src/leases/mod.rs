@@ -40,6 +40,7 @@ use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
 use crate::journal::{At, HeldBy, HeldLease, Holder};
 use crate::metrics;
+use crate::passthrough::Passthrough;
 use crate::usage::{UsageBook, Used, now};
 pub use scrub::ScrubSettings;
 use turns::Turns;
@@ -68,6 +69,7 @@ pub struct Leases {
     scrubs: ScrubSettings,
     workers: Workers,
     workload_zones: WorkloadZones,
+    passthrough: Option<Passthrough>,
     health: watch::Sender<u64>,
     closing: AtomicBool,
 }
@@ -107,6 +109,7 @@ impl Leases {
             scrubs,
             workers,
             workload_zones: WorkloadZones::default(),
+            passthrough: None,
             health: watch::Sender::new(1),
             closing,
         }
@@ -115,6 +118,11 @@ impl Leases {
     /// The same, with a policy on which programs share a zone.
     pub fn with_workload_zones(self, workload_zones: WorkloadZones) -> Self {
         Self { workload_zones, ..self }
+    }
+
+    /// The same, with devices that it clears itself between tenants.
+    pub fn with_passthrough(self, passthrough: Option<Passthrough>) -> Self {
+        Self { passthrough, ..self }
     }
 
     /// Makes a lease for the process `holder`, active when this returns.

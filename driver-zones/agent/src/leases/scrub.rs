@@ -141,6 +141,10 @@ impl Leases {
             let message = format!("GPU {gpu} is not in quarantine; there is nothing to clear");
             return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
         }
+        if let Some(report) = self.clear_by_reset(gpu, &actor).await? {
+            self.cleared(gpu, actor, &report).await?;
+            return Ok(report);
+        }
         self.check_clearable(gpu)?;
         let units = self.inventory.parts(gpu);
         let turns = self.take_gpus(&units).await;
@@ -154,6 +158,20 @@ impl Leases {
         let report = self.clear_units(gpu, &units, &failed, &actor).await;
         drop(turns);
         let report = report?;
+        self.cleared(gpu, actor, &report).await?;
+        for id in failed {
+            log_failure(id, self.end(id, "its GPU was cleared").await);
+        }
+        Ok(report)
+    }
+
+    /// Lets a GPU serve again that is shown to be clear.
+    async fn cleared(
+        &self,
+        gpu: GpuUuid,
+        actor: String,
+        report: &ScrubReport,
+    ) -> Result<(), AgentError> {
         let detail = json!({ "scrubbed_bytes": report.overwritten.get() });
         let cleared = audit::event(AuditKind::QuarantineCleared, actor, gpu, detail);
         // On disk before it serves.
@@ -167,10 +185,7 @@ impl Leases {
         cleared.written.map_err(|error| internal(sentence(&error)))?;
         self.health_changed();
         tracing::warn!(%gpu, health = cleared.after.as_str(), "cleared by an operator");
-        for id in failed {
-            log_failure(id, self.end(id, "its GPU was cleared").await);
-        }
-        Ok(report)
+        Ok(())
     }
 
     /// Clears all of a GPU: one unit after the other, for a process sees one MIG instance only.

@@ -72,8 +72,12 @@ impl<W: Writes> Devices<W> {
         );
         let kept = ours.cloned().ok_or_else(|| ActionError::NotOurs(format!("{address}")))?;
         for change in &kept.changes {
-            let member = self.usable(change.address())?;
-            self.check_unused(&member)?;
+            match self.usable(change.address()) {
+                Ok(member) => self.check_unused(&member)?,
+                // Pulled out meanwhile: there is nothing left to give back.
+                Err(ActionError::Missing(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.take_back(&kept)
     }

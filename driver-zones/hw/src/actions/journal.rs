@@ -21,6 +21,9 @@ pub struct Action {
     pub id: u64,
     /// What it is, for people.
     pub what: String,
+    /// In which boot: the next one begins with all as the machine has it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot: String,
     /// For whom a part was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -45,6 +48,8 @@ enum Record {
     Done { id: u64 },
     /// All of it is as before.
     Undone { id: u64 },
+    /// It was done, and the machine has been started anew since.
+    Forgotten { id: u64 },
     /// It is done, as an earlier journal said: a rewritten one begins with these.
     Kept(Action),
 }
@@ -86,6 +91,10 @@ impl State {
             }
             Record::Undone { id } => {
                 self.close(id)?;
+            }
+            Record::Forgotten { id } => {
+                self.kept.retain(|kept| kept.id != id);
+                self.open.retain(|open| open.action.id != id);
             }
             Record::Kept(action) => self.kept.push(action),
         }
@@ -231,6 +240,16 @@ impl Journal {
         self.append(Record::Begin(action.clone()))?;
         self.next_id += 1;
         Ok(action)
+    }
+
+    /// Forgets what was done in another boot.
+    pub(super) fn forget_others(&mut self, boot: &str) -> Result<(), JournalError> {
+        let open = self.state.open.iter().map(|open| &open.action);
+        let others = self.state.kept.iter().chain(open).filter(|action| action.boot != boot);
+        for id in others.map(|action| action.id).collect::<Vec<_>>() {
+            self.append(Record::Forgotten { id })?;
+        }
+        Ok(())
     }
 
     pub(super) fn at(&mut self, id: u64, change: usize) -> Result<(), JournalError> {

@@ -101,6 +101,7 @@ pub struct Devices<W = KernelFiles> {
     places: Places,
     journal: Journal,
     writer: W,
+    boot: String,
     /// What could not be brought to an end.
     stuck: BTreeMap<PciAddress, (String, String)>,
 }
@@ -115,8 +116,11 @@ impl<W: Writes> Devices<W> {
         path: &Path,
         writer: W,
     ) -> Result<(Self, Vec<Recovered>), JournalError> {
-        let journal = Journal::open(path)?;
-        let mut devices = Self { places, journal, writer, stuck: BTreeMap::new() };
+        let mut journal = Journal::open(path)?;
+        let boot = places.proc.boot();
+        // Nothing of what is done to devices outlives the kernel that it was done to.
+        journal.forget_others(&boot)?;
+        let mut devices = Self { places, journal, writer, boot, stuck: BTreeMap::new() };
         let open = devices.journal.state.open.clone();
         let mut recovered = Vec::new();
         for open in open.into_iter().rev() {
@@ -176,7 +180,7 @@ impl<W: Writes> Devices<W> {
 
     /// Does all of an action, or nothing.
     fn run(&mut self, action: Action) -> Result<(), ActionError> {
-        let action = self.journal.begin(action)?;
+        let action = self.journal.begin(Action { boot: self.boot.clone(), ..action })?;
         for (index, change) in action.changes.iter().enumerate() {
             let noted = self.journal.at(action.id, index).map_err(ActionError::from);
             if let Err(error) = noted.and_then(|()| self.converge(change, End::To)) {

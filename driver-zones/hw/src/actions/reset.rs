@@ -40,7 +40,8 @@ impl<W: Writes> Devices<W> {
         act: impl FnOnce(&mut Self) -> Result<T, ActionError>,
     ) -> Result<T, ActionError> {
         let from = self.usable(address)?.reset_methods;
-        if from.first() == Some(&method) {
+        // Of several ways the kernel takes the next one where one does not serve.
+        if from == [method] {
             return act(self);
         }
         let changes = vec![Change::ResetOrder { address, from, to: vec![method] }];

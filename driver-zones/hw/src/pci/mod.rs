@@ -12,7 +12,7 @@ use gpuzone_core::{MemoryBytes, PciAddress};
 use uuid::Uuid;
 
 pub use read::SysfsError;
-pub(crate) use read::{entries, link_name, text};
+pub(crate) use read::{entries, link_name, required_text, text};
 
 /// NVIDIA's number as a vendor.
 pub(crate) const NVIDIA: u16 = 0x10de;

@@ -38,8 +38,10 @@ impl SysfsError {
 /// What the kernel answers about things that are not there, or just went away.
 fn is_gone(error: &io::Error) -> bool {
     const ENODEV: i32 = 19;
+    /// Of a process.
+    const ESRCH: i32 = 3;
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(ENODEV)
+        || matches!(error.raw_os_error(), Some(ENODEV | ESRCH))
 }
 
 fn unless_gone<T>(path: &Path, read: io::Result<T>) -> Result<Option<T>, SysfsError> {
@@ -58,6 +60,13 @@ pub(crate) fn text(path: &Path) -> Result<Option<String>, SysfsError> {
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     };
     unless_gone(path, read())
+}
+
+/// The same of a file that has to be there.
+pub(crate) fn required_text(path: &Path) -> Result<String, SysfsError> {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    let unreadable = || SysfsError::Unreadable { path: path.to_owned(), source: missing() };
+    text(path)?.ok_or_else(unreadable)
 }
 
 /// The last part of what a link points to; `None` where there is no link.

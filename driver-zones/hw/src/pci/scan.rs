@@ -85,7 +85,8 @@ impl SysfsRoot {
         Ok((link_name(&folder.join("driver"))?, overridden(&folder)?))
     }
 
-    fn group(&self, address: PciAddress) -> Result<Option<IommuGroup>, SysfsError> {
+    /// What the IOMMU cannot keep apart from a function.
+    pub(crate) fn group(&self, address: PciAddress) -> Result<Option<IommuGroup>, SysfsError> {
         let link = self.function(address).join("iommu_group");
         let Some(name) = link_name(&link)? else { return Ok(None) };
         let strange = || SysfsError::strange(&link, &name, "the number of a group");
@@ -95,7 +96,8 @@ impl SysfsRoot {
         Ok(Some(IommuGroup { number, members }))
     }
 
-    fn vfio_name(&self, folder: &Path) -> Result<Option<String>, SysfsError> {
+    /// Its name among VFIO's devices.
+    pub(crate) fn vfio_name(&self, folder: &Path) -> Result<Option<String>, SysfsError> {
         let names = entries(&folder.join("vfio-dev"))?;
         Ok(names.into_iter().find(|name| name.starts_with("vfio") && parse::is_name(name)))
     }

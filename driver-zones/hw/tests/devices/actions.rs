@@ -236,6 +236,59 @@ fn a_reset_goes_the_best_way_and_leaves_the_order_as_it_was() {
 }
 
 #[test]
+fn another_boot_begins_with_all_as_the_machine_has_it() {
+    let node = Node::new();
+    let boot = node.proc().join("sys/kernel/random/boot_id");
+    fs::create_dir_all(boot.parent().unwrap()).unwrap();
+    fs::write(&boot, "one\n").unwrap();
+    let mut devices = open(&node);
+    devices.bind(address(GPU), &none()).unwrap();
+    devices.set_functions(address(CARD), 2).unwrap();
+    devices.bind(address("0000:5e:10.0"), &none()).unwrap();
+    drop(devices);
+    assert_eq!(open(&node).kept().len(), 3);
+    // The machine starts anew: its devices are on their own drivers.
+    let fresh = Node::new();
+    fs::copy(node.journal(), fresh.journal()).unwrap();
+    let boot = fresh.proc().join("sys/kernel/random/boot_id");
+    fs::create_dir_all(boot.parent().unwrap()).unwrap();
+    fs::write(&boot, "two\n").unwrap();
+    let before = fresh.state();
+    let mut devices = open(&fresh);
+    assert!(devices.kept().is_empty());
+    says(devices.release(address(GPU)), "was not changed by gpu-zone");
+    devices.bind(address(GPU), &none()).unwrap();
+    devices.release(address(GPU)).unwrap();
+    assert_eq!(fresh.state(), before);
+}
+
+#[test]
+fn a_function_that_was_pulled_out_has_nothing_to_give_back() {
+    let node = Node::new();
+    let mut devices = open(&node);
+    devices.bind(address(CARD), &none()).unwrap();
+    fs::remove_dir_all(node.device(CARD)).unwrap();
+    devices.release(address(CARD)).unwrap();
+    assert!(devices.kept().is_empty());
+}
+
+#[test]
+fn a_holder_is_known_by_the_devices_number_whatever_it_calls_it() {
+    let node = Node::new();
+    // `/dev/null` stands for a node: this machine has it.
+    node.holds(5, "renamed", "/dev/null");
+    let proc = node.places().proc;
+    let holders = proc.holders(&["/dev/null".into()].into()).unwrap();
+    assert_eq!(holders.len(), 1);
+    let copy = node.folder.path().join("other-name");
+    std::os::unix::fs::symlink("/dev/null", &copy).unwrap();
+    node.ends(5);
+    node.holds(5, "renamed", copy.to_str().unwrap());
+    let holders = proc.holders(&["/dev/null".into()].into()).unwrap();
+    assert_eq!(holders[0].to_string(), "process 5 (renamed) has /dev/null open");
+}
+
+#[test]
 fn what_can_be_neither_done_nor_undone_serves_nobody_until_it_can() {
     let node = Node::new();
     let before = node.state();

@@ -329,6 +329,11 @@ impl Kernel {
             fs::create_dir_all(group.join("devices")).unwrap();
             symlink(&of, group.join("devices").join(vf(index))).unwrap();
             symlink(&group, of.join("iommu_group")).unwrap();
+            // vfio-pci lets functions of a card that it has go nowhere else.
+            if Self::driver_of(folder).as_deref() == Some("vfio-pci") {
+                put(&of.join("driver_override"), "vfio-pci");
+                link_driver(&of, Some("vfio-pci"));
+            }
         }
         put(&folder.join("sriov_numvfs"), &count.to_string());
         Ok(())

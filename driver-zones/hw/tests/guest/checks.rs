@@ -6,11 +6,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use gpuzone_core::PciAddress;
-use gpuzone_core::devices::{
-    Condemned, Reset, ResetMethod, ResetPolicy, ResetScope, TurnoverTerms,
-};
-use gpuzone_hw::actions::ActionError;
-use gpuzone_hw::turnover::{VfioTarget, turn_over};
+use gpuzone_core::devices::{Condemned, Reset, ResetMethod, ResetPolicy, ResetScope};
+use gpuzone_hw::actions::{ActionError, Devices};
+use gpuzone_hw::turnover::{Between, between_tenants};
 use gpuzone_hw::vfio::{DevRoot, DmaMemory, Interface, Opening, VfioDevice, VfioError};
 use rustix::event::{EventfdFlags, eventfd};
 use uuid::Uuid;
@@ -236,8 +234,9 @@ fn virtual_functions() -> Outcome {
     assert_eq!(functions.len(), 2);
     let vf = functions[0];
     assert_eq!(function(vf).physical, Some(card));
-    assert_eq!(function(vf).driver, None, "the kernel gave it to a driver");
-    devices.bind(vf, &none()).unwrap();
+    // Its physical function is on VFIO, so the kernel lets it go nowhere else.
+    assert_eq!(function(vf).driver_override.as_deref(), Some("vfio-pci"));
+    assert!(!devices.bind(vf, &none()).unwrap().changed);
 
     let physical = open(card, None).unwrap();
     let token = Uuid::from_u128(0x1234_5678);
@@ -255,10 +254,9 @@ fn virtual_functions() -> Outcome {
     drop(physical);
     assert!(matches!(open(card, None), Err(VfioError::Token { given: false, .. })));
     drop(open(card, Some(token)).unwrap());
-    says(devices.set_functions(card, 0), "is still 'bind");
-    says(devices.release(vf), "process 1 (init)");
+    says(devices.set_functions(card, 0), "process 1 (init) has /dev/vfio/");
+    says(devices.release(card), "has 2 virtual functions");
     drop(device);
-    devices.release(vf).unwrap();
     devices.set_functions(card, 0).unwrap();
     devices.release(card).unwrap();
     assert_eq!(function(card).sriov.unwrap().enabled, 0);
@@ -286,15 +284,20 @@ fn resets() -> Outcome {
 
     // Its memory is the host's, which no reset of the device clears.
     devices.bind(memory, &none()).unwrap();
-    let device = open(memory, None).unwrap();
-    let scope = device.slot_scope().unwrap();
-    let methods = function(memory).reset_methods;
-    let reset = ResetPolicy::default().choose(&methods, &scope).unwrap();
-    assert_eq!(reset, Reset::Slot, "{methods:?} {scope:?}");
-    let target = VfioTarget::new(device, 2).unwrap();
-    let record = turn_over(memory, target, reset, TurnoverTerms::default(), 77);
-    assert!(matches!(record.condemned, Some(Condemned::Kept { .. })), "{record:?}");
-    println!("         {}", record.sentence());
+    let turn = |devices: &mut Devices, preferred: Vec<Reset>| {
+        let opening = Opening { address: memory, interface: Interface::Group, token: None };
+        let terms = Between { policy: ResetPolicy { preferred }, ..Between::default() };
+        let record = between_tenants(devices, &DevRoot::default(), &opening, &terms, 77).unwrap();
+        assert!(matches!(record.condemned, Some(Condemned::Kept { .. })), "{record:?}");
+        assert_eq!(record.seen_bytes, 1 << 20);
+        println!("         {}", record.sentence());
+        record.reset
+    };
+    assert_eq!(turn(&mut devices, ResetPolicy::default().preferred), Reset::Slot);
+    let bus = Reset::Function(ResetMethod::Bus);
+    let before = function(memory).reset_methods;
+    assert_eq!(turn(&mut devices, vec![bus]), bus);
+    assert_eq!(function(memory).reset_methods, before);
     // The thread that had the device lets go of it when it is told that nobody asks any more.
     let began = Instant::now();
     while let Err(error) = devices.release(memory) {

@@ -1,6 +1,8 @@
 //! A device between two tenants: marked, reset, looked at. What it comes to is
 //! [`gpuzone_core::devices::Turnover`]'s to say; here it is done, and nobody waits for ever.
 
+mod over_vfio;
+
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -12,7 +14,7 @@ use gpuzone_core::devices::{
 use gpuzone_core::{PciAddress, Timestamp};
 use serde::Serialize;
 
-use crate::vfio::VfioDevice;
+pub use over_vfio::{Between, BetweenError, between_tenants};
 
 /// How often a device is asked whether it answers.
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -43,67 +45,6 @@ pub trait Target: Send + 'static {
     /// # Errors
     /// When that cannot be asked.
     fn answers(&mut self) -> io::Result<bool>;
-}
-
-/// A device on VFIO, and the BAR in which its memory is seen.
-#[derive(Debug)]
-pub struct VfioTarget {
-    device: VfioDevice,
-    bar: u8,
-    length: u64,
-}
-
-impl VfioTarget {
-    /// With the BAR `bar`.
-    ///
-    /// # Errors
-    /// When the device has no such BAR, or does not answer at it.
-    pub fn new(device: VfioDevice, bar: u8) -> io::Result<Self> {
-        device.enable(false)?;
-        let length = device.bar_size(bar)?;
-        Ok(Self { device, bar, length })
-    }
-
-    /// The device, as it is now.
-    pub const fn device(&self) -> &VfioDevice {
-        &self.device
-    }
-}
-
-impl Target for VfioTarget {
-    fn length(&self) -> u64 {
-        self.length
-    }
-
-    fn read(&mut self, at: u64) -> io::Result<u64> {
-        let mut word = [0; 8];
-        self.device.read_bar(self.bar, at, &mut word)?;
-        Ok(u64::from_le_bytes(word))
-    }
-
-    fn write(&mut self, at: u64, word: u64) -> io::Result<()> {
-        self.device.write_bar(self.bar, at, &word.to_le_bytes())
-    }
-
-    fn reset(&mut self, reset: Reset) -> io::Result<()> {
-        match reset {
-            Reset::Slot => self.device.reset_slot().map_err(io::Error::other)?,
-            // Which way that is, whoever opened it has set (`Devices::with_reset_order`).
-            Reset::Function(_) => self.device.reset()?,
-        }
-        Ok(())
-    }
-
-    fn answers(&mut self) -> io::Result<bool> {
-        // VFIO answers most of the configuration by itself; this much of it the device does.
-        let mut command = [0; 4];
-        self.device.read_config(4, &mut command)?;
-        if command == [0xff; 4] {
-            return Ok(false);
-        }
-        self.device.enable(false)?;
-        Ok(true)
-    }
 }
 
 /// What is on record about a device's way from one tenant to the next.

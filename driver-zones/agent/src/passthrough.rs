@@ -1,0 +1,146 @@
+//! GPUs that are handed over whole, where the configuration leaves that to the agent: bound to
+//! VFIO at its start, and cleared between two tenants.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gpuzone_core::{GpuUuid, PciAddress};
+use gpuzone_hw::actions::{Change, Devices, JournalError, KernelFiles, Places, Recovery};
+use gpuzone_hw::alias::ModuleAliases;
+use gpuzone_hw::turnover::{Between, TurnoverRecord, between_tenants};
+use gpuzone_hw::vfio::{DevRoot, Interface, Opening};
+use gpuzone_hw::{ProcRoot, SysfsRoot};
+use uuid::Uuid;
+
+use crate::config::{Config, PassthroughGpu};
+use crate::errors::{internal, sentence};
+
+/// The journal of what was done to devices, beside that of leases.
+const JOURNAL: &str = "devices";
+
+/// The devices that are the agent's to bind and to reset.
+pub struct Passthrough {
+    devices: Arc<Mutex<Devices>>,
+    gpus: Vec<PassthroughGpu>,
+}
+
+impl Passthrough {
+    /// Brings to an end what an earlier agent left half done, binds what is to be bound, and gives
+    /// back what is not any more. A GPU that cannot be bound is not ready, and says so in each
+    /// listing; the others serve.
+    ///
+    /// # Errors
+    /// When it is not known what was done to devices.
+    pub fn start(config: &Config) -> Result<Option<Self>, JournalError> {
+        let path = config.directories.state.join(JOURNAL);
+        let wanted = config.passthrough.iter().any(|gpu| gpu.bind || gpu.reset.is_some());
+        if !wanted && !path.exists() {
+            return Ok(None);
+        }
+        let places = Places {
+            sysfs: config.sysfs.clone(),
+            proc: ProcRoot::default(),
+            aliases: aliases(&config.sysfs),
+        };
+        let (mut devices, recovered) = Devices::open(places, &path, KernelFiles)?;
+        for was in recovered {
+            match was.now {
+                Recovery::Stuck(reason) => {
+                    tracing::error!(
+                        what = was.what,
+                        reason,
+                        "a device is neither as it was nor as it should be; it serves nobody"
+                    );
+                }
+                now @ (Recovery::Undone | Recovery::Finished) => {
+                    tracing::warn!(what = was.what, ?now, "an earlier agent was interrupted");
+                }
+            }
+        }
+        give_back(&mut devices, &config.passthrough);
+        for gpu in config.passthrough.iter().filter(|gpu| gpu.bind) {
+            match devices.bind(gpu.address, &BTreeSet::new()) {
+                Ok(bound) if bound.changed => {
+                    tracing::info!(gpu = %gpu.uuid, address = %gpu.address, driver = bound.driver, with = ?bound.with, "bound");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let reason = sentence(&error);
+                    tracing::error!(gpu = %gpu.uuid, reason, "it cannot be bound to VFIO");
+                }
+            }
+        }
+        let devices = Arc::new(Mutex::new(devices));
+        Ok(Some(Self { devices, gpus: config.passthrough.clone() }))
+    }
+
+    /// Whether a GPU is the agent's to clear between tenants.
+    pub fn resets(&self, gpu: GpuUuid) -> bool {
+        self.opening(gpu).is_some()
+    }
+
+    fn opening(&self, gpu: GpuUuid) -> Option<(PciAddress, Interface)> {
+        let found = self.gpus.iter().find(|known| known.uuid == gpu)?;
+        Some((found.address, found.reset?))
+    }
+
+    /// Resets a GPU and looks whether what was in its memory is gone; `None` when that is not left
+    /// to the agent. An error is as good as a memory that was kept: nothing shows that it is clear.
+    pub async fn turn_over(&self, gpu: GpuUuid) -> Option<Result<TurnoverRecord, String>> {
+        let (address, interface) = self.opening(gpu)?;
+        let devices = Arc::clone(&self.devices);
+        let turn = move || {
+            let opening = Opening { address, interface, token: None };
+            // Its random half, so that no tenant can have left that there.
+            let (_, seed) = Uuid::now_v7().as_u64_pair();
+            let mut devices = devices.lock().unwrap_or_else(PoisonError::into_inner);
+            let between = Between::default();
+            between_tenants(&mut devices, &DevRoot::default(), &opening, &between, seed)
+        };
+        // A device that hangs keeps its own thread waiting and nobody else.
+        let turned = tokio::task::spawn_blocking(turn).await;
+        Some(match turned {
+            Ok(Ok(record)) => Ok(record),
+            Ok(Err(error)) => Err(sentence(&error)),
+            Err(error) => Err(internal(error.to_string()).message),
+        })
+    }
+}
+
+/// The running kernel's list of modules. What stands for sysfs in a test has none beside it.
+fn aliases(sysfs: &SysfsRoot) -> ModuleAliases {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let path = Path::new("/lib/modules").join(release.trim()).join("modules.alias");
+    if *sysfs != SysfsRoot::default() {
+        return ModuleAliases::default();
+    }
+    ModuleAliases::load(&path).unwrap_or_else(|error| {
+        tracing::warn!(%error, "vendors' drivers for VFIO are not known");
+        ModuleAliases::default()
+    })
+}
+
+/// What was bound here and is not to be any more.
+fn give_back(devices: &mut Devices, gpus: &[PassthroughGpu]) {
+    let wanted: BTreeSet<PciAddress> =
+        gpus.iter().filter(|gpu| gpu.bind).map(|gpu| gpu.address).collect();
+    let bound = devices.kept().iter().filter_map(|action| match action.changes.first()? {
+        Change::Binding { address, .. } => Some(*address),
+        Change::Functions { .. }
+        | Change::Mdev { .. }
+        | Change::Vgpu { .. }
+        | Change::ResetOrder { .. } => None,
+    });
+    let unwanted: Vec<PciAddress> = bound.filter(|address| !wanted.contains(address)).collect();
+    for address in unwanted {
+        match devices.release(address) {
+            Ok(()) => tracing::info!(%address, "given back to its own driver"),
+            Err(error) => {
+                let reason = sentence(&error);
+                tracing::error!(%address, reason, "it cannot be given back to its own driver");
+            }
+        }
+    }
+}
