@@ -48,9 +48,50 @@ impl Peer for Always {
     }
 }
 
+/// A word that says whether one side sleeps, and on which it does.
+pub(super) trait Parking {
+    fn load(&self) -> u32;
+    fn store(&self, value: u32);
+    /// Sequentially consistent.
+    fn fence();
+    /// Sleeps while the word is 1; whether the whole time went by.
+    fn sleep(&self, time: Duration) -> bool;
+    /// Wakes whoever sleeps on it.
+    fn wake_sleeper(&self);
+}
+
+impl Parking for AtomicU32 {
+    fn load(&self) -> u32 {
+        Self::load(self, Ordering::Relaxed)
+    }
+
+    fn store(&self, value: u32) {
+        Self::store(self, value, Ordering::Relaxed);
+    }
+
+    fn fence() {
+        fence(Ordering::SeqCst);
+    }
+
+    fn sleep(&self, time: Duration) -> bool {
+        let timeout = rustix::time::Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        // Any other answer (woken, flag changed, interrupted) means: look again.
+        futex::wait(self, futex::Flags::empty(), 1, Some(&timeout))
+            == Err(rustix::io::Errno::TIMEDOUT)
+    }
+
+    fn wake_sleeper(&self) {
+        // Fails for no reason that a waker could do something about; sleepers look again anyway.
+        let _ = futex::wake(self, futex::Flags::empty(), 1);
+    }
+}
+
 /// Waits until `ready` says so; `false` when the deadline came first.
-pub(super) fn wait(
-    parked: &AtomicU32,
+pub(super) fn wait<P: Parking>(
+    parked: &P,
     spin: Spin,
     deadline: Option<Instant>,
     peer: &dyn Peer,
@@ -75,49 +116,46 @@ pub(super) fn wait(
     }
     let mut slept = false;
     loop {
-        parked.store(1, Ordering::Relaxed);
+        parked.store(1);
         // Our flag must be visible before we look for the last time, as the other side's record
         // must be before it looks at the flag: one of the two sees the other.
-        fence(Ordering::SeqCst);
+        P::fence();
         if ready()? {
-            parked.store(0, Ordering::Relaxed);
+            parked.store(0);
             return Ok(true);
         }
         if !peer.is_there(slept) {
-            parked.store(0, Ordering::Relaxed);
+            parked.store(0);
             // What was written before the other side went away still counts.
             return if ready()? { Ok(true) } else { Err(RingError::PeerGone) };
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
-            parked.store(0, Ordering::Relaxed);
+            parked.store(0);
             return ready();
         }
-        slept = sleep(parked, left.map_or(peer.slice(), |left| left.min(peer.slice())));
+        slept = parked.sleep(left.map_or(peer.slice(), |left| left.min(peer.slice())));
     }
 }
 
-/// Sleeps while the flag stands; whether the whole time went by.
-fn sleep(parked: &AtomicU32, time: Duration) -> bool {
-    let timeout = rustix::time::Timespec {
-        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: time.subsec_nanos().into(),
-    };
-    // Any other answer (woken, flag changed, interrupted) means: look again.
-    futex::wait(parked, futex::Flags::empty(), 1, Some(&timeout))
-        == Err(rustix::io::Errno::TIMEDOUT)
-}
-
 /// Wakes the other side if it sleeps. To be called after publishing a position.
-pub(super) fn wake_if_parked(parked: &AtomicU32) {
-    fence(Ordering::SeqCst);
-    if parked.load(Ordering::Relaxed) != 0 {
+pub(super) fn wake_if_parked<P: Parking>(parked: &P) {
+    P::fence();
+    if parked.load() != 0 {
         wake(parked);
     }
 }
 
-pub(super) fn wake(parked: &AtomicU32) {
-    parked.store(0, Ordering::Relaxed);
-    // Fails for no reason that a waker could do something about; sleepers look again anyway.
-    let _ = futex::wake(parked, futex::Flags::empty(), 1);
+/// Wakes the other side, whether it sleeps or is about to, so that it looks again whether its
+/// peer is there. To be called after that has changed.
+pub(super) fn wake_to_look<P: Parking>(parked: &P) {
+    // Who is about to sleep has set the flag and then looks at the peer: either it sees what has
+    // changed, or the flag is cleared after it was set and the kernel lets nobody sleep.
+    P::fence();
+    wake(parked);
+}
+
+fn wake(parked: &impl Parking) {
+    parked.store(0);
+    parked.wake_sleeper();
 }

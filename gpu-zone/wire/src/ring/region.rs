@@ -1,12 +1,13 @@
 use std::ffi::c_void;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
+use super::ends::{Position, Shared};
 use super::record::MAX_RECORD;
 
 const CONTROL_BYTES: usize = 4096;
@@ -73,6 +74,37 @@ pub(super) struct Channel {
     pub(super) reader_parked: Line<AtomicU32>,
     /// 1 while the writer sleeps.
     pub(super) writer_parked: Line<AtomicU32>,
+}
+
+impl Position for AtomicU64 {
+    fn load(&self, order: Ordering) -> u64 {
+        Self::load(self, order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        Self::store(self, value, order);
+    }
+}
+
+impl Shared for Channel {
+    type Position = AtomicU64;
+    type Parking = AtomicU32;
+
+    fn tail(&self) -> &AtomicU64 {
+        &self.tail.0
+    }
+
+    fn head(&self) -> &AtomicU64 {
+        &self.head.0
+    }
+
+    fn reader(&self) -> &AtomicU32 {
+        &self.reader_parked.0
+    }
+
+    fn writer(&self) -> &AtomicU32 {
+        &self.writer_parked.0
+    }
 }
 
 #[repr(C)]
@@ -223,8 +255,8 @@ impl Region {
     /// again whether the other side is there.
     pub fn wake_all(&self) {
         for channel in [&self.control().request, &self.control().reply] {
-            super::park::wake(&channel.reader_parked.0);
-            super::park::wake(&channel.writer_parked.0);
+            super::park::wake_to_look(&channel.reader_parked.0);
+            super::park::wake_to_look(&channel.writer_parked.0);
         }
     }
 }
