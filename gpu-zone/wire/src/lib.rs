@@ -22,3 +22,4 @@ pub mod scrub;
 pub mod spec;
 pub mod stats;
 pub mod turn;
+pub mod view;

@@ -9,6 +9,7 @@ mod device;
 mod memory;
 mod meter;
 mod numbers;
+mod smi;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -127,6 +128,12 @@ enum Program {
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
+    /// List GPUs and processes by NVML, as JSON; with memory in use, if any is named.
+    Smi {
+        /// Allocate this much before.
+        #[arg(long)]
+        memory: Option<MemoryBytes>,
+    },
     /// Allocate nearly all free memory and check that it holds nothing but zeros.
     LeakCheck {
         /// Look at this much instead.
@@ -148,6 +155,11 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "a program's output")]
 fn run(arguments: &Arguments) -> anyhow::Result<u8> {
+    if let Program::Smi { memory: None } = arguments.program {
+        // Who only looks opens no device.
+        println!("{}", smi::smi(None, None)?);
+        return Ok(0);
+    }
     let device = Device::open(arguments.device, arguments.kernels.clone())?;
     let line = match arguments.program {
         Program::Info => device.describe()?,
@@ -165,6 +177,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
         Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
+        Program::Smi { memory } => smi::smi(Some(&device), memory)?,
         Program::LeakCheck { memory } => memory::leak_check(&device, memory)?,
     };
     println!("{line}");

@@ -20,6 +20,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-crds", &["gpuzone-api", "gpuzone-core"]),
     ("gpuzone-wire", &["gpuzone-core", "gpuzone-cuda-abi"]),
     ("gpuzone-cuda", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
+    ("gpuzone-nvml-abi", &[]),
+    ("gpuzone-nvml", &["gpuzone-wire", "gpuzone-nvml-abi", "gpuzone-core"]),
     ("gpuzone-ledger", &["gpuzone-core"]),
     ("gpuzone-replay", &["gpuzone-core"]),
     ("gpuzone-bench-placement", &["gpuzone-replay", "gpuzone-core"]),
@@ -56,13 +58,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         "gpuzone-sim-cuda",
         &["gpuzone-sim-device", "gpuzone-sim-ptx", "gpuzone-cuda-abi", "gpuzone-core"],
     ),
-    ("gpuzone-sim-nvml", &["gpuzone-sim-device", "gpuzone-core"]),
+    ("gpuzone-sim-nvml", &["gpuzone-sim-device", "gpuzone-nvml-abi", "gpuzone-core"]),
 ];
 
 /// The only crates in which `unsafe` may stand.
 const UNSAFE: &[&str] = &[
     "gpuzone-wire",
     "gpuzone-cuda",
+    "gpuzone-nvml-abi",
+    "gpuzone-nvml",
     "gpuzone-worker",
     "gpuzone-zone",
     "gpuzone-sim-ptx",
