@@ -12,6 +12,8 @@
 pub mod account;
 pub mod busy;
 pub mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod greetings;
 pub mod harden;
 pub mod images;

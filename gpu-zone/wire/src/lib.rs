@@ -22,4 +22,5 @@ pub mod scrub;
 pub mod spec;
 pub mod stats;
 pub mod turn;
+pub mod untrusted;
 pub mod view;
