@@ -1,7 +1,7 @@
 //! What Allocate answers: pure functions from what a device is to what its container gets.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gpuzone_api::SLOT_VARIABLE;
 use gpuzone_api::agent::v1::VfioFunction;
@@ -9,18 +9,39 @@ use gpuzone_api::kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse, Device
 
 /// Where a container finds its slot.
 pub const SLOT_IN_CONTAINER: &str = "/run/gpu-zone/slot";
-/// Where a container finds our `libcuda.so.1`.
+/// Where a container finds our libraries.
 pub const LIBRARIES_IN_CONTAINER: &str = "/usr/local/gpu-zone/lib";
 /// Where images look for the driver's libraries on their own; kept behind ours.
 const USUAL_LIBRARIES: &str = "/usr/local/nvidia/lib:/usr/local/nvidia/lib64";
 /// Kind of our CDI devices.
 pub const CDI_KIND: &str = "gpuzone.dev/library";
-/// The CDI device that is our library.
+/// The CDI device that is our libraries.
 pub const CDI_CUDA: &str = "cuda";
 /// What programs ask the loader for, and what they are linked with.
-pub const LIBRARY_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+const CUDA_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+const NVML_NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 
-/// How a container gets our library.
+/// Our libraries, as the node sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Libraries {
+    /// What containers get as their `libcuda.so.1`.
+    pub cuda: PathBuf,
+    /// What they get as their `libnvidia-ml.so.1`.
+    pub nvml: PathBuf,
+}
+
+impl Libraries {
+    /// Each with the path that a container finds it at.
+    fn places(&self) -> impl Iterator<Item = (&Path, String)> {
+        [(&self.cuda, CUDA_NAMES), (&self.nvml, NVML_NAMES)].into_iter().flat_map(
+            |(file, names)| {
+                names.map(|name| (file.as_path(), format!("{LIBRARIES_IN_CONTAINER}/{name}")))
+            },
+        )
+    }
+}
+
+/// How a container gets our libraries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handover {
     /// The runtime reads the CDI specification that this plugin writes.
@@ -45,8 +66,12 @@ fn mount(host: &Path, container: String) -> Mount {
 }
 
 /// What a container with mediated slots gets: the folder where its lease will appear, and the
-/// library that looks there. It is the same whichever pod it is.
-pub fn mediated(folder: &Path, library: &Path, handover: Handover) -> ContainerAllocateResponse {
+/// libraries that look there. It is the same whichever pod it is.
+pub fn mediated(
+    folder: &Path,
+    libraries: &Libraries,
+    handover: Handover,
+) -> ContainerAllocateResponse {
     let slot = mount(folder, SLOT_IN_CONTAINER.to_owned());
     match handover {
         Handover::Cdi => ContainerAllocateResponse {
@@ -56,8 +81,7 @@ pub fn mediated(folder: &Path, library: &Path, handover: Handover) -> ContainerA
             ..Default::default()
         },
         Handover::Mounts => {
-            let libraries = LIBRARY_NAMES
-                .map(|name| mount(library, format!("{LIBRARIES_IN_CONTAINER}/{name}")));
+            let libraries = libraries.places().map(|(file, place)| mount(file, place));
             ContainerAllocateResponse {
                 envs: variables(),
                 mounts: std::iter::once(slot).chain(libraries).collect(),
@@ -67,16 +91,16 @@ pub fn mediated(folder: &Path, library: &Path, handover: Handover) -> ContainerA
     }
 }
 
-/// The CDI specification (version 0.6.0) by which a runtime mounts our library.
-pub fn cdi_spec(library: &Path) -> serde_json::Value {
-    let host = library.display().to_string();
-    let mounts = LIBRARY_NAMES.map(|name| {
+/// The CDI specification (version 0.6.0) by which a runtime mounts our libraries.
+pub fn cdi_spec(libraries: &Libraries) -> serde_json::Value {
+    let mount = |(file, place): (&Path, String)| {
         serde_json::json!({
-            "hostPath": host,
-            "containerPath": format!("{LIBRARIES_IN_CONTAINER}/{name}"),
+            "hostPath": file.display().to_string(),
+            "containerPath": place,
             "options": ["ro", "nosuid", "nodev", "bind"],
         })
-    });
+    };
+    let mounts: Vec<_> = libraries.places().map(mount).collect();
     serde_json::json!({
         "cdiVersion": "0.6.0",
         "kind": CDI_KIND,
@@ -186,9 +210,13 @@ pub fn cdi_whole_spec(interface: VfioInterface, devices: &[VfioDevice]) -> serde
 mod tests {
     use super::*;
 
+    fn libraries() -> Libraries {
+        Libraries { cuda: "/l/cuda.so".into(), nvml: "/l/nvml.so".into() }
+    }
+
     #[test]
     fn a_slot_says_nothing_about_a_gpu() {
-        let (folder, library) = (Path::new("/s/slot-3/1"), Path::new("/l/libgpuzone_cuda.so"));
+        let (folder, library) = (Path::new("/s/slot-3/1"), &libraries());
         for handover in [Handover::Cdi, Handover::Mounts] {
             let answer = mediated(folder, library, handover);
             assert!(answer.devices.is_empty() && answer.annotations.is_empty());
@@ -201,13 +229,16 @@ mod tests {
         let paths: Vec<&str> = mounts[1..].iter().map(|m| m.container_path.as_str()).collect();
         assert_eq!(
             paths,
-            ["/usr/local/gpu-zone/lib/libcuda.so.1", "/usr/local/gpu-zone/lib/libcuda.so"]
+            ["libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so"]
+                .map(|name| format!("/usr/local/gpu-zone/lib/{name}"))
         );
+        let files: Vec<&str> = mounts[1..].iter().map(|m| m.host_path.as_str()).collect();
+        assert_eq!(files, ["/l/cuda.so", "/l/cuda.so", "/l/nvml.so", "/l/nvml.so"]);
     }
 
     #[test]
     fn the_library_by_cdi_is_the_library_by_mounts() {
-        let library = Path::new("/l/libgpuzone_cuda.so");
+        let library = &libraries();
         let answer = mediated(Path::new("/s"), library, Handover::Cdi);
         let spec = cdi_spec(library);
         let device = &spec["devices"][0];
@@ -216,6 +247,7 @@ mod tests {
         assert_eq!(answer.cdi_devices[0].name, named);
         let by_mounts = mediated(Path::new("/s"), library, Handover::Mounts).mounts;
         let by_cdi = device["containerEdits"]["mounts"].as_array().unwrap();
+        assert_eq!(by_cdi.len(), 4);
         for (cdi, mount) in by_cdi.iter().zip(&by_mounts[1..]) {
             assert_eq!(cdi["hostPath"], mount.host_path.as_str());
             assert_eq!(cdi["containerPath"], mount.container_path.as_str());

@@ -50,6 +50,10 @@ pub struct Config {
     /// The library that containers get as their libcuda.so.1, as the node sees it.
     #[arg(long)]
     pub library: PathBuf,
+    /// The library that they get as their libnvidia-ml.so.1; without it, libgpuzone_nvml.so beside
+    /// the other.
+    #[arg(long)]
+    pub nvml_library: Option<PathBuf>,
     /// Folder for a CDI specification, like /var/run/cdi, if the container runtime reads one;
     /// without it, containers get mounts.
     #[arg(long)]
@@ -69,6 +73,12 @@ impl Config {
             Some(_) => Handover::Cdi,
             None => Handover::Mounts,
         }
+    }
+
+    /// The library that containers get as their libnvidia-ml.so.1.
+    pub fn nvml_library(&self) -> PathBuf {
+        let beside = || self.library.with_file_name("libgpuzone_nvml.so");
+        self.nvml_library.clone().unwrap_or_else(beside)
     }
 
     /// The agent's and this plugin's directories.
@@ -91,6 +101,7 @@ mod tests {
         let config = parse(&[]).unwrap();
         assert_eq!(config.resource.as_str(), "gpuzone.dev/gpu");
         assert_eq!(config.handover(), Handover::Mounts);
+        assert_eq!(config.nvml_library(), PathBuf::from("/libgpuzone_nvml.so"));
         let other = parse(&["--resource", "nvidia.com/gpu", "--cdi-dir", "/c"]).unwrap();
         assert_eq!(other.handover(), Handover::Cdi);
         for wrong in

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Handover};
+use crate::answer::{self, Handover, Libraries};
 use crate::choose::{self, ChooseError};
 use crate::holders::SlotSet;
 use crate::keeper::{Keeper, Kind, PrepareError};
@@ -31,7 +31,7 @@ pub(crate) type Listing = Arc<Vec<Device>>;
 pub(crate) struct Door {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) listing: watch::Receiver<Listing>,
-    pub(crate) library: Arc<std::path::Path>,
+    pub(crate) libraries: Arc<Libraries>,
     pub(crate) handover: Handover,
 }
 
@@ -85,7 +85,7 @@ impl Door {
             tracing::error!(slot = %slots.lead(), %error, "no folder can be made");
             SlotFolder::new(u64::MAX)
         });
-        answer::mediated(&store.path(slots.lead(), folder), &self.library, self.handover)
+        answer::mediated(&store.path(slots.lead(), folder), &self.libraries, self.handover)
     }
 }
 

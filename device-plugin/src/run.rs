@@ -10,7 +10,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 
-use crate::answer;
+use crate::answer::{self, Libraries};
 use crate::config::Config;
 use crate::door::Door;
 use crate::health::{self, Reporter, Word};
@@ -32,7 +32,7 @@ pub enum RunError {
     #[error(transparent)]
     Slots(#[from] OpenError),
     /// The library is not there.
-    #[error("there is no library {}; --library names the libcuda.so.1 that containers get", .0.display())]
+    #[error("there is no library {}; --library names the libcuda.so.1 that containers get, and --nvml-library the libnvidia-ml.so.1", .0.display())]
     NoLibrary(PathBuf),
     /// No way to the API server.
     #[error(
@@ -52,16 +52,20 @@ pub enum RunError {
     Process(#[source] io::Error),
 }
 
+fn libraries(config: &Config) -> Result<Libraries, RunError> {
+    let found = |path: PathBuf| std::fs::canonicalize(&path).map_err(|_| RunError::NoLibrary(path));
+    Ok(Libraries { cuda: found(config.library.clone())?, nvml: found(config.nvml_library())? })
+}
+
 /// Runs the plugin until it is told to end. Pods go on without it.
 ///
 /// # Errors
 /// When it cannot start.
 pub async fn run(config: Config) -> Result<(), RunError> {
-    let library = std::fs::canonicalize(&config.library)
-        .map_err(|_| RunError::NoLibrary(config.library.clone()))?;
+    let libraries = Arc::new(libraries(&config)?);
     let slots = Arc::new(Slots::open(&config.state_dir)?);
     if let Some(folder) = &config.cdi_dir {
-        write_cdi(folder, CDI_FILE, &answer::cdi_spec(&library))?;
+        write_cdi(folder, CDI_FILE, &answer::cdi_spec(&libraries))?;
     }
     let client = client(&config).await?;
     let reporter = Reporter::new(client.clone(), config.node.clone());
@@ -73,11 +77,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mig_keeper = Arc::new(mig_keeper);
     let keeper = Arc::new(keeper(&config, client, slots));
     let (listings, listing) = watch::channel(list(config.slots, true, &BTreeSet::new()));
-    let library: Arc<Path> = library.into();
     let door = |keeper: &Arc<Keeper>, listing| Door {
         keeper: Arc::clone(keeper),
         listing,
-        library: Arc::clone(&library),
+        libraries: Arc::clone(&libraries),
         handover: config.handover(),
     };
     let mig_door = |listing| door(&mig_keeper, listing);

@@ -35,7 +35,7 @@ impl Passthrough {
     /// When it is not known what was done to devices.
     pub fn start(config: &Config) -> Result<Option<Self>, JournalError> {
         let path = config.directories.state.join(JOURNAL);
-        let wanted = config.passthrough.iter().any(|gpu| gpu.bind || gpu.reset.is_some());
+        let wanted = config.gpus.passthrough.iter().any(|gpu| gpu.bind || gpu.reset.is_some());
         if !wanted && !path.exists() {
             return Ok(None);
         }
@@ -59,8 +59,8 @@ impl Passthrough {
                 }
             }
         }
-        give_back(&mut devices, &config.passthrough);
-        for gpu in config.passthrough.iter().filter(|gpu| gpu.bind) {
+        give_back(&mut devices, &config.gpus.passthrough);
+        for gpu in config.gpus.passthrough.iter().filter(|gpu| gpu.bind) {
             match devices.bind(gpu.address, &BTreeSet::new()) {
                 Ok(bound) if bound.changed => {
                     tracing::info!(gpu = %gpu.uuid, address = %gpu.address, driver = bound.driver, with = ?bound.with, "bound");
@@ -73,7 +73,7 @@ impl Passthrough {
             }
         }
         let devices = Arc::new(Mutex::new(devices));
-        Ok(Some(Self { devices, gpus: config.passthrough.clone() }))
+        Ok(Some(Self { devices, gpus: config.gpus.passthrough.clone() }))
     }
 
     /// Whether a GPU is the agent's to clear between tenants.

@@ -146,7 +146,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let path = directories.ledger();
     let usage = UsageBook::open(&path).map_err(|source| RunError::Ledger { path, source })?;
     let audit = Audit::open(&directories.audit_log(), usage.clone(), &config.quotas).await?;
-    files::lay_out(&directories, &config.shim_library)?;
+    files::lay_out(&directories, &config.shim_library, &config.shim_nvml_library)?;
 
     // Before anything is started, for it may not be to be had.
     let scrapers = match &config.metrics {

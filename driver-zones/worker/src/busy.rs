@@ -24,6 +24,8 @@ struct Period {
     added: u64,
     /// What was added too much in earlier periods.
     ahead: u64,
+    /// What was added over all periods.
+    total: u64,
 }
 
 impl BusyClock {
@@ -40,6 +42,11 @@ impl BusyClock {
         let Some(since) = period.since else { return false };
         period.add(now.nanoseconds_since(since), stats);
         true
+    }
+
+    /// All time that was added so far, in nanoseconds.
+    pub fn total(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).total
     }
 
     /// Ends the work. `measured` is what the driver's events say, if they do.
@@ -60,6 +67,7 @@ impl Period {
         let paid = more.min(self.ahead);
         self.ahead -= paid;
         self.added += more;
+        self.total += more - paid;
         stats.add_busy(more - paid);
     }
 }

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_wire::stats::{Monotonic, StatsWriter};
 
+use crate::account::Account;
+
 /// What the lease's GPUs have given out, over all sessions.
 #[derive(Debug)]
 pub struct Ledger {
@@ -21,6 +23,7 @@ pub struct OverLimit;
 #[derive(Debug)]
 pub struct Charge {
     ledger: Arc<Ledger>,
+    account: Option<Arc<Account>>,
     device: usize,
     bytes: u64,
 }
@@ -55,7 +58,11 @@ impl Ledger {
             }
         }
         self.publish(&charged);
-        Ok(Charge { ledger: self.clone(), device, bytes })
+        let account = Account::own();
+        if let Some(account) = &account {
+            account.add(device, bytes);
+        }
+        Ok(Charge { ledger: self.clone(), account, device, bytes })
     }
 
     /// Free and total bytes of a GPU of the lease.
@@ -81,6 +88,9 @@ impl Drop for Charge {
         let mut charged = self.ledger.charged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = charged.get_mut(self.device) {
             *slot = slot.saturating_sub(self.bytes);
+        }
+        if let Some(account) = &self.account {
+            account.give_back(self.device, self.bytes);
         }
         self.ledger.publish(&charged);
     }
@@ -114,6 +124,27 @@ mod tests {
         let seen = file.snapshot(Monotonic::now()).expect("readable");
         assert_eq!((seen.used.get(), seen.counters.peak_used.get()), (0, 100));
         assert_eq!(seen.counters.refused_memory, 2);
+    }
+
+    #[test]
+    fn a_sessions_own_part_is_what_its_thread_charged() {
+        let (_dir, _file, ledger) = ledger(100);
+        let _other = ledger.charge(0, 10).expect("fits");
+        let held = std::thread::scope(|scope| {
+            let session = scope.spawn(|| {
+                let account = Account::new(1);
+                account.open();
+                let kept = ledger.charge(0, 20).expect("fits");
+                drop(ledger.charge(0, 30).expect("fits"));
+                assert_eq!(ledger.charge(0, 80).err(), Some(OverLimit));
+                assert_eq!(account.bytes(), [20]);
+                (account, kept)
+            });
+            session.join().expect("no panic")
+        });
+        let (account, kept) = held;
+        drop(kept);
+        assert_eq!(account.bytes(), [0], "whichever thread drops it");
     }
 
     #[test]

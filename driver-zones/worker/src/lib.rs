@@ -9,8 +9,11 @@
 //! Architecture invariant: nothing that a tenant sends decides anything unchecked, and a session
 //! never reaches another session's objects: its tables are its own thread's.
 
+pub mod account;
 pub mod busy;
 pub mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod greetings;
 pub mod harden;
 pub mod host_room;
@@ -18,6 +21,7 @@ pub mod ledger;
 mod log;
 pub mod nvml;
 mod pace;
+mod roster;
 pub mod scrub;
 pub mod server;
 pub mod session;

@@ -16,6 +16,15 @@ pub struct OwnUse {
     said: AtomicBool,
 }
 
+/// Versions, as far as they are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// The driver's.
+    pub driver: Option<String>,
+    /// Its NVML's.
+    pub nvml: Option<String>,
+}
+
 impl OwnUse {
     /// Opens the library at `path`.
     pub fn open(path: &Path) -> Self {
@@ -40,6 +49,12 @@ impl OwnUse {
                 "contexts and modules are not charged to the lease: NVML does not tell what this process uses ({reason})"
             );
         }
+    }
+
+    /// What it says of itself and of the driver.
+    pub fn versions(&self) -> Versions {
+        let Some(nvml) = &self.nvml else { return Versions::default() };
+        Versions { driver: nvml.sys_driver_version().ok(), nvml: nvml.sys_nvml_version().ok() }
     }
 
     /// Bytes that this process has on a GPU; `None` when NVML does not say.

@@ -13,13 +13,16 @@ use gpuzone_wire::hello::{self, Hello, HelloError, WINDOW_FILES, Welcome};
 use gpuzone_wire::ring::{Bells, Region, RegionError, RingSizes, Spin};
 use gpuzone_wire::spec;
 use gpuzone_wire::stats::Monotonic;
+use gpuzone_wire::view::{self, Look, Opening, Seen};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::account::Account;
 use crate::busy::BusyClock;
 use crate::greetings::Greetings;
 use crate::log;
+use crate::roster::Roster;
 use crate::session::{Ended, Lease, Session, SessionPeer, serve};
 
 /// How long a process that connected may take to say hello.
@@ -43,6 +46,8 @@ struct Tenant {
     peer: Arc<SessionPeer>,
     clock: Arc<BusyClock>,
     region: Arc<OnceLock<Arc<Region>>>,
+    /// It only looks, and holds nothing.
+    looks: Arc<AtomicBool>,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -55,20 +60,23 @@ pub fn run(lease: &Arc<Lease>, listener: &OwnedFd) -> Result<i32, ServeError> {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let ended = Arc::new(eventfd(0, flags).map_err(ServeError::Wait)?);
     let mut tenants: Vec<Tenant> = Vec::new();
+    let roster = Arc::new(Roster::default());
     let (began, mut greetings) = (Instant::now(), Greetings::new());
     loop {
         let pause = greetings.wait(began.elapsed());
         let accepted = wait(listener, pause, &ended, &tenants)?;
         if accepted && let Some(socket) = accept(listener)? {
             greetings.greeted(began.elapsed());
-            admit(lease, socket, &ended, &mut tenants);
+            admit(lease, socket, &ended, &roster, &mut tenants);
         }
         reap(&mut tenants);
-        lease.stats.set_sessions(u32::try_from(tenants.len()).unwrap_or(u32::MAX));
+        let working = tenants.iter().filter(|tenant| !tenant.looks.load(Ordering::SeqCst)).count();
+        lease.stats.set_sessions(u32::try_from(working).unwrap_or(u32::MAX));
         let now = Monotonic::now();
         for tenant in &tenants {
             tenant.clock.tick(now, &lease.stats);
         }
+        roster.note(now, lease.stats.busy());
         if tenants.is_empty() && lease.poisoned.load(Ordering::SeqCst) {
             return Ok(EXIT_REPLACE);
         }
@@ -135,7 +143,13 @@ fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, ServeError> {
     }
 }
 
-fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mut Vec<Tenant>) {
+fn admit(
+    lease: &Arc<Lease>,
+    socket: OwnedFd,
+    ended: &Arc<OwnedFd>,
+    roster: &Arc<Roster>,
+    tenants: &mut Vec<Tenant>,
+) {
     if tenants.len() >= lease.caps.sessions as usize {
         let reason = format!(
             "the lease has {} processes connected already, as many as it may; end one first",
@@ -150,14 +164,18 @@ fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mu
         peer: Arc::default(),
         clock: Arc::default(),
         region: Arc::default(),
+        looks: Arc::default(),
         done: Arc::default(),
         thread: None,
     };
     let (peer, clock) = (tenant.peer.clone(), tenant.clock.clone());
-    let (region, done) = (tenant.region.clone(), tenant.done.clone());
-    let (lease, ended) = (lease.clone(), ended.clone());
+    let (region, done, looks) = (tenant.region.clone(), tenant.done.clone(), tenant.looks.clone());
+    let (lease, ended, roster) = (lease.clone(), ended.clone(), roster.clone());
     let body = move || {
-        let attended = AssertUnwindSafe(|| attend(&lease, &socket, &peer, clock, &region));
+        let attended = AssertUnwindSafe(|| {
+            let visit = Visit { lease: &lease, roster: &roster, socket: socket.as_fd() };
+            visit.attend(&peer, clock, &region, &looks);
+        });
         if std::panic::catch_unwind(attended).is_err() {
             log::say("a session ended by a fault of the worker's own; others go on");
             lease.poisoned.store(true, Ordering::SeqCst);
@@ -183,7 +201,7 @@ fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mu
 /// is closed with something unread is reset, and the reason with it.
 fn refuse_unheard(socket: impl AsFd, reason: String) {
     let _ = hello::limit_waiting(&socket, Duration::from_millis(50));
-    let _ = hello::receive::<Hello>(&socket);
+    let _ = hello::receive::<Opening>(&socket);
     refuse(socket, reason);
 }
 
@@ -202,60 +220,104 @@ enum AttendError {
     Region(#[from] RegionError),
 }
 
-/// A session's thread, from the greeting to the end.
-fn attend(
-    lease: &Arc<Lease>,
-    socket: &Arc<OwnedFd>,
-    peer: &SessionPeer,
-    clock: Arc<BusyClock>,
-    place: &OnceLock<Arc<Region>>,
-) {
-    let region = match greet(lease, socket.as_fd()) {
-        Ok(Some(region)) => place.get_or_init(|| region).clone(),
-        Ok(None) => return,
-        Err(error) => {
-            log::say(&format!("a tenant's process could not be welcomed: {error}"));
-            return;
-        }
-    };
-    let mut session = Session::new(lease.clone(), clock);
-    match serve(&mut session, region, spin(lease), peer, socket.as_fd()) {
-        Ended::Gone => {}
-        ended @ (Ended::Ring(_) | Ended::Call(_)) => {
-            log::say(&format!("a session was ended: {ended}"))
-        }
-    }
+/// A process that connected.
+struct Visit<'a> {
+    lease: &'a Arc<Lease>,
+    roster: &'a Roster,
+    socket: BorrowedFd<'a>,
 }
 
-fn greet(lease: &Lease, socket: BorrowedFd<'_>) -> Result<Option<Arc<Region>>, AttendError> {
-    hello::limit_waiting(socket, HELLO_TIMEOUT)?;
-    let (hello, files) = hello::receive_with::<Hello>(socket)?;
-    if hello.version != spec::VERSION {
-        let reason = format!(
-            "the program's libcuda.so.1 speaks version {} of the protocol and the worker version {}; start the program anew with the installed one",
-            hello.version,
-            spec::VERSION
-        );
-        refuse(socket, reason);
-        return Ok(None);
-    }
-    let (sizes, file, region) = match (hello.window, lease.windows) {
-        (None, false) => {
-            let sizes = RingSizes::default();
-            let (file, region) = Region::create(sizes)?;
-            (sizes, Some(file), region)
+impl Visit<'_> {
+    /// Its thread, from the greeting to the end.
+    fn attend(
+        &self,
+        peer: &SessionPeer,
+        clock: Arc<BusyClock>,
+        place: &OnceLock<Arc<Region>>,
+        looks: &AtomicBool,
+    ) {
+        let welcomed = match self.opening() {
+            Ok((Opening::Look(look), _)) => {
+                looks.store(true, Ordering::SeqCst);
+                self.show(look).map(|()| None)
+            }
+            Ok((Opening::Work(hello), files)) => self.welcome(hello, files),
+            Err(error) => Err(error),
+        };
+        let (hello, region) = match welcomed {
+            Ok(Some((hello, region))) => (hello, place.get_or_init(|| region).clone()),
+            Ok(None) => return,
+            Err(error) => {
+                log::say(&format!("a tenant's process could not be welcomed: {error}"));
+                return;
+            }
+        };
+        let account = Account::new(self.lease.devices.len());
+        account.open();
+        let _listed = self.roster.enter(hello.pid, account, clock.clone());
+        let mut session = Session::new(self.lease.clone(), clock);
+        match serve(&mut session, region, spin(self.lease), peer, self.socket) {
+            Ended::Gone => {}
+            ended @ (Ended::Ring(_) | Ended::Call(_)) => {
+                log::say(&format!("a session was ended: {ended}"))
+            }
         }
-        (Some(sizes), true) => (sizes, None, window(sizes, files)?),
-        (Some(_), false) | (None, true) => {
-            let reason = "rings are made by the worker, or lie in a window of the driver zone's; this is the other kind of zone";
-            refuse(socket, reason.to_owned());
+    }
+
+    fn opening(&self) -> Result<(Opening, Vec<OwnedFd>), AttendError> {
+        hello::limit_waiting(self.socket, HELLO_TIMEOUT)?;
+        Ok(hello::receive_with::<Opening>(self.socket)?)
+    }
+
+    fn show(&self, look: Look) -> Result<(), AttendError> {
+        if look.look == view::VERSION {
+            let seen = Seen::Lease(self.roster.view(self.lease, Monotonic::now()));
+            hello::send(self.socket, &seen, None)?;
+        } else {
+            let (theirs, ours) = (look.look, view::VERSION);
+            refuse(
+                self.socket,
+                format!(
+                    "the program's libnvidia-ml.so.1 asks by version {theirs} and the worker answers {ours}; start the program anew with the installed one"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn welcome(
+        &self,
+        hello: Hello,
+        files: Vec<OwnedFd>,
+    ) -> Result<Option<(Hello, Arc<Region>)>, AttendError> {
+        if hello.version != spec::VERSION {
+            let reason = format!(
+                "the program's libcuda.so.1 speaks version {} of the protocol and the worker version {}; start the program anew with the installed one",
+                hello.version,
+                spec::VERSION
+            );
+            refuse(self.socket, reason);
             return Ok(None);
         }
-    };
-    let devices = lease.devices.iter().map(|device| device.info.clone()).collect();
-    let welcome = Welcome::Accepted { sizes, driver_version: lease.driver_version, devices };
-    hello::send(socket, &welcome, file.as_ref().map(AsFd::as_fd))?;
-    Ok(Some(Arc::new(region)))
+        let (sizes, file, region) = match (hello.window, self.lease.windows) {
+            (None, false) => {
+                let sizes = RingSizes::default();
+                let (file, region) = Region::create(sizes)?;
+                (sizes, Some(file), region)
+            }
+            (Some(sizes), true) => (sizes, None, window(sizes, files)?),
+            (Some(_), false) | (None, true) => {
+                let reason = "rings are made by the worker, or lie in a window of the driver zone's; this is the other kind of zone";
+                refuse(self.socket, reason.to_owned());
+                return Ok(None);
+            }
+        };
+        let devices = self.lease.devices.iter().map(|device| device.info.clone()).collect();
+        let driver_version = self.lease.driver_version;
+        let welcome = Welcome::Accepted { sizes, driver_version, devices };
+        hello::send(self.socket, &welcome, file.as_ref().map(AsFd::as_fd))?;
+        Ok(Some((hello, Arc::new(region))))
+    }
 }
 
 /// The rings in a window that the zone's first process handed over.

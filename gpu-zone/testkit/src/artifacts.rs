@@ -6,12 +6,13 @@ use std::sync::OnceLock;
 
 use crate::HarnessError;
 
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 11] = [
     "gpuzone-cli",
     "gpuzone-agent",
     "gpuzone-broker",
     "gpuzone-worker",
     "gpuzone-cuda",
+    "gpuzone-nvml",
     "gpuzone-sim-cuda",
     "gpuzone-sim-nvml",
     "gpuzone-workloads",

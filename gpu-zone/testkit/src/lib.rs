@@ -8,6 +8,7 @@
 mod artifacts;
 mod census;
 pub mod hostile;
+pub mod kills;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 mod node;

@@ -21,7 +21,7 @@ use crate::ring::RingSizes;
 pub const SOCKET: &str = "cuda.sock";
 
 /// Longest message either side reads, in bytes.
-const MAX_MESSAGE: usize = 128 << 10;
+pub(crate) const MAX_MESSAGE: usize = 128 << 10;
 
 /// From the tenant's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

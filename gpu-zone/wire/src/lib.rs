@@ -22,4 +22,6 @@ pub mod scrub;
 pub mod spec;
 pub mod stats;
 pub mod turn;
+pub mod untrusted;
+pub mod view;
 pub mod zone_link;

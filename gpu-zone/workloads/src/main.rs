@@ -6,9 +6,11 @@
 
 mod compute;
 mod device;
+mod figures;
 mod memory;
 mod meter;
 mod numbers;
+mod smi;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -127,6 +129,30 @@ enum Program {
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
+    /// Measure what calls cost, as JSON.
+    Figures {
+        /// Launches of an empty kernel in a row.
+        #[arg(long, default_value_t = 100_000)]
+        launches: u32,
+        /// Calls of other kinds.
+        #[arg(long, default_value_t = 20_000)]
+        calls: u32,
+        /// Size of copies.
+        #[arg(long, default_value = "32Mi")]
+        copy: MemoryBytes,
+        /// How often what takes long is done.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Rows and columns of matrices to multiply; several times for several sizes.
+        #[arg(long)]
+        matmul: Vec<u32>,
+    },
+    /// List GPUs and processes by NVML, as JSON; with memory in use, if any is named.
+    Smi {
+        /// Allocate this much before.
+        #[arg(long)]
+        memory: Option<MemoryBytes>,
+    },
     /// Allocate nearly all free memory and check that it holds nothing but zeros.
     LeakCheck {
         /// Look at this much instead.
@@ -148,6 +174,11 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "a program's output")]
 fn run(arguments: &Arguments) -> anyhow::Result<u8> {
+    if let Program::Smi { memory: None } = arguments.program {
+        // Who only looks opens no device.
+        println!("{}", smi::smi(None, None)?);
+        return Ok(0);
+    }
     let device = Device::open(arguments.device, arguments.kernels.clone())?;
     let line = match arguments.program {
         Program::Info => device.describe()?,
@@ -165,6 +196,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
         Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
+        Program::Figures { launches, calls, copy, rounds, ref matmul } => {
+            let copy_bytes = usize::try_from(copy.get())?;
+            let matmul = matmul.clone();
+            let wanted = figures::Wanted { launches, calls, copy_bytes, rounds, matmul };
+            figures::figures(&device, &wanted)?
+        }
+        Program::Smi { memory } => smi::smi(Some(&device), memory)?,
         Program::LeakCheck { memory } => memory::leak_check(&device, memory)?,
     };
     println!("{line}");

@@ -12,8 +12,9 @@ const NODE: [&str; 5] =
     ["gpuzone-cli", "gpuzone-agent", "gpuzone-broker", "gpuzone-worker", "gpuzone-zone"];
 const NODE_PROGRAMS: [&str; 5] =
     ["gpu-zone", "gpu-zoned", "gpu-zone-broker", "gpu-zone-worker", "gpu-zone-sandbox"];
-const LIBRARIES: [(&str, &str); 3] = [
+const LIBRARIES: [(&str, &str); 4] = [
     ("gpuzone-cuda", "libgpuzone_cuda.so"),
+    ("gpuzone-nvml", "libgpuzone_nvml.so"),
     ("gpuzone-sim-cuda", "libgpuzone_sim_cuda.so"),
     ("gpuzone-sim-nvml", "libgpuzone_sim_nvml.so"),
 ];
@@ -73,7 +74,7 @@ fn run(build: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     if let Some(folder) = to.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;

@@ -5,8 +5,10 @@ mod chart;
 mod demo;
 mod dist;
 mod elf;
+mod gpu_check;
 mod hostile;
 mod kernels;
+mod kills;
 mod microvm;
 mod probe;
 
@@ -46,6 +48,15 @@ enum Task {
         #[arg(long)]
         together: bool,
     },
+    /// Kill programs, workers, brokers and agents at random moments of a load.
+    Kills {
+        /// How often.
+        #[arg(long, default_value_t = 200)]
+        rounds: u32,
+        /// The same moments again.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Build the kernels' PTX again from their CUDA C++ sources, with the nvcc that pip installs.
     Kernels {
         /// Change nothing; fail when the PTX that is checked in is not what nvcc makes.
@@ -56,6 +67,8 @@ enum Task {
     Crds,
     /// Lint the chart, render it with each file of values in its ci folder, and read the objects.
     Chart,
+    /// Make `target/gpu-check`, to be carried to a machine with a GPU.
+    GpuCheck,
     /// Build what the images have, in release, below `target/dist`.
     Dist,
     /// Build the initial file system of a driver zone's microVM.
@@ -79,12 +92,14 @@ fn main() -> ExitCode {
         Task::Hostile { long, only, together } => {
             hostile::hostile(&hostile::Wanted { long, only, together })
         }
+        Task::Kills { rounds, seed } => kills::kills(rounds, seed),
         Task::Kernels { check } => {
             let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
             kernels::build(&repository(), stale)
         }
         Task::Crds => crds(&repository()),
         Task::Chart => chart::check(&repository()),
+        Task::GpuCheck => gpu_check::assemble(&repository()),
         Task::Dist => dist::build(&repository()),
         Task::GuestImage { output, driver, module: modules } => {
             microvm::build(&repository(), &microvm::Contents { output, driver, modules })

@@ -20,6 +20,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-crds", &["gpuzone-api", "gpuzone-core"]),
     ("gpuzone-wire", &["gpuzone-core", "gpuzone-cuda-abi"]),
     ("gpuzone-cuda", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
+    ("gpuzone-nvml-abi", &[]),
+    ("gpuzone-nvml", &["gpuzone-wire", "gpuzone-nvml-abi", "gpuzone-core"]),
     ("gpuzone-ledger", &["gpuzone-core"]),
     ("gpuzone-replay", &["gpuzone-core"]),
     ("gpuzone-bench-placement", &["gpuzone-replay", "gpuzone-core"]),
@@ -57,7 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "gpuzone-sim-cuda",
         &["gpuzone-sim-device", "gpuzone-sim-ptx", "gpuzone-cuda-abi", "gpuzone-core"],
     ),
-    ("gpuzone-sim-nvml", &["gpuzone-sim-device", "gpuzone-core"]),
+    ("gpuzone-sim-nvml", &["gpuzone-sim-device", "gpuzone-nvml-abi", "gpuzone-core"]),
     ("gpuzone-sim-vfio", &[]),
 ];
 
@@ -65,6 +67,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "gpuzone-wire",
     "gpuzone-cuda",
+    "gpuzone-nvml-abi",
+    "gpuzone-nvml",
     "gpuzone-worker",
     "gpuzone-zone",
     // VFIO's calls, in one module.

@@ -90,6 +90,7 @@ pub(super) struct Driver {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Shim {
     pub(super) library: Option<PathBuf>,
+    pub(super) nvml_library: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]

@@ -76,6 +76,17 @@ impl Search {
         find("the programs' CUDA library", "[shim] library", named, &self.own, name)
     }
 
+    /// It lies beside the other one, `cuda`.
+    pub(super) fn shim_nvml(
+        &self,
+        named: Option<PathBuf>,
+        cuda: &Path,
+    ) -> Result<PathBuf, MissingFile> {
+        let name = "libgpuzone_nvml.so";
+        let beside: Vec<PathBuf> = cuda.parent().map(Path::to_owned).into_iter().collect();
+        find("the programs' NVML library", "[shim] nvml_library", named, &beside, name)
+    }
+
     pub(super) fn broker(&self, named: Option<PathBuf>) -> Result<PathBuf, MissingFile> {
         let name = "gpu-zone-broker";
         find("the broker's program", "[binaries] broker", named, &self.own, name)

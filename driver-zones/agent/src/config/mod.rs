@@ -78,6 +78,8 @@ pub struct Config {
     pub simulated_config: Option<PathBuf>,
     /// The library that programs get as their `libcuda.so.1`.
     pub shim_library: PathBuf,
+    /// The library that programs get as their `libnvidia-ml.so.1`.
+    pub shim_nvml_library: PathBuf,
     /// The broker's executable.
     pub broker: PathBuf,
     /// The worker's executable.
@@ -254,13 +256,16 @@ impl Config {
                 None
             }
         };
+        let shim_library = search.shim(beside_file(file.shim.library)?)?;
         Ok(Self {
             directories,
             driver,
             cuda_library: search.cuda(driver, beside_file(file.driver.cuda_library)?)?,
             nvml_library: search.nvml(driver, beside_file(file.driver.nvml_library)?)?,
             simulated_config,
-            shim_library: search.shim(beside_file(file.shim.library)?)?,
+            shim_nvml_library: search
+                .shim_nvml(beside_file(file.shim.nvml_library)?, &shim_library)?,
+            shim_library,
             broker: search.broker(beside_file(file.binaries.broker)?)?,
             worker: search.worker(beside_file(file.binaries.worker)?)?,
             launcher,

@@ -178,7 +178,8 @@ impl Leases {
         let written = self.audit.write(vec![cleared]).await;
         written.map_err(|error| internal(sentence(&error)))?;
         let mut cleared = self.book.with(move |book| book.clear(gpu, now())).await?;
-        for unit in units.into_iter().filter(|unit| *unit != gpu) {
+        let parts = self.inventory.parts(gpu);
+        for unit in parts.into_iter().filter(|unit| *unit != gpu) {
             cleared.written.map_err(|error| internal(sentence(&error)))?;
             cleared = self.book.with(move |book| book.clear(unit, now())).await?;
         }

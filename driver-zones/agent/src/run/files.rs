@@ -17,7 +17,8 @@ const RUN_LOCK: &str = "agent.lock";
 /// In the folder of a zone that several programs share, held by its keeper.
 const KEEPER_LOCK: &str = "keeper.lock";
 /// What programs ask the loader for, and what they are linked with.
-const SHIM_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+const CUDA_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+const NVML_NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 /// A lease's name, as long as each is.
 const ANY_LEASE: &str = "lease-00000000000000000000000000000000";
 
@@ -48,8 +49,8 @@ fn unusable(path: &Path, source: io::Error) -> RunError {
     RunError::Directory { path: path.to_owned(), source }
 }
 
-/// Makes the folders for slots and for the library that programs get.
-pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunError> {
+/// Makes the folders for slots and for the libraries that programs get.
+pub(super) fn lay_out(directories: &Directories, cuda: &Path, nvml: &Path) -> Result<(), RunError> {
     let (slots, folder) = (directories.slots_dir(), directories.shim_dir());
     // Those of pods are made by whoever places them; the broker is given the folder of all.
     let (placed, programs) = (directories.state.join(PLACED_SLOTS_DIR), directories.programs_dir());
@@ -59,12 +60,14 @@ pub(super) fn lay_out(directories: &Directories, shim: &Path) -> Result<(), RunE
     settle(&programs);
     let links = || -> io::Result<()> {
         private_dir(&folder)?;
-        for name in SHIM_NAMES {
-            // Renamed into its place: programs that start meanwhile find the one or the other.
-            let new = folder.join(".new");
-            remove(&new)?;
-            symlink(shim, &new)?;
-            std::fs::rename(new, folder.join(name))?;
+        for (library, names) in [(cuda, CUDA_NAMES), (nvml, NVML_NAMES)] {
+            for name in names {
+                // Renamed into its place: programs that start meanwhile find the one or the other.
+                let new = folder.join(".new");
+                remove(&new)?;
+                symlink(library, &new)?;
+                std::fs::rename(new, folder.join(name))?;
+            }
         }
         Ok(())
     };

@@ -3,19 +3,13 @@ use std::ffi::{c_char, c_uint};
 use gpuzone_core::PciAddress;
 use nvml_wrapper_sys::bindings::*;
 
-use crate::Answer;
-use crate::abi::{INVALID, Out, Return, entry_points, field};
 use crate::state::{Device, Handle, known};
+use gpuzone_nvml_abi::Answer;
+use gpuzone_nvml_abi::{
+    INVALID, NOT_SUPPORTED, Out, VERSION_MISMATCH, entry_points, field, structure_version,
+};
 
-pub(crate) const NOT_SUPPORTED: Return = Return(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
-/// NVML's version of a structure: its size, and its number in the upper byte.
 const MEMORY_V2: c_uint = structure_version(size_of::<nvmlMemory_v2_t>(), 2);
-
-const fn structure_version(size: usize, number: c_uint) -> c_uint {
-    #[allow(clippy::cast_possible_truncation, reason = "NVML's structures have some bytes only")]
-    let size = size as c_uint;
-    size | (number << 24)
-}
 
 /// `address` as NVML shows it: with eight digits of the domain.
 pub(crate) fn pci_info(address: PciAddress) -> nvmlPciInfo_t {
@@ -65,7 +59,7 @@ entry_points! {
 
     fn nvmlDeviceGetMemoryInfo_v2(device: Handle, info: Out<nvmlMemory_v2_t>) {
         if info.get()?.version != MEMORY_V2 {
-            return Err(Return(nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH));
+            return Err(VERSION_MISMATCH);
         }
         let (total, used) = memory(device)?;
         let (free, reserved, version) = (total - used, 0, MEMORY_V2);

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 use gpuzone_sim_device::{FaultEvent, FaultWatch};
 use nvml_wrapper_sys::bindings::*;
 
-use crate::Answer;
-use crate::abi::{INVALID, Out, Return, entry_points};
 use crate::state::{Device, Handle, handle, known, node};
+use gpuzone_nvml_abi::Answer;
+use gpuzone_nvml_abi::{INVALID, NOT_SUPPORTED, Out, Return, entry_points};
 
 const TIMEOUT: Return = Return(nvmlReturn_enum_NVML_ERROR_TIMEOUT);
-const NOT_SUPPORTED: Return = Return(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
 /// No MIG instance.
 const NO_INSTANCE: u32 = u32::MAX;
 const SUPPORTED: u64 = (nvmlEventTypeXidCriticalError | nvmlEventTypeDoubleBitEccError) as u64;

@@ -6,8 +6,8 @@ use nvml_wrapper_sys::bindings::field_id::{
 };
 use nvml_wrapper_sys::bindings::*;
 
-use crate::abi::{INVALID, Out, entry_points};
 use crate::state::{Device, Handle, known};
+use gpuzone_nvml_abi::{INVALID, Out, entry_points};
 
 fn value(condition: Condition, field: u32) -> Option<u32> {
     match field {

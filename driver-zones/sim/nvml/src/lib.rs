@@ -5,7 +5,6 @@
 //! client finds missing; what it exports and the simulated GPU has not got (temperature, power)
 //! answers `NVML_ERROR_NOT_SUPPORTED`.
 
-mod abi;
 mod device;
 mod events;
 mod fields;
@@ -14,6 +13,3 @@ mod mig;
 mod processes;
 mod state;
 mod system;
-
-/// What every call answers, with success as `Ok`.
-type Answer<T = ()> = Result<T, abi::Return>;

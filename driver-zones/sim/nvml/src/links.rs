@@ -3,10 +3,10 @@
 
 use nvml_wrapper_sys::bindings::*;
 
-use crate::Answer;
-use crate::abi::{INVALID, Out, Return, entry_points};
 use crate::device::pci_info;
 use crate::state::{Device, Handle};
+use gpuzone_nvml_abi::Answer;
+use gpuzone_nvml_abi::{INVALID, NOT_SUPPORTED, Out, entry_points};
 
 /// The peer that `link` leads to; `None` for a link that is not connected.
 fn peer(device: &Device, link: u32) -> Answer<Option<usize>> {
@@ -15,7 +15,7 @@ fn peer(device: &Device, link: u32) -> Answer<Option<usize>> {
         return Err(INVALID);
     }
     if peers.is_empty() {
-        return Err(Return(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED));
+        return Err(NOT_SUPPORTED);
     }
     let link = usize::try_from(link).map_err(|_| INVALID)?;
     Ok(peers.iter().nth(link).copied())

@@ -1,15 +1,12 @@
 //! MIG: the mode, GPU instances and compute instances, and the devices that they are. Each GPU
 //! instance has one compute instance. Nothing can be changed: the configuration says what there is.
 
+use gpuzone_nvml_abi::{Answer, INVALID, NOT_FOUND, NOT_SUPPORTED, Out, TOO_SMALL, entry_points};
 use gpuzone_sim_device::MigConfig;
 use nvml_wrapper_sys::bindings::*;
 
-use crate::Answer;
-use crate::abi::{INVALID, Out, Return, TOO_SMALL, entry_points};
-use crate::device::NOT_SUPPORTED;
 use crate::state::{Device, Handle};
 
-const NOT_FOUND: Return = Return(nvmlReturn_enum_NVML_ERROR_NOT_FOUND);
 /// What a GPU can have at most.
 const MOST_INSTANCES: u32 = 7;
 /// A compute instance's number within its GPU instance.

@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gpuzone_sim_device::{GpuProcess, MigConfig, SimulatedGpu};
 use nvml_wrapper_sys::bindings::*;
 
-use crate::Answer;
-use crate::abi::{INVALID, Out, TOO_SMALL, entry_points};
 use crate::state::{Device, Handle, known};
+use gpuzone_nvml_abi::Answer;
+use gpuzone_nvml_abi::{Out, entry_points, put_list};
 
 /// No MIG instance.
 const NO_INSTANCE: u32 = u32::MAX;
@@ -28,20 +28,6 @@ fn users(device: Handle) -> Answer<Vec<(GpuProcess, u32)>> {
         found.extend(processes.filter(uses).map(|process| (process, instance)));
     }
     Ok(found)
-}
-
-/// Answers with a list, as NVML does: the caller says in `count` how many fit, and learns how
-/// many there are.
-fn put_list<T: Copy>(count: Out<u32>, list: Out<T>, items: Vec<T>) -> Answer {
-    let room = usize::try_from(count.get()?).map_err(|_| INVALID)?;
-    count.put(u32::try_from(items.len()).map_err(|_| INVALID)?)?;
-    if items.is_empty() {
-        return Ok(());
-    }
-    if list.is_null() || room < items.len() {
-        return Err(TOO_SMALL);
-    }
-    items.into_iter().enumerate().try_for_each(|(index, item)| list.put_at(index, item))
 }
 
 fn microseconds_now() -> u64 {

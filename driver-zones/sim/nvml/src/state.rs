@@ -8,8 +8,8 @@ use nvml_wrapper_sys::bindings::{
     nvmlReturn_enum_NVML_ERROR_UNINITIALIZED, nvmlReturn_enum_NVML_ERROR_UNKNOWN,
 };
 
-use crate::Answer;
-use crate::abi::{INVALID, Return};
+use gpuzone_nvml_abi::Answer;
+use gpuzone_nvml_abi::{INVALID, Return};
 
 /// A device handle: a number that was given out, never an address.
 pub(crate) type Handle = usize;

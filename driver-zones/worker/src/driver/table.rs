@@ -61,7 +61,7 @@ macro_rules! driver {
             }
 
             /// A driver that does nothing and says that it was done.
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             pub(crate) fn idle() -> Self {
                 Self {
                     $($field: {

@@ -1,5 +1,7 @@
 //! What one tenant process holds, and how its calls are done.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod caps;
 mod contexts;
 mod handler;
 mod jit;
@@ -16,6 +18,8 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use serve::Line;
 pub use serve::{Ended, SessionPeer, serve};
 
 use std::collections::{BTreeMap, HashMap};

@@ -72,13 +72,7 @@ pub fn serve(
     peer: &SessionPeer,
     socket: BorrowedFd<'_>,
 ) -> Ended {
-    let mut line = Line {
-        requests: Reader::new(region.clone(), Direction::Request, spin),
-        replies: Writer::new(region.clone(), Direction::Reply, spin),
-        region,
-        answer: Vec::new(),
-        socket,
-    };
+    let mut line = Line::new(region, spin, socket);
     let mut busy = false;
     loop {
         let settle_every = match session.pressure() {
@@ -86,21 +80,17 @@ pub fn serve(
             Pressure::Contended | Pressure::Recalled => SETTLE_SOON,
         };
         let timeout = busy.then_some(settle_every);
-        match line.requests.receive(timeout, peer) {
-            Ok(Some(received)) => match line.answer(session, received, peer) {
-                Ok(()) => {
-                    // However much more there is to answer, the turn does not stay for it.
-                    busy = session.pressure() != Pressure::Recalled || session.settle();
-                }
-                Err(ended) => return ended,
-            },
-            Ok(None) => busy = session.settle(),
-            Err(error) => return error.into(),
+        match line.next(session, timeout, peer) {
+            // However much more there is to answer, the turn does not stay for it.
+            Ok(true) => busy = session.pressure() != Pressure::Recalled || session.settle(),
+            Ok(false) => busy = session.settle(),
+            Err(ended) => return ended,
         }
     }
 }
 
-struct Line<'a> {
+/// The worker's ends of a session's rings.
+pub(crate) struct Line<'a> {
     requests: Reader,
     replies: Writer,
     region: Arc<Region>,
@@ -108,7 +98,28 @@ struct Line<'a> {
     socket: BorrowedFd<'a>,
 }
 
-impl Line<'_> {
+impl<'a> Line<'a> {
+    pub(crate) fn new(region: Arc<Region>, spin: Spin, socket: BorrowedFd<'a>) -> Self {
+        Self {
+            requests: Reader::new(region.clone(), Direction::Request, spin),
+            replies: Writer::new(region.clone(), Direction::Reply, spin),
+            region,
+            answer: Vec::new(),
+            socket,
+        }
+    }
+
+    /// Does the next call; whether one came in time.
+    pub(crate) fn next(
+        &mut self,
+        session: &mut Session,
+        timeout: Option<Duration>,
+        peer: &SessionPeer,
+    ) -> Result<bool, Ended> {
+        let received = self.requests.receive(timeout, peer)?;
+        received.map_or(Ok(false), |received| self.answer(session, received, peer).map(|()| true))
+    }
+
     fn answer(
         &mut self,
         session: &mut Session,

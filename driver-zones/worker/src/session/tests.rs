@@ -106,17 +106,6 @@ fn control() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn within_caps(session: &Session) {
-    let most = |cap: u32| cap as usize;
-    assert!(session.contexts.len() <= most(CAPS.contexts));
-    assert!(session.modules.len() <= most(CAPS.modules));
-    assert!(session.streams.len() <= most(CAPS.streams));
-    assert!(session.events.len() <= most(CAPS.events));
-    assert!(session.allocations.len() <= most(CAPS.allocations));
-    assert!(session.globals.len() <= most(CAPS.allocations));
-    assert!(session.image.len() as u64 <= CAPS.module_bytes);
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
@@ -135,9 +124,7 @@ proptest! {
             let context = ContextId(context);
             let mut call = Call { context, bulk, pieces: &mut Nowhere };
             let _ = dispatch(&mut session, opcode, &control, &mut call, &mut Vec::new());
-            within_caps(&session);
-            let held: u64 = session.allocations.values().map(|held| held.bytes).sum();
-            prop_assert_eq!(lease.ledger.free_and_total(0), (LIMIT - held, LIMIT));
+            session.assert_within_caps();
         }
         drop(session);
         prop_assert_eq!(lease.ledger.free_and_total(0), (LIMIT, LIMIT));

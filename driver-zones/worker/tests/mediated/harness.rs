@@ -33,6 +33,10 @@ fn libraries() -> &'static Libraries {
         let packages = ["gpuzone-cuda", "gpuzone-sim-cuda", "gpuzone-sim-nvml"];
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--message-format=json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        // In the profile of whoever asks.
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
         packages.iter().for_each(|package| {
             cargo.args(["-p", package]);
         });

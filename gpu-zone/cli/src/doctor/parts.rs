@@ -19,6 +19,7 @@ pub(crate) fn checks(scope: &Scope, directories: &Directories) -> Vec<Check> {
         own("sandbox", "gpu-zone-sandbox", false),
         sandbox(),
         own("shim", "libgpuzone_cuda.so", true),
+        own("NVML shim", "libgpuzone_nvml.so", true),
         own("simulated CUDA", "libgpuzone_sim_cuda.so", !scope.nvidia()),
         own("simulated NVML", "libgpuzone_sim_nvml.so", !scope.nvidia()),
         folder("run folder", &directories.run),

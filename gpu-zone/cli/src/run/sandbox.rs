@@ -4,6 +4,7 @@
 //! The orders are a contract between programs (docs/zones.md): this one links nothing of the
 //! driver zones' side.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
@@ -278,9 +279,10 @@ fn of_lease(granted: &CreateLeaseReply, own: bool) -> Vec<Value> {
         let libraries = image::libraries(shim).into_iter();
         libraries.map(|(from, to)| json!({ "source": from, "target": to })).collect()
     } else {
-        // Links to where the library is installed, which may be hidden.
-        let library = std::fs::canonicalize(shim.join("libcuda.so.1"));
-        [shim.to_owned()].into_iter().chain(library).map(view::read).collect()
+        // Links to where the libraries are installed, which may be hidden.
+        let libraries: BTreeSet<PathBuf> =
+            image::libraries(shim).into_iter().map(|(file, _)| file).collect();
+        [shim.to_owned()].into_iter().chain(libraries).map(view::read).collect()
     };
     mounts.extend(granted.environment.get("GPUZONE_SLOT").map(view::read));
     mounts

@@ -13,6 +13,9 @@
 //! ring than the ring holds. Header and control are copied out once, before anything in them is
 //! looked at. Bulk bytes are data and nothing else, so they are used where they lie.
 
+mod ends;
+#[cfg(test)]
+mod model;
 mod park;
 mod reader;
 mod record;

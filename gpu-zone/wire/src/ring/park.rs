@@ -88,14 +88,44 @@ impl Bells {
 ///
 /// It sleeps at the count of its wakes, not at its flag: whoever carries wakes to another machine
 /// sleeps there too and misses none, for a count never comes back to what it was.
+pub(super) trait Parking {
+    /// Whether the side sleeps, or is about to.
+    fn is_parked(&self) -> bool;
+    fn set_parked(&self, parked: bool);
+    /// How often the side was woken.
+    fn wakes(&self) -> u32;
+    /// Sequentially consistent.
+    fn fence();
+    /// Sleeps unless it was woken since it had been `seen` times; whether the whole time went by.
+    fn sleep(&self, seen: u32, time: Duration) -> bool;
+    /// Counts a wake, and wakes whoever sleeps here.
+    fn wake(&self);
+}
+
+/// Where one side of one ring sleeps in truth.
 pub(super) struct Place<'a> {
     pub(super) parked: &'a AtomicU32,
     pub(super) wakes: &'a AtomicU32,
     pub(super) bells: Option<&'a Bells>,
 }
 
-impl Place<'_> {
-    /// Sleeps unless it was woken since it had been `seen` times; whether the whole time went by.
+impl Parking for Place<'_> {
+    fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Relaxed) != 0
+    }
+
+    fn set_parked(&self, parked: bool) {
+        self.parked.store(parked.into(), Ordering::Relaxed);
+    }
+
+    fn wakes(&self) -> u32 {
+        self.wakes.load(Ordering::Acquire)
+    }
+
+    fn fence() {
+        fence(Ordering::SeqCst);
+    }
+
     fn sleep(&self, seen: u32, time: Duration) -> bool {
         match self.bells {
             Some(bells) => bells.sleep(time),
@@ -103,16 +133,7 @@ impl Place<'_> {
         }
     }
 
-    /// Wakes whoever sleeps here. To be called after publishing a position.
-    pub(super) fn wake_if_parked(&self) {
-        fence(Ordering::SeqCst);
-        if self.parked.load(Ordering::Relaxed) != 0 {
-            self.wake();
-        }
-    }
-
-    pub(super) fn wake(&self) {
-        self.parked.store(0, Ordering::Relaxed);
+    fn wake(&self) {
         wake_at(self.wakes);
         if let Some(bells) = self.bells {
             Bells::ring(&bells.theirs);
@@ -121,8 +142,8 @@ impl Place<'_> {
 }
 
 /// Waits until `ready` says so; `false` when the deadline came first.
-pub(super) fn wait(
-    place: &Place<'_>,
+pub(super) fn wait<P: Parking>(
+    place: &P,
     spin: Spin,
     deadline: Option<Instant>,
     peer: &dyn Peer,
@@ -146,29 +167,50 @@ pub(super) fn wait(
         std::thread::yield_now();
     }
     let mut slept = false;
-    let parked = place.parked;
     loop {
-        let seen = place.wakes.load(Ordering::Acquire);
-        parked.store(1, Ordering::Relaxed);
+        let seen = place.wakes();
+        place.set_parked(true);
         // Our flag must be visible before we look for the last time, as the other side's record
         // must be before it looks at the flag: one of the two sees the other.
-        fence(Ordering::SeqCst);
+        P::fence();
         if ready()? {
-            parked.store(0, Ordering::Relaxed);
+            place.set_parked(false);
             return Ok(true);
         }
         if !peer.is_there(slept) {
-            parked.store(0, Ordering::Relaxed);
+            place.set_parked(false);
             // What was written before the other side went away still counts.
             return if ready()? { Ok(true) } else { Err(RingError::PeerGone) };
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
-            parked.store(0, Ordering::Relaxed);
+            place.set_parked(false);
             return ready();
         }
         slept = place.sleep(seen, left.map_or(peer.slice(), |left| left.min(peer.slice())));
     }
+}
+
+/// Wakes the other side if it sleeps. To be called after publishing a position.
+pub(super) fn wake_if_parked<P: Parking>(place: &P) {
+    P::fence();
+    if place.is_parked() {
+        wake(place);
+    }
+}
+
+/// Wakes the other side, whether it sleeps or is about to, so that it looks again whether its
+/// peer is there. To be called after that has changed.
+pub(super) fn wake_to_look<P: Parking>(place: &P) {
+    // Who is about to sleep has looked at the count and then looks at the peer: either it sees what
+    // has changed, or the count moves after it was seen and the kernel lets nobody sleep.
+    P::fence();
+    wake(place);
+}
+
+fn wake(place: &impl Parking) {
+    place.set_parked(false);
+    place.wake();
 }
 
 fn timespec(time: Duration) -> Timespec {

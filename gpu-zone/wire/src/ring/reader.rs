@@ -1,12 +1,12 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
 
 use super::RingError;
-use super::park::{self, Peer, Spin};
-use super::record::{ALIGN, HEADER, Header};
+use super::ends::Consumer;
+use super::park::{Peer, Spin};
+use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
 
 /// The bulk bytes of a received record, where they lie in the ring. The other side can change
@@ -75,8 +75,7 @@ pub struct Reader {
     region: Arc<Region>,
     direction: Direction,
     spin: Spin,
-    head: u64,
-    tail: u64,
+    at: Consumer,
     unreleased: u64,
     control: Vec<u8>,
     broken: Option<RingError>,
@@ -86,7 +85,15 @@ impl Reader {
     /// The reading end. There must be one only, made when nothing was read yet.
     pub fn new(region: Arc<Region>, direction: Direction, spin: Spin) -> Self {
         let control = Vec::with_capacity(4096);
-        Self { region, direction, spin, head: 0, tail: 0, unreleased: 0, control, broken: None }
+        Self {
+            region,
+            direction,
+            spin,
+            at: Consumer::default(),
+            unreleased: 0,
+            control,
+            broken: None,
+        }
     }
 
     /// The next record; `None` when none came within `timeout`. The record before it is
@@ -117,32 +124,23 @@ impl Reader {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, peer: &dyn Peer) -> Result<bool, RingError> {
-        if self.tail != self.head {
+        if self.at.tail != self.at.head {
             return Ok(true);
         }
-        let channel = self.region.channel(self.direction);
+        let ring = self.region.ring(self.direction);
         let capacity = self.region.capacity(self.direction);
-        let (head, tail) = (self.head, &mut self.tail);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        park::wait(&self.region.reader_place(self.direction), self.spin, deadline, peer, || {
-            let seen = channel.tail.0.load(Ordering::Acquire);
-            let in_ring = seen.wrapping_sub(head);
-            if seen < *tail || in_ring > capacity || in_ring % ALIGN as u64 != 0 {
-                return Err(RingError::BadPosition);
-            }
-            *tail = seen;
-            Ok(in_ring > 0)
-        })
+        self.at.wait(&ring, capacity, self.spin, deadline, peer)
     }
 
     fn take(&mut self) -> Result<Received, RingError> {
-        let record = self.region.at(self.direction, self.head);
+        let record = self.region.at(self.direction, self.at.head);
         let mut header = Header::zeroed();
         let into = bytemuck::bytes_of_mut(&mut header);
         // SAFETY: at least `ALIGN` bytes are in the ring, the size of a header, and they lie in
         // a row. This is the one copy: nothing below looks at the shared bytes again.
         unsafe { std::ptr::copy_nonoverlapping(record, into.as_mut_ptr(), HEADER) };
-        let bulk_at = header.checked(self.tail - self.head)?;
+        let bulk_at = header.checked(self.at.tail - self.at.head)?;
         self.control.clear();
         let control = Bulk { at: record.wrapping_add(HEADER), length: header.control as usize };
         // SAFETY: the checked lengths lie within the record, which lies within the ring, and
@@ -158,10 +156,7 @@ impl Reader {
         if self.unreleased == 0 {
             return;
         }
-        self.head += self.unreleased;
+        self.at.release(&self.region.ring(self.direction), self.unreleased);
         self.unreleased = 0;
-        let channel = self.region.channel(self.direction);
-        channel.head.0.store(self.head, Ordering::Release);
-        self.region.writer_place(self.direction).wake_if_parked();
     }
 }

@@ -1,13 +1,14 @@
 use std::ffi::c_void;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
-use super::park::{Bells, Place};
+use super::ends::{Position, Shared};
+use super::park::{Bells, Place, wake_to_look};
 use super::record::MAX_RECORD;
 
 const CONTROL_BYTES: usize = 4096;
@@ -74,6 +75,44 @@ pub(super) struct Channel {
     pub(super) reader_parked: Line<AtomicU32>,
     /// 1 while the writer sleeps.
     pub(super) writer_parked: Line<AtomicU32>,
+}
+
+/// One of the two rings: its positions, and where its ends sleep.
+pub(super) struct Ring<'a> {
+    channel: &'a Channel,
+    reader: Place<'a>,
+    writer: Place<'a>,
+}
+
+impl Position for AtomicU64 {
+    fn load(&self, order: Ordering) -> u64 {
+        Self::load(self, order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        Self::store(self, value, order);
+    }
+}
+
+impl<'a> Shared for Ring<'a> {
+    type Position = AtomicU64;
+    type Parking = Place<'a>;
+
+    fn tail(&self) -> &AtomicU64 {
+        &self.channel.tail.0
+    }
+
+    fn head(&self) -> &AtomicU64 {
+        &self.channel.head.0
+    }
+
+    fn reader(&self) -> &Place<'a> {
+        &self.reader
+    }
+
+    fn writer(&self) -> &Place<'a> {
+        &self.writer
+    }
 }
 
 #[repr(C)]
@@ -237,11 +276,19 @@ impl Region {
         unsafe { self.base.cast::<Control>().as_ref() }
     }
 
-    pub(super) fn channel(&self, direction: Direction) -> &Channel {
-        match direction {
+    pub(super) fn ring(&self, direction: Direction) -> Ring<'_> {
+        let channel = match direction {
             Direction::Request => &self.control().request,
             Direction::Reply => &self.control().reply,
-        }
+        };
+        let place = |parked, side| Place {
+            parked,
+            wakes: wakes(self.control(), side),
+            bells: self.bells.as_ref(),
+        };
+        let reader = place(&channel.reader_parked.0, direction.reader());
+        let writer = place(&channel.writer_parked.0, direction.writer());
+        Ring { channel, reader, writer }
     }
 
     /// The word in which the worker leaves the first error of a call that nobody waits for.
@@ -275,24 +322,13 @@ impl Region {
     /// again whether the other side is there.
     pub fn wake_all(&self) {
         for direction in [Direction::Request, Direction::Reply] {
-            self.reader_place(direction).wake();
-            self.writer_place(direction).wake();
+            let ring = self.ring(direction);
+            wake_to_look(&ring.reader);
+            wake_to_look(&ring.writer);
         }
         if let Some(bells) = &self.bells {
             bells.ring_own();
         }
-    }
-
-    pub(super) fn reader_place(&self, direction: Direction) -> Place<'_> {
-        self.place(&self.channel(direction).reader_parked.0, direction.reader())
-    }
-
-    pub(super) fn writer_place(&self, direction: Direction) -> Place<'_> {
-        self.place(&self.channel(direction).writer_parked.0, direction.writer())
-    }
-
-    fn place<'a>(&'a self, parked: &'a AtomicU32, side: Side) -> Place<'a> {
-        Place { parked, wakes: wakes(self.control(), side), bells: self.bells.as_ref() }
     }
 }
 
@@ -340,7 +376,7 @@ impl Carrier {
     pub fn wait(&self, seen: u32, limit: std::time::Duration) -> u32 {
         let wakes = wakes(self.control(), Side::Worker);
         super::park::sleep_at(wakes, seen, limit);
-        wakes.load(std::sync::atomic::Ordering::Acquire)
+        wakes.load(Ordering::Acquire)
     }
 
     /// Wakes the tenant, which its worker did in another machine.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::ends::Shared;
 use super::record::MAX_RECORD;
 use super::*;
 
@@ -76,14 +77,14 @@ proptest! {
     fn impossible_positions_are_an_error_and_never_more(tail: u64, head: u64, noise: [u8; 64]) {
         let region = region();
         let (mut writer, mut reader) = ends(&region);
-        let channel = region.channel(Direction::Request);
+        let ring = region.ring(Direction::Request);
         // SAFETY: the first 64 bytes of the ring, which no reader or writer uses now.
         unsafe {
             let start = region.at(Direction::Request, 0);
             std::ptr::copy_nonoverlapping(noise.as_ptr(), start, 64);
         }
-        channel.tail.0.store(tail, Ordering::Release);
-        channel.head.0.store(head, Ordering::Release);
+        ring.tail().store(tail, Ordering::Release);
+        ring.head().store(head, Ordering::Release);
         let timeout = Some(Duration::from_micros(1));
         while let Ok(Some(got)) = reader.receive(timeout, &Always) {
             prop_assert!(got.bulk.len() <= MAX_BULK && reader.control().len() <= MAX_CONTROL);

@@ -1,8 +1,8 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::RingError;
-use super::park::{self, Peer, Spin};
+use super::ends::Producer;
+use super::park::{Peer, Spin};
 use super::record::{Header, bulk_offset};
 use super::region::{Direction, Region};
 
@@ -38,15 +38,14 @@ pub struct Writer {
     region: Arc<Region>,
     direction: Direction,
     spin: Spin,
-    tail: u64,
-    head: u64,
+    at: Producer,
     broken: Option<RingError>,
 }
 
 impl Writer {
     /// The writing end. There must be one only, made when nothing was written yet.
     pub fn new(region: Arc<Region>, direction: Direction, spin: Spin) -> Self {
-        Self { region, direction, spin, tail: 0, head: 0, broken: None }
+        Self { region, direction, spin, at: Producer::default(), broken: None }
     }
 
     /// Writes a record, waiting for room.
@@ -86,7 +85,7 @@ impl Writer {
     ) -> Result<Result<(), E>, RingError> {
         let header = header.sized(control.len(), bulk)?;
         self.make_room(header.total.into(), peer)?;
-        let record = self.region.at(self.direction, self.tail);
+        let record = self.region.at(self.direction, self.at.tail);
         let bytes = bytemuck::bytes_of(&header);
         // SAFETY: `total` bytes from the tail on are free, lie in a row and are ours alone to
         // write; header, control and bulk fit into them, see `Header::sized`.
@@ -98,21 +97,15 @@ impl Writer {
         if let Err(error) = fill(target) {
             return Ok(Err(error));
         }
-        self.tail += u64::from(header.total);
-        let channel = self.region.channel(self.direction);
-        channel.tail.0.store(self.tail, Ordering::Release);
-        self.region.reader_place(self.direction).wake_if_parked();
+        self.at.publish(&self.region.ring(self.direction), header.total.into());
         Ok(Ok(()))
     }
 
     /// Whether a record of this size can be written at once.
-    pub fn has_room(&mut self, control: usize, bulk: usize) -> bool {
+    pub fn has_room(&self, control: usize, bulk: usize) -> bool {
         let Ok(header) = Header::new(0, 0, 0, 0).sized(control, bulk) else { return false };
-        let (tail, total) = (self.tail, u64::from(header.total));
-        let seen = self.region.channel(self.direction).head.0.load(Ordering::Acquire);
-        // Nonsense is not taken note of here: writing finds it.
-        let held = tail.checked_sub(seen).filter(|_| seen >= self.head);
-        held.is_some_and(|held| held + total <= self.region.capacity(self.direction))
+        let capacity = self.region.capacity(self.direction);
+        self.at.has_room(&self.region.ring(self.direction), capacity, header.total.into())
     }
 
     fn make_room(&mut self, bytes: u64, peer: &dyn Peer) -> Result<(), RingError> {
@@ -123,26 +116,8 @@ impl Writer {
         if bytes > capacity {
             return Err(RingError::TooLarge);
         }
-        if self.tail - self.head + bytes <= capacity {
-            return Ok(());
-        }
-        let channel = self.region.channel(self.direction);
-        let (tail, head) = (self.tail, &mut self.head);
-        let waited =
-            park::wait(&self.region.writer_place(self.direction), self.spin, None, peer, || {
-                let seen = channel.head.0.load(Ordering::Acquire);
-                if seen < *head || seen > tail {
-                    return Err(RingError::BadPosition);
-                }
-                *head = seen;
-                Ok(tail - seen + bytes <= capacity)
-            });
-        match waited {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.broken = Some(error);
-                Err(error)
-            }
-        }
+        let ring = self.region.ring(self.direction);
+        let made = self.at.make_room(&ring, capacity, bytes, self.spin, peer);
+        made.inspect_err(|error| self.broken = Some(*error))
     }
 }

@@ -8,7 +8,10 @@ use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nvml_wrapper_sys::bindings::{
+    nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
     nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE, nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT,
+    nvmlReturn_enum_NVML_ERROR_NO_PERMISSION, nvmlReturn_enum_NVML_ERROR_NOT_FOUND,
+    nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED, nvmlReturn_enum_NVML_ERROR_UNINITIALIZED,
     nvmlReturn_enum_NVML_ERROR_UNKNOWN, nvmlReturn_enum_NVML_SUCCESS, nvmlReturn_t,
 };
 
@@ -16,13 +19,36 @@ use crate::Answer;
 
 /// A result other than success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Return(pub(crate) nvmlReturn_t);
+pub struct Return(pub nvmlReturn_t);
 
-pub(crate) const INVALID: Return = Return(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
-pub(crate) const TOO_SMALL: Return = Return(nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE);
+macro_rules! results {
+    ($($(#[$meta:meta])* $name:ident = $value:ident;)*) => {$(
+        $(#[$meta])*
+        pub const $name: Return = Return($value);
+    )*};
+}
+
+results! {
+    /// An argument is NULL, or no handle of this library's.
+    INVALID = nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT;
+    /// The caller's buffer is too small.
+    TOO_SMALL = nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE;
+    /// There is no such thing, or it is not known.
+    NOT_SUPPORTED = nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED;
+    /// The caller may not.
+    NO_PERMISSION = nvmlReturn_enum_NVML_ERROR_NO_PERMISSION;
+    /// No device is called that.
+    NOT_FOUND = nvmlReturn_enum_NVML_ERROR_NOT_FOUND;
+    /// `nvmlInit` comes first.
+    UNINITIALIZED = nvmlReturn_enum_NVML_ERROR_UNINITIALIZED;
+    /// The caller's structure is of another version.
+    VERSION_MISMATCH = nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    /// Something else.
+    UNKNOWN = nvmlReturn_enum_NVML_ERROR_UNKNOWN;
+}
 
 /// Runs an exported function's body. A panic must not unwind into C.
-pub(crate) fn answer(body: impl FnOnce() -> Answer) -> nvmlReturn_t {
+pub fn answer(body: impl FnOnce() -> Answer) -> nvmlReturn_t {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => nvmlReturn_enum_NVML_SUCCESS,
         Ok(Err(Return(result))) => result,
@@ -33,19 +59,27 @@ pub(crate) fn answer(body: impl FnOnce() -> Answer) -> nvmlReturn_t {
 /// Where a result goes, or a list of results; NULL is an invalid argument.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub(crate) struct Out<T>(*mut T);
+pub struct Out<T>(*mut T);
 
 impl<T> Out<T> {
-    pub(crate) fn is_null(&self) -> bool {
+    /// Whether the caller gave none.
+    pub fn is_null(&self) -> bool {
         self.0.is_null()
     }
 
-    pub(crate) fn put(self, value: T) -> Answer {
+    /// Writes the result.
+    ///
+    /// # Errors
+    /// When the caller gave no place for it.
+    pub fn put(self, value: T) -> Answer {
         self.put_at(0, value)
     }
 
     /// Writes element `index`, which must be below the length that the caller gave.
-    pub(crate) fn put_at(self, index: usize, value: T) -> Answer {
+    ///
+    /// # Errors
+    /// As [`Out::put`].
+    pub fn put_at(self, index: usize, value: T) -> Answer {
         if self.0.is_null() {
             return Err(INVALID);
         }
@@ -58,12 +92,18 @@ impl<T> Out<T> {
 
 impl<T: Copy> Out<T> {
     /// Reads what the caller put in before.
-    pub(crate) fn get(self) -> Answer<T> {
+    ///
+    /// # Errors
+    /// As [`Out::put`].
+    pub fn get(self) -> Answer<T> {
         self.get_at(0)
     }
 
     /// Reads element `index`, which must be below the length that the caller gave.
-    pub(crate) fn get_at(self, index: usize) -> Answer<T> {
+    ///
+    /// # Errors
+    /// As [`Out::put`].
+    pub fn get_at(self, index: usize) -> Answer<T> {
         if self.0.is_null() {
             return Err(INVALID);
         }
@@ -74,7 +114,10 @@ impl<T: Copy> Out<T> {
 
 impl Out<c_char> {
     /// Writes `text` and a NUL into a buffer of `len` bytes.
-    pub(crate) fn put_text(self, text: &str, len: u32) -> Answer {
+    ///
+    /// # Errors
+    /// When there is no buffer, or it is too small.
+    pub fn put_text(self, text: &str, len: u32) -> Answer {
         if self.0.is_null() {
             return Err(INVALID);
         }
@@ -92,10 +135,14 @@ impl Out<c_char> {
 
 /// A text of the caller's.
 #[repr(transparent)]
-pub(crate) struct Text(*const c_char);
+pub struct Text(*const c_char);
 
 impl Text {
-    pub(crate) fn read(&self) -> Answer<&str> {
+    /// The text.
+    ///
+    /// # Errors
+    /// When it is NULL, or no UTF-8.
+    pub fn read(&self) -> Answer<&str> {
         if self.0.is_null() {
             return Err(INVALID);
         }
@@ -105,7 +152,7 @@ impl Text {
 }
 
 /// `text` in a field of `N` characters, NUL-terminated.
-pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
+pub fn field<const N: usize>(text: &str) -> [c_char; N] {
     let mut field = [0; N];
     for (to, from) in field.iter_mut().take(N.saturating_sub(1)).zip(text.bytes()) {
         *to = c_char::from_ne_bytes([from]);
@@ -113,7 +160,32 @@ pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
     field
 }
 
+/// Answers with a list, as NVML does: the caller says in `count` how many fit, and learns how
+/// many there are.
+///
+/// # Errors
+/// When they do not fit, or there is no `count`.
+pub fn put_list<T: Copy>(count: Out<u32>, list: Out<T>, items: Vec<T>) -> Answer {
+    let room = usize::try_from(count.get()?).map_err(|_| INVALID)?;
+    count.put(u32::try_from(items.len()).map_err(|_| INVALID)?)?;
+    if items.is_empty() {
+        return Ok(());
+    }
+    if list.is_null() || room < items.len() {
+        return Err(TOO_SMALL);
+    }
+    items.into_iter().enumerate().try_for_each(|(index, item)| list.put_at(index, item))
+}
+
+/// NVML's version of a structure: its size, and its number in the upper byte.
+pub const fn structure_version(size: usize, number: u32) -> u32 {
+    #[allow(clippy::cast_possible_truncation, reason = "NVML's structures have some bytes only")]
+    let size = size as u32;
+    size | (number << 24)
+}
+
 /// Defines exported functions.
+#[macro_export]
 macro_rules! entry_points {
     ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {$(
         $(#[$meta])*
@@ -121,9 +193,8 @@ macro_rules! entry_points {
         #[allow(non_snake_case, reason = "the name is NVML's")]
         pub(crate) extern "C" fn $name(
             $($arg: $type),*
-        ) -> nvml_wrapper_sys::bindings::nvmlReturn_t {
-            $crate::abi::answer(move || $body)
+        ) -> $crate::bindings::nvmlReturn_t {
+            $crate::answer(move || $body)
         }
     )*};
 }
-pub(crate) use entry_points;

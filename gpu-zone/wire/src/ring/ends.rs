@@ -1,0 +1,122 @@
+//! How the two ends of a ring keep out of each other's way: positions, and who sleeps. Nothing
+//! else of a ring is shared and can be changed by both.
+//!
+//! It is generic over the words it works on, so that a model of memory and of the kernel's
+//! futexes can stand in their place: `ring/model.rs` runs exactly this code in every order.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::RingError;
+use super::park::{self, Parking, Peer, Spin};
+use super::record::ALIGN;
+
+/// A position that one side writes and the other reads.
+pub(super) trait Position {
+    fn load(&self, order: Ordering) -> u64;
+    fn store(&self, value: u64, order: Ordering);
+}
+
+/// What the two sides share of one ring.
+pub(super) trait Shared {
+    type Position: Position;
+    type Parking: Parking;
+
+    /// Bytes ever written; the writer's.
+    fn tail(&self) -> &Self::Position;
+    /// Bytes ever read; the reader's.
+    fn head(&self) -> &Self::Position;
+    /// Whether the reader sleeps.
+    fn reader(&self) -> &Self::Parking;
+    /// Whether the writer sleeps.
+    fn writer(&self) -> &Self::Parking;
+}
+
+/// The reader's own positions.
+#[derive(Debug, Default)]
+pub(super) struct Consumer {
+    /// Read and given back.
+    pub(super) head: u64,
+    /// Written, as far as that was seen and found possible.
+    pub(super) tail: u64,
+}
+
+impl Consumer {
+    /// Waits for something to read; `false` when the deadline came first.
+    pub(super) fn wait(
+        &mut self,
+        shared: &impl Shared,
+        capacity: u64,
+        spin: Spin,
+        deadline: Option<Instant>,
+        peer: &dyn Peer,
+    ) -> Result<bool, RingError> {
+        let (head, tail) = (self.head, &mut self.tail);
+        park::wait(shared.reader(), spin, deadline, peer, || {
+            let seen = shared.tail().load(Ordering::Acquire);
+            let in_ring = seen.wrapping_sub(head);
+            if seen < *tail || in_ring > capacity || in_ring % ALIGN as u64 != 0 {
+                return Err(RingError::BadPosition);
+            }
+            *tail = seen;
+            Ok(in_ring > 0)
+        })
+    }
+
+    /// Gives read bytes back to the writer.
+    pub(super) fn release(&mut self, shared: &impl Shared, bytes: u64) {
+        self.head += bytes;
+        shared.head().store(self.head, Ordering::Release);
+        park::wake_if_parked(shared.writer());
+    }
+}
+
+/// The writer's own positions.
+#[derive(Debug, Default)]
+pub(super) struct Producer {
+    /// Written and published.
+    pub(super) tail: u64,
+    /// Read, as far as that was seen and found possible.
+    pub(super) head: u64,
+}
+
+impl Producer {
+    /// Waits until `bytes` more fit, which must not be more than the ring holds.
+    pub(super) fn make_room(
+        &mut self,
+        shared: &impl Shared,
+        capacity: u64,
+        bytes: u64,
+        spin: Spin,
+        peer: &dyn Peer,
+    ) -> Result<(), RingError> {
+        if self.tail - self.head + bytes <= capacity {
+            return Ok(());
+        }
+        let (tail, head) = (self.tail, &mut self.head);
+        let waited = park::wait(shared.writer(), spin, None, peer, || {
+            let seen = shared.head().load(Ordering::Acquire);
+            if seen < *head || seen > tail {
+                return Err(RingError::BadPosition);
+            }
+            *head = seen;
+            Ok(tail - seen + bytes <= capacity)
+        });
+        waited.map(|_| ())
+    }
+
+    /// Shows the reader `bytes` more.
+    pub(super) fn publish(&mut self, shared: &impl Shared, bytes: u64) {
+        self.tail += bytes;
+        shared.tail().store(self.tail, Ordering::Release);
+        park::wake_if_parked(shared.reader());
+    }
+
+    /// Whether `bytes` more fit at once.
+    pub(super) fn has_room(&self, shared: &impl Shared, capacity: u64, bytes: u64) -> bool {
+        let seen = shared.head().load(Ordering::Acquire);
+        // Nonsense is not taken note of here: writing finds it.
+        let held = self.tail.checked_sub(seen).filter(|_| seen >= self.head);
+        held.is_some_and(|held| held + bytes <= capacity)
+    }
+}
