@@ -37,15 +37,15 @@ fn own(config: &BrokerConfig, paths: &ZonePaths) -> io::Result<OwnedFd> {
         (role.as_str().to_owned(), Kind { arguments, files: role.files() })
     };
     let template = Template {
-        folder: paths.zones(),
         program: config.worker.clone(),
         environment: config.driver.environment.clone(),
         kinds: Role::ALL.map(kind).into(),
         sandbox: None,
     };
     let (ours, theirs) = line()?;
+    let folder = paths.zones();
     tokio::spawn(async move {
-        if let Err(error) = serve(template, theirs).await {
+        if let Err(error) = serve(&folder, template, theirs).await {
             tracing::error!(%error, "no more workers are made");
         }
     });

@@ -71,7 +71,7 @@ impl<'a> DriverZone<'a> {
     /// When the folder in which users are claimed cannot be made.
     pub(super) fn maker(&self) -> std::io::Result<Spec> {
         let BrokerConfig { worker, driver, .. } = self.config;
-        let own = [&self.sandbox.launcher, worker, &driver.cuda_library, &driver.nvml_library];
+        let own = [&self.sandbox.maker, worker, &driver.cuda_library, &driver.nvml_library];
         let write = self.sandbox.write.iter().cloned();
         let view = MakerSandbox {
             zone: MAKER.to_owned(),
@@ -91,12 +91,11 @@ impl<'a> DriverZone<'a> {
             (role.as_str().to_owned(), Kind { arguments, files: role.files() })
         };
         Template {
-            folder: self.records(),
             program: self.config.worker.clone(),
             environment: self.config.driver.environment.clone(),
             kinds: Role::ALL.map(kind).into(),
             sandbox: Some(maker::Sandbox {
-                launcher: self.sandbox.launcher.clone(),
+                launcher: self.sandbox.maker.clone(),
                 spec: self.worker(),
             }),
         }
@@ -160,7 +159,7 @@ mod tests {
 
     fn sandbox(require: &[&str]) -> Sandbox {
         Sandbox {
-            launcher: "/opt/launcher".into(),
+            maker: "/opt/launcher".into(),
             read: Vec::new(),
             write: vec!["/dev/shm/sim".into()],
             devices: vec!["/dev/nvidia0".into()],

@@ -45,7 +45,7 @@ impl Config {
     /// How workers are kept apart; `None` where the launcher is not installed and nothing is
     /// required.
     pub fn sandbox(&self) -> Option<Sandbox> {
-        let launcher = self.launcher.clone()?;
+        let maker = self.launcher.clone()?;
         let required = Feature::ALL.into_iter().filter(|feature| self.zone.requires(*feature));
         let require = required.map(|feature| feature.as_str().to_owned()).collect();
         let (read, write, devices) = match self.driver {
@@ -63,7 +63,7 @@ impl Config {
         let users = users.map(|UserRanges { first, each, zones }| {
             gpuzone_wire::control::UserRanges { first, each, zones }
         });
-        Some(Sandbox { launcher, read, write, devices, require, users })
+        Some(Sandbox { maker, read, write, devices, require, users })
     }
 }
 

@@ -40,8 +40,6 @@ use crate::{Exit, ProcessId, packets};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
-    /// Where zones are written down. Nobody else writes there.
-    pub folder: PathBuf,
     /// What runs in each.
     pub program: PathBuf,
     /// Its whole environment.
@@ -157,7 +155,6 @@ mod tests {
     fn a_template_is_read_as_it_was_and_cannot_be_changed() {
         let kind = Kind { arguments: vec!["--scrub".to_owned()], files: 1 };
         let template = Template {
-            folder: "/run/zones".into(),
             program: "/bin/worker".into(),
             environment: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
             kinds: BTreeMap::from([("scrub".to_owned(), kind)]),
