@@ -2,6 +2,7 @@
 //! rights that zones take and lets nobody choose what they are. Where workers have no sandboxes there
 //! is nothing to have rights for, and the same maker is a task of this process.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -34,7 +35,10 @@ pub(crate) async fn connect(
 fn own(config: &BrokerConfig, paths: &ZonePaths) -> io::Result<OwnedFd> {
     let kind = |role: Role| {
         let arguments = role.arguments().iter().map(ToString::to_string).collect();
-        (role.as_str().to_owned(), Kind { arguments, files: role.files() })
+        (
+            role.as_str().to_owned(),
+            Kind { arguments, files: role.files(), device_memory: BTreeMap::new() },
+        )
     };
     let template = Template {
         program: config.worker.clone(),

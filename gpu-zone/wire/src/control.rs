@@ -64,6 +64,10 @@ pub struct Sandbox {
     /// From where each worker gets users of its own, and the broker; `None`: they run as the agent's.
     #[serde(default)]
     pub users: Option<UserRanges>,
+    /// Bytes that the worker of a lease may have at most of each region of device memory, by control
+    /// group. Not a scrub worker, which takes all that is free.
+    #[serde(default)]
+    pub device_memory: BTreeMap<String, u64>,
 }
 
 /// Numbers of users from which each zone gets a range that no other has.

@@ -6,6 +6,7 @@
 //! a worker has no `/proc` to see others in, seccomp lets it signal nobody, and Landlock would not
 //! either. So the launcher becomes the worker and leaves no process between.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gpuzone_wire::control::{self as wire, BrokerConfig, Sandbox};
@@ -88,7 +89,11 @@ impl<'a> DriverZone<'a> {
     pub(super) fn template(&self) -> Template {
         let kind = |role: Role| {
             let arguments = role.arguments().iter().map(ToString::to_string).collect();
-            (role.as_str().to_owned(), Kind { arguments, files: role.files() })
+            let device_memory = match role {
+                Role::Worker => self.sandbox.device_memory.clone(),
+                Role::Scrub => BTreeMap::new(),
+            };
+            (role.as_str().to_owned(), Kind { arguments, files: role.files(), device_memory })
         };
         Template {
             program: self.config.worker.clone(),
@@ -149,7 +154,7 @@ mod tests {
             driver: Driver {
                 cuda_library: "/opt/libcuda.so.1".into(),
                 nvml_library: "/opt/libnvidia-ml.so.1".into(),
-                environment: Default::default(),
+                environment: BTreeMap::new(),
             },
             caps: Caps::default(),
             fair_time: FairTime::default(),
@@ -165,6 +170,7 @@ mod tests {
             devices: vec!["/dev/nvidia0".into()],
             users: None,
             require: require.iter().map(ToString::to_string).collect(),
+            device_memory: BTreeMap::from([("drm/0/vram0".to_owned(), 1 << 30)]),
         }
     }
 
@@ -179,6 +185,15 @@ mod tests {
             assert_eq!(spec.policy.of(Feature::Seccomp), Demand::Require);
             assert_eq!(spec.policy.of(Feature::Pids), Demand::Warn);
         }
+    }
+
+    #[test]
+    fn a_lease_has_its_share_of_device_memory_and_a_scrub_all_that_is_free() {
+        let (config, sandbox) = (config(), sandbox(&[]));
+        let template = DriverZone::new(&config, &sandbox).unwrap().template();
+        let of = |role: Role| template.kinds[role.as_str()].device_memory.clone();
+        assert_eq!(of(Role::Worker), sandbox.device_memory);
+        assert_eq!(of(Role::Scrub), BTreeMap::new());
     }
 
     #[test]

@@ -14,10 +14,11 @@ use crate::{RUNS, null, show as line_of, spec};
 pub(crate) fn show(runtime: &Runtime) -> Result<(), Box<dyn Error>> {
     let launcher = PathBuf::from(env!("CARGO_BIN_EXE_gpu-zone-sandbox"));
     let folder = tempfile::tempdir()?;
+    let kind = Kind { arguments: Vec::new(), files: 0, device_memory: BTreeMap::new() };
     let template = Template {
         program: "/usr/bin/true".into(),
         environment: BTreeMap::new(),
-        kinds: BTreeMap::from([("worker".into(), Kind { arguments: Vec::new(), files: 0 })]),
+        kinds: BTreeMap::from([("worker".into(), kind)]),
         sandbox: Some(Sandbox { launcher: launcher.clone(), spec: spec(false) }),
     };
     let view = MakerSandbox {

@@ -58,6 +58,8 @@ pub struct Kind {
     pub arguments: Vec<String>,
     /// How many open files it is handed, beside standard input, output and error.
     pub files: usize,
+    /// Bytes that it may have at most of each region of device memory.
+    pub device_memory: BTreeMap<String, u64>,
 }
 
 /// The sandbox of each zone.
@@ -153,7 +155,11 @@ mod tests {
 
     #[test]
     fn a_template_is_read_as_it_was_and_cannot_be_changed() {
-        let kind = Kind { arguments: vec!["--scrub".to_owned()], files: 1 };
+        let kind = Kind {
+            arguments: vec!["--scrub".to_owned()],
+            files: 1,
+            device_memory: BTreeMap::new(),
+        };
         let template = Template {
             program: "/bin/worker".into(),
             environment: BTreeMap::from([("A".to_owned(), "b".to_owned())]),

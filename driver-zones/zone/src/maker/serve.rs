@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::{Ask, Tell, Template};
+use super::{Ask, Sandbox, Tell, Template};
 use crate::packets::{self, Packet};
 use crate::sandbox::{EXIT_FAILED, Launch, Order, Sandboxes, confine_maker};
 use crate::{Zone, ZoneError, ZoneState, Zones};
@@ -209,8 +209,9 @@ impl Makes {
             inherit: files.collect(),
         };
         let order = match sandbox.clone() {
-            Some(sandbox) => {
-                Order::Program { launcher: sandbox.launcher, spec: sandbox.spec, launch }
+            Some(Sandbox { launcher, mut spec }) => {
+                spec.limits.device_memory.clone_from(&kind.device_memory);
+                Order::Program { launcher, spec, launch }
             }
             None => Order::Bare(launch),
         };

@@ -30,6 +30,7 @@ impl DriverZone {
         let kind = |arguments: &[&str], files| Kind {
             arguments: arguments.iter().map(ToString::to_string).collect(),
             files,
+            device_memory: BTreeMap::new(),
         };
         let spec = Spec {
             zone: String::new(),
