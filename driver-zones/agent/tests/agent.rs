@@ -235,8 +235,11 @@ mod tests {
         }
         // And with no agent beside it, at the same time as its broker.
         node.signal_agent(Signal::KILL);
-        send(node.process(Role::Maker).pid, Signal::KILL);
-        send(node.process(Role::Broker).pid, Signal::KILL);
+        let pair = [Role::Maker, Role::Broker].map(|role| node.process(role));
+        for process in pair {
+            // Either ends with the other.
+            process.send(Signal::KILL);
+        }
         node.start_agent().await;
         assert_eq!(node.worker().await, worker);
         node.run_in(&lease, "saxpy");
