@@ -7,6 +7,8 @@ mod ends;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod rootless;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]
@@ -16,6 +18,7 @@ mod tests {
     use gpuzone_api::agent::v1 as proto;
     use gpuzone_api::{AgentError, ErrorKind};
     use gpuzone_ledger::{Filter, Ledger};
+    use gpuzone_testkit::Role;
     use rustix::process::Signal;
 
     use super::support::{Node, is_alive, listing, request, send};
@@ -184,7 +187,7 @@ mod tests {
                 let entries = std::fs::read_dir(root.join(folder)).unwrap();
                 entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
             };
-            for absent in ["home", "root", "var", "opt", "boot"] {
+            for absent in ["home", "root", "var", "opt", "boot", "proc", "sys"] {
                 assert!(!names(Path::new("")).contains(&absent.to_owned()), "{absent}");
             }
             assert_eq!(names(Path::new("etc")), ["ld.so.cache"]);
@@ -192,7 +195,17 @@ mod tests {
                 let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
                 assert_ne!(of(&broker.to_string()), of("self"), "{name}");
             }
-            // Workers are started and ended from there, and so is the next broker.
+            let status = std::fs::read_to_string(format!("/proc/{broker}/status")).unwrap();
+            let of = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.and_then(|line| line.split_whitespace().next()).unwrap().to_owned()
+            };
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                assert_eq!(of(set), "0000000000000000", "{set}");
+            }
+            assert_eq!((of("NoNewPrivs:").as_str(), of("Seccomp:").as_str()), ("1", "2"));
+            assert_ne!(of("Uid:"), "0", "a user of its own");
+            // Workers are started and ended for it, and for the next broker.
             let lease = node.lease(4).await.unwrap();
             node.run_in(&lease, "matmul");
             send(broker, Signal::KILL);
@@ -201,6 +214,47 @@ mod tests {
             })
             .await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_killed_maker_is_replaced_with_its_broker_and_workers_stay() {
+        let mut node = Node::start().await;
+        let lease = node.lease(4).await.unwrap();
+        let worker = node.worker().await;
+        for _ in 0..2 {
+            let broker = node.broker().await;
+            let maker = node.process(Role::Maker).pid;
+            send(maker, Signal::KILL);
+            node.eventually("another pair", async |node| {
+                node.broker_that_answers().await.is_some_and(|pid| pid != broker)
+            })
+            .await;
+            assert_ne!(node.process(Role::Maker).pid, maker);
+            assert_eq!(node.worker().await, worker);
+            node.run_in(&lease, "saxpy");
+        }
+        // And with no agent beside it, at the same time as its broker.
+        node.signal_agent(Signal::KILL);
+        let pair = [Role::Maker, Role::Broker].map(|role| node.process(role));
+        for process in pair {
+            // Either ends with the other.
+            process.send(Signal::KILL);
+        }
+        node.start_agent().await;
+        assert_eq!(node.worker().await, worker);
+        node.run_in(&lease, "saxpy");
+        send(worker.unwrap(), Signal::KILL);
+        node.eventually("a new worker", async |node| {
+            let now = node.worker().await;
+            now.is_some() && now != worker
+        })
+        .await;
+        node.run_in(&lease, "saxpy");
+        node.signal_agent(Signal::INT);
+        node.eventually("nothing is left", async |node| {
+            gpuzone_testkit::Process::of(node.folder.path()).is_empty()
+        })
+        .await;
     }
 
     #[tokio::test]

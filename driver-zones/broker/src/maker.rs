@@ -2,6 +2,7 @@
 //! rights that zones take and lets nobody choose what they are. Where workers have no sandboxes there
 //! is nothing to have rights for, and the same maker is a task of this process.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -34,18 +35,21 @@ pub(crate) async fn connect(
 fn own(config: &BrokerConfig, paths: &ZonePaths) -> io::Result<OwnedFd> {
     let kind = |role: Role| {
         let arguments = role.arguments().iter().map(ToString::to_string).collect();
-        (role.as_str().to_owned(), Kind { arguments, files: role.files() })
+        (
+            role.as_str().to_owned(),
+            Kind { arguments, files: role.files(), device_memory: BTreeMap::new() },
+        )
     };
     let template = Template {
-        folder: paths.zones(),
         program: config.worker.clone(),
         environment: config.driver.environment.clone(),
         kinds: Role::ALL.map(kind).into(),
         sandbox: None,
     };
     let (ours, theirs) = line()?;
+    let folder = paths.zones();
     tokio::spawn(async move {
-        if let Err(error) = serve(template, theirs).await {
+        if let Err(error) = serve(&folder, template, theirs).await {
             tracing::error!(%error, "no more workers are made");
         }
     });

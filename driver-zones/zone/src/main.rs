@@ -6,7 +6,7 @@
 //! With `--requests`, the zone has no program of its own: it runs those that are asked for over the
 //! socket FD. With `--keep`, this process keeps such a zone for `gpu-zone`, as `Order` says, and
 //! FD is the first program's connection. With `--make`, it makes zones for who asks over its descriptor
-//! 3, as the template on its standard input says. `--probe` prints what this host lacks, and `--list` the
+//! 3, as the template on its standard input says, and writes them down in FOLDER. `--probe` prints what this host lacks, and `--list` the
 //! zones of one program each that are written down in FOLDER.
 
 use std::ffi::OsString;
@@ -20,7 +20,7 @@ use gpuzone_zone::{keeper, maker};
 const USAGE: &str = "usage: gpu-zone-sandbox --orders FD --report FD -- FILE NAME [ARG]...\n\
                      \x20      gpu-zone-sandbox --orders FD --report FD --requests FD\n\
                      \x20      gpu-zone-sandbox --orders FD --report FD --keep FD\n\
-                     \x20      gpu-zone-sandbox --make | --probe | --list FOLDER | --version";
+                     \x20      gpu-zone-sandbox --make FOLDER | --probe | --list FOLDER | --version";
 
 #[allow(clippy::print_stdout, reason = "a program")]
 fn main() -> ExitCode {
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("--probe") => return probe(),
-        Some("--make") => return make(),
+        Some("--make") => return make(&words[1..]),
         Some("--list") => return list(&words[1..]),
         Some(_) | None => {}
     }
@@ -127,11 +127,15 @@ impl Orders {
     }
 }
 
-fn make() -> ExitCode {
+fn make(words: &[OsString]) -> ExitCode {
+    let [folder] = words else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
     let taken = maker::inherited()
         .and_then(|line| Ok((File::from(std::io::stdin().as_fd().try_clone_to_owned()?), line)));
     match taken {
-        Ok((template, line)) => ExitCode::from(maker::run(template, line)),
+        Ok((template, line)) => ExitCode::from(maker::run(folder.as_ref(), template, line)),
         Err(error) => fail(&error),
     }
 }

@@ -14,6 +14,10 @@ pub enum Role {
     Worker,
     /// `gpu-zone`.
     Cli,
+    /// `gpu-zone-sandbox`: the maker of workers' zones.
+    Maker,
+    /// `gpu-zone-sandbox`: who cleans up behind the broker.
+    BrokersJanitor,
     /// `gpu-zone-sandbox`: around a tenant's program.
     Sandbox,
     /// Anything else: tenants' programs.
@@ -72,7 +76,13 @@ fn look_at(pid: u32, folder: &Path) -> Option<Process> {
         Some("gpu-zone-broker") => Role::Broker,
         Some("gpu-zone-worker") => Role::Worker,
         Some("gpu-zone") => Role::Cli,
-        Some("gpu-zone-sandbox") => Role::Sandbox,
+        Some("gpu-zone-sandbox") => match words.get(1).map(String::as_str) {
+            Some("--make") => Role::Maker,
+            _ if words.iter().any(|word| word.ends_with("/gpu-zone-broker")) => {
+                Role::BrokersJanitor
+            }
+            _ => Role::Sandbox,
+        },
         Some(_) | None => Role::Program,
     };
     Some(Process { pid, role, command: words.join(" ").trim().to_owned() })

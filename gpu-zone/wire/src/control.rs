@@ -94,11 +94,12 @@ pub enum Accelerator {
     Tcg,
 }
 
-/// What workers get of the host, and what the host must have for it.
+/// What workers get of the host, and what the host must have for it. The maker of their zones is told
+/// this, and the broker, that there is one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
-    /// The launcher's executable.
-    pub launcher: PathBuf,
+    /// The executable that makes workers' zones, and starts what makes them.
+    pub maker: PathBuf,
     /// Files and folders that workers read, beside the libraries of [`Driver`].
     pub read: Vec<PathBuf>,
     /// Folders that workers write to, beside the descriptors that they inherit.
@@ -108,9 +109,13 @@ pub struct Sandbox {
     /// Names of the features without which no worker starts; a worker that lacks another starts,
     /// and the log says so.
     pub require: BTreeSet<String>,
-    /// From where each worker gets users of its own; `None`: it runs as the broker's.
+    /// From where each worker gets users of its own, and the broker; `None`: they run as the agent's.
     #[serde(default)]
     pub users: Option<UserRanges>,
+    /// Bytes that the worker of a lease may have at most of each region of device memory, by control
+    /// group. Not a scrub worker, which takes all that is free.
+    #[serde(default)]
+    pub device_memory: BTreeMap<String, u64>,
 }
 
 /// Numbers of users from which each zone gets a range that no other has.

@@ -181,8 +181,8 @@ impl BrokerKeeper {
         private_dir(&zone.records()).map_err(unprepared)?;
         let (ours, theirs) = line().map_err(unprepared)?;
         let maker = Launch {
-            program: sandbox.launcher.clone(),
-            arguments: vec!["--make".into()],
+            program: sandbox.maker.clone(),
+            arguments: vec!["--make".into(), zone.records().into()],
             environment: BTreeMap::new(),
             stdin: zone.template().to_file().map_err(unprepared)?,
             stdout: null().map_err(unprepared)?,
@@ -190,7 +190,7 @@ impl BrokerKeeper {
             inherit: vec![theirs],
         };
         let broker = Launch { inherit: vec![ours], ..broker };
-        let launcher = &sandbox.launcher;
+        let launcher = &sandbox.maker;
         let maker = start_in(launcher, zone.maker().map_err(unprepared)?, maker, "maker").await?;
         *self.maker.lock().await = Some(maker);
         // Should this fail, the maker hears that nobody is at the other end.

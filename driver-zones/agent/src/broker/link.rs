@@ -160,9 +160,13 @@ impl Connection {
     /// Connects and greets; also returns the broker's process number.
     async fn open(socket: &std::path::Path) -> Result<(Self, u32), LinkError> {
         let stream = UnixStream::connect(socket).await.map_err(LinkError::Broken)?;
+        let served_by = stream.peer_cred().map_err(LinkError::Broken)?.pid();
         let mut connection = Self { stream: BufReader::new(stream) };
         match connection.ask(&Request::Hello { version: VERSION }).await? {
-            Reply::Hello { version: VERSION, pid } => Ok((connection, pid)),
+            // The agent may end that process: it is not for the broker to say which it is.
+            Reply::Hello { version: VERSION, pid } if served_by == pid.try_into().ok() => {
+                Ok((connection, pid))
+            }
             Reply::Refused { reason } => Err(LinkError::Refused(reason)),
             other => Err(nonsense(&other)),
         }
@@ -180,5 +184,37 @@ impl Connection {
             return Err(LinkError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }
         serde_json::from_slice(&line).map_err(json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What an agent says to a broker that gives `pid` for its number.
+    async fn hello_from(pid: u32) -> Result<u32, LinkError> {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let broker = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            stream.read_line(&mut String::new()).await.unwrap();
+            let reply = serde_json::to_string(&Reply::Hello { version: VERSION, pid }).unwrap();
+            stream.write_all(format!("{reply}\n").as_bytes()).await.unwrap();
+        };
+        let link = BrokerLink::new(socket);
+        tokio::join!(link.hello(), broker).0
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_gives_anothers_number_is_not_believed() {
+        let own = std::process::id();
+        assert_eq!(hello_from(own).await.unwrap(), own);
+        for other in [0, 1, own + 1, u32::MAX] {
+            assert!(matches!(hello_from(other).await, Err(LinkError::Nonsense(_))), "{other}");
+        }
     }
 }

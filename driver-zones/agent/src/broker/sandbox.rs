@@ -6,6 +6,7 @@
 //! a worker has no `/proc` to see others in, seccomp lets it signal nobody, and Landlock would not
 //! either. So the launcher becomes the worker and leaves no process between.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gpuzone_wire::control::{self as wire, BrokerConfig, Sandbox};
@@ -71,7 +72,7 @@ impl<'a> DriverZone<'a> {
     /// When the folder in which users are claimed cannot be made.
     pub(super) fn maker(&self) -> std::io::Result<Spec> {
         let BrokerConfig { worker, driver, .. } = self.config;
-        let own = [&self.sandbox.launcher, worker, &driver.cuda_library, &driver.nvml_library];
+        let own = [&self.sandbox.maker, worker, &driver.cuda_library, &driver.nvml_library];
         let write = self.sandbox.write.iter().cloned();
         let view = MakerSandbox {
             zone: MAKER.to_owned(),
@@ -88,15 +89,18 @@ impl<'a> DriverZone<'a> {
     pub(super) fn template(&self) -> Template {
         let kind = |role: Role| {
             let arguments = role.arguments().iter().map(ToString::to_string).collect();
-            (role.as_str().to_owned(), Kind { arguments, files: role.files() })
+            let device_memory = match role {
+                Role::Worker => self.sandbox.device_memory.clone(),
+                Role::Scrub => BTreeMap::new(),
+            };
+            (role.as_str().to_owned(), Kind { arguments, files: role.files(), device_memory })
         };
         Template {
-            folder: self.records(),
             program: self.config.worker.clone(),
             environment: self.config.driver.environment.clone(),
             kinds: Role::ALL.map(kind).into(),
             sandbox: Some(maker::Sandbox {
-                launcher: self.sandbox.launcher.clone(),
+                launcher: self.sandbox.maker.clone(),
                 spec: self.worker(),
             }),
         }
@@ -150,7 +154,7 @@ mod tests {
             driver: Driver {
                 cuda_library: "/opt/libcuda.so.1".into(),
                 nvml_library: "/opt/libnvidia-ml.so.1".into(),
-                environment: Default::default(),
+                environment: BTreeMap::new(),
             },
             caps: Caps::default(),
             fair_time: FairTime::default(),
@@ -162,12 +166,13 @@ mod tests {
 
     fn sandbox(require: &[&str]) -> Sandbox {
         Sandbox {
-            launcher: "/opt/launcher".into(),
+            maker: "/opt/launcher".into(),
             read: Vec::new(),
             write: vec!["/dev/shm/sim".into()],
             devices: vec!["/dev/nvidia0".into()],
             users: None,
             require: require.iter().map(ToString::to_string).collect(),
+            device_memory: BTreeMap::from([("drm/0/vram0".to_owned(), 1 << 30)]),
         }
     }
 
@@ -182,6 +187,15 @@ mod tests {
             assert_eq!(spec.policy.of(Feature::Seccomp), Demand::Require);
             assert_eq!(spec.policy.of(Feature::Pids), Demand::Warn);
         }
+    }
+
+    #[test]
+    fn a_lease_has_its_share_of_device_memory_and_a_scrub_all_that_is_free() {
+        let (config, sandbox) = (config(), sandbox(&[]));
+        let template = DriverZone::new(&config, &sandbox).unwrap().template();
+        let of = |role: Role| template.kinds[role.as_str()].device_memory.clone();
+        assert_eq!(of(Role::Worker), sandbox.device_memory);
+        assert_eq!(of(Role::Scrub), BTreeMap::new());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use gpus::{GpuTableError, GpuTables, PassthroughGpu};
 pub use libraries::MissingFile;
 pub use sandbox::ZonePolicy;
-pub use zone::{ZoneLimits, ZoneUsers};
+pub use zone::{DeviceMemory, ZoneLimits, ZoneUsers};
 
 use crate::leases::ScrubSettings;
 use crate::metrics::Listen;

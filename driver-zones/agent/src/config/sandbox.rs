@@ -7,7 +7,7 @@ use gpuzone_wire::control::Sandbox;
 use gpuzone_zone::sandbox::{Demand, Feature, UserRanges};
 use serde::Deserialize;
 
-use super::zone::{ZoneLimits, ZoneUsers};
+use super::zone::{DeviceMemory, ZoneLimits, ZoneUsers};
 use super::{Config, DriverKind};
 use crate::leases::WorkloadZones;
 
@@ -28,6 +28,8 @@ pub struct ZonePolicy {
     pub users: ZoneUsers,
     /// What each program's zone may have at most, unless `gpu-zone run` says less.
     pub limits: ZoneLimits,
+    /// What each lease's worker may have of each region of device memory at most.
+    pub device_memory: DeviceMemory,
 }
 
 impl ZonePolicy {
@@ -45,7 +47,7 @@ impl Config {
     /// How workers are kept apart; `None` where the launcher is not installed and nothing is
     /// required.
     pub fn sandbox(&self) -> Option<Sandbox> {
-        let launcher = self.launcher.clone()?;
+        let maker = self.launcher.clone()?;
         let required = Feature::ALL.into_iter().filter(|feature| self.zone.requires(*feature));
         let require = required.map(|feature| feature.as_str().to_owned()).collect();
         let (read, write, devices) = match self.driver {
@@ -63,7 +65,8 @@ impl Config {
         let users = users.map(|UserRanges { first, each, zones }| {
             gpuzone_wire::control::UserRanges { first, each, zones }
         });
-        Some(Sandbox { launcher, read, write, devices, require, users })
+        let device_memory = self.zone.device_memory.limits();
+        Some(Sandbox { maker, read, write, devices, require, users, device_memory })
     }
 }
 

@@ -1,4 +1,6 @@
-//! The configuration's `[zone.users]` and `[zone.limits]`.
+//! The configuration's `[zone.users]`, `[zone.limits]` and `[zone.device_memory]`.
+
+use std::collections::BTreeMap;
 
 use gpuzone_core::MemoryBytes;
 use gpuzone_zone::sandbox::{Limits, UserRanges};
@@ -140,6 +142,38 @@ impl ZoneLimits {
     }
 }
 
+/// Bytes that each lease's worker may have at most of each region of device memory, by the regions' names
+/// in the kernel's `dmem.capacity`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "BTreeMap<String, String>")]
+pub struct DeviceMemory(BTreeMap<String, u64>);
+
+impl TryFrom<BTreeMap<String, String>> for DeviceMemory {
+    type Error = String;
+
+    fn try_from(raw: BTreeMap<String, String>) -> Result<Self, String> {
+        let limit = |(region, size): (String, String)| {
+            let is_name = |c: char| c.is_ascii_graphic();
+            if region.is_empty() || !region.chars().all(is_name) {
+                return Err(format!(
+                    "{region:?} is no region of device memory; /sys/fs/cgroup/dmem.capacity names them"
+                ));
+            }
+            let size: MemoryBytes =
+                size.parse().map_err(|error| format!("the limit of {region}: {error}"))?;
+            Ok((region, size.get()))
+        };
+        Ok(Self(raw.into_iter().map(limit).collect::<Result<_, String>>()?))
+    }
+}
+
+impl DeviceMemory {
+    /// The same, by region.
+    pub fn limits(&self) -> BTreeMap<String, u64> {
+        self.0.clone()
+    }
+}
+
 /// So that no zone alone takes what the node's own parts need.
 fn most_memory() -> u64 {
     rustix::system::sysinfo().totalram / 10 * 9
@@ -169,6 +203,19 @@ mod tests {
     fn ranges_that_are_the_hosts_or_no_numbers_are_refused() {
         for wrong in ["first = 1000", "each = 0", "zones = 0", "first = 4_200_000_000", "x = 1"] {
             assert!(users(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn device_memory_is_limited_by_region() {
+        let read = |text: &str| toml::from_str::<DeviceMemory>(text);
+        assert_eq!(read("").unwrap(), DeviceMemory::default());
+        let limits = read("\"drm/0000:03:00.0/vram0\" = \"16Gi\"").unwrap().limits();
+        assert_eq!(limits, BTreeMap::from([("drm/0000:03:00.0/vram0".to_owned(), 16 << 30)]));
+        for wrong in
+            ["\"\" = \"1Gi\"", "\"a b\" = \"1Gi\"", "\"a\\nb\" = \"1Gi\"", "a = \"x\"", "a = 1"]
+        {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -96,7 +96,7 @@ impl FakeBroker {
             ends: ends.clone(),
         };
         let leases = match ask {
-            Ask::Hello { .. } => return Reply::Hello { version: VERSION, pid: 1 },
+            Ask::Hello { .. } => return Reply::Hello { version: VERSION, pid: std::process::id() },
             Ask::Start(_) if told.refuse_starts => {
                 return Reply::Refused { reason: "the worker cannot use its driver".into() };
             }

@@ -82,8 +82,15 @@ impl Node {
     }
 
     pub(crate) async fn start_agent(&mut self) {
+        self.start_agent_as(|_| ()).await;
+    }
+
+    /// The same with more said of how it is run.
+    pub(crate) async fn start_agent_as(&mut self, how: impl FnOnce(&mut Command)) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("agent.log"));
-        let agent = self.agent_command().stderr(log.unwrap()).spawn().unwrap();
+        let mut command = self.agent_command();
+        how(&mut command);
+        let agent = command.stderr(log.unwrap()).spawn().unwrap();
         self.agent = Some(agent);
         let socket = self.directories().agent_socket();
         for _ in 0..1000 {
@@ -156,6 +163,14 @@ impl Node {
         let leases = self.leases().await;
         assert_eq!(leases.len(), 1, "{}", self.log());
         leases[0].worker_pid
+    }
+
+    /// The only process of the node that is that.
+    pub(crate) fn process(&self, role: gpuzone_testkit::Role) -> gpuzone_testkit::Process {
+        let mut all = gpuzone_testkit::Process::of(self.folder.path());
+        all.retain(|process| process.role == role);
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0)
     }
 
     pub(crate) async fn broker(&self) -> u32 {

@@ -3,6 +3,7 @@
 //! `cargo bench -p gpuzone-zone`.
 #![allow(clippy::print_stdout, reason = "a program")]
 
+mod maker;
 mod memory;
 mod runc;
 
@@ -49,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         show(&format!("{name}, start to first instruction"), begun[begun.len() / 2]);
         show(&format!("{name}, start to exit"), whole);
     }
+    maker::show(&runtime)?;
     match runc::Bundle::make()? {
         Some(bundle) => {
             let whole = median(|| bundle.run("/usr/bin/true").map(drop));

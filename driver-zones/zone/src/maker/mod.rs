@@ -40,8 +40,6 @@ use crate::{Exit, ProcessId, packets};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
-    /// Where zones are written down. Nobody else writes there.
-    pub folder: PathBuf,
     /// What runs in each.
     pub program: PathBuf,
     /// Its whole environment.
@@ -60,6 +58,8 @@ pub struct Kind {
     pub arguments: Vec<String>,
     /// How many open files it is handed, beside standard input, output and error.
     pub files: usize,
+    /// Bytes that it may have at most of each region of device memory.
+    pub device_memory: BTreeMap<String, u64>,
 }
 
 /// The sandbox of each zone.
@@ -155,9 +155,12 @@ mod tests {
 
     #[test]
     fn a_template_is_read_as_it_was_and_cannot_be_changed() {
-        let kind = Kind { arguments: vec!["--scrub".to_owned()], files: 1 };
+        let kind = Kind {
+            arguments: vec!["--scrub".to_owned()],
+            files: 1,
+            device_memory: BTreeMap::new(),
+        };
         let template = Template {
-            folder: "/run/zones".into(),
             program: "/bin/worker".into(),
             environment: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
             kinds: BTreeMap::from([("scrub".to_owned(), kind)]),

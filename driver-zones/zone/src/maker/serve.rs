@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::{Ask, Tell, Template};
+use super::{Ask, Sandbox, Tell, Template};
 use crate::packets::{self, Packet};
 use crate::sandbox::{EXIT_FAILED, Launch, Order, Sandboxes, confine_maker};
 use crate::{Zone, ZoneError, ZoneState, Zones};
@@ -51,14 +51,13 @@ pub enum ServeError {
     Line(#[source] io::Error),
 }
 
-/// Serves who asks over `line` as a process of its own, with the template in `template`; the exit
-/// code.
-pub fn run(template: File, line: OwnedFd) -> u8 {
+/// As [`serve`], as a process of its own with the template in the file `template`; the exit code.
+pub fn run(folder: &Path, template: File, line: OwnedFd) -> u8 {
     let served = || -> Result<(), ServeError> {
         confine_maker()?;
         let template = Template::read(template).map_err(ServeError::Template)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(ServeError::Line)?.block_on(serve(template, line))
+        runtime.map_err(ServeError::Line)?.block_on(serve(folder, template, line))
     };
     match served() {
         Ok(()) => 0,
@@ -69,15 +68,16 @@ pub fn run(template: File, line: OwnedFd) -> u8 {
     }
 }
 
-/// Makes zones as the template says for who asks over `line`, until that closes.
+/// Makes zones as the template says for who asks over `line`, until that closes, and writes them down in
+/// `folder`, where nobody else writes.
 ///
 /// # Errors
 /// When an earlier maker's zones cannot be taken over, or what is heard makes no sense. Zones that run
 /// go on.
-pub async fn serve(template: Template, line: OwnedFd) -> Result<(), ServeError> {
-    let folder = |source| ServeError::Folder { folder: template.folder.clone(), source };
-    let _lock = take(&template.folder).await.map_err(folder)?;
-    let (zones, unreadable) = Zones::open(Sandboxes, &template.folder).await.map_err(folder)?;
+pub async fn serve(folder: &Path, template: Template, line: OwnedFd) -> Result<(), ServeError> {
+    let unusable = |source| ServeError::Folder { folder: folder.to_owned(), source };
+    let _lock = take(folder).await.map_err(unusable)?;
+    let (zones, unreadable) = Zones::open(Sandboxes, folder).await.map_err(unusable)?;
     for unreadable in unreadable {
         eprintln!("{unreadable}; if its process runs, nobody looks after it: end it");
     }
@@ -189,7 +189,7 @@ impl Makes {
         if self.made.len() >= MOST_ZONES {
             return Err(format!("there are {MOST_ZONES} zones already"));
         }
-        let Template { program, environment, kinds, sandbox, folder: _ } = &self.template;
+        let Template { program, environment, kinds, sandbox } = &self.template;
         let kind = kinds.get(kind).ok_or_else(|| "there is no such kind of zone".to_owned())?;
         if files.len() != 3 + kind.files {
             return Err(format!("{} files come with it, and not {}", 3 + kind.files, files.len()));
@@ -209,8 +209,9 @@ impl Makes {
             inherit: files.collect(),
         };
         let order = match sandbox.clone() {
-            Some(sandbox) => {
-                Order::Program { launcher: sandbox.launcher, spec: sandbox.spec, launch }
+            Some(Sandbox { launcher, mut spec }) => {
+                spec.limits.device_memory.clone_from(&kind.device_memory);
+                Order::Program { launcher, spec, launch }
             }
             None => Order::Bare(launch),
         };

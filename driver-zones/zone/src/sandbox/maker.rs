@@ -9,7 +9,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, getuid, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -120,6 +122,9 @@ pub enum PrivilegesError {
 /// being looked into by its user's other processes. Called while the process has one thread.
 pub(crate) fn confine_maker() -> Result<(), PrivilegesError> {
     close()?;
+    // Each zone takes some, and there is nobody else here to be kept from them.
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
     bound_to(kept())?;
     Ok(drop_all_but(kept())?)
 }

@@ -18,6 +18,9 @@ use crate::{Exit, ZoneEvent, ZoneState};
 /// Between two attempts to end a zone, or to learn whether it is gone.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// How long the last word of a zone that is gone is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 type Started<E> = Result<Vec<Missing>, ZoneError<E>>;
 type Starting<E> = Pin<Box<dyn Future<Output = Started<E>> + Send>>;
 
@@ -104,7 +107,19 @@ impl<B: Backend> Owner<B> {
             started = started => Next::Started(started),
             // Commands end with the last handle; the zone does not.
             Some(command) = self.commands.recv() => Next::Command(command),
-            exit = gone => Next::Gone(exit),
+            exit = gone => self.last_words(exit).await,
+        }
+    }
+
+    /// A zone that is gone may have begun, or said why not: who cleans up behind it can hold the other
+    /// end of its line for a moment more.
+    async fn last_words(&mut self, exit: Exit) -> Next<B::Error> {
+        match &mut self.starting {
+            Some(starting) => match timeout(LAST_WORDS, starting).await {
+                Ok(started) => Next::Started(started),
+                Err(_) => Next::Gone(exit),
+            },
+            None => Next::Gone(exit),
         }
     }
 

@@ -102,9 +102,9 @@ pub(crate) async fn denied(spec: Spec, attempts: &[&str]) {
     }
 }
 
-/// Whether something comes to be true within five seconds.
+/// Whether something comes to be true within half a minute.
 pub(crate) fn eventually(mut is: impl FnMut() -> bool) -> bool {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if is() {
             return true;
         }

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, RestrictionStatus, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
@@ -67,9 +67,11 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
     };
     let restricted = match setup.spec.filter {
         Filter::Maker => makes_zones(),
-        Filter::Worker | Filter::Broker => files(&setup.spec, None),
+        Filter::Worker => files(&setup.spec, None, AccessFs::from_all(LANDLOCK)),
+        // Others read in its folders, with more rights: no link of its making leads them elsewhere.
+        Filter::Broker => files(&setup.spec, None, AccessFs::from_all(LANDLOCK) & !special()),
         // Programs look around from the top; what is there is theirs to know.
-        Filter::Workload => files(&setup.spec, Some("/")),
+        Filter::Workload => files(&setup.spec, Some("/"), AccessFs::from_all(LANDLOCK)),
     };
     let restricted = restricted.map_err(|error: RulesetError| refused(&error))?;
     match restricted.ruleset {
@@ -83,8 +85,17 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
     }
 }
 
-/// Rules for files; of `list`, what is there may be read, too.
-fn files(spec: &Spec, list: Option<&str>) -> Result<RestrictionStatus, RulesetError> {
+/// To make what is neither file, folder nor socket.
+fn special() -> BitFlags<AccessFs> {
+    AccessFs::MakeSym | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo
+}
+
+/// Rules for files: what may be done where it may be written; of `list`, what is there may be read, too.
+fn files(
+    spec: &Spec,
+    list: Option<&str>,
+    writing: BitFlags<AccessFs>,
+) -> Result<RestrictionStatus, RulesetError> {
     let (read, write) = paths(spec);
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -95,7 +106,7 @@ fn files(spec: &Spec, list: Option<&str>) -> Result<RestrictionStatus, RulesetEr
     rules
         .create()?
         .add_rules(path_beneath_rules(read, AccessFs::from_read(LANDLOCK)))?
-        .add_rules(path_beneath_rules(write, AccessFs::from_all(LANDLOCK)))?
+        .add_rules(path_beneath_rules(write, writing))?
         .add_rules(path_beneath_rules(list, AccessFs::ReadDir))?
         .restrict_self()
 }
