@@ -100,26 +100,27 @@ mod tests {
     #[test]
     fn one_that_misbehaves_is_caught_each_time() {
         let hangs = Misbehaviour::HangsOnReset;
-        let cases: [(Misbehaviour, TurnoverTerms, &dyn Fn(&Condemned) -> bool); 8] = [
-            (hangs, hasty(), &|why| matches!(why, Condemned::ResetHangs { .. })),
-            (Misbehaviour::StaysSilent, hasty(), &|why| matches!(why, Condemned::Silent { .. })),
-            (Misbehaviour::KeepsMemory, patient(), &|why| {
+        type Caught = fn(&Condemned) -> bool;
+        let cases: [(Misbehaviour, TurnoverTerms, Caught); 8] = [
+            (hangs, hasty(), |why| matches!(why, Condemned::ResetHangs { .. })),
+            (Misbehaviour::StaysSilent, hasty(), |why| matches!(why, Condemned::Silent { .. })),
+            (Misbehaviour::KeepsMemory, patient(), |why| {
                 matches!(why, Condemned::Kept { place: 0 })
             }),
             (
                 Misbehaviour::KeepsMemoryFrom(MEMORY as u64 - 8),
                 patient(),
-                &|why| matches!(why, Condemned::Kept { place } if *place == MEMORY as u64 - 8),
+                |why| matches!(why, Condemned::Kept { place } if *place == MEMORY as u64 - 8),
             ),
             (
                 Misbehaviour::KeepsMemoryFrom(MEMORY as u64 / 2),
                 patient(),
-                &|why| matches!(why, Condemned::Kept { place } if *place >= MEMORY as u64 / 2),
+                |why| matches!(why, Condemned::Kept { place } if *place >= MEMORY as u64 / 2),
             ),
             // It reads as ones even where the configuration is asked, so it never answers.
-            (Misbehaviour::Vanishes, hasty(), &|why| matches!(why, Condemned::Silent { .. })),
-            (Misbehaviour::Gone, patient(), &|why| matches!(why, Condemned::Vanished)),
-            (Misbehaviour::Forgets, patient(), &|why| matches!(why, Condemned::Unmarked { .. })),
+            (Misbehaviour::Vanishes, hasty(), |why| matches!(why, Condemned::Silent { .. })),
+            (Misbehaviour::Gone, patient(), |why| matches!(why, Condemned::Vanished)),
+            (Misbehaviour::Forgets, patient(), |why| matches!(why, Condemned::Unmarked { .. })),
         ];
         for (so, terms, expected) in cases {
             let (_folder, gpu) = served(so);
