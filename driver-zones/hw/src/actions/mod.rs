@@ -29,7 +29,7 @@ use gpuzone_core::PciAddress;
 
 use crate::alias::ModuleAliases;
 use crate::holders::ProcRoot;
-use crate::pci::{PciFunction, SysfsError};
+use crate::pci::PciFunction;
 use crate::{SysfsRoot, ready};
 
 pub use binding::Bound;
@@ -303,15 +303,7 @@ fn for_vfio(driver: Option<&str>) -> bool {
     driver.is_some_and(ready::is_vfio)
 }
 
-/// What a file of a function says; absent when the kernel does not have it.
+/// Whether the kernel has a file for a function.
 fn exists(sysfs: &SysfsRoot, address: PciAddress, file: &str) -> bool {
     sysfs.function(address).join(file).exists()
-}
-
-/// Reads what must be there.
-fn required<T>(
-    read: Result<Option<T>, SysfsError>,
-    missing: impl FnOnce() -> ActionError,
-) -> Result<T, ActionError> {
-    read?.ok_or_else(missing)
 }

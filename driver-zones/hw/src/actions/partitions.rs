@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use gpuzone_core::PciAddress;
 use uuid::Uuid;
 
-use super::{
-    Action, ActionError, Change, Devices, Functions, MdevParent, Subject, Writes, exists, required,
-};
+use super::{Action, ActionError, Change, Devices, Functions, MdevParent, Subject, Writes, exists};
 use crate::pci::{PciFunction, link_name, text};
 
 impl<W: Writes> Devices<W> {
@@ -193,7 +191,7 @@ fn on_vgpu(address: PciAddress) -> impl Fn(&Change) -> bool {
 }
 
 fn vendor(function: &PciFunction) -> Result<&crate::pci::VendorVgpu, ActionError> {
-    required(Ok(function.vgpu.as_ref()), || ActionError::NotOffered {
+    function.vgpu.as_ref().ok_or(ActionError::NotOffered {
         address: function.address,
         file: "nvidia/current_vgpu_type",
         why: "it is no virtual function on NVIDIA's vGPU driver (run sriov-manage -e for its GPU)",
