@@ -168,11 +168,16 @@ fn by_iommufd(
     let device = open(dev, &format!("vfio/devices/{name}"), opening)?;
     let id = sys::bind_iommufd(device.as_fd(), iommufd.as_fd(), opening.token);
     let id = id.map_err(|source| match source.raw_os_error() {
-        // So the kernel answers the second one who would have it; a token in a place where none
-        // belongs, too.
+        // So the kernel answers the second one who would have it.
         Some(EINVAL | EBUSY) if opening.token.is_none() => {
             VfioError::Busy { address, path: dev.0.join("vfio/devices").join(name) }
         }
+        // And whoever gives it a token that it does not know what to do with.
+        Some(EINVAL) => VfioError::Kernel {
+            step: "the device (somebody has it, or no token belongs there, or Linux is older than 6.17)",
+            address,
+            source,
+        },
         _ => refused(opening, source),
     })?;
     let table = sys::new_table(iommufd.as_fd()).map_err(failed("a table of addresses"))?;
