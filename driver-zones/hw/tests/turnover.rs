@@ -3,6 +3,7 @@
 mod tests {
     use std::io;
     use std::os::fd::AsRawFd;
+    use std::sync::Arc;
 
     use gpuzone_core::devices::{Condemned, Expected, Reset, ResetMethod, TurnoverTerms};
     use gpuzone_hw::turnover::{Target, TurnoverRecord, turn_over};
@@ -16,7 +17,10 @@ mod tests {
     const MEMORY_BAR: u32 = 1;
     const CONFIGURATION: u32 = 7;
 
-    struct Device(Client);
+    struct Device {
+        client: Client,
+        _held: Arc<()>,
+    }
 
     fn wrong(error: vfio_user::Error) -> io::Error {
         io::Error::other(error.to_string())
@@ -24,22 +28,22 @@ mod tests {
 
     impl Target for Device {
         fn length(&self) -> u64 {
-            self.0.region(MEMORY_BAR).map_or(0, |region| region.size)
+            self.client.region(MEMORY_BAR).map_or(0, |region| region.size)
         }
         fn read(&mut self, at: u64) -> io::Result<u64> {
             let mut word = [0; 8];
-            self.0.region_read(MEMORY_BAR, at, &mut word).map_err(wrong)?;
+            self.client.region_read(MEMORY_BAR, at, &mut word).map_err(wrong)?;
             Ok(u64::from_le_bytes(word))
         }
         fn write(&mut self, at: u64, word: u64) -> io::Result<()> {
-            self.0.region_write(MEMORY_BAR, at, &word.to_le_bytes()).map_err(wrong)
+            self.client.region_write(MEMORY_BAR, at, &word.to_le_bytes()).map_err(wrong)
         }
         fn reset(&mut self, _: Reset) -> io::Result<()> {
-            self.0.reset().map_err(wrong)
+            self.client.reset().map_err(wrong)
         }
         fn answers(&mut self) -> io::Result<bool> {
             let mut id = [0; 4];
-            self.0.region_read(CONFIGURATION, 0, &mut id).map_err(wrong)?;
+            self.client.region_read(CONFIGURATION, 0, &mut id).map_err(wrong)?;
             Ok(id != [0xff; 4])
         }
     }
@@ -66,7 +70,13 @@ mod tests {
 
     fn turned(gpu: &FakeGpu, terms: TurnoverTerms) -> TurnoverRecord {
         let reset = Reset::Function(ResetMethod::Bus);
-        turn_over("0000:01:00.0".parse().unwrap(), Device(client(gpu)), reset, terms, 42)
+        let (device, held) = ("0000:01:00.0".parse().unwrap(), Arc::new(()));
+        let target = Device { client: client(gpu), _held: Arc::clone(&held) };
+        let record = turn_over(device, target, reset, terms, 42);
+        // Whoever comes next can have it, but for one that nobody gets back.
+        let hangs = matches!(record.condemned, Some(Condemned::ResetHangs { .. }));
+        assert_eq!(Arc::strong_count(&held) == 1, !hangs, "{record:?}");
+        record
     }
 
     fn dirty(client: &mut Client) {
@@ -100,26 +110,27 @@ mod tests {
     #[test]
     fn one_that_misbehaves_is_caught_each_time() {
         let hangs = Misbehaviour::HangsOnReset;
-        let cases: [(Misbehaviour, TurnoverTerms, &dyn Fn(&Condemned) -> bool); 8] = [
-            (hangs, hasty(), &|why| matches!(why, Condemned::ResetHangs { .. })),
-            (Misbehaviour::StaysSilent, hasty(), &|why| matches!(why, Condemned::Silent { .. })),
-            (Misbehaviour::KeepsMemory, patient(), &|why| {
+        type Caught = fn(&Condemned) -> bool;
+        let cases: [(Misbehaviour, TurnoverTerms, Caught); 8] = [
+            (hangs, hasty(), |why| matches!(why, Condemned::ResetHangs { .. })),
+            (Misbehaviour::StaysSilent, hasty(), |why| matches!(why, Condemned::Silent { .. })),
+            (Misbehaviour::KeepsMemory, patient(), |why| {
                 matches!(why, Condemned::Kept { place: 0 })
             }),
             (
                 Misbehaviour::KeepsMemoryFrom(MEMORY as u64 - 8),
                 patient(),
-                &|why| matches!(why, Condemned::Kept { place } if *place == MEMORY as u64 - 8),
+                |why| matches!(why, Condemned::Kept { place } if *place == MEMORY as u64 - 8),
             ),
             (
                 Misbehaviour::KeepsMemoryFrom(MEMORY as u64 / 2),
                 patient(),
-                &|why| matches!(why, Condemned::Kept { place } if *place >= MEMORY as u64 / 2),
+                |why| matches!(why, Condemned::Kept { place } if *place >= MEMORY as u64 / 2),
             ),
             // It reads as ones even where the configuration is asked, so it never answers.
-            (Misbehaviour::Vanishes, hasty(), &|why| matches!(why, Condemned::Silent { .. })),
-            (Misbehaviour::Gone, patient(), &|why| matches!(why, Condemned::Vanished)),
-            (Misbehaviour::Forgets, patient(), &|why| matches!(why, Condemned::Unmarked { .. })),
+            (Misbehaviour::Vanishes, hasty(), |why| matches!(why, Condemned::Silent { .. })),
+            (Misbehaviour::Gone, patient(), |why| matches!(why, Condemned::Vanished)),
+            (Misbehaviour::Forgets, patient(), |why| matches!(why, Condemned::Unmarked { .. })),
         ];
         for (so, terms, expected) in cases {
             let (_folder, gpu) = served(so);
@@ -137,7 +148,8 @@ mod tests {
         client.shutdown().unwrap();
         let reset = Reset::Function(ResetMethod::Bus);
         let device = "0000:01:00.0".parse().unwrap();
-        let record = turn_over(device, Device(client), reset, patient(), 42);
+        let record =
+            turn_over(device, Device { client, _held: Arc::default() }, reset, patient(), 42);
         assert!(matches!(record.condemned, Some(Condemned::Failed { .. })), "{record:?}");
         assert_eq!(gpu.probe().resets(), 0);
     }

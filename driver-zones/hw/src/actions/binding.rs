@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use gpuzone_core::PciAddress;
 
-use super::{Action, ActionError, Binding, Change, Devices, Writes, for_vfio};
+use super::{Action, ActionError, Binding, Change, Devices, Subject, Writes, for_vfio};
 use crate::alias::GENERIC;
 use crate::pci::parse::is_name;
 use crate::pci::{FunctionKind, PciFunction, entries};
@@ -72,7 +72,8 @@ impl<W: Writes> Devices<W> {
         );
         let kept = ours.cloned().ok_or_else(|| ActionError::NotOurs(format!("{address}")))?;
         for change in &kept.changes {
-            match self.usable(change.address()) {
+            let Subject::Function(member) = change.subject() else { continue };
+            match self.usable(member) {
                 Ok(member) => self.check_unused(&member)?,
                 // Pulled out meanwhile: there is nothing left to give back.
                 Err(ActionError::Missing(_)) => {}

@@ -2,6 +2,7 @@
 //! function says the next write on the way to either: so going on after a crash, undoing after a
 //! failure and doing at all are the same, and doing it twice does nothing.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use gpuzone_core::PciAddress;
@@ -31,6 +32,68 @@ pub struct Functions {
     pub autoprobe: bool,
 }
 
+/// What makes mediated devices, as the kernel names it: a function's address, or a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MdevParent(String);
+
+/// A text that names nothing in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' names no parent of mediated devices; see /sys/class/mdev_bus")]
+pub struct InvalidParent(String);
+
+impl TryFrom<String> for MdevParent {
+    type Error = InvalidParent;
+
+    fn try_from(name: String) -> Result<Self, InvalidParent> {
+        let plain = !name.is_empty() && is_name(&name.replace(':', "-"));
+        if plain { Ok(Self(name)) } else { Err(InvalidParent(name.chars().take(80).collect())) }
+    }
+}
+
+impl MdevParent {
+    /// As the kernel names it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<MdevParent> for String {
+    fn from(parent: MdevParent) -> Self {
+        parent.0
+    }
+}
+
+impl From<PciAddress> for MdevParent {
+    fn from(address: PciAddress) -> Self {
+        Self(address.to_string())
+    }
+}
+
+/// What is acted on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A PCI function.
+    Function(PciAddress),
+    /// What makes mediated devices.
+    Parent(MdevParent),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function(address) => address.fmt(f),
+            Self::Parent(parent) => f.pad(&parent.0),
+        }
+    }
+}
+
+impl From<PciAddress> for Subject {
+    fn from(address: PciAddress) -> Self {
+        Self::Function(address)
+    }
+}
+
 /// Something that can be changed, and how it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "of")]
@@ -56,7 +119,7 @@ pub enum Change {
     /// Whether a mediated device is there.
     Mdev {
         /// Whose.
-        parent: PciAddress,
+        parent: MdevParent,
         /// Its type.
         kind: String,
         /// Which.
@@ -103,14 +166,14 @@ pub(super) enum End {
 }
 
 impl Change {
-    /// The function that it is about.
-    pub const fn address(&self) -> PciAddress {
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
         match self {
             Self::Binding { address, .. }
             | Self::Functions { address, .. }
-            | Self::Mdev { parent: address, .. }
             | Self::Vgpu { address, .. }
-            | Self::ResetOrder { address, .. } => *address,
+            | Self::ResetOrder { address, .. } => Subject::Function(*address),
+            Self::Mdev { parent, .. } => Subject::Parent(parent.clone()),
         }
     }
 
@@ -164,7 +227,7 @@ impl Change {
                 match (device.exists(), goal) {
                     (true, false) => write(device.join("remove"), "1".to_owned()),
                     (false, true) => {
-                        let kind = at(*parent, "mdev_supported_types").join(kind);
+                        let kind = sysfs.mdev_parent(parent.as_str()).join(kind);
                         write(kind.join("create"), uuid.to_string())
                     }
                     (true, true) | (false, false) => None,

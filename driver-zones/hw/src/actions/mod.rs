@@ -29,11 +29,11 @@ use gpuzone_core::PciAddress;
 
 use crate::alias::ModuleAliases;
 use crate::holders::ProcRoot;
-use crate::pci::{PciFunction, SysfsError};
+use crate::pci::PciFunction;
 use crate::{SysfsRoot, ready};
 
 pub use binding::Bound;
-pub use change::{Binding, Change, Functions, Write};
+pub use change::{Binding, Change, Functions, InvalidParent, MdevParent, Subject, Write};
 pub use journal::{Action, JournalError};
 pub use refusal::ActionError;
 
@@ -67,8 +67,8 @@ impl Writes for KernelFiles {
 pub struct Recovered {
     /// What was being done.
     pub what: String,
-    /// To which function.
-    pub address: Option<PciAddress>,
+    /// To what.
+    pub subject: Option<Subject>,
     /// How it is now.
     pub now: Recovery,
 }
@@ -103,7 +103,7 @@ pub struct Devices<W = KernelFiles> {
     writer: W,
     boot: String,
     /// What could not be brought to an end.
-    stuck: BTreeMap<PciAddress, (String, String)>,
+    stuck: BTreeMap<Subject, (String, String)>,
 }
 
 impl<W: Writes> Devices<W> {
@@ -128,12 +128,12 @@ impl<W: Writes> Devices<W> {
         }
         let passing = devices.journal.state.kept.iter().filter(|action| action.passing);
         for action in passing.cloned().collect::<Vec<_>>() {
-            let (what, address) = (action.what.clone(), address(&action));
+            let (what, subject) = (action.what.clone(), subject(&action));
             let now = match devices.take_back(&action) {
                 Ok(()) => Recovery::Undone,
                 Err(error) => Recovery::Stuck(error.to_string()),
             };
-            recovered.push(Recovered { what, address, now });
+            recovered.push(Recovered { what, subject, now });
         }
         Ok((devices, recovered))
     }
@@ -169,12 +169,12 @@ impl<W: Writes> Devices<W> {
                 }
             },
         };
-        Ok(Recovered { what: action.what.clone(), address: address(action), now })
+        Ok(Recovered { what: action.what.clone(), subject: subject(action), now })
     }
 
     fn is_stuck(&mut self, action: &Action, why: &ActionError) {
         for change in &action.changes {
-            self.stuck.insert(change.address(), (action.what.clone(), why.to_string()));
+            self.stuck.insert(change.subject(), (action.what.clone(), why.to_string()));
         }
     }
 
@@ -207,16 +207,16 @@ impl<W: Writes> Devices<W> {
     fn back_out(&mut self, action: &Action, at: usize, first: ActionError) -> ActionError {
         match self.undo(action, Some(at)) {
             Ok(()) => match self.journal.undone(action.id) {
-                Ok(()) => first,
+                Ok(()) => ActionError::AsBefore(Box::new(first)),
                 // All is as before, and the next process will see that.
                 Err(error) => error.into(),
             },
             Err(second) => {
                 self.is_stuck(action, &second);
                 let what = action.what.clone();
-                match address(action) {
-                    Some(address) => ActionError::Stuck {
-                        address,
+                match subject(action) {
+                    Some(subject) => ActionError::Stuck {
+                        subject,
                         what,
                         first: Box::new(first),
                         second: Box::new(second),
@@ -263,12 +263,15 @@ impl<W: Writes> Devices<W> {
 
     /// A function on which nothing is unfinished.
     fn usable(&self, address: PciAddress) -> Result<PciFunction, ActionError> {
-        if let Some((what, reason)) = self.stuck.get(&address) {
-            let (what, reason) = (what.clone(), reason.clone());
-            return Err(ActionError::Unfinished { address, what, reason });
-        }
+        self.check_finished(&address.into())?;
         let found = self.places.sysfs.pci_function(address)?;
         found.ok_or(ActionError::Missing(address))
+    }
+
+    fn check_finished(&self, subject: &Subject) -> Result<(), ActionError> {
+        let Some((what, reason)) = self.stuck.get(subject) else { return Ok(()) };
+        let (subject, what, reason) = (subject.clone(), what.clone(), reason.clone());
+        Err(ActionError::Unfinished { subject, what, reason })
     }
 
     fn check_free(&self, function: &PciFunction) -> Result<(), ActionError> {
@@ -276,7 +279,7 @@ impl<W: Writes> Devices<W> {
         let holders = self.places.proc.holders(&nodes)?;
         match holders.is_empty() {
             true => Ok(()),
-            false => Err(ActionError::Held { address: function.address, holders }),
+            false => Err(ActionError::Held { subject: function.address.into(), holders }),
         }
     }
 
@@ -291,8 +294,8 @@ pub(crate) fn journal_length(bytes: &[u8]) -> Option<u64> {
     journal::replay(Path::new("journal"), bytes).ok().map(|read| read.length)
 }
 
-fn address(action: &Action) -> Option<PciAddress> {
-    action.changes.first().map(Change::address)
+fn subject(action: &Action) -> Option<Subject> {
+    action.changes.first().map(Change::subject)
 }
 
 /// Whether a driver is one for VFIO.
@@ -300,15 +303,7 @@ fn for_vfio(driver: Option<&str>) -> bool {
     driver.is_some_and(ready::is_vfio)
 }
 
-/// What a file of a function says; absent when the kernel does not have it.
+/// Whether the kernel has a file for a function.
 fn exists(sysfs: &SysfsRoot, address: PciAddress, file: &str) -> bool {
     sysfs.function(address).join(file).exists()
-}
-
-/// Reads what must be there.
-fn required<T>(
-    read: Result<Option<T>, SysfsError>,
-    missing: impl FnOnce() -> ActionError,
-) -> Result<T, ActionError> {
-    read?.ok_or_else(missing)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use gpuzone_core::PciAddress;
 use uuid::Uuid;
 
-use super::{Action, ActionError, Change, Devices, Functions, Writes, exists, required};
+use super::{Action, ActionError, Change, Devices, Functions, MdevParent, Subject, Writes, exists};
 use crate::pci::{PciFunction, link_name, text};
 
 impl<W: Writes> Devices<W> {
@@ -54,7 +54,8 @@ impl<W: Writes> Devices<W> {
     /// Nobody uses these, and nothing was done to them that would have to be given back.
     fn check_functions(&self, functions: &[PciAddress]) -> Result<(), ActionError> {
         for vf in functions {
-            if let Some(kept) = self.kept_with(|change| change.address() == *vf) {
+            if let Some(kept) = self.kept_with(|change| change.subject() == Subject::Function(*vf))
+            {
                 return Err(ActionError::Kept { address: *vf, what: kept.what.clone() });
             }
             let function = self.usable(*vf)?;
@@ -69,31 +70,33 @@ impl<W: Writes> Devices<W> {
     /// When there is none left, or the kernel refuses; all is as before then.
     pub fn create_mdev(
         &mut self,
-        parent: PciAddress,
+        parent: &MdevParent,
         kind: &str,
         uuid: Uuid,
         owner: &str,
     ) -> Result<(), ActionError> {
-        let function = self.usable(parent)?;
+        let subject = Subject::Parent(parent.clone());
+        self.check_finished(&subject)?;
+        let (types, _) = self.places.sysfs.mediated_devices(parent.as_str())?;
         let made = |change: &Change| matches!(change, Change::Mdev { uuid: of, .. } if *of == uuid);
         if self.mdev(uuid).exists() {
             let same = self.kept_with(made).is_some_and(|kept| {
                 let like = |change: &Change| {
                     matches!(change, Change::Mdev { parent: of, kind: is, .. }
-                        if *of == parent && is == kind)
+                        if of == parent && is == kind)
                 };
                 kept.owner.as_deref() == Some(owner) && kept.changes.iter().any(like)
             });
             return if same { Ok(()) } else { Err(ActionError::Taken { uuid }) };
         }
-        let found = function.mdev_types.iter().find(|of| of.id == kind && of.available > 0);
+        let found = types.iter().find(|of| of.id == kind && of.available > 0);
         if found.is_none() {
-            let left = function.mdev_types.iter().filter(|of| of.available > 0);
+            let left = types.iter().filter(|of| of.available > 0);
             let offers = left.map(|of| format!("{} ({} left)", of.id, of.available)).collect();
-            return Err(ActionError::NoInstance { address: parent, kind: kind.into(), offers });
+            return Err(ActionError::NoInstance { subject, kind: kind.into(), offers });
         }
-        let kind = kind.to_owned();
-        let what = format!("make the mediated device {uuid} of {parent}");
+        let (kind, parent) = (kind.to_owned(), parent.clone());
+        let what = format!("make the mediated device {uuid} of {subject}");
         let changes = vec![Change::Mdev { parent, kind, uuid, from: false, to: true }];
         let owner = Some(owner.to_owned());
         self.run(Action { what, owner, changes, ..Action::default() })
@@ -116,7 +119,7 @@ impl<W: Writes> Devices<W> {
             group.into_iter().map(|group| PathBuf::from("/dev/vfio").join(group)).collect();
         let holders = self.places.proc.holders(&nodes)?;
         if let (false, Some(change)) = (holders.is_empty(), kept.changes.first()) {
-            return Err(ActionError::Held { address: change.address(), holders });
+            return Err(ActionError::Held { subject: change.subject(), holders });
         }
         self.take_back(&kept)
     }
@@ -148,7 +151,8 @@ impl<W: Writes> Devices<W> {
         if !vgpu.creatable.iter().any(|of| of.id == kind) {
             let offers = vgpu.creatable.iter().map(|of| format!("{} ({})", of.id, of.name));
             let offers = offers.collect();
-            return Err(ActionError::NoInstance { address, kind: kind.to_string(), offers });
+            let (subject, kind) = (address.into(), kind.to_string());
+            return Err(ActionError::NoInstance { subject, kind, offers });
         }
         // Paths are used again: a handle of the last owner's would be one to the new vGPU.
         self.check_free(&function)?;
@@ -187,7 +191,7 @@ fn on_vgpu(address: PciAddress) -> impl Fn(&Change) -> bool {
 }
 
 fn vendor(function: &PciFunction) -> Result<&crate::pci::VendorVgpu, ActionError> {
-    required(Ok(function.vgpu.as_ref()), || ActionError::NotOffered {
+    function.vgpu.as_ref().ok_or(ActionError::NotOffered {
         address: function.address,
         file: "nvidia/current_vgpu_type",
         why: "it is no virtual function on NVIDIA's vGPU driver (run sriov-manage -e for its GPU)",

@@ -5,6 +5,7 @@ use gpuzone_core::PciAddress;
 use gpuzone_core::devices::NoReset;
 use uuid::Uuid;
 
+use super::change::Subject;
 use super::journal::JournalError;
 use crate::holders::{Holder, named};
 use crate::pci::SysfsError;
@@ -33,10 +34,10 @@ pub enum ActionError {
         members: Vec<(PciAddress, String)>,
     },
     /// Somebody uses it.
-    #[error("{address} is in use: {}; end that first", named(.holders))]
+    #[error("{subject} is in use: {}; end that first", named(.holders))]
     Held {
         /// Which.
-        address: PciAddress,
+        subject: Subject,
         /// By whom.
         holders: Vec<Holder>,
     },
@@ -84,10 +85,10 @@ pub enum ActionError {
     )]
     SriovOff(PciAddress),
     /// No such type, or none left.
-    #[error("{address} makes no more of '{kind}'; it makes {}", offered(.offers))]
+    #[error("{subject} makes no more of '{kind}'; it makes {}", offered(.offers))]
     NoInstance {
         /// Which.
-        address: PciAddress,
+        subject: Subject,
         /// Asked for.
         kind: String,
         /// What there can be.
@@ -112,11 +113,11 @@ pub enum ActionError {
     NotOurs(String),
     /// An earlier action is not at its end.
     #[error(
-        "{address} is not as it should be since '{what}' failed and could not be undone ({reason}); put that right and start again"
+        "{subject} is not as it should be since '{what}' failed and could not be undone ({reason}); put that right and start again"
     )]
     Unfinished {
         /// Which.
-        address: PciAddress,
+        subject: Subject,
         /// What was being done.
         what: String,
         /// Why it could not be undone.
@@ -130,10 +131,8 @@ pub enum ActionError {
         /// Why.
         source: NoReset,
     },
-    /// The kernel refused a write; everything is as before.
-    #[error(
-        "writing '{text}' to {} failed: {source}. All is as it was before", .path.display()
-    )]
+    /// The kernel refused a write.
+    #[error("writing '{text}' to {} failed: {source}", .path.display())]
     Refused {
         /// Where.
         path: PathBuf,
@@ -142,9 +141,9 @@ pub enum ActionError {
         /// Why.
         source: io::Error,
     },
-    /// The kernel took a write, and nothing came of it; everything is as before.
+    /// The kernel took a write, and nothing came of it.
     #[error(
-        "the kernel took '{text}' for {} and did not do it; its log may say why. All is as it was before", .path.display()
+        "the kernel took '{text}' for {} and did not do it; its log may say why", .path.display()
     )]
     Ignored {
         /// Where.
@@ -152,13 +151,16 @@ pub enum ActionError {
         /// What.
         text: String,
     },
+    /// It failed, and what was done of it was undone.
+    #[error("{0}. All is as it was before")]
+    AsBefore(#[source] Box<ActionError>),
     /// It failed, and the way back failed, too.
     #[error(
-        "'{what}' failed ({first}) and could not be undone ({second}); {address} serves nobody until it is"
+        "'{what}' failed ({first}) and could not be undone ({second}); {subject} serves nobody until it is"
     )]
     Stuck {
         /// Which.
-        address: PciAddress,
+        subject: Subject,
         /// What was being done.
         what: String,
         /// Why it failed.

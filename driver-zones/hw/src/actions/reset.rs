@@ -3,6 +3,9 @@ use gpuzone_core::devices::{Reset, ResetMethod, ResetPolicy, ResetScope};
 
 use super::{Action, ActionError, Change, Devices, Write, Writes};
 
+/// Of a policy with nothing else in it.
+const SLOT: &str = "its slot is reset by whoever has it open over VFIO";
+
 impl<W: Writes> Devices<W> {
     /// Resets a function in the best way that the policy knows and the kernel has for it, and says
     /// which that was. A reset of its slot is VFIO's ([`crate::vfio::VfioDevice::reset_slot`]).
@@ -18,7 +21,7 @@ impl<W: Writes> Devices<W> {
         let none = |source| ActionError::NoReset { address, source };
         let chosen = policy.choose(&function.reset_methods, &ResetScope::None).map_err(none)?;
         let Reset::Function(method) = chosen else {
-            return Err(ActionError::NotOffered { address, file: "reset_method", why: "" });
+            return Err(ActionError::NotOffered { address, file: "reset_method", why: SLOT });
         };
         self.check_free(&function)?;
         self.with_reset_order(address, method, |devices| {

@@ -1,6 +1,6 @@
 //! Into what a function can be cut, and what of that is there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gpuzone_core::{MemoryBytes, PciAddress};
 use uuid::Uuid;
@@ -46,12 +46,18 @@ impl SysfsRoot {
         Ok(sriov.map(|sriov| (sriov.enabled, sriov.autoprobe)))
     }
 
-    pub(super) fn mediated_devices(
+    /// The folder of the types that a parent of mediated devices makes.
+    pub(crate) fn mdev_parent(&self, parent: &str) -> PathBuf {
+        self.0.join("class/mdev_bus").join(parent).join("mdev_supported_types")
+    }
+
+    /// What mediated devices a parent makes, and which there are.
+    pub(crate) fn mediated_devices(
         &self,
-        folder: &Path,
+        parent: &str,
     ) -> Result<(Vec<MdevType>, Vec<Uuid>), SysfsError> {
         let (mut types, mut devices) = (Vec::new(), Vec::new());
-        let parent = folder.join("mdev_supported_types");
+        let parent = self.mdev_parent(parent);
         for id in entries(&parent)? {
             let of = parent.join(&id);
             let Some(available) = count(&of.join("available_instances"))? else { continue };

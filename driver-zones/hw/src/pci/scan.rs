@@ -52,7 +52,7 @@ impl SysfsRoot {
         let vendor = short_number(&folder.join("vendor"))?.unwrap_or_default();
         let resource = text(&folder.join("resource"))?.unwrap_or_default();
         let methods = text(&folder.join("reset_method"))?.unwrap_or_default();
-        let (mdev_types, mdevs) = self.mediated_devices(&folder)?;
+        let (mdev_types, mdevs) = self.mediated_devices(&address.to_string())?;
         Ok(Some(PciFunction {
             address,
             vendor,

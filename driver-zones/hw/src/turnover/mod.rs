@@ -5,7 +5,7 @@ mod over_vfio;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use gpuzone_core::devices::{
@@ -121,20 +121,31 @@ fn now() -> Timestamp {
 struct Hands {
     ask: Sender<Ask>,
     told: Receiver<io::Result<Told>>,
+    thread: JoinHandle<()>,
 }
 
 impl Hands {
     fn new(mut target: impl Target) -> Self {
         let (ask, asked) = channel();
         let (tell, told) = channel();
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             while let Ok(ask) = asked.recv() {
                 if tell.send(perform(&mut target, ask)).is_err() {
                     break;
                 }
             }
         });
-        Self { ask, told }
+        Self { ask, told, thread }
+    }
+
+    /// Has the device let go of, so that whoever comes next can have it. Closing it may take the
+    /// kernel a while; a device that hangs is not let go of.
+    fn let_go(self, within: Duration) {
+        drop(self.ask);
+        let began = Instant::now();
+        while !self.thread.is_finished() && began.elapsed() < within {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits until it is done, or `over` says that it was waited for long enough.
@@ -174,7 +185,7 @@ pub fn turn_over(
     let places = canary.places(seen_bytes, PLACES);
     let count = places.len();
     let mut turnover = Turnover::begin(terms, reset, canary, places, clock());
-    let hands = Hands::new(target);
+    let (hands, mut hung) = (Hands::new(target), false);
     loop {
         let ask = match turnover.next() {
             Step::Mark => Ask::Mark(turnover.marks().collect()),
@@ -190,7 +201,7 @@ pub fn turn_over(
         });
         match (step, told) {
             // It took too long, and is condemned.
-            (_, None) => {}
+            (_, None) => hung = true,
             (_, Some(Err(error))) => turnover.failed(&error.to_string(), clock()),
             (Step::Mark, Some(Ok(Told::Words(words)))) => turnover.marked(&words, clock()),
             (Step::Check, Some(Ok(Told::Words(words)))) => turnover.checked(&words, clock()),
@@ -208,5 +219,8 @@ pub fn turn_over(
         }
     }
     let condemned = turnover.condemned().cloned();
+    if !hung {
+        hands.let_go(Duration::from_nanos(terms.answer_within));
+    }
     TurnoverRecord { device, reset, seen_bytes, places: count, began, ended: now(), condemned }
 }

@@ -18,6 +18,7 @@ const API_VERSION: i32 = 0;
 
 const EBUSY: i32 = 16;
 const EACCES: i32 = 13;
+const EINVAL: i32 = 22;
 
 /// Where devices' nodes are: `/dev`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +167,19 @@ fn by_iommufd(
     let name = name.ok_or_else(|| missing(Interface::Iommufd, &dev.0.join("vfio/devices")))?;
     let device = open(dev, &format!("vfio/devices/{name}"), opening)?;
     let id = sys::bind_iommufd(device.as_fd(), iommufd.as_fd(), opening.token);
-    let id = id.map_err(|source| refused(opening, source))?;
+    let id = id.map_err(|source| match source.raw_os_error() {
+        // So the kernel answers the second one who would have it.
+        Some(EINVAL | EBUSY) if opening.token.is_none() => {
+            VfioError::Busy { address, path: dev.0.join("vfio/devices").join(name) }
+        }
+        // And whoever gives it a token that it does not know what to do with.
+        Some(EINVAL) => VfioError::Kernel {
+            step: "the device (somebody has it, or no token belongs there, or Linux is older than 6.17)",
+            address,
+            source,
+        },
+        _ => refused(opening, source),
+    })?;
     let table = sys::new_table(iommufd.as_fd()).map_err(failed("a table of addresses"))?;
     sys::attach(device.as_fd(), table).map_err(failed("the table of addresses"))?;
     let access = Access::Iommufd { iommufd, table, id };

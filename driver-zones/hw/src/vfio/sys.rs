@@ -15,8 +15,9 @@ use iommufd_bindings::iommufd::{
 use rustix::mm::{MapFlags, ProtFlags};
 use uuid::Uuid;
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN, VFIO_DEVICE_FEATURE_SET, VFIO_DMA_MAP_FLAG_READ,
-    VFIO_DMA_MAP_FLAG_WRITE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_TYPE,
+    VFIO_BASE, VFIO_DEVICE_BIND_FLAG_TOKEN, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN,
+    VFIO_DEVICE_FEATURE_SET, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_TYPE,
     vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_info, vfio_group_status,
     vfio_iommu_type1_dma_map, vfio_region_info,
 };
@@ -271,12 +272,11 @@ pub(super) fn bind_iommufd(
     iommufd: BorrowedFd<'_>,
     token: Option<Uuid>,
 ) -> io::Result<u32> {
-    /// The kernel follows the address of a token only when it is told that there is one.
-    const FLAG_TOKEN: u32 = 1;
     let bytes = token.map(Uuid::into_bytes);
     let mut bind = vfio_device_bind_iommufd {
         argsz: size::<vfio_device_bind_iommufd>(),
-        flags: if bytes.is_some() { FLAG_TOKEN } else { 0 },
+        // The kernel follows the address of a token only when it is told that there is one.
+        flags: if bytes.is_some() { VFIO_DEVICE_BIND_FLAG_TOKEN } else { 0 },
         iommufd: iommufd.as_raw_fd(),
         token_uuid_ptr: bytes.as_ref().map_or(0, |bytes| bytes.as_ptr() as u64),
         ..Default::default()

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use gpuzone_core::devices::{ResetMethod, ResetPolicy};
-use gpuzone_hw::actions::{ActionError, Devices, Recovery};
+use gpuzone_hw::actions::{ActionError, Devices, MdevParent, Recovery};
 use uuid::Uuid;
 
 use super::kernel::{AUDIO, CARD, Fault, GPU, Kernel, Node, PARENT, VGPU, address};
@@ -168,7 +168,7 @@ fn virtual_functions_come_without_drivers_and_go_when_nobody_has_them() {
 fn mediated_devices_have_owners() {
     let node = Node::new();
     let mut devices = open(&node);
-    let (parent, kind) = (address(PARENT), "i915-GVTg_V5_4");
+    let (parent, kind) = (&address(PARENT).into(), "i915-GVTg_V5_4");
     let uuid = Uuid::from_u128;
     says(devices.create_mdev(parent, "nvidia-1", uuid(1), "acme"), "i915-GVTg_V5_4 (2 left)");
     devices.create_mdev(parent, kind, uuid(1), "acme").unwrap();
@@ -176,10 +176,13 @@ fn mediated_devices_have_owners() {
     says(devices.create_mdev(parent, kind, uuid(1), "globex"), "is there already");
     devices.create_mdev(parent, kind, uuid(2), "globex").unwrap();
     says(devices.create_mdev(parent, kind, uuid(3), "globex"), "nothing now");
-    let found = node.places().sysfs.pci_function(parent).unwrap().unwrap();
+    let found = node.places().sysfs.pci_function(address(PARENT)).unwrap().unwrap();
     assert_eq!(found.mdevs, [uuid(1), uuid(2)]);
     devices.remove_mdev(uuid(1)).unwrap();
     devices.remove_mdev(uuid(1)).unwrap();
+    for name in ["", "..", "a/b", "../../x", "."] {
+        assert!(MdevParent::try_from(name.to_owned()).is_err(), "{name}");
+    }
     let group = node.sys().join("bus/mdev/devices").join(uuid(2).to_string());
     std::os::unix::fs::symlink("../../../kernel/iommu_groups/90", group.join("iommu_group"))
         .unwrap();

@@ -158,6 +158,9 @@ impl Node {
         put(&kind.join("name"), "GVTg_V5_4");
         put(&kind.join("description"), "low_gm_size: 128MB");
         fs::create_dir_all(kind.join("devices")).unwrap();
+        let class = node.sys().join("class/mdev_bus");
+        fs::create_dir_all(&class).unwrap();
+        symlink(node.device(PARENT), class.join(PARENT)).unwrap();
         node
     }
 

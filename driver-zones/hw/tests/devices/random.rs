@@ -50,7 +50,7 @@ fn perform(devices: &mut Devices<Kernel>, act: Act) -> Result<(), String> {
         Act::Functions(count) => devices.set_functions(address(CARD), count),
         Act::Mdev(which, true) => {
             let uuid = Uuid::from_u128(which.into());
-            devices.create_mdev(address(PARENT), "i915-GVTg_V5_4", uuid, "acme")
+            devices.create_mdev(&address(PARENT).into(), "i915-GVTg_V5_4", uuid, "acme")
         }
         Act::Mdev(which, false) => devices.remove_mdev(Uuid::from_u128(which.into())),
         Act::Vgpu(0) => devices.free_vgpu(address(VGPU), "acme"),

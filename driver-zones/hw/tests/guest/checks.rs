@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gpuzone_core::PciAddress;
 use gpuzone_core::devices::{Condemned, Reset, ResetMethod, ResetPolicy, ResetScope};
-use gpuzone_hw::actions::{ActionError, Devices};
+use gpuzone_hw::actions::{ActionError, Devices, MdevParent};
 use gpuzone_hw::turnover::{Between, between_tenants};
 use gpuzone_hw::vfio::{DevRoot, DmaMemory, Interface, Opening, VfioDevice, VfioError};
 use rustix::event::{EventfdFlags, eventfd};
@@ -22,7 +23,7 @@ pub(crate) enum Outcome {
 
 type Check = fn() -> Outcome;
 
-pub(crate) const ALL: [(&str, Check); 9] = [
+pub(crate) const ALL: [(&str, Check); 10] = [
     ("discovery sees groups, BARs, SR-IOV and resets", discovery),
     ("a function goes to vfio-pci and comes back, twice", bind_and_release),
     ("a group with a driver of the host is refused, and taken whole", viability),
@@ -31,6 +32,7 @@ pub(crate) const ALL: [(&str, Check); 9] = [
     ("an interrupt arrives", interrupt),
     ("virtual functions come, want their token, and go", virtual_functions),
     ("resets by function and by slot, and a device that keeps its memory is caught", resets),
+    ("mediated devices are made, opened and taken away", mediated),
     ("iommufd is used where it is there, and named where it is not", iommufd),
 ];
 
@@ -57,7 +59,15 @@ fn shared() -> (PciAddress, PciAddress) {
 }
 
 fn open(address: PciAddress, token: Option<Uuid>) -> Result<VfioDevice, VfioError> {
-    let opening = Opening { address, interface: Interface::Group, token };
+    open_by(Interface::Group, address, token)
+}
+
+fn open_by(
+    interface: Interface,
+    address: PciAddress,
+    token: Option<Uuid>,
+) -> Result<VfioDevice, VfioError> {
+    let opening = Opening { address, interface, token };
     VfioDevice::open(&sysfs(), &DevRoot::default(), &opening)
 }
 
@@ -174,31 +184,33 @@ fn dma() -> Outcome {
     let mut devices = devices("dma");
     let address = edu();
     devices.bind(address, &none()).unwrap();
-    let device = open(address, None).unwrap();
+    check_dma(&open(address, None).unwrap());
+    devices.release(address).unwrap();
+    Outcome::Shown
+}
+
+fn check_dma(device: &VfioDevice) {
     device.enable(true).unwrap();
     let (mut source, mut sink) = (DmaMemory::new(4096).unwrap(), DmaMemory::new(4096).unwrap());
     let pattern: Vec<u8> = (0..64).map(|byte| byte ^ 0x5a).collect();
     source.write(0, &pattern);
     device.map(0x10_0000, &source).unwrap();
     device.map(0x20_0000, &sink).unwrap();
-    transfer(&device, 0x10_0000, BUFFER, false);
-    transfer(&device, BUFFER, 0x20_0000, true);
+    transfer(device, 0x10_0000, BUFFER, false);
+    transfer(device, BUFFER, 0x20_0000, true);
     let mut got = [0; 64];
     sink.read(0, &mut got);
     assert_eq!(got[..], pattern[..], "the device did not reach what is mapped");
     // After it is unmapped the device writes to nothing, wherever that was.
     sink.write(0, &[0; 64]);
     assert_eq!(device.unmap(0x20_0000, 4096).unwrap(), 4096);
-    transfer(&device, BUFFER, 0x20_0000, true);
+    transfer(device, BUFFER, 0x20_0000, true);
     sink.read(0, &mut got);
     assert_eq!(got, [0; 64], "the device reached memory that was taken from it");
     // And the machine's own addresses are none of its business.
     source.read(0, &mut got);
     assert_eq!(got[..], pattern[..]);
     assert_eq!(device.unmap(0x10_0000, 4096).unwrap(), 4096);
-    drop(device);
-    devices.release(address).unwrap();
-    Outcome::Shown
 }
 
 fn interrupt() -> Outcome {
@@ -298,32 +310,58 @@ fn resets() -> Outcome {
     let before = function(memory).reset_methods;
     assert_eq!(turn(&mut devices, vec![bus]), bus);
     assert_eq!(function(memory).reset_methods, before);
-    // The thread that had the device lets go of it when it is told that nobody asks any more.
-    let began = Instant::now();
-    while let Err(error) = devices.release(memory) {
-        assert!(began.elapsed() < Duration::from_secs(30), "{error}");
-        std::thread::sleep(Duration::from_millis(10));
+    devices.release(memory).unwrap();
+    Outcome::Shown
+}
+
+/// The kernel's sample of a driver that makes mediated devices: serial ports.
+fn mediated() -> Outcome {
+    if !Path::new("/sys/class/mdev_bus/mtty").exists() {
+        return Outcome::Skipped("this kernel has no mtty, the sample of such a driver");
     }
+    let (mut devices, uuid) = (devices("mediated"), Uuid::from_u128(0x77));
+    let parent = MdevParent::try_from("mtty".to_owned()).unwrap();
+    says(devices.create_mdev(&parent, "mtty-9", uuid, "acme"), "mtty-1 (");
+    devices.create_mdev(&parent, "mtty-1", uuid, "acme").unwrap();
+    devices.create_mdev(&parent, "mtty-1", uuid, "acme").unwrap();
+    says(devices.create_mdev(&parent, "mtty-1", uuid, "globex"), "is there already");
+    let device = Path::new("/sys/bus/mdev/devices").join(uuid.to_string());
+    let group = fs::read_link(device.join("iommu_group")).unwrap();
+    let node = Path::new("/dev/vfio").join(group.file_name().unwrap());
+    let held = fs::File::options().read(true).write(true).open(&node).unwrap();
+    says(devices.remove_mdev(uuid), "process 1 (init) has /dev/vfio/");
+    drop(held);
+    devices.remove_mdev(uuid).unwrap();
+    assert!(!device.exists());
+    devices.remove_mdev(uuid).unwrap();
     Outcome::Shown
 }
 
 fn iommufd() -> Outcome {
     let mut devices = devices("iommufd");
-    let (address, dev) = (edu(), DevRoot::default());
+    let (address, card) = (edu(), the(IGB));
     devices.bind(address, &none()).unwrap();
-    let opening = Opening { address, interface: Interface::Iommufd, token: None };
-    let opened = VfioDevice::open(&sysfs(), &dev, &opening);
-    let outcome = if Interface::Iommufd.is_offered(&dev) {
-        let device = opened.unwrap();
-        assert_eq!(device.interface(), Interface::Iommufd);
-        let memory = DmaMemory::new(4096).unwrap();
-        device.map(0x10_0000, &memory).unwrap();
-        assert_eq!(device.unmap(0x10_0000, 4096).unwrap(), 4096);
-        Outcome::Shown
-    } else {
+    let opened = open_by(Interface::Iommufd, address, None);
+    if !Interface::Iommufd.is_offered(&DevRoot::default()) {
         says(opened, "nothing else is used in its place");
-        Outcome::Skipped("this kernel has no iommufd; that it is named, and not replaced, is shown")
-    };
+        devices.release(address).unwrap();
+        return Outcome::Skipped(
+            "this kernel has none; that it is named, and not replaced, is shown",
+        );
+    }
+    let device = opened.unwrap();
+    assert_eq!(device.interface(), Interface::Iommufd);
+    check_dma(&device);
+    assert!(matches!(open_by(Interface::Iommufd, address, None), Err(VfioError::Busy { .. })));
+    says(devices.release(address), "process 1 (init) has /dev/vfio/devices/vfio");
+    drop(device);
     devices.release(address).unwrap();
-    outcome
+
+    devices.bind(card, &none()).unwrap();
+    let device = open_by(Interface::Iommufd, card, None).unwrap();
+    assert_eq!(device.slot_scope().unwrap(), ResetScope::Own);
+    device.reset_slot().unwrap();
+    drop(device);
+    devices.release(card).unwrap();
+    Outcome::Shown
 }

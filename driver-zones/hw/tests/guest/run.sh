@@ -52,7 +52,7 @@ mkdir -p "$root"/{proc,sys,dev,tmp,modules,lib/modules}
 cp "$program" "$root/init"
 # In the order in which one needs the other; not all kernels have all of them.
 number=10
-for module in irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci mdev mtty; do
+for module in irqbypass vfio vfio_virqfd vfio_iommu_type1 vfio-pci-core vfio-pci mdev mtty; do
     for file in $(find "$modules" -name "$module.ko*"); do
         to=$root/modules/$number-$module.ko
         case $file in *.xz) xz -dc "$file" >"$to" ;; *) cp "$file" "$to" ;; esac
