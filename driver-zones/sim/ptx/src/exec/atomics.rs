@@ -26,9 +26,8 @@ impl Memory<'_> {
             let (b, c) = (value(registers, atomic.b, lane), value(registers, atomic.c, lane));
             // Atomic addition of singles flushes subnormals in global memory only.
             let ftz = matches!(place, Place::Host(_));
-            let old = self.update(place, atomic.bytes, |old| {
-                apply(atomic.op, (8 * bytes, ftz), old, [b, c])
-            });
+            let old = self
+                .update(place, atomic.bytes, |old| apply(atomic.op, (8 * bytes, ftz), old, [b, c]));
             let Some(old) = old else {
                 let address = at[lane];
                 return Err(Fault::IllegalAddress { address, bytes, write: true });
@@ -54,14 +53,13 @@ fn apply(op: AtomicOp, (bits, ftz): (u32, bool), old: u64, [b, c]: [u64; 2]) -> 
     match op {
         AtomicOp::Add => old.wrapping_add(b),
         AtomicOp::AddSingle => {
-            let part = |bits: u64| f32::from_bits(if ftz { flush(bits as u32) } else { bits as u32 });
+            let part =
+                |bits: u64| f32::from_bits(if ftz { flush(bits as u32) } else { bits as u32 });
             let sum = bits32(part(old) + part(b));
             u64::from(if ftz { flush(sum) } else { sum })
         }
         AtomicOp::AddDouble => bits64(f64::from_bits(old) + f64::from_bits(b)),
-        AtomicOp::Half(op, mode) => {
-            u64::from(half::scalar((op, mode), [old as u32, b as u32, 0]))
-        }
+        AtomicOp::Half(op, mode) => u64::from(half::scalar((op, mode), [old as u32, b as u32, 0])),
         AtomicOp::MinU => old.min(b),
         AtomicOp::MinS => pick(signed(old) <= signed(b)),
         AtomicOp::MaxU => old.max(b),

@@ -121,15 +121,8 @@ mod tests {
         let mode = FloatMode { round, ftz: false, sat };
         let integral = from.is_float() && !to.is_float();
         let register_bits = u8::try_from(to.bits().max(16)).expect("at most 64");
-        let conversion = Conversion {
-            to,
-            from,
-            mode,
-            integral,
-            relu: false,
-            finite: false,
-            register_bits,
-        };
+        let conversion =
+            Conversion { to, from, mode, integral, relu: false, finite: false, register_bits };
         convert(&conversion, bits)
     }
 

@@ -129,11 +129,7 @@ pub(crate) fn dot_bytes(a_signed: bool, b_signed: bool, a: u32, b: u32, c: u32) 
 }
 
 /// `dp2a`: two halves of `a`, with the bytes of one half of `b`.
-pub(crate) fn dot_halves(
-    high: bool,
-    [a_signed, b_signed]: [bool; 2],
-    [a, b, c]: [u32; 3],
-) -> u32 {
+pub(crate) fn dot_halves(high: bool, [a_signed, b_signed]: [bool; 2], [a, b, c]: [u32; 3]) -> u32 {
     let half = |index: u32| {
         let bits = (a >> (16 * index) & 0xffff) as u16;
         if a_signed { i32::from(bits.cast_signed()) } else { i32::from(bits) }
@@ -150,7 +146,7 @@ pub(crate) fn dot_halves(
 /// `bmsk`.
 pub(crate) fn bit_mask(wrap: bool, a: u32, b: u32) -> u32 {
     let (first, length) = if wrap { (a & 31, b & 31) } else { (a, b.min(32)) };
-    let ones = ((1_u64 << length) - 1) as u32;
+    let ones = if length == 0 { 0 } else { u32::MAX >> (32 - length) };
     if first > 31 { 0 } else { ones << first }
 }
 

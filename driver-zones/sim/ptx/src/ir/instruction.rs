@@ -32,4 +32,3 @@ pub(crate) struct Instr {
     pub(crate) guard: Guard,
     pub(crate) op: Op,
 }
-

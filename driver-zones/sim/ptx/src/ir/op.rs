@@ -3,8 +3,8 @@
 //! lanes, 64-bit lanes, predicates), so executing needs no case for their kind.
 
 use super::{
-    Compare, CountOp, FloatCompare, FloatMode, FloatOp, FloatUnary, HalfMode, HalfOp, IntOp, IntUnary,
-    PermuteMode, PredOp, Round, ShiftOp, Slot, SpecialClock, VoteMode,
+    Compare, CountOp, FloatCompare, FloatMode, FloatOp, FloatUnary, HalfMode, HalfOp, IntOp,
+    IntUnary, PermuteMode, PredOp, Round, ShiftOp, Slot, SpecialClock, VoteMode,
 };
 
 #[derive(Clone, Copy, Debug)]

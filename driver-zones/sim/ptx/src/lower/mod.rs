@@ -53,7 +53,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
         statement: &Statement<'a>,
         modifiers: &mut Modifiers<'a>,
     ) -> Result<bool, PtxError> {
-        if statement.second.is_some() && !matches!(statement.mnemonic, "setp" | "shfl" | "match" | "elect") {
+        if statement.second.is_some()
+            && !matches!(statement.mnemonic, "setp" | "shfl" | "match" | "elect")
+        {
             return self.error(format!("'{}' has one result only", statement.opcode()));
         }
         Ok(self.lower_arithmetic(statement, modifiers)?

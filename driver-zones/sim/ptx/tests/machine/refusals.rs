@@ -47,7 +47,10 @@ mod tests {
             ("st.param.u32 [out], %r1;", "cannot be written"),
             ("ld.global.v2.u32 %r1, [%rd1];", "another length"),
             ("ld.shared.v4.u64 {%rd1,%rd2,%rd3,%rd4}, [%rd1];", "at most 16 bytes"),
-            ("ld.global.v8.u64 {%rd1,%rd2,%rd3,%rd4,%rd5,%rd6,%rd7,%rd8}, [%rd1];", "at most 32 bytes"),
+            (
+                "ld.global.v8.u64 {%rd1,%rd2,%rd3,%rd4,%rd5,%rd6,%rd7,%rd8}, [%rd1];",
+                "at most 32 bytes",
+            ),
             ("call foo, (%r1);", "'%r1' is no variable of the parameter space"),
             ("call.uni (%r1), foo;", "'%r1' is no variable of the parameter space"),
             ("call foo;", "'foo' is not a function"),
