@@ -16,8 +16,10 @@ const PACKAGES: [&str; 4] = [
     "nvidia-cuda-runtime==13.0.96",
 ];
 /// The oldest architecture that nvcc 13 compiles for: its PTX is the plainest,
-/// and every GPU since can run it.
+/// and every GPU since can run it. A source that needs another says so in its
+/// first line.
 const ARCHITECTURE: &str = "compute_75";
+const ARCHITECTURE_LINE: &str = "// nvcc: -arch ";
 
 /// Whether PTX that is out of date is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +53,12 @@ pub(crate) fn build(repo_root: &Path, stale: Stale) -> anyhow::Result<()> {
         let compiled = fresh.join(&output);
         // Run beside the source and name it alone, so that no path of this
         // machine can get into the PTX.
+        let text = std::fs::read_to_string(&source)
+            .with_context(|| format!("cannot read {}", source.display()))?;
+        let first = text.lines().next().unwrap_or_default();
+        let architecture = first.strip_prefix(ARCHITECTURE_LINE).unwrap_or(ARCHITECTURE);
         let mut command = Command::new(&nvcc);
-        command.current_dir(&kernels).args(["-ptx", "-arch", ARCHITECTURE, "-o"]);
+        command.current_dir(&kernels).args(["-ptx", "-arch", architecture, "-o"]);
         run(command.arg(&compiled).arg(name))?;
         let text = std::fs::read(&compiled)
             .with_context(|| format!("nvcc left no {}", compiled.display()))?;

@@ -4,7 +4,7 @@ use super::compute::float_compare;
 use super::registers::{LANES, Registers};
 use super::{half, scalar_float as float, scalar_int as int};
 use crate::ir::{
-    FloatCompare, IntOp, IntUnary, Op, ShiftOp, TEST_INFINITE, TEST_NAN, TEST_NORMAL,
+    FloatCompare, IntOp, IntUnary, Op, ShiftOp, Slot, TEST_INFINITE, TEST_NAN, TEST_NORMAL,
     TEST_SUBNORMAL, TEST_ZERO,
 };
 
@@ -196,29 +196,32 @@ fn compute_mixed(r: &mut Registers, mask: u32, op: Op) {
             r.test64(mask, [d, a, a], |a, _| kind(f64::from_bits(a).classify()) & kinds != 0);
         }
         Op::Carry { wide, subtract, carry_in, d, a, b, flag } => {
-            let old = if carry_in { r.predicate(flag) } else { 0 };
-            let carried = if wide {
-                let sum = |a: u64, b, carry| match subtract {
-                    true => a.borrowing_sub(b, carry),
-                    false => a.carrying_add(b, carry),
-                };
-                let (value, carried) = carry_lanes(r.get64(a), r.get64(b), old, sum);
-                r.put64(d, mask, &value);
-                carried
-            } else {
-                let sum = |a: u32, b, carry| match subtract {
-                    true => a.borrowing_sub(b, carry),
-                    false => a.carrying_add(b, carry),
-                };
-                let (value, carried) = carry_lanes(r.get32(a), r.get32(b), old, sum);
-                r.put32(d, mask, &value);
-                carried
-            };
-            r.put_predicate(flag, mask, carried);
+            carry(r, mask, (wide, subtract, carry_in), [d, a, b, flag]);
         }
         // Everything else was executed on the way here.
         _ => debug_assert!(false, "{op:?} is executed nowhere"),
     }
+}
+
+fn carry(
+    r: &mut Registers,
+    mask: u32,
+    (wide, subtract, carry_in): (bool, bool, bool),
+    [d, a, b, flag]: [Slot; 4],
+) {
+    let old = if carry_in { r.predicate(flag) } else { 0 };
+    let carried = if wide {
+        let sum = if subtract { u64::borrowing_sub } else { u64::carrying_add };
+        let (value, carried) = carry_lanes(r.get64(a), r.get64(b), old, sum);
+        r.put64(d, mask, &value);
+        carried
+    } else {
+        let sum = if subtract { u32::borrowing_sub } else { u32::carrying_add };
+        let (value, carried) = carry_lanes(r.get32(a), r.get32(b), old, sum);
+        r.put32(d, mask, &value);
+        carried
+    };
+    r.put_predicate(flag, mask, carried);
 }
 
 /// Sums with a bit of `carries` each; returns the bits that are carried out too.

@@ -136,7 +136,7 @@ pub(crate) fn quotient(a: f64, b: f64, round: Round) -> f64 {
     }
     let ((ea, sa), (eb, sb)) = (parts(a), parts(b));
     let dividend = sa << EXTRA;
-    let significand = (dividend / sb) | u128::from(dividend % sb != 0);
+    let significand = (dividend / sb) | u128::from(!dividend.is_multiple_of(sb));
     let negative = a.is_sign_negative() != b.is_sign_negative();
     rounded(Exact { negative, exponent: ea - eb - EXTRA, significand }, round)
 }

@@ -89,10 +89,10 @@ pub(crate) fn narrow(format: Format, round: Round, value: f64) -> u32 {
         Round::Down => rest != 0 && sign != 0,
         Round::Up => rest != 0 && sign == 0,
     };
-    let base = ((exponent.max(least) - least) as u32) << format.fraction_bits;
+    let base = u64::from((exponent.max(least) - least).cast_unsigned()) << format.fraction_bits;
     // The significand's own highest bit adds the one that the exponent lacks, and a
     // carry out of the fraction goes into the exponent by itself.
-    let magnitude = u64::from(base) + kept + u64::from(up);
+    let magnitude = base + kept + u64::from(up);
     if magnitude < u64::from(format.infinite()) {
         return sign | magnitude as u32;
     }
@@ -250,6 +250,8 @@ mod tests {
         assert_eq!(narrow(HALF, Round::Up, 1e-300), 1);
         assert_eq!(narrow(HALF, Round::Nearest, -1e-300), 0x8000);
         assert_eq!(narrow(BRAIN, Round::Nearest, f64::from(f32::MAX)), 0x7f80);
+        assert_eq!(narrow(SINGLE, Round::Nearest, f64::MIN), 0xff80_0000);
+        assert_eq!(narrow(SINGLE, Round::Zero, f64::MAX), 0x7f7f_ffff);
         assert_eq!(narrow(E4M3, Round::Nearest, 448.0), 0x7e);
         assert_eq!(narrow(E4M3, Round::Nearest, 500.0), 0x7f, "no infinity: a NaN");
         assert_eq!(narrow(Format::of(crate::ir::Type::TF32), Round::NearestAway, 1.0), 0x1fc00);

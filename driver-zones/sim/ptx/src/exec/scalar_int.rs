@@ -146,7 +146,7 @@ pub(crate) fn dot_halves(high: bool, [a_signed, b_signed]: [bool; 2], [a, b, c]:
 /// `bmsk`.
 pub(crate) fn bit_mask(wrap: bool, a: u32, b: u32) -> u32 {
     let (first, length) = if wrap { (a & 31, b & 31) } else { (a, b.min(32)) };
-    let ones = ((1_u64 << length) - 1) as u32;
+    let ones = if length == 0 { 0 } else { u32::MAX >> (32 - length) };
     if first > 31 { 0 } else { ones << first }
 }
 

@@ -232,9 +232,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 self.emit(crate::ir::Op::PredNot { d, a: slot })?;
                 Ok(d)
             }
-            Operand::Integer(value @ 0..=1) => {
+            Operand::Integer(value) => {
                 let d = self.temporary(Type::Pred, temporary)?;
-                self.emit(crate::ir::Op::PredSet { d, value: value == 1 })?;
+                self.emit(crate::ir::Op::PredSet { d, value: value != 0 })?;
                 Ok(d)
             }
             _ => self.error("this operand must be a predicate register"),

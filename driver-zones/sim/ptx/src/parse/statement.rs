@@ -90,6 +90,12 @@ impl<'a> Statement<'a> {
             statement.modifiers.push(modifier);
             cursor.advance()?;
         }
+        // Before its operands, which have forms of their own.
+        if let Some(what) = refused(mnemonic) {
+            let opcode = statement.opcode();
+            let message = format!("unknown instruction '{opcode}': {what} are not supported");
+            return Err(PtxError::new(line, message));
+        }
         if cursor.accept(';')? {
             return Ok(statement);
         }
@@ -118,6 +124,21 @@ impl<'a> Statement<'a> {
             }
         }
     }
+}
+
+/// What a mnemonic belongs to that the machine does not have.
+fn refused(mnemonic: &str) -> Option<&'static str> {
+    Some(match mnemonic {
+        "tex" | "tld4" | "txq" | "istypep" => "textures",
+        "suld" | "sust" | "sured" | "suq" => "surfaces",
+        "mma" | "wmma" | "wgmma" | "tcgen05" | "ldmatrix" | "stmatrix" | "movmatrix" => {
+            "matrix instructions"
+        }
+        "mapa" | "getctarank" => "clusters",
+        "mbarrier" => "asynchronous barriers",
+        "alloca" | "stacksave" | "stackrestore" => "stacks of variable size",
+        _ => return None,
+    })
 }
 
 fn list<'a>(cursor: &mut Cursor<'a>) -> Result<Operand<'a>, PtxError> {

@@ -97,6 +97,7 @@ pub(crate) enum Arg {
     U32(u32),
     U64(u64),
     F32(f32),
+    Bytes(Vec<u8>),
 }
 
 /// How to launch in a test; the defaults suit most.
@@ -148,6 +149,7 @@ impl Run<'_> {
                 Arg::U32(value) => params.extend(value.to_le_bytes()),
                 Arg::U64(value) => params.extend(value.to_le_bytes()),
                 Arg::F32(value) => params.extend(value.to_le_bytes()),
+                Arg::Bytes(bytes) => params.extend(bytes),
             }
         }
         let launch = Launch {
@@ -163,6 +165,49 @@ impl Run<'_> {
         };
         execute_within(&module, kernel, &launch, memory, self.budget)
     }
+}
+
+/// A file of our kernels, loaded as a driver does: its variables are in memory.
+pub(crate) struct Loaded {
+    pub(crate) memory: TestMemory,
+    pub(crate) globals: Vec<u64>,
+    pub(crate) module: Module,
+    source: String,
+}
+
+impl Loaded {
+    pub(crate) fn new(file: &str) -> Self {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/ptx");
+        let source = std::fs::read_to_string(format!("{folder}/{file}.ptx")).expect("a text");
+        let module = Module::parse(&source).expect("nvcc's PTX");
+        let mut memory = TestMemory::default();
+        let mut globals = Vec::new();
+        for global in module.globals() {
+            globals.push(memory.add(&vec![0; usize::try_from(global.size).expect("small")]));
+        }
+        for (index, base) in globals.iter().enumerate() {
+            if let Some(value) = module.initial_value(index, &globals) {
+                memory.bytes_mut(*base)[..value.len()].copy_from_slice(&value);
+            }
+        }
+        Self { memory, globals, module, source }
+    }
+
+    /// Launches a kernel; the launch's own variables are those of the file.
+    pub(crate) fn run(&self, kernel: &str, run: &Run<'_>, args: &[Arg]) -> Result<(), Fault> {
+        let run = Run { globals: &self.globals, ..*run };
+        run.go(&self.source, kernel, args, &self.memory).map(|_| ())
+    }
+}
+
+/// A launch of blocks of threads in a row.
+pub(crate) fn row(blocks: u32, threads: u32) -> Run<'static> {
+    Run { grid: (blocks, 1), block: (threads, 1), ..Run::default() }
+}
+
+/// The values that bytes are, of any size.
+pub(crate) fn values<const N: usize, T>(bytes: &[u8], from: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|bytes| from(*bytes)).collect()
 }
 
 /// A kernel of one `.u64` parameter `out`, whose address is in `%rd0`, whose lane
@@ -200,6 +245,18 @@ impl Numbers {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         u32::try_from(self.0 >> 32).expect("a half")
+    }
+
+    pub(crate) fn below(&mut self, limit: u32) -> u32 {
+        self.word() % limit
+    }
+
+    pub(crate) fn words(&mut self, count: usize) -> Vec<u32> {
+        (0..count).map(|_| self.word()).collect()
+    }
+
+    pub(crate) fn wide(&mut self) -> u64 {
+        u64::from(self.word()) << 32 | u64::from(self.word())
     }
 
     /// Between -1 and 1.

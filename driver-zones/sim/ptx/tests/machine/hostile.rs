@@ -9,18 +9,25 @@ mod tests {
     use gpuzone_sim_ptx::{Dim3, Launch, Module, PrintBuffer, execute_within};
     use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_oneof, proptest};
 
-    const SEEDS: [&str; 7] = [
+    const SEEDS: [&str; 14] = [
         include_str!("../../../kernels/ptx/vector_add.ptx"),
         include_str!("../../../kernels/ptx/matmul_tiled.ptx"),
         include_str!("../../../kernels/ptx/reduce.ptx"),
         include_str!("../../../kernels/ptx/softmax.ptx"),
         include_str!("../../../kernels/ptx/histogram.ptx"),
         include_str!("../../../kernels/ptx/faults.ptx"),
+        include_str!("../../../kernels/ptx/calls.ptx"),
+        include_str!("../../../kernels/ptx/print.ptx"),
+        include_str!("../../../kernels/ptx/half.ptx"),
+        include_str!("../../../kernels/ptx/bfloat.ptx"),
+        include_str!("../../../kernels/ptx/bits.ptx"),
+        include_str!("../../../kernels/ptx/sort.ptx"),
+        include_str!("../../../kernels/ptx/structs.ptx"),
         ".version 8.0 .target sm_75 .entry k() { ret; }",
     ];
 
     /// Pieces that change what a text means more often than random bytes do.
-    const PIECES: [&str; 24] = [
+    const PIECES: [&str; 34] = [
         ";",
         "{",
         "}",
@@ -45,7 +52,27 @@ mod tests {
         "ld.u64 %rd1, [%rd2];",
         "atom.add.u64 %rd1, [%rd1], %rd2;",
         ".local .b8 q[64];",
+        ".param .b64 param0;",
+        "call.uni (retval0), vprintf, (param0, param1);",
+        "call (retval0), %rd1, (param0), prototype_0;",
+        "call _Z7collatzj;",
+        "brx.idx %r1, $L_brx_0;",
+        "generic(primes)+4",
+        "_Z5addedff",
+        "st.param.b64 [param0+4096], %rd1;",
+        "fma.rn.relu.bf16x2 %r1, %r2, %r3, %r4;",
+        "cp.async.cg.shared.global [%r1], [%rd2], 16, %r3;",
     ];
+
+    /// What random instructions call: one function calls the other.
+    const FUNCTIONS: &str = "
+        .extern .func (.param .b32 r) vprintf(.param .b64 a, .param .b64 b);
+        .func (.param .b64 r) f0(.param .b64 a) { .reg .b64 %d<4>; ld.param.u64 %d0, [a];
+        add.u64 %d0, %d0, 8; st.param.b64 [r], %d0; ret; }
+        .func (.param .b64 r) f1(.param .b64 a) { .reg .b64 %d<4>; .reg .pred %q; ld.param.u64 %d0, [a];
+        setp.lt.u64 %q, %d0, 9; @%q ret; { .param .b64 x; .param .b64 y; st.param.b64 [x], %d0;
+        call (y), f0, (x); ld.param.b64 %d1, [y]; st.param.b64 [r], %d1; } }
+        ";
 
     fn pieces() -> impl Strategy<Value = String> {
         prop_oneof![
@@ -95,13 +122,29 @@ mod tests {
             (0..10_u8, 0..10_u8)
                 .prop_map(|(d, a)| format!("fma.rm.ftz.f32 %f{d}, %f{a}, %f{d}, %f{a};")),
             (0..10_u8, 0..10_u8).prop_map(|(d, a)| format!("div.s32 %r{d}, %r{a}, %r{d};")),
+            (0..10_u8, 0..10_u8)
+                .prop_map(|(d, a)| format!("cvt.rm.f16.f64 %rs{d}, %fd{a}; fma.rz.f64 %fd{a}, %fd{d}, %fd{a}, %fd{d};")),
+            (0..10_u8, 0..10_u8)
+                .prop_map(|(d, a)| format!("fma.rn.sat.f16x2 %r{d}, %r{a}, %r{d}, %r{a};")),
+            (0..10_u8, 0..10_u8).prop_map(|(a, f)| format!(
+                "{{ .param .b64 x; .param .b64 y; st.param.b64 [x], %rd{a}; call (y), f{}, (x); ld.param.b64 %rd{a}, [y]; }}",
+                f % 2
+            )),
+            (0..10_u8, 0..10_u8).prop_map(|(p, a)| format!("@%p{p} mov.u64 %rd{a}, f1;")),
+            (0..10_u8, 0..10_u8).prop_map(|(p, a)| format!("@%p{p} call %rd{a};")),
+            (0..10_u8, 0..10_u8).prop_map(|(a, b)| format!(
+                "{{ .param .b64 x; .param .b64 y; .param .b32 z; st.param.b64 [x], %rd{a}; st.param.b64 [y], %rd{b}; call (z), vprintf, (x, y); }}"
+            )),
+            (0..10_u8, 0..10_u8, 0..10_u8)
+                .prop_map(|(a, b, c)| format!("cp.async.ca.shared.global [%r{a}], [%rd{b}], 8, %r{c};")),
             Just("{ .shared .b64 s; cvta.shared.u64 %rd3, %rd3; }".to_owned()),
         ];
         prop::collection::vec(one, 1..40).prop_map(|lines| {
             let quarter = lines.len() / 4;
             let labels =
                 (0..4).map(|i| format!("L{i}: {}", lines[i * quarter..][..quarter].join(" ")));
-            program(&labels.collect::<Vec<_>>().join("\n"))
+            let program = program(&labels.collect::<Vec<_>>().join("\n"));
+            program.replacen(".visible", &format!("{FUNCTIONS}.visible"), 1)
         })
     }
 
@@ -141,7 +184,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn mutated_kernels_do_no_harm(source in mutated()) {

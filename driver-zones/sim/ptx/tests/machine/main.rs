@@ -3,9 +3,17 @@
 mod arithmetic;
 mod common;
 mod corpus;
+mod corpus_calls;
+mod corpus_linear;
+mod corpus_matrix;
+mod differential;
 mod divergence;
 mod functions;
 mod hostile;
 mod kernels;
 mod memory;
+mod oracle;
+mod reference;
 mod refusals;
+mod roundings;
+mod supported;

@@ -64,7 +64,10 @@ mod tests {
             ("cvt.rn.f16x2.f64 %r1, %fd1, %fd1;", "from two .f32 only"),
             ("cp.async.bulk.shared.global [%r1], [%rd1], 16;", "without '.bulk'"),
             ("cp.async.ca.shared.global [%r1], [%rd1], 5;", "4, 8 or 16 bytes"),
-            ("tex.2d.v4.f32.f32 {%f1,%f2,%f3,%f4}, [%rd1, {%f1,%f2}];", "expected"),
+            (
+                "tex.2d.v4.f32.f32 {%f1,%f2,%f3,%f4}, [%rd1, {%f1,%f2}];",
+                "textures are not supported",
+            ),
             ("suld.b.1d.b32.trap %r1, [%rd1];", "unknown instruction 'suld.b.1d.b32.trap'"),
             ("tcgen05.fence::before_thread_sync;", "unknown instruction 'tcgen05"),
             ("wgmma.fence.sync.aligned;", "unknown instruction 'wgmma"),
