@@ -2,6 +2,7 @@
 
 mod contexts;
 mod handler;
+mod host_functions;
 mod jit;
 mod links;
 mod memory;
@@ -37,6 +38,7 @@ use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
 use crate::turns::Turns;
+use host_functions::Line;
 use pools::Pool;
 use shared::Host;
 
@@ -78,6 +80,8 @@ struct Context {
     meter: Meter,
     pace: Pace,
     charge: Charge,
+    /// What its limits take, by number.
+    limits: HashMap<u32, Charge>,
 }
 
 struct Module {
@@ -123,6 +127,7 @@ pub struct Session {
     globals: BTreeMap<u64, Global>,
     pools: HashMap<PoolId, Pool>,
     hosts: HashMap<HostId, Host>,
+    line: Option<Arc<Line>>,
     image: Vec<u8>,
     image_held: Held,
 }
@@ -144,6 +149,7 @@ impl Session {
             globals: BTreeMap::new(),
             pools: HashMap::new(),
             hosts: HashMap::new(),
+            line: None,
             image: Vec::new(),
             image_held,
         }
@@ -185,6 +191,10 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // No work waits for a tenant that is gone.
+        if let Some(line) = &self.line {
+            line.close();
+        }
         let contexts: Vec<ContextId> = self.contexts.keys().copied().collect();
         for context in contexts {
             // Whatever the driver says, nothing of it is used again.
