@@ -20,7 +20,7 @@ pub use numbers::{
 pub use result::CuResult;
 pub use types::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
-    launch_param, link_input, stream_handle,
+    LaunchAttributeValue, LaunchConfig, launch_param, link_input, stream_handle,
 };
 
 /// The version of the driver API whose names and numbers these are, as `cuDriverGetVersion` has it.

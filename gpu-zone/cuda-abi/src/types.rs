@@ -56,3 +56,51 @@ pub mod link_input {
     /// An archive of such objects.
     pub const LIBRARY: u32 = 4;
 }
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LaunchConfig {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Where it is launched.
+    pub stream: CUstream,
+    /// How, see [`LaunchAttributeValue`].
+    pub attributes: *const LaunchAttributeValue,
+    /// How many attributes there are.
+    pub attribute_count: u32,
+}
+
+/// `CUlaunchAttribute`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LaunchAttributeValue {
+    /// Which.
+    pub id: u32,
+    /// Nothing.
+    pub padding: u32,
+    /// Its value.
+    pub value: [u64; 8],
+}
+
+impl LaunchAttributeValue {
+    /// The first three numbers of 32 bits.
+    pub fn words(&self) -> [u32; 3] {
+        let [first, second, ..] = self.value;
+        let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
+        let [i, j, k, l, ..] = second.to_ne_bytes();
+        [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
+    }
+
+    /// An attribute whose value has up to three numbers of 32 bits.
+    pub fn of(id: u32, words: [u32; 3]) -> Self {
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = words.map(u32::to_ne_bytes);
+        let first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let second = u64::from_ne_bytes([i, j, k, l, 0, 0, 0, 0]);
+        Self { id, padding: 0, value: [first, second, 0, 0, 0, 0, 0, 0] }
+    }
+}

@@ -15,16 +15,33 @@ pub(crate) fn guard(call: impl FnOnce() -> Answer) -> CuResult {
     }
 }
 
-/// Declares functions of the driver API: exported under their names, answering a `CUresult`.
+/// Declares functions of the driver API: exported under their names, answering a `CUresult`. What
+/// stands behind a `|` is the variant whose default stream is the thread's own.
 macro_rules! api {
-    ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+    ($(
+        fn $name:ident $(| $variant:ident)? ($($argument:ident: $type:ty),* $(,)?) $body:block
+    )*) => {$(
+        $crate::ffi::api!(@plain $name ($($argument: $type),*) $body);
+        $crate::ffi::api!(@variant $name [$($variant)?] ($($argument: $type),*));
+    )*};
+    (@plain $name:ident ($($argument:ident: $type:ty),*) $body:block) => {
         // SAFETY: the name is CUDA's own, with CUDA's own signature.
         #[unsafe(no_mangle)]
         #[allow(non_snake_case, reason = "CUDA's name")]
         unsafe extern "C" fn $name($($argument: $type),*) -> ::gpuzone_cuda_abi::CuResult {
             $crate::ffi::guard(move || $body)
         }
-    )*};
+    };
+    (@variant $name:ident [] ($($argument:ident: $type:ty),*)) => {};
+    (@variant $name:ident [$variant:ident] ($($argument:ident: $type:ty),*)) => {
+        // SAFETY: as above.
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case, reason = "CUDA's name")]
+        unsafe extern "C" fn $variant($($argument: $type),*) -> ::gpuzone_cuda_abi::CuResult {
+            // SAFETY: the same contract as the caller's.
+            $crate::threads::with_own_stream(|| unsafe { $name($($argument),*) })
+        }
+    };
 }
 pub(crate) use api;
 

@@ -17,3 +17,4 @@ mod images;
 mod state;
 mod stubs;
 mod tables;
+mod threads;

@@ -6,12 +6,13 @@ use std::ffi::c_void;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
-use gpuzone_cuda_abi::{CUdevice, CUstream, CuResult, DeviceAttribute};
+use gpuzone_cuda_abi::{CUdevice, CUstream, CuResult, DeviceAttribute, stream_flags};
 use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::Payload;
 use gpuzone_wire::spec::{
-    ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PoolId, Request, StreamId,
+    ContextCreate, ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PoolId, Request,
+    StreamCreate, StreamId,
 };
 
 use crate::connect::{FORKED, connect};
@@ -19,6 +20,7 @@ use crate::ffi::Answer;
 use crate::handles::{Kind, number};
 use crate::host::Hosts;
 use crate::tables::{Context, Function, Kernel, Library, Linker, Primary, Ranges, Stream};
+use crate::threads::{is_own_default, own_stream, set_own_stream};
 
 /// The first number of contexts that are no GPU's primary one.
 const FIRST_CONTEXT: u32 = 1 << 16;
@@ -43,6 +45,8 @@ pub(crate) struct State {
     pub(crate) pools: HashMap<PoolId, usize>,
     /// The pool that each GPU takes memory of, where the program has said.
     pub(crate) current_pools: HashMap<usize, PoolId>,
+    /// Whether a thread runs what the worker says is due.
+    pub(crate) hears_worker: bool,
     numbers: u32,
 }
 
@@ -86,6 +90,7 @@ pub(crate) fn initialise() -> Answer {
         hosts: Hosts::default(),
         pools: HashMap::new(),
         current_pools: HashMap::new(),
+        hears_worker: false,
         numbers: FIRST_CONTEXT,
     });
     Ok(())
@@ -152,11 +157,12 @@ impl State {
     }
 
     /// A stream and the context it belongs to: the current one for CUDA's own streams.
-    pub(crate) fn stream(&self, handle: CUstream) -> Answer<(StreamId, ContextId)> {
+    pub(crate) fn stream(&mut self, handle: CUstream) -> Answer<(StreamId, ContextId)> {
         match handle.addr() {
+            0 if is_own_default() => self.own_stream(),
             0 => Ok((StreamId::DEFAULT, self.context()?)),
             1 => Ok((StreamId::LEGACY, self.context()?)),
-            2 => Ok((StreamId::PER_THREAD, self.context()?)),
+            2 => self.own_stream(),
             _ => {
                 let id = number(Kind::Stream, handle).map(StreamId);
                 let id = id.ok_or(CuResult::INVALID_HANDLE)?;
@@ -164,6 +170,20 @@ impl State {
                 Ok((id, stream.context))
             }
         }
+    }
+
+    /// The calling thread's own stream in the current context.
+    fn own_stream(&mut self) -> Answer<(StreamId, ContextId)> {
+        let context = self.context()?;
+        if let Some(stream) = own_stream(context, |stream| self.streams.contains_key(&stream)) {
+            return Ok((stream, context));
+        }
+        let stream = StreamId(self.new_number());
+        let (flags, priority) = (stream_flags::DEFAULT, 0);
+        self.post(context, &StreamCreate { stream, flags, priority })?;
+        self.streams.insert(stream, Stream { context, flags, priority });
+        set_own_stream(context, stream)?;
+        Ok((stream, context))
     }
 
     pub(crate) fn event(&self, handle: *mut c_void) -> Answer<(EventId, ContextId)> {
@@ -182,6 +202,18 @@ impl State {
 
     pub(crate) fn call<R: Request>(&mut self, context: ContextId, request: &R) -> Answer<R::Reply> {
         self.client.call(context, request, Payload::NONE)
+    }
+
+    /// Makes a context.
+    pub(crate) fn create_context(&mut self, id: ContextId, device: usize, flags: u32) -> Answer {
+        let number = u32::try_from(device).map_err(|_| CuResult::INVALID_DEVICE)?;
+        let request = ContextCreate { context: id, device: number, flags };
+        let made = self.call(ContextId(0), &request)?;
+        let priorities = (made.least_priority, made.greatest_priority);
+        let (cache_config, shared_config) = (0, 0);
+        let context = Context { device, flags, priorities, cache_config, shared_config };
+        self.contexts.insert(id, context);
+        Ok(())
     }
 
     /// Ends a context and forgets what was in it.

@@ -10,6 +10,11 @@ use crate::api::Options;
 pub(crate) struct Context {
     pub(crate) device: usize,
     pub(crate) flags: u32,
+    /// Of streams: the least and the greatest, which is the smaller number.
+    pub(crate) priorities: (i32, i32),
+    /// Hints that are kept to be told.
+    pub(crate) cache_config: u32,
+    pub(crate) shared_config: u32,
 }
 
 #[derive(Default)]
@@ -54,6 +59,7 @@ pub(crate) struct Linker {
 pub(crate) struct Stream {
     pub(crate) context: ContextId,
     pub(crate) flags: u32,
+    pub(crate) priority: i32,
 }
 
 /// Device memory that the program knows of.

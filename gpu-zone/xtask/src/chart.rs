@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+
+use crate::python::{self, run};
 
 const PACKAGES: [&str; 3] = ["helm-python-sdk==0.2.2", "cel-expr-python==0.1.3", "PyYAML==6.0.4"];
 const RENDER: &str = include_str!("chart/render.py");
@@ -21,12 +23,7 @@ const RENDERED: &str = "GPUZONE_RENDERED_CHART";
 pub(crate) fn check(repository: &Path) -> anyhow::Result<()> {
     let work = repository.join("target/chart");
     let (environment, rendered) = (work.join("python"), work.join("rendered"));
-    let python = environment.join("bin/python");
-    if !python.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&environment))
-            .context("python3 with its venv module is needed (Debian: python3-venv)")?;
-    }
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+    let python = python::environment(&environment, &PACKAGES)?;
     if rendered.exists() {
         std::fs::remove_dir_all(&rendered).context("cannot remove what was rendered last")?;
     }
@@ -45,12 +42,5 @@ pub(crate) fn check(repository: &Path) -> anyhow::Result<()> {
         run(&mut test)?;
     }
     println!("read       each object, and the agent's configuration");
-    Ok(())
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot run {name}"))?;
-    ensure!(status.success(), "{name} failed: {status}");
     Ok(())
 }

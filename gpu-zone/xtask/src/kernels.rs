@@ -7,6 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use crate::python::{self, run};
+
 /// What makes a working nvcc, without the rest of the toolkit. Another version
 /// writes other PTX, so these are exact.
 const PACKAGES: [&str; 4] = [
@@ -106,13 +108,8 @@ fn sources(kernels: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// Installs nvcc into a Python environment of its own, unless it is there.
 fn install(environment: &Path) -> anyhow::Result<PathBuf> {
-    if !environment.join("bin/pip").exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(environment))
-            .context("making a Python environment; install python3 with its venv module")?;
-    }
-    let mut pip = Command::new(environment.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-deps"]).args(PACKAGES);
-    run(&mut pip).context("installing nvcc, which needs a Python package index")?;
+    let packages: Vec<&str> = std::iter::once("--no-deps").chain(PACKAGES).collect();
+    python::environment(environment, &packages).context("installing nvcc")?;
     let libraries = environment.join("lib");
     let entries = std::fs::read_dir(&libraries)
         .with_context(|| format!("cannot list {}", libraries.display()))?;
@@ -121,13 +118,4 @@ fn install(environment: &Path) -> anyhow::Result<PathBuf> {
         .map(|python| python.path().join("site-packages/nvidia/cu13/bin/nvcc"))
         .find(|nvcc| nvcc.exists());
     nvcc.with_context(|| format!("pip installed no nvcc below {}", libraries.display()))
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot run {program}"))?;
-    if !status.success() {
-        bail!("{program} failed: {status}");
-    }
-    Ok(())
 }

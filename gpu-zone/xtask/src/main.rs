@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod chart;
+mod clients;
 mod demo;
 mod dist;
 mod elf;
@@ -11,6 +12,7 @@ mod kernels;
 mod kills;
 mod microvm;
 mod probe;
+mod python;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -63,6 +65,10 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Install the CUDA clients that nobody here wrote, below `target/clients`, for their tests.
+    Clients,
+    /// Write the table of what of the driver API is supported, `docs/cuda-support.md`.
+    CudaSupport,
     /// Write what the chart has of generated files: custom resources and roles.
     Crds,
     /// Lint the chart, render it with each file of values in its ci folder, and read the objects.
@@ -97,6 +103,8 @@ fn main() -> ExitCode {
             let stale = if check { kernels::Stale::Refuse } else { kernels::Stale::Rewrite };
             kernels::build(&repository(), stale)
         }
+        Task::Clients => clients::install(&repository()),
+        Task::CudaSupport => cuda_support(&repository()),
         Task::Crds => crds(&repository()),
         Task::Chart => chart::check(&repository()),
         Task::GpuCheck => gpu_check::assemble(&repository()),
@@ -121,6 +129,17 @@ fn crds(repository: &Path) -> anyhow::Result<()> {
     let status = cargo.arg("charts/gpu-zone").status().context("cannot run cargo")?;
     anyhow::ensure!(status.success(), "the chart's files were not written: {status}");
     Ok(())
+}
+
+/// The crate that has the table writes it, so that this program need not be built with it.
+fn cuda_support(repository: &Path) -> anyhow::Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(repository).args(["run", "--quiet", "--package", "gpuzone-wire"]);
+    let output = cargo.args(["--example", "cuda_support"]).output().context("cannot run cargo")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "the table was not made: {said}");
+    let page = repository.join("docs/cuda-support.md");
+    std::fs::write(&page, output.stdout).with_context(|| format!("cannot write {}", page.display()))
 }
 
 /// The workspace: this crate is in `gpu-zone/xtask` of it.

@@ -139,4 +139,14 @@ impl Function {
         let by_shared = u32::try_from(by_shared).unwrap_or(u32::MAX);
         Ok(by_threads.min(by_registers).min(by_shared).min(BLOCKS_PER_MULTIPROCESSOR))
     }
+
+    /// Dynamic shared memory that blocks may have so that `blocks` of them run at a time.
+    pub(crate) fn dynamic_shared_for(&self, blocks: u32, threads: u32) -> Answer<u32> {
+        if blocks == 0 || self.blocks_per_multiprocessor(threads, 0)? < blocks {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        let used = self.kernel()?.static_shared_bytes() + SHARED_RESERVED;
+        let each = (SHARED_PER_MULTIPROCESSOR / blocks).saturating_sub(used);
+        Ok(each.min(self.max_dynamic_shared.load(Ordering::Relaxed)))
+    }
 }

@@ -10,8 +10,10 @@ use crate::Answer;
 use crate::abi::Word;
 use crate::api::Linking;
 use crate::context::Context;
+use crate::driver::current;
 use crate::event::{Event, Stream};
 use crate::function::Function;
+use crate::library::{Library, LibraryKernel};
 use crate::module::Module;
 use crate::pool::Pool;
 
@@ -25,6 +27,8 @@ pub(crate) enum Object {
     Event(Arc<Event>),
     Link(Arc<Linking>),
     Pool(Arc<Pool>),
+    Library(Arc<Library>),
+    Kernel(Arc<LibraryKernel>),
 }
 
 struct Table {
@@ -68,7 +72,7 @@ fn owner(object: &Object) -> Option<&Arc<Context>> {
         Object::Stream(stream) => Some(stream.context()),
         Object::Event(event) => Some(event.context()),
         Object::Link(linking) => Some(linking.link.context()),
-        Object::Pool(_) => None,
+        Object::Pool(_) | Object::Library(_) | Object::Kernel(_) => None,
     }
 }
 
@@ -123,11 +127,12 @@ macro_rules! typed {
 }
 typed! {
     module: Module, Module;
-    function: Function, Function;
     stream: Stream, Stream;
     event: Event, Event;
     link: Link, Linking;
     pool: Pool, Pool;
+    library: Library, Library;
+    kernel: Kernel, LibraryKernel;
 }
 
 /// The context of a handle; one that is gone says so.
@@ -138,4 +143,31 @@ pub(crate) fn context(handle: Word) -> Answer<Arc<Context>> {
         None if was_given_out(handle) => Err(CuResult::CONTEXT_IS_DESTROYED),
         None => Err(CuResult::INVALID_CONTEXT),
     }
+}
+
+/// A function, or what a library's kernel is in the current context: programs pass either.
+pub(crate) fn function(handle: Word) -> Answer<Arc<Function>> {
+    match get(handle) {
+        Some(Object::Function(function)) => Ok(function),
+        Some(Object::Kernel(kernel)) => kernel.function_in(&current()?),
+        _ => Err(CuResult::INVALID_HANDLE),
+    }
+}
+
+/// The handle of a library's kernel that is the wanted one.
+pub(crate) fn library_kernel(is_wanted: impl Fn(&LibraryKernel) -> bool) -> Option<Word> {
+    let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
+    table.objects.iter().find_map(|(handle, object)| match object {
+        Object::Kernel(kernel) if is_wanted(kernel) => Some(*handle),
+        _ => None,
+    })
+}
+
+/// Takes the kernels of a library out.
+pub(crate) fn remove_kernels(library: &Arc<Library>) {
+    let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
+    table.objects.retain(|_, object| match object {
+        Object::Kernel(kernel) => !Arc::ptr_eq(&kernel.library, library),
+        _ => true,
+    });
 }

@@ -28,6 +28,7 @@ mod function;
 mod handles;
 mod host_memory;
 mod image;
+mod library;
 mod link;
 mod memory;
 mod module;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use gpuzone_cuda_abi::rows::WORDS_2D;
 use gpuzone_cuda_abi::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid, CuResult,
+    LaunchConfig,
 };
 
 /// Why the driver's library is not usable.
@@ -109,6 +110,8 @@ driver! {
     context_set_current: ["cuCtxSetCurrent"] (CUcontext);
     context_synchronize: ["cuCtxSynchronize"] ();
     context_limit: ["cuCtxGetLimit"] (*mut usize, u32);
+    context_set_limit: ["cuCtxSetLimit"] (u32, usize);
+    context_priorities: ["cuCtxGetStreamPriorityRange"] (*mut i32, *mut i32);
     memory_allocate: ["cuMemAlloc_v2"] (*mut CUdeviceptr, usize);
     memory_free: ["cuMemFree_v2"] (CUdeviceptr);
     memory_info: ["cuMemGetInfo_v2"] (*mut usize, *mut usize);
@@ -143,10 +146,16 @@ driver! {
     function_parameter: ["cuFuncGetParamInfo"] (CUfunction, usize, *mut usize, *mut usize);
     occupancy: ["cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"]
         (*mut i32, CUfunction, i32, usize, u32);
+    occupancy_shared: ["cuOccupancyAvailableDynamicSMemPerBlock"]
+        (*mut usize, CUfunction, i32, i32);
+    launch_host_function: ["cuLaunchHostFunc"]
+        (CUstream, Option<unsafe extern "C" fn(*mut c_void)>, *mut c_void);
+    launch_with: ["cuLaunchKernelEx"]
+        (*const LaunchConfig, CUfunction, *mut *mut c_void, *mut *mut c_void);
     launch: ["cuLaunchKernel"]
         (CUfunction, u32, u32, u32, u32, u32, u32, u32, CUstream, *mut *mut c_void,
          *mut *mut c_void);
-    stream_create: ["cuStreamCreate"] (*mut CUstream, u32);
+    stream_create: ["cuStreamCreateWithPriority"] (*mut CUstream, u32, i32);
     stream_destroy: ["cuStreamDestroy_v2"] (CUstream);
     stream_synchronize: ["cuStreamSynchronize"] (CUstream);
     stream_query: ["cuStreamQuery"] (CUstream);

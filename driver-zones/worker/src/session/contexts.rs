@@ -1,5 +1,7 @@
-use gpuzone_cuda_abi::{CuResult, stream_flags};
-use gpuzone_wire::spec::{ContextCreate, ContextId};
+use std::collections::HashMap;
+
+use gpuzone_cuda_abi::{CuResult, DeviceAttribute, Limit, stream_flags};
+use gpuzone_wire::spec::{ContextCreate, ContextCreated, ContextId};
 
 use super::{Context, Session, room};
 use crate::busy::Meter;
@@ -18,7 +20,10 @@ impl Session {
         Ok(context)
     }
 
-    pub(super) fn create_context(&mut self, request: &ContextCreate) -> Result<(), CuResult> {
+    pub(super) fn create_context(
+        &mut self,
+        request: &ContextCreate,
+    ) -> Result<ContextCreated, CuResult> {
         let id = request.context;
         if id.0 == 0 || self.contexts.contains_key(&id) {
             return Err(CuResult::INVALID_VALUE);
@@ -48,14 +53,59 @@ impl Session {
         let charge = charge.map_err(undo)?;
         let mut zeroing = std::ptr::null_mut();
         // SAFETY: a place for the answer; the new context is current.
-        let streamed =
-            unsafe { (lease.driver.stream_create)(&raw mut zeroing, stream_flags::NON_BLOCKING) };
+        let streamed = unsafe {
+            (lease.driver.stream_create)(&raw mut zeroing, stream_flags::NON_BLOCKING, 0)
+        };
         self.ask(streamed).map_err(undo)?;
         let meter = Meter::default();
         let pace = Pace::default();
-        self.contexts.insert(id, Context { driver: made, device, zeroing, meter, pace, charge });
+        let (driver, limits) = (made, HashMap::new());
+        self.contexts.insert(id, Context { driver, device, zeroing, meter, pace, charge, limits });
         self.current = id;
+        let (mut least_priority, mut greatest_priority) = (0, 0);
+        // SAFETY: places for the answers; the new context is current.
+        let told = unsafe {
+            let ask = lease.driver.context_priorities;
+            ask(&raw mut least_priority, &raw mut greatest_priority)
+        };
+        self.ask(told)?;
+        Ok(ContextCreated { least_priority, greatest_priority })
+    }
+
+    /// Sets a limit of a context. What the driver takes for it is charged as much as it may be.
+    pub(super) fn set_limit(
+        &mut self,
+        id: ContextId,
+        limit: u32,
+        value: u64,
+    ) -> Result<(), CuResult> {
+        let device = self.enter(id)?.device;
+        let takes = match Limit(limit) {
+            // For each thread that runs at once.
+            Limit::STACK_SIZE => value.checked_mul(self.threads_at_once(device)),
+            Limit::PRINTF_FIFO_SIZE | Limit::MALLOC_HEAP_SIZE => Some(value),
+            Limit::MAX_L2_FETCH_GRANULARITY => Some(0),
+            // A part of the cache that others would go without, and what has no use here.
+            _ => return Err(CuResult::UNSUPPORTED_LIMIT),
+        };
+        let takes = takes.ok_or(CuResult::INVALID_VALUE)?;
+        let size = usize::try_from(value).map_err(|_| CuResult::INVALID_VALUE)?;
+        let charge = self.lease.ledger.charge(device, takes);
+        let charge = charge.map_err(|_| CuResult::OUT_OF_MEMORY)?;
+        // SAFETY: a limit of the current context.
+        self.ask(unsafe { (self.lease.driver.context_set_limit)(limit, size) })?;
+        self.enter(id)?.limits.insert(limit, charge);
         Ok(())
+    }
+
+    fn threads_at_once(&self, device: usize) -> u64 {
+        let info = self.lease.devices.get(device).map(|device| &device.info.attributes);
+        let number = |wanted: DeviceAttribute| {
+            let found = info.and_then(|all| all.iter().find(|(which, _)| *which == wanted.0));
+            found.and_then(|(_, value)| u64::try_from(*value).ok()).unwrap_or(1)
+        };
+        number(DeviceAttribute::MULTIPROCESSOR_COUNT)
+            * number(DeviceAttribute::MAX_THREADS_PER_MULTIPROCESSOR)
     }
 
     /// Does something that takes device memory of an amount that the driver decides, and
@@ -108,7 +158,7 @@ impl Session {
         let blocks = self.forget_blocks(id);
         // Charges go last: nobody is told that there is room before there is.
         self.allocations.retain(|_, allocation| allocation.context != id);
-        drop((context.charge, blocks));
+        drop((context.charge, context.limits, blocks));
         self.ask(result)
     }
 }

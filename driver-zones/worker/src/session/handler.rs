@@ -9,7 +9,7 @@ type Answer<T> = Result<T, CuResult>;
 
 impl Handler for Session {
     fn context_create(&mut self, _: &mut Call<'_>, r: ContextCreate) -> Answer<ContextCreated> {
-        self.create_context(&r).map(|()| ContextCreated {})
+        self.create_context(&r)
     }
 
     fn context_destroy(&mut self, _: &mut Call<'_>, r: ContextDestroy) -> Answer<ContextDestroyed> {
@@ -36,6 +36,14 @@ impl Handler for Session {
         let asked = unsafe { (self.lease.driver.context_limit)(&raw mut value, r.limit) };
         self.ask(asked)?;
         Ok(ContextLimitValue { value: value as u64 })
+    }
+
+    fn context_set_limit(
+        &mut self,
+        call: &mut Call<'_>,
+        r: ContextSetLimit,
+    ) -> Answer<ContextLimitSet> {
+        self.set_limit(call.context, r.limit, r.value).map(|()| ContextLimitSet {})
     }
 
     fn memory_allocate(
@@ -186,12 +194,28 @@ impl Handler for Session {
         Ok(OccupancyReply { blocks: self.ask_occupancy(&r)? })
     }
 
+    fn occupancy_shared(
+        &mut self,
+        _: &mut Call<'_>,
+        r: OccupancyShared,
+    ) -> Answer<OccupancySharedReply> {
+        Ok(OccupancySharedReply { bytes: self.ask_shared(&r)? })
+    }
+
+    fn host_channel(&mut self, call: &mut Call<'_>, _: HostChannel) -> Answer<HostChannelMade> {
+        self.open_line(call).map(|()| HostChannelMade {})
+    }
+
+    fn host_function(&mut self, call: &mut Call<'_>, r: HostFunction) -> Answer<()> {
+        self.run_host_function(call.context, &r)
+    }
+
     fn launch(&mut self, call: &mut Call<'_>, r: Launch) -> Answer<()> {
         self.start_kernel(call.context, &r)
     }
 
     fn stream_create(&mut self, call: &mut Call<'_>, r: StreamCreate) -> Answer<()> {
-        self.make_stream(call.context, r.stream, r.flags)
+        self.make_stream(call.context, r.stream, r.flags, r.priority)
     }
 
     fn stream_destroy(&mut self, _: &mut Call<'_>, r: StreamDestroy) -> Answer<()> {

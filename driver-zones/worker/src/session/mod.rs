@@ -4,6 +4,7 @@
 mod caps;
 mod contexts;
 mod handler;
+mod host_functions;
 mod jit;
 mod links;
 mod memory;
@@ -41,6 +42,7 @@ use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
 use crate::turns::Turns;
+use host_functions::Line;
 use pools::Pool;
 use shared::Host;
 
@@ -84,6 +86,8 @@ struct Context {
     meter: Meter,
     pace: Pace,
     charge: Charge,
+    /// What its limits take, by number.
+    limits: HashMap<u32, Charge>,
 }
 
 struct Module {
@@ -129,6 +133,7 @@ pub struct Session {
     globals: BTreeMap<u64, Global>,
     pools: HashMap<PoolId, Pool>,
     hosts: HashMap<HostId, Host>,
+    line: Option<Arc<Line>>,
     image: Vec<u8>,
     image_held: Held,
 }
@@ -150,6 +155,7 @@ impl Session {
             globals: BTreeMap::new(),
             pools: HashMap::new(),
             hosts: HashMap::new(),
+            line: None,
             image: Vec::new(),
             image_held,
         }
@@ -191,6 +197,10 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // No work waits for a tenant that is gone.
+        if let Some(line) = &self.line {
+            line.close();
+        }
         let contexts: Vec<ContextId> = self.contexts.keys().copied().collect();
         for context in contexts {
             // Whatever the driver says, nothing of it is used again.

@@ -4,7 +4,7 @@ use gpuzone_cuda_abi::{CUfunction, CuResult, image};
 use gpuzone_wire::ring::Bulk;
 use gpuzone_wire::spec::{
     ContextId, FunctionId, FunctionSetAttribute, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
-    ModuleGlobalReply, ModuleId, ModuleLoad, ModuleLoaded, Occupancy, ParamInfo,
+    ModuleGlobalReply, ModuleId, ModuleLoad, ModuleLoaded, Occupancy, OccupancyShared, ParamInfo,
 };
 
 use super::jit::Compiler;
@@ -239,5 +239,17 @@ impl Session {
         };
         self.ask(asked)?;
         Ok(blocks)
+    }
+
+    pub(super) fn ask_shared(&mut self, request: &OccupancyShared) -> Result<u64, CuResult> {
+        let function = self.enter_function(request.function)?;
+        let mut bytes = 0usize;
+        // SAFETY: a place for the answer and a kernel of the current context.
+        let asked = unsafe {
+            let ask = self.lease.driver.occupancy_shared;
+            ask(&raw mut bytes, function, request.blocks, request.block)
+        };
+        self.ask(asked)?;
+        Ok(bytes as u64)
     }
 }

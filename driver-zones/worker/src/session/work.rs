@@ -1,7 +1,12 @@
 use std::ffi::c_void;
 
-use gpuzone_cuda_abi::{CUevent, CUstream, CuResult, event_flags, stream_flags};
-use gpuzone_wire::spec::{ContextId, EventId, EventRecord, Launch, ParamInfo, StreamId};
+use gpuzone_cuda_abi::{
+    CUevent, CUstream, CuResult, LaunchAttribute, LaunchAttributeValue, LaunchConfig, event_flags,
+    stream_flags,
+};
+use gpuzone_wire::spec::{
+    ContextId, EventId, EventRecord, Launch, LaunchSetting, ParamInfo, StreamId,
+};
 
 use super::{Session, room};
 use crate::driver::Driver;
@@ -54,6 +59,24 @@ impl Session {
         if bounds.is_some_and(|b| !b.allow(request.grid, request.block, request.shared)) {
             return Err(CuResult::INVALID_VALUE);
         }
+        let settings = settings(&request.settings)?;
+        if !settings.is_empty() {
+            let config = LaunchConfig {
+                grid: request.grid,
+                block: request.block,
+                shared: request.shared,
+                stream,
+                attributes: settings.as_ptr(),
+                attribute_count: u32::try_from(settings.len()).unwrap_or(0),
+            };
+            self.work(context, request.stream, stream, |table| {
+                let (list, none) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+                // SAFETY: as below; the settings outlive the call.
+                unsafe { (table.launch_with)(&raw const config, driver, list, none) }
+            })?;
+            self.lease.stats.add_launch();
+            return Ok(());
+        }
         let ([gx, gy, gz], [bx, by, bz]) = (request.grid, request.block);
         self.work(context, request.stream, stream, |table| {
             // SAFETY: a kernel and a stream of the current context. There is an argument for
@@ -73,6 +96,7 @@ impl Session {
         context: ContextId,
         id: StreamId,
         flags: u32,
+        priority: i32,
     ) -> Result<(), CuResult> {
         if id.0 < StreamId::FIRST || self.streams.contains_key(&id) {
             return Err(CuResult::INVALID_VALUE);
@@ -82,7 +106,7 @@ impl Session {
         let mut stream = std::ptr::null_mut();
         let flags = flags & stream_flags::NON_BLOCKING;
         // SAFETY: a place for the answer; the context is current.
-        let made = unsafe { (self.lease.driver.stream_create)(&raw mut stream, flags) };
+        let made = unsafe { (self.lease.driver.stream_create)(&raw mut stream, flags, priority) };
         self.ask(made)?;
         self.streams.insert(id, (context, stream));
         Ok(())
@@ -207,6 +231,25 @@ impl Session {
         self.ask(asked)?;
         Ok(milliseconds)
     }
+}
+
+/// Attributes that say how a kernel runs and touch nothing else.
+const ALLOWED: [LaunchAttribute; 6] = [
+    LaunchAttribute::COOPERATIVE,
+    LaunchAttribute::CLUSTER_DIMENSION,
+    LaunchAttribute::CLUSTER_SCHEDULING_POLICY_PREFERENCE,
+    LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION,
+    LaunchAttribute::PRIORITY,
+    LaunchAttribute::PREFERRED_SHARED_MEMORY_CARVEOUT,
+];
+
+fn settings(wanted: &[LaunchSetting]) -> Result<Vec<LaunchAttributeValue>, CuResult> {
+    let one = |setting: &LaunchSetting| {
+        let is_allowed = ALLOWED.contains(&LaunchAttribute(setting.attribute));
+        let value = LaunchAttributeValue::of(setting.attribute, setting.value);
+        is_allowed.then_some(value).ok_or(CuResult::NOT_SUPPORTED)
+    };
+    wanted.iter().map(one).collect()
 }
 
 /// A pointer to each argument in `blob`, when it is just as large as the kernel's parameters.

@@ -196,18 +196,17 @@ impl Lease {
 
     /// A tenant process with other variables.
     pub(crate) fn tenant_with(&self, role: &str, variables: &[(&str, &str)]) -> Tenant {
-        let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command
-            .args(["tenant::tenant_process", "--exact", "--ignored", "--nocapture"])
-            .env("TENANT_ROLE", role)
-            .env("GPUZONE_SLOT", self.dir.path())
-            .env("LD_LIBRARY_PATH", self.dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .envs(variables.iter().copied());
-        let mut child = command.spawn().expect("the tenant starts");
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        Tenant { child, stdout }
+        let mut command = role_of(role);
+        command.env("GPUZONE_SLOT", self.dir.path()).env("LD_LIBRARY_PATH", self.dir.path());
+        command.envs(variables.iter().copied());
+        Tenant::start(command)
+    }
+
+    /// Runs a role on the simulated library itself, to a good end.
+    pub(crate) fn run_without_us(&self, role: &str) {
+        let mut command = role_of(role);
+        self.without_us(&mut command);
+        Tenant::start(command).finish();
     }
 
     /// Has a program use the simulated library itself, on a node of its own.
@@ -217,7 +216,12 @@ impl Lease {
         let config = std::fs::read_to_string(self.dir.path().join("sim.toml")).expect("readable");
         let config = config.replace("/state\"", "/direct/state\"");
         std::fs::write(folder.join("sim.toml"), config).expect("written");
-        std::os::unix::fs::symlink(&libraries().cuda, folder.join("libcuda.so.1")).expect("linked");
+        for name in ["libcuda.so.1", "libcuda.so"] {
+            let link = folder.join(name);
+            if !link.exists() {
+                std::os::unix::fs::symlink(&libraries().cuda, link).expect("linked");
+            }
+        }
         command.env("GPUZONE_SIM_CONFIG", folder.join("sim.toml"));
         command.env("LD_LIBRARY_PATH", folder);
     }
@@ -254,7 +258,24 @@ pub(crate) struct Tenant {
     stdout: BufReader<std::process::ChildStdout>,
 }
 
+/// This test's binary, to play a role.
+fn role_of(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command
+        .args(["tenant::tenant_process", "--exact", "--ignored", "--nocapture"])
+        .env("TENANT_ROLE", role)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    command
+}
+
 impl Tenant {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the tenant starts");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, stdout }
+    }
+
     /// The value of the next line that says `key value`.
     pub(crate) fn says(&mut self, key: &str) -> String {
         let mut line = String::new();

@@ -8,6 +8,8 @@ mod harness;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod roles;
+#[cfg(test)]
 mod tenant;
 
 #[cfg(test)]
@@ -135,6 +137,31 @@ mod tests {
         let counted: Vec<(String, u64)> = stats.refused_by_name.into_iter().collect();
         let expected = [("cuMemAllocManaged".to_owned(), 2), ("cuProfilerStart".to_owned(), 1)];
         assert_eq!(counted, expected);
+    }
+
+    /// Plays a role through the shim and on the simulated library itself.
+    fn both(role: &str) {
+        let lease = Lease::start(512 * MIB);
+        lease.run(role);
+        lease.run_without_us(role);
+        lease.wait_for("the session to end", |stats| stats.sessions == 0);
+        assert_eq!(lease.stats().used.get(), 0, "memory came back");
+        assert_eq!(lease.stats().refused_by_name.into_iter().collect::<Vec<_>>(), []);
+    }
+
+    #[test]
+    fn code_of_all_kinds_loads_as_with_the_driver() {
+        ["libraries", "fat_binaries", "linking", "occupancy"].into_iter().for_each(both);
+    }
+
+    #[test]
+    fn memory_of_all_kinds_is_as_with_the_driver() {
+        ["rows", "pinned", "pools", "unified"].into_iter().for_each(both);
+    }
+
+    #[test]
+    fn streams_and_contexts_are_as_with_the_driver() {
+        ["host_functions", "own_streams", "contexts"].into_iter().for_each(both);
     }
 
     #[test]

@@ -1,12 +1,30 @@
 use std::ffi::c_void;
 
 use gpuzone_cuda_abi::{CUcontext, CUdevice, CuResult, ctx_flags};
-use gpuzone_wire::spec::{ContextCreate, ContextId, ContextLimit, ContextSynchronize};
+use gpuzone_wire::spec::{ContextId, ContextLimit, ContextSetLimit, ContextSynchronize};
 
 use crate::ffi::{Answer, api, put, put_if_wanted};
 use crate::handles::{Kind, handle};
 use crate::state::{State, current, with, with_stack};
 use crate::tables::Context;
+
+fn known<'a>(state: &'a mut State, context: ContextId) -> Answer<&'a mut Context> {
+    state.contexts.get_mut(&context).ok_or(CuResult::INVALID_CONTEXT)
+}
+
+fn put_device(context: CUcontext, device: *mut CUdevice) -> Answer {
+    with(|state| {
+        let context = meant(state, context)?;
+        put(device, i32::try_from(known(state, context)?.device).unwrap_or(i32::MAX))
+    })
+}
+
+fn synchronize(context: CUcontext) -> Answer {
+    with(|state| {
+        let context = meant(state, context)?;
+        state.call(context, &ContextSynchronize {}).map(drop)
+    })
+}
 
 fn create(place: *mut CUcontext, flags: u32, device: CUdevice) -> Answer {
     if place.is_null() || flags & !ctx_flags::MASK != 0 {
@@ -15,9 +33,7 @@ fn create(place: *mut CUcontext, flags: u32, device: CUdevice) -> Answer {
     let id = with(|state| {
         let device = state.device(device)?;
         let id = ContextId(state.new_number());
-        let number = u32::try_from(device).map_err(|_| CuResult::INVALID_DEVICE)?;
-        state.call(ContextId(0), &ContextCreate { context: id, device: number, flags })?;
-        state.contexts.insert(id, Context { device, flags });
+        state.create_context(id, device, flags)?;
         Ok(id)
     })?;
     with_stack(|stack| stack.push(id))?;
@@ -105,11 +121,34 @@ api! {
     }
 
     fn cuCtxGetDevice(device: *mut CUdevice) {
+        put_device(std::ptr::null_mut(), device)
+    }
+
+    fn cuCtxGetDevice_v2(device: *mut CUdevice, context: CUcontext) {
+        put_device(context, device)
+    }
+
+    fn cuCtxSetFlags(flags: u32) {
+        if flags & !ctx_flags::MASK != 0 {
+            return Err(CuResult::INVALID_VALUE);
+        }
         with(|state| {
             let context = state.context()?;
-            let context = state.contexts.get(&context).ok_or(CuResult::INVALID_CONTEXT)?;
-            put(device, i32::try_from(context.device).unwrap_or(i32::MAX))
+            known(state, context)?.flags = flags;
+            Ok(())
         })
+    }
+
+    fn cuCtxAttach(place: *mut CUcontext, flags: u32) {
+        if flags != 0 {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        with(|state| put(place, handle(Kind::Context, state.context()?.0)))
+    }
+
+    fn cuCtxDetach(context: CUcontext) {
+        // What was attached is the current context, which is destroyed and not detached.
+        with(|state| state.context_of(context).map(drop))
     }
 
     fn cuCtxGetFlags(flags: *mut u32) {
@@ -133,18 +172,18 @@ api! {
 
     fn cuCtxGetStreamPriorityRange(least: *mut i32, greatest: *mut i32) {
         with(|state| {
-            state.context()?;
-            // Both 0: there are no priorities.
-            put_if_wanted(least, 0);
-            put_if_wanted(greatest, 0);
+            let context = state.context()?;
+            let priorities = known(state, context)?.priorities;
+            put_if_wanted(least, priorities.0);
+            put_if_wanted(greatest, priorities.1);
             Ok(())
         })
     }
 
     fn cuCtxGetCacheConfig(config: *mut u32) {
         with(|state| {
-            state.context()?;
-            put(config, 0)
+            let context = state.context()?;
+            put(config, known(state, context)?.cache_config)
         })
     }
 
@@ -153,7 +192,37 @@ api! {
         if config > 3 {
             return Err(CuResult::INVALID_VALUE);
         }
-        with(|state| state.context().map(|_| ()))
+        with(|state| {
+            let context = state.context()?;
+            known(state, context)?.cache_config = config;
+            Ok(())
+        })
+    }
+
+    fn cuCtxGetSharedMemConfig(config: *mut u32) {
+        with(|state| {
+            let context = state.context()?;
+            put(config, known(state, context)?.shared_config)
+        })
+    }
+
+    fn cuCtxSetSharedMemConfig(config: u32) {
+        if config > 2 {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        with(|state| {
+            let context = state.context()?;
+            known(state, context)?.shared_config = config;
+            Ok(())
+        })
+    }
+
+    fn cuCtxSetLimit(limit: u32, value: usize) {
+        with(|state| {
+            let context = state.context()?;
+            let value = value as u64;
+            state.call(context, &ContextSetLimit { limit, value }).map(drop)
+        })
     }
 
     fn cuCtxGetLimit(value: *mut usize, limit: u32) {
@@ -165,9 +234,10 @@ api! {
     }
 
     fn cuCtxSynchronize() {
-        with(|state| {
-            let context = state.context()?;
-            state.call(context, &ContextSynchronize {}).map(|_| ())
-        })
+        synchronize(std::ptr::null_mut())
+    }
+
+    fn cuCtxSynchronize_v2(context: CUcontext) {
+        synchronize(context)
     }
 }

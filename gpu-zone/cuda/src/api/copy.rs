@@ -195,65 +195,65 @@ pub(super) fn set(plane: &Plane, value: u32, width: u32, stream: CUstream) -> An
 pub(super) const DEFAULT: CUstream = std::ptr::null_mut();
 
 api! {
-    fn cuMemcpyHtoD_v2(target: CUdeviceptr, source: *const c_void, bytes: usize) {
+    fn cuMemcpyHtoD_v2 | cuMemcpyHtoD_v2_ptds(target: CUdeviceptr, source: *const c_void, bytes: usize) {
         to_device(target, source, bytes, DEFAULT, true)
     }
 
-    fn cuMemcpyHtoDAsync_v2(
+    fn cuMemcpyHtoDAsync_v2 | cuMemcpyHtoDAsync_v2_ptsz(
         target: CUdeviceptr, source: *const c_void, bytes: usize, stream: CUstream,
     ) {
         to_device(target, source, bytes, stream, false)
     }
 
-    fn cuMemcpyDtoH_v2(target: *mut c_void, source: CUdeviceptr, bytes: usize) {
+    fn cuMemcpyDtoH_v2 | cuMemcpyDtoH_v2_ptds(target: *mut c_void, source: CUdeviceptr, bytes: usize) {
         to_host(target, source, bytes, DEFAULT, true)
     }
 
-    fn cuMemcpyDtoHAsync_v2(
+    fn cuMemcpyDtoHAsync_v2 | cuMemcpyDtoHAsync_v2_ptsz(
         target: *mut c_void, source: CUdeviceptr, bytes: usize, stream: CUstream,
     ) {
         to_host(target, source, bytes, stream, false)
     }
 
-    fn cuMemcpyDtoD_v2(target: CUdeviceptr, source: CUdeviceptr, bytes: usize) {
+    fn cuMemcpyDtoD_v2 | cuMemcpyDtoD_v2_ptds(target: CUdeviceptr, source: CUdeviceptr, bytes: usize) {
         on_device(target, source, bytes, DEFAULT)
     }
 
-    fn cuMemcpyDtoDAsync_v2(
+    fn cuMemcpyDtoDAsync_v2 | cuMemcpyDtoDAsync_v2_ptsz(
         target: CUdeviceptr, source: CUdeviceptr, bytes: usize, stream: CUstream,
     ) {
         on_device(target, source, bytes, stream)
     }
 
-    fn cuMemcpy(target: CUdeviceptr, source: CUdeviceptr, bytes: usize) {
+    fn cuMemcpy | cuMemcpy_ptds(target: CUdeviceptr, source: CUdeviceptr, bytes: usize) {
         either(target, source, bytes, DEFAULT, true)
     }
 
-    fn cuMemcpyAsync(target: CUdeviceptr, source: CUdeviceptr, bytes: usize, stream: CUstream) {
+    fn cuMemcpyAsync | cuMemcpyAsync_ptsz(target: CUdeviceptr, source: CUdeviceptr, bytes: usize, stream: CUstream) {
         either(target, source, bytes, stream, false)
     }
 
-    fn cuMemsetD8_v2(target: CUdeviceptr, value: u8, count: usize) {
+    fn cuMemsetD8_v2 | cuMemsetD8_v2_ptds(target: CUdeviceptr, value: u8, count: usize) {
         set(&Plane::row(target, count), value.into(), 1, DEFAULT)
     }
 
-    fn cuMemsetD16_v2(target: CUdeviceptr, value: u16, count: usize) {
+    fn cuMemsetD16_v2 | cuMemsetD16_v2_ptds(target: CUdeviceptr, value: u16, count: usize) {
         set(&Plane::row(target, count), value.into(), 2, DEFAULT)
     }
 
-    fn cuMemsetD32_v2(target: CUdeviceptr, value: u32, count: usize) {
+    fn cuMemsetD32_v2 | cuMemsetD32_v2_ptds(target: CUdeviceptr, value: u32, count: usize) {
         set(&Plane::row(target, count), value, 4, DEFAULT)
     }
 
-    fn cuMemsetD8Async(target: CUdeviceptr, value: u8, count: usize, stream: CUstream) {
+    fn cuMemsetD8Async | cuMemsetD8Async_ptsz(target: CUdeviceptr, value: u8, count: usize, stream: CUstream) {
         set(&Plane::row(target, count), value.into(), 1, stream)
     }
 
-    fn cuMemsetD16Async(target: CUdeviceptr, value: u16, count: usize, stream: CUstream) {
+    fn cuMemsetD16Async | cuMemsetD16Async_ptsz(target: CUdeviceptr, value: u16, count: usize, stream: CUstream) {
         set(&Plane::row(target, count), value.into(), 2, stream)
     }
 
-    fn cuMemsetD32Async(target: CUdeviceptr, value: u32, count: usize, stream: CUstream) {
+    fn cuMemsetD32Async | cuMemsetD32Async_ptsz(target: CUdeviceptr, value: u32, count: usize, stream: CUstream) {
         set(&Plane::row(target, count), value, 4, stream)
     }
 }

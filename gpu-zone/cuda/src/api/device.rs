@@ -115,6 +115,46 @@ api! {
         })
     }
 
+    fn cuDeviceGetP2PAttribute(
+        value: *mut i32, attribute: i32, source: CUdevice, target: CUdevice,
+    ) {
+        if !(1..=5).contains(&attribute) {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        with(|state| {
+            if state.device(source)? == state.device(target)? {
+                return Err(CuResult::INVALID_DEVICE);
+            }
+            // GPUs of a lease do not reach each other.
+            put(value, 0)
+        })
+    }
+
+    fn cuDeviceGetExecAffinitySupport(supported: *mut i32, _kind: u32, device: CUdevice) {
+        with(|state| {
+            state.device(device)?;
+            put(supported, 0)
+        })
+    }
+
+    fn cuDeviceGetProperties(place: *mut [i32; 14], device: CUdevice) {
+        use DeviceAttribute as A;
+        with(|state| {
+            let device = state.device(device)?;
+            let wanted = [
+                A::MAX_THREADS_PER_BLOCK, A::MAX_BLOCK_DIM_X, A::MAX_BLOCK_DIM_Y,
+                A::MAX_BLOCK_DIM_Z, A::MAX_GRID_DIM_X, A::MAX_GRID_DIM_Y, A::MAX_GRID_DIM_Z,
+                A::MAX_SHARED_MEMORY_PER_BLOCK, A::TOTAL_CONSTANT_MEMORY, A::WARP_SIZE,
+                A::MAX_PITCH, A::MAX_REGISTERS_PER_BLOCK, A::CLOCK_RATE, A::TEXTURE_ALIGNMENT,
+            ];
+            let mut properties = [0; 14];
+            for (place, attribute) in properties.iter_mut().zip(wanted) {
+                *place = state.attribute(device, attribute)?;
+            }
+            put(place, properties)
+        })
+    }
+
     fn cuDeviceCanAccessPeer(can: *mut i32, device: CUdevice, peer: CUdevice) {
         with(|state| {
             state.device(device)?;

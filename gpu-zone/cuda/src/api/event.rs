@@ -52,11 +52,11 @@ api! {
         })
     }
 
-    fn cuEventRecord(event: CUevent, stream: CUstream) {
+    fn cuEventRecord | cuEventRecord_ptsz(event: CUevent, stream: CUstream) {
         record(event, stream)
     }
 
-    fn cuEventRecordWithFlags(event: CUevent, stream: CUstream, flags: u32) {
+    fn cuEventRecordWithFlags | cuEventRecordWithFlags_ptsz(event: CUevent, stream: CUstream, flags: u32) {
         // External events belong to graphs.
         if flags == 0 { record(event, stream) } else { Err(CuResult::NOT_SUPPORTED) }
     }

@@ -50,10 +50,19 @@ const RENAMED: [(&str, i32, &str); 38] = [
     ("cuEventElapsedTime", 12080, "cuEventElapsedTime_v2"),
 ];
 
+/// `CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM`.
+const PER_THREAD: u64 = 2;
+
 /// The function that `name` means to a program of this version.
-fn look_up(name: &str, version: i32) -> Option<*const ()> {
+fn look_up(name: &str, version: i32, flags: u64) -> Option<*const ()> {
     let renamed = RENAMED.iter().rev().find(|(old, from, _)| *old == name && *from <= version);
     let symbol = renamed.map_or(name, |(_, _, new)| new);
+    if flags & PER_THREAD != 0 {
+        let variants = ["_ptsz", "_ptds"].map(|suffix| format!("{symbol}{suffix}"));
+        if let Some(found) = variants.iter().find_map(|variant| stubs::address(variant)) {
+            return Some(found);
+        }
+    }
     stubs::address(symbol).or_else(|| {
         // What is not in the list above has its newest meaning.
         (2..=4).rev().find_map(|number| stubs::address(&format!("{name}_v{number}")))
@@ -64,10 +73,11 @@ fn proc_address(
     symbol: *const c_char,
     place: *mut *mut c_void,
     version: i32,
+    flags: u64,
     status: *mut u32,
 ) -> Answer {
     let name = text(symbol)?;
-    let found = look_up(name, version);
+    let found = look_up(name, version, flags);
     let address = found.map_or(std::ptr::null_mut(), |found| found.cast_mut().cast());
     put(place, address)?;
     let told = if found.is_some() { proc_address::SUCCESS } else { proc_address::SYMBOL_NOT_FOUND };
@@ -111,16 +121,16 @@ api! {
     }
 
     fn cuGetProcAddress(
-        symbol: *const c_char, place: *mut *mut c_void, version: i32, _flags: u64,
+        symbol: *const c_char, place: *mut *mut c_void, version: i32, flags: u64,
     ) {
-        proc_address(symbol, place, version, std::ptr::null_mut())
+        proc_address(symbol, place, version, flags, std::ptr::null_mut())
     }
 
     fn cuGetProcAddress_v2(
-        symbol: *const c_char, place: *mut *mut c_void, version: i32, _flags: u64,
+        symbol: *const c_char, place: *mut *mut c_void, version: i32, flags: u64,
         status: *mut u32,
     ) {
-        proc_address(symbol, place, version, status)
+        proc_address(symbol, place, version, flags, status)
     }
 
     fn cuModuleGetLoadingMode(mode: *mut u32) {
@@ -134,12 +144,16 @@ mod tests {
 
     #[test]
     fn names_mean_what_they_meant_to_the_programs_version() {
-        assert_eq!(look_up("cuCtxCreate", 11040), stubs::address("cuCtxCreate_v3"));
-        assert_eq!(look_up("cuCtxCreate", 13000), stubs::address("cuCtxCreate_v4"));
-        assert_eq!(look_up("cuMemAlloc", 13000), stubs::address("cuMemAlloc_v2"));
-        assert_eq!(look_up("cuCtxGetDevice", 13000), stubs::address("cuCtxGetDevice"));
-        assert!(look_up("cuGraphAddKernelNode", 13000).is_some(), "unsupported, but there");
-        assert_eq!(look_up("cuNoSuchFunction", 13000), None);
+        assert_eq!(look_up("cuCtxCreate", 11040, 0), stubs::address("cuCtxCreate_v3"));
+        assert_eq!(look_up("cuCtxCreate", 13000, 0), stubs::address("cuCtxCreate_v4"));
+        assert_eq!(look_up("cuMemAlloc", 13000, 0), stubs::address("cuMemAlloc_v2"));
+        assert_eq!(look_up("cuCtxGetDevice", 13000, 0), stubs::address("cuCtxGetDevice"));
+        assert!(look_up("cuGraphAddKernelNode", 13000, 0).is_some(), "unsupported, but there");
+        assert_eq!(look_up("cuNoSuchFunction", 13000, 0), None);
+        let own = |name| look_up(name, 13000, PER_THREAD);
+        assert_eq!(own("cuLaunchKernel"), stubs::address("cuLaunchKernel_ptsz"));
+        assert_eq!(own("cuMemcpyHtoD"), stubs::address("cuMemcpyHtoD_v2_ptds"));
+        assert_eq!(own("cuMemAlloc"), stubs::address("cuMemAlloc_v2"), "no stream, no variant");
         for (_, _, new) in RENAMED {
             assert!(stubs::address(new).is_some(), "{new}");
         }

@@ -2,38 +2,41 @@ use std::ffi::c_void;
 
 use gpuzone_cuda_abi::{
     CUfunction, CUstream, CuResult, DeviceAttribute, FunctionAttribute, LaunchAttribute,
-    launch_param,
+    LaunchAttributeValue, LaunchConfig, launch_param,
 };
-use gpuzone_wire::spec::{Launch, Occupancy, ParamInfo};
+use gpuzone_wire::spec::{Launch, LaunchSetting, ParamInfo};
 
 use super::function::{function_of, known};
-use crate::ffi::{Answer, api, put};
+use crate::ffi::{Answer, api};
 use crate::state::{State, with};
 use crate::tables::Function;
-
-/// `CUlaunchConfig`.
-#[repr(C)]
-struct LaunchConfig {
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    stream: CUstream,
-    attributes: *const Attribute,
-    attribute_count: u32,
-}
-
-/// `CUlaunchAttribute`.
-#[repr(C)]
-struct Attribute {
-    id: u32,
-    padding: u32,
-    value: [u64; 8],
-}
 
 struct Shape {
     grid: [u32; 3],
     block: [u32; 3],
     shared: u32,
+    settings: Vec<LaunchSetting>,
+}
+
+/// What an attribute asks for, if it asks for something.
+fn setting(attribute: &LaunchAttributeValue) -> Answer<Option<LaunchSetting>> {
+    use LaunchAttribute as L;
+    let value = attribute.words();
+    let asked = match (L(attribute.id), value) {
+        // Hints to caches and to who waits, which change nothing that a program sees.
+        (L::IGNORE | L::ACCESS_POLICY_WINDOW | L::SYNCHRONIZATION_POLICY, _)
+        | (L::MEM_SYNC_DOMAIN_MAP | L::MEM_SYNC_DOMAIN, _) => None,
+        // Switched off, or what every launch is.
+        (L::COOPERATIVE | L::PROGRAMMATIC_STREAM_SERIALIZATION, [0, _, _])
+        | (L::CLUSTER_DIMENSION, [1, 1, 1] | [0, 0, 0])
+        | (L::CLUSTER_SCHEDULING_POLICY_PREFERENCE | L::PRIORITY, [0, _, _]) => None,
+        (L::COOPERATIVE | L::PROGRAMMATIC_STREAM_SERIALIZATION | L::PRIORITY, [value, _, _])
+        | (L::CLUSTER_SCHEDULING_POLICY_PREFERENCE, [value, _, _])
+        | (L::PREFERRED_SHARED_MEMORY_CARVEOUT, [value, _, _]) => Some([value, 0, 0]),
+        (L::CLUSTER_DIMENSION, value) => Some(value),
+        _ => return Err(CuResult::NOT_SUPPORTED),
+    };
+    Ok(asked.map(|value| LaunchSetting { attribute: attribute.id, value }))
 }
 
 /// What the driver would refuse at once is refused at once: later it would surface at some
@@ -66,6 +69,16 @@ fn check(state: &State, function: &Function, shape: &Shape) -> Answer {
     }
     if threads > of_function(FunctionAttribute::MAX_THREADS_PER_BLOCK) {
         return Err(CuResult::LAUNCH_OUT_OF_RESOURCES);
+    }
+    for setting in &shape.settings {
+        let needed = match LaunchAttribute(setting.attribute) {
+            LaunchAttribute::COOPERATIVE => A::COOPERATIVE_LAUNCH,
+            LaunchAttribute::CLUSTER_DIMENSION => A::CLUSTER_LAUNCH,
+            _ => continue,
+        };
+        if limit(needed)? == 0 {
+            return Err(CuResult::NOT_SUPPORTED);
+        }
     }
     if u64::from(shape.shared) > of_function(FunctionAttribute::MAX_DYNAMIC_SHARED_SIZE_BYTES) {
         return Err(CuResult::INVALID_VALUE);
@@ -144,44 +157,29 @@ unsafe fn unpack_extra(total: usize, extra: *const *const c_void) -> Answer<Vec<
 
 fn launch(
     function: CUfunction,
-    shape: &Shape,
+    shape: Shape,
     stream: CUstream,
     parameters: *const *const c_void,
     extra: *const *const c_void,
 ) -> Answer {
     with(|state| {
         let id = function_of(state, function)?;
+        let (stream, context) = state.stream(stream)?;
         let known = known(state, id)?;
-        check(state, known, shape)?;
+        check(state, known, &shape)?;
         // SAFETY: the driver API's contract is `pack`'s.
         let arguments = unsafe { pack(&known.parameters, parameters, extra) }?;
-        let (stream, context) = state.stream(stream)?;
         if context != known.context {
             return Err(CuResult::INVALID_HANDLE);
         }
-        let Shape { grid, block, shared } = *shape;
-        state.post(context, &Launch { function: id, stream, grid, block, shared, arguments })
-    })
-}
-
-fn occupancy(
-    blocks: *mut i32,
-    function: CUfunction,
-    block: i32,
-    shared: usize,
-    flags: u32,
-) -> Answer {
-    with(|state| {
-        let id = function_of(state, function)?;
-        let context = known(state, id)?.context;
-        let dynamic_shared = shared as u64;
-        let request = Occupancy { function: id, block, dynamic_shared, flags };
-        put(blocks, state.call(context, &request)?.blocks)
+        let Shape { grid, block, shared, settings } = shape;
+        let request = Launch { function: id, stream, grid, block, shared, settings, arguments };
+        state.post(context, &request)
     })
 }
 
 api! {
-    fn cuLaunchKernel(
+    fn cuLaunchKernel | cuLaunchKernel_ptsz(
         function: CUfunction,
         grid_x: u32, grid_y: u32, grid_z: u32,
         block_x: u32, block_y: u32, block_z: u32,
@@ -190,10 +188,11 @@ api! {
     ) {
         let grid = [grid_x, grid_y, grid_z];
         let block = [block_x, block_y, block_z];
-        launch(function, &Shape { grid, block, shared }, stream, parameters, extra)
+        let settings = Vec::new();
+        launch(function, Shape { grid, block, shared, settings }, stream, parameters, extra)
     }
 
-    fn cuLaunchKernelEx(
+    fn cuLaunchKernelEx | cuLaunchKernelEx_ptsz(
         config: *const LaunchConfig, function: CUfunction,
         parameters: *const *const c_void, extra: *const *const c_void,
     ) {
@@ -202,33 +201,33 @@ api! {
         }
         // SAFETY: the driver API's contract: a configuration, left alone during the call.
         let config = unsafe { config.read_unaligned() };
+        let mut settings = Vec::new();
         for index in 0..config.attribute_count as usize {
             if config.attributes.is_null() {
                 return Err(CuResult::INVALID_VALUE);
             }
             // SAFETY: the driver API's contract: the list has as many elements as it says.
             let attribute = unsafe { config.attributes.add(index).read_unaligned() };
-            let id = LaunchAttribute(attribute.id);
-            let off = attribute.value.first().is_none_or(|value| value & 0xffff_ffff == 0);
-            // A property that is switched off asks for nothing.
-            if id != LaunchAttribute::IGNORE && !(id == LaunchAttribute::COOPERATIVE && off) {
-                return Err(CuResult::NOT_SUPPORTED);
-            }
+            settings.extend(setting(&attribute)?);
         }
-        let shape = Shape { grid: config.grid, block: config.block, shared: config.shared };
-        launch(function, &shape, config.stream, parameters, extra)
+        let (grid, block, shared) = (config.grid, config.block, config.shared);
+        let shape = Shape { grid, block, shared, settings };
+        launch(function, shape, config.stream, parameters, extra)
     }
 
-    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
-        blocks: *mut i32, function: CUfunction, block: i32, shared: usize,
+    fn cuLaunchCooperativeKernel | cuLaunchCooperativeKernel_ptsz(
+        function: CUfunction,
+        grid_x: u32, grid_y: u32, grid_z: u32,
+        block_x: u32, block_y: u32, block_z: u32,
+        shared: u32, stream: CUstream, parameters: *const *const c_void,
     ) {
-        occupancy(blocks, function, block, shared, 0)
-    }
-
-    fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
-        blocks: *mut i32, function: CUfunction, block: i32, shared: usize, flags: u32,
-    ) {
-        occupancy(blocks, function, block, shared, flags)
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let settings = vec![LaunchSetting {
+            attribute: LaunchAttribute::COOPERATIVE.0,
+            value: [1, 0, 0],
+        }];
+        let shape = Shape { grid, block, shared, settings };
+        launch(function, shape, stream, parameters, std::ptr::null())
     }
 }
 

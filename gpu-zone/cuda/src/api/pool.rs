@@ -225,11 +225,11 @@ api! {
         })
     }
 
-    fn cuMemAllocAsync(place: *mut CUdeviceptr, bytes: usize, stream: CUstream) {
+    fn cuMemAllocAsync | cuMemAllocAsync_ptsz(place: *mut CUdeviceptr, bytes: usize, stream: CUstream) {
         with(|state| allocate(state, place, bytes, None, stream))
     }
 
-    fn cuMemAllocFromPoolAsync(
+    fn cuMemAllocFromPoolAsync | cuMemAllocFromPoolAsync_ptsz(
         place: *mut CUdeviceptr, bytes: usize, pool: *mut c_void, stream: CUstream,
     ) {
         with(|state| {
@@ -238,7 +238,7 @@ api! {
         })
     }
 
-    fn cuMemFreeAsync(pointer: CUdeviceptr, stream: CUstream) {
+    fn cuMemFreeAsync | cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) {
         with(|state| {
             let range = state.ranges.get(pointer).filter(|range| range.module.is_none());
             let of = range.ok_or(CuResult::INVALID_VALUE)?.context;

@@ -1,10 +1,9 @@
 use gpuzone_cuda_abi::{CUcontext, CUdevice, CuResult, ctx_flags};
-use gpuzone_wire::spec::{ContextCreate, ContextId};
+use gpuzone_wire::spec::ContextId;
 
 use crate::ffi::{Answer, api, put};
 use crate::handles::{Kind, handle};
 use crate::state::{State, with};
-use crate::tables::Context;
 
 /// A GPU's primary context always has the same number, so that a handle stays good when the
 /// context is retained again.
@@ -17,9 +16,7 @@ fn retain(state: &mut State, device: usize) -> Answer<ContextId> {
     let held = state.primaries.get(device).ok_or(CuResult::INVALID_DEVICE)?;
     let flags = held.flags;
     if held.holders == 0 {
-        let number = u32::try_from(device).map_err(|_| CuResult::INVALID_DEVICE)?;
-        state.call(ContextId(0), &ContextCreate { context: id, device: number, flags })?;
-        state.contexts.insert(id, Context { device, flags });
+        state.create_context(id, device, flags)?;
     }
     if let Some(held) = state.primaries.get_mut(device) {
         held.holders += 1;
@@ -55,6 +52,9 @@ fn set_flags(device: CUdevice, flags: u32) -> Answer {
         let device = state.device(device)?;
         let held = state.primaries.get_mut(device).ok_or(CuResult::INVALID_DEVICE)?;
         held.flags = flags;
+        if let Some(context) = state.contexts.get_mut(&primary(device)) {
+            context.flags = flags;
+        }
         Ok(())
     })
 }

@@ -167,52 +167,52 @@ fn of_3d(from: *const c_void) -> Answer<Rows> {
 }
 
 api! {
-    fn cuMemcpy2D_v2(copied: *const c_void) {
+    fn cuMemcpy2D_v2 | cuMemcpy2D_v2_ptds(copied: *const c_void) {
         copy(of_2d(copied), DEFAULT, true)
     }
 
-    fn cuMemcpy2DUnaligned_v2(copied: *const c_void) {
+    fn cuMemcpy2DUnaligned_v2 | cuMemcpy2DUnaligned_v2_ptds(copied: *const c_void) {
         copy(of_2d(copied), DEFAULT, true)
     }
 
-    fn cuMemcpy2DAsync_v2(copied: *const c_void, stream: CUstream) {
+    fn cuMemcpy2DAsync_v2 | cuMemcpy2DAsync_v2_ptsz(copied: *const c_void, stream: CUstream) {
         copy(of_2d(copied), stream, false)
     }
 
-    fn cuMemcpy3D_v2(copied: *const c_void) {
+    fn cuMemcpy3D_v2 | cuMemcpy3D_v2_ptds(copied: *const c_void) {
         copy(of_3d(copied), DEFAULT, true)
     }
 
-    fn cuMemcpy3DAsync_v2(copied: *const c_void, stream: CUstream) {
+    fn cuMemcpy3DAsync_v2 | cuMemcpy3DAsync_v2_ptsz(copied: *const c_void, stream: CUstream) {
         copy(of_3d(copied), stream, false)
     }
 
-    fn cuMemsetD2D8_v2(target: CUdeviceptr, pitch: usize, value: u8, count: usize, rows: usize) {
+    fn cuMemsetD2D8_v2 | cuMemsetD2D8_v2_ptds(target: CUdeviceptr, pitch: usize, value: u8, count: usize, rows: usize) {
         set(&Plane { target, pitch, count, rows }, value.into(), 1, DEFAULT)
     }
 
-    fn cuMemsetD2D16_v2(target: CUdeviceptr, pitch: usize, value: u16, count: usize, rows: usize) {
+    fn cuMemsetD2D16_v2 | cuMemsetD2D16_v2_ptds(target: CUdeviceptr, pitch: usize, value: u16, count: usize, rows: usize) {
         set(&Plane { target, pitch, count, rows }, value.into(), 2, DEFAULT)
     }
 
-    fn cuMemsetD2D32_v2(target: CUdeviceptr, pitch: usize, value: u32, count: usize, rows: usize) {
+    fn cuMemsetD2D32_v2 | cuMemsetD2D32_v2_ptds(target: CUdeviceptr, pitch: usize, value: u32, count: usize, rows: usize) {
         set(&Plane { target, pitch, count, rows }, value, 4, DEFAULT)
     }
 
-    fn cuMemsetD2D8Async(
+    fn cuMemsetD2D8Async | cuMemsetD2D8Async_ptsz(
         target: CUdeviceptr, pitch: usize, value: u8, count: usize, rows: usize, stream: CUstream,
     ) {
         set(&Plane { target, pitch, count, rows }, value.into(), 1, stream)
     }
 
-    fn cuMemsetD2D16Async(
+    fn cuMemsetD2D16Async | cuMemsetD2D16Async_ptsz(
         target: CUdeviceptr, pitch: usize, value: u16, count: usize, rows: usize,
         stream: CUstream,
     ) {
         set(&Plane { target, pitch, count, rows }, value.into(), 2, stream)
     }
 
-    fn cuMemsetD2D32Async(
+    fn cuMemsetD2D32Async | cuMemsetD2D32Async_ptsz(
         target: CUdeviceptr, pitch: usize, value: u32, count: usize, rows: usize,
         stream: CUstream,
     ) {

@@ -3,8 +3,8 @@
 use gpuzone_cuda_abi::CuResult;
 
 use super::{
-    Call, ContextId, DevicePtr, EventId, FunctionId, HostId, JitSetting, Kind, LinkInput, ModuleId,
-    ParamInfo, PoolId, Request, StreamId, Supported,
+    Call, ContextId, DevicePtr, EventId, FunctionId, HostId, JitSetting, Kind, LaunchSetting,
+    LinkInput, ModuleId, ParamInfo, PoolId, Request, StreamId, Supported,
 };
 use crate::codec::{DecodeError, Field, Source, fields};
 
@@ -122,9 +122,12 @@ calls! {
         "cuDeviceGetCount" "cuDeviceGet" "cuDeviceGetName" "cuDeviceGetUuid" "cuDeviceGetUuid_v2"
         "cuDeviceTotalMem_v2" "cuDeviceGetAttribute" "cuDeviceComputeCapability"
         "cuDeviceGetPCIBusId" "cuDeviceGetByPCIBusId" "cuDeviceCanAccessPeer"
+        "cuDeviceGetP2PAttribute" "cuDeviceGetProperties" "cuDeviceGetExecAffinitySupport"
         "cuDevicePrimaryCtxGetState" "cuDevicePrimaryCtxSetFlags" "cuDevicePrimaryCtxSetFlags_v2"
         "cuCtxGetCurrent" "cuCtxSetCurrent" "cuCtxPushCurrent_v2" "cuCtxPopCurrent_v2"
         "cuCtxGetDevice" "cuCtxGetFlags" "cuCtxGetId" "cuCtxGetApiVersion"
+        "cuCtxGetDevice_v2" "cuCtxSetFlags" "cuCtxAttach" "cuCtxDetach"
+        "cuCtxGetSharedMemConfig" "cuCtxSetSharedMemConfig"
         "cuCtxGetStreamPriorityRange" "cuCtxGetCacheConfig" "cuCtxSetCacheConfig"
         "cuMemHostGetFlags" "cuMemHostRegister_v2" "cuMemHostUnregister" "cuMemHostGetDevicePointer_v2"
         "cuDeviceGetDefaultMemPool" "cuDeviceGetMemPool" "cuDeviceSetMemPool"
@@ -136,23 +139,29 @@ calls! {
         "cuLinkCreate" "cuLinkCreate_v2" "cuLinkAddData" "cuLinkAddData_v2" "cuLinkAddFile"
         "cuLinkAddFile_v2" "cuLinkDestroy"
         "cuStreamGetFlags" "cuStreamGetPriority" "cuStreamGetCtx" "cuStreamGetId"
-        "cuStreamGetDevice" "cuStreamIsCapturing"
+        "cuStreamGetDevice" "cuStreamIsCapturing" "cuStreamGetCtx_v2"
+        "cuStreamGetAttribute" "cuStreamSetAttribute" "cuStreamCopyAttributes"
     }
 
     /// Makes a context on a GPU; the number must be free.
     Replied context_create: ContextCreate
         ["cuCtxCreate_v2" "cuCtxCreate_v3" "cuCtxCreate_v4" "cuDevicePrimaryCtxRetain"]
-        { context: ContextId, device: u32, flags: u32 } -> ContextCreated {}
+        { context: ContextId, device: u32, flags: u32 }
+        -> ContextCreated { least_priority: i32, greatest_priority: i32 }
     /// Ends a context and all that is in it.
     Replied context_destroy: ContextDestroy
         ["cuCtxDestroy_v2" "cuDevicePrimaryCtxRelease" "cuDevicePrimaryCtxRelease_v2"
          "cuDevicePrimaryCtxReset" "cuDevicePrimaryCtxReset_v2"]
         { context: ContextId } -> ContextDestroyed {}
     /// Waits for all work of the context.
-    Replied context_synchronize: ContextSynchronize ["cuCtxSynchronize"] {} -> ContextIdle {}
+    Replied context_synchronize: ContextSynchronize
+        ["cuCtxSynchronize" "cuCtxSynchronize_v2"] {} -> ContextIdle {}
     /// Asks for one of the context's limits.
     Replied context_limit: ContextLimit ["cuCtxGetLimit"]
         { limit: u32 } -> ContextLimitValue { value: u64 }
+    /// Sets one of them; what it takes of the device is charged.
+    Replied context_set_limit: ContextSetLimit ["cuCtxSetLimit"]
+        { limit: u32, value: u64 } -> ContextLimitSet {}
 
     /// Takes memory of the lease; it is zeroed.
     Replied memory_allocate: MemoryAllocate ["cuMemAlloc_v2" "cuMemAllocPitch_v2"]
@@ -262,17 +271,28 @@ calls! {
     /// Asks how many blocks of a kernel run at once on a multiprocessor.
     Replied occupancy: Occupancy
         ["cuOccupancyMaxActiveBlocksPerMultiprocessor"
-         "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"]
+         "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"
+         "cuOccupancyMaxPotentialBlockSize" "cuOccupancyMaxPotentialBlockSizeWithFlags"]
         { function: FunctionId, block: i32, dynamic_shared: u64, flags: u32 }
         -> OccupancyReply { blocks: i32 }
+    /// Asks how much dynamic shared memory blocks may have so that some of them run at once.
+    Replied occupancy_shared: OccupancyShared ["cuOccupancyAvailableDynamicSMemPerBlock"]
+        { function: FunctionId, blocks: i32, block: i32 } -> OccupancySharedReply { bytes: u64 }
     /// Starts a kernel; `arguments` are all of them at their offsets.
-    Posted launch: Launch ["cuLaunchKernel" "cuLaunchKernelEx"]
+    Posted launch: Launch ["cuLaunchKernel" "cuLaunchKernelEx" "cuLaunchCooperativeKernel"]
         { function: FunctionId, stream: StreamId, grid: [u32; 3], block: [u32; 3], shared: u32,
-          arguments: Vec<u8> }
+          settings: Vec<LaunchSetting>, arguments: Vec<u8> }
+
+    /// Has the worker say over a socket of its own, which comes before the answer, when the
+    /// tenant's functions are to run.
+    Replied host_channel: HostChannel [] {} -> HostChannelMade {}
+    /// Runs a function of the tenant's behind the stream's work, before what comes after.
+    Posted host_function: HostFunction ["cuLaunchHostFunc" "cuStreamAddCallback"]
+        { function: u64, stream: StreamId }
 
     /// Makes a stream; the number must be free.
     Posted stream_create: StreamCreate ["cuStreamCreate" "cuStreamCreateWithPriority"]
-        { stream: StreamId, flags: u32 }
+        { stream: StreamId, flags: u32, priority: i32 }
     /// Ends a stream.
     Posted stream_destroy: StreamDestroy ["cuStreamDestroy_v2"] { stream: StreamId }
     /// Waits for a stream's work.

@@ -3,12 +3,14 @@
 //! dispatch and the list of what is supported come from it.
 
 mod calls;
+mod page;
 mod types;
 
 #[cfg(test)]
 mod tests;
 
 pub use calls::*;
+pub use page::support_page;
 pub use types::*;
 
 use std::os::fd::BorrowedFd;
@@ -41,8 +43,14 @@ pub struct Supported {
     pub kind: Kind,
 }
 
+/// The function whose variant for a thread's own default stream this is, if it is one.
+pub fn variant_of(symbol: &str) -> Option<&str> {
+    symbol.strip_suffix("_ptsz").or_else(|| symbol.strip_suffix("_ptds"))
+}
+
 /// How `symbol` is served; `None` when it is not supported.
 pub fn support(symbol: &str) -> Option<Kind> {
+    let symbol = variant_of(symbol).unwrap_or(symbol);
     SUPPORT.iter().find(|supported| supported.symbol == symbol).map(|supported| supported.kind)
 }
 

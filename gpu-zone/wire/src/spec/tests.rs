@@ -33,6 +33,7 @@ fn calls_read_back() {
         grid: [1, 2, 3],
         block: [4, 5, 6],
         shared: 7,
+        settings: vec![LaunchSetting { attribute: 2, value: [1, 0, 0] }],
         arguments: vec![1, 2, 3],
     };
     let mut bytes = Vec::new();

@@ -76,3 +76,13 @@ pub struct LinkInput {
     pub bytes: u64,
 }
 fields!(LinkInput { kind, bytes });
+
+/// An attribute of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchSetting {
+    /// Which, as in `CUlaunchAttributeID`.
+    pub attribute: u32,
+    /// Its value, as far as it has that many numbers.
+    pub value: [u32; 3],
+}
+fields!(LaunchSetting { attribute, value });

@@ -21,7 +21,7 @@ fn size(bytes: usize) -> Answer<u64> {
     u64::try_from(bytes).map_err(|_| CuResult::INVALID_VALUE)
 }
 
-fn to_device(lane: &Lane, to: u64, from: Word, len: usize, mode: Mode) -> Answer {
+pub(super) fn to_device(lane: &Lane, to: u64, from: Word, len: usize, mode: Mode) -> Answer {
     if len == 0 {
         return Ok(());
     }
@@ -36,7 +36,7 @@ fn to_device(lane: &Lane, to: u64, from: Word, len: usize, mode: Mode) -> Answer
     lane.run(Work::ToDevice { to, from: Source::Direct(from) })
 }
 
-fn to_host(lane: &Lane, to: Word, from: u64, len: usize, mode: Mode) -> Answer {
+pub(super) fn to_host(lane: &Lane, to: Word, from: u64, len: usize, mode: Mode) -> Answer {
     if len == 0 {
         return Ok(());
     }
@@ -49,7 +49,7 @@ fn to_host(lane: &Lane, to: Word, from: u64, len: usize, mode: Mode) -> Answer {
     lane.run(work)
 }
 
-fn on_device(lane: &Lane, to: u64, from: u64, len: usize, mode: Mode) -> Answer {
+pub(super) fn on_device(lane: &Lane, to: u64, from: u64, len: usize, mode: Mode) -> Answer {
     if len == 0 {
         return Ok(());
     }

@@ -90,9 +90,19 @@ pub(super) fn load(
     values: Array<Word>,
 ) -> Answer<Word> {
     let context = current()?;
+    load_with(count, options, values, || Module::load(&context, image))
+}
+
+/// Loads something, with the compiler's options.
+pub(super) fn load_with(
+    count: u32,
+    options: Array<u32>,
+    values: Array<Word>,
+    load: impl FnOnce() -> Result<Word, Refusal>,
+) -> Answer<Word> {
     let Logs { info, error, time_at } = Logs::read(count, options, values)?;
     let start = Instant::now();
-    let loaded = Module::load(&context, image);
+    let loaded = load();
     if let Some(at) = time_at {
         let milliseconds = start.elapsed().as_secs_f32() * 1e3;
         values.set(at, Word::try_from(milliseconds.to_bits()).unwrap_or(0))?;

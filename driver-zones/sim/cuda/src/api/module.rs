@@ -9,7 +9,7 @@ use crate::handles;
 const MAX_FILE: u64 = 32 << 20;
 
 /// Names that `cuFuncGetName` gave out, which live as long as the process.
-fn c_name(name: &str) -> crate::Answer<*const std::ffi::c_char> {
+pub(super) fn c_name(name: &str) -> crate::Answer<*const std::ffi::c_char> {
     use std::collections::BTreeMap;
     use std::ffi::CString;
     use std::sync::{Mutex, PoisonError};
@@ -20,6 +20,15 @@ fn c_name(name: &str) -> crate::Answer<*const std::ffi::c_char> {
     }
     let text = CString::new(name).map_err(|_| CuResult::UNKNOWN)?;
     Ok(names.entry(name.to_owned()).or_insert(text).as_ptr())
+}
+
+/// A module's image in a file.
+pub(super) fn read_image(path: &str) -> crate::Answer<Vec<u8>> {
+    let size = std::fs::metadata(path).map_err(|_| CuResult::FILE_NOT_FOUND)?.len();
+    if size > MAX_FILE {
+        return Err(CuResult::INVALID_IMAGE);
+    }
+    std::fs::read(path).map_err(|_| CuResult::FILE_NOT_FOUND)
 }
 
 pub(super) fn param_info(
@@ -65,16 +74,7 @@ entry_points! {
     fn cuModuleLoad(module: Out<Word>, path: Text) {
         module.check()?;
         current()?;
-        let path = path.read()?;
-        let size = std::fs::metadata(path).map_err(|_| CuResult::FILE_NOT_FOUND)?.len();
-        if size > MAX_FILE {
-            return Err(CuResult::INVALID_IMAGE);
-        }
-        let mut image = std::fs::read(path).map_err(|_| CuResult::FILE_NOT_FOUND)?;
-        if image.last() == Some(&0) {
-            image.pop();
-        }
-        module.put(jit::load_plain(&image)?)
+        module.put(jit::load_plain(&read_image(path.read()?)?)?)
     }
 
     fn cuModuleUnload(module: Word) {

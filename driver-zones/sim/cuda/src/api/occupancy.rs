@@ -77,6 +77,20 @@ entry_points! {
         blocks(count, function, threads, dynamic_shared, flags)
     }
 
+    fn cuOccupancyAvailableDynamicSMemPerBlock(
+        bytes: Out<usize>,
+        function: Word,
+        blocks: i32,
+        threads: i32,
+    ) {
+        bytes.check()?;
+        current()?;
+        let blocks = u32::try_from(blocks).map_err(|_| CuResult::INVALID_VALUE)?;
+        let threads = u32::try_from(threads).map_err(|_| CuResult::INVALID_VALUE)?;
+        let shared = handles::function(function)?.dynamic_shared_for(blocks, threads)?;
+        bytes.put(usize::try_from(shared).map_err(|_| CuResult::UNKNOWN)?)
+    }
+
     fn cuOccupancyMaxPotentialBlockSize(
         min_grid: Out<i32>,
         block: Out<i32>,

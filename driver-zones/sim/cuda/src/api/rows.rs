@@ -1,9 +1,9 @@
 //! Copies and fills of rows.
 
 use gpuzone_cuda_abi::CuResult;
-use gpuzone_cuda_abi::rows::{Place, Rows, WORDS_2D, WORDS_3D};
+use gpuzone_cuda_abi::rows::{End, Place, Rows, WORDS_2D, WORDS_3D};
 
-use super::copy::{Mode, default_lane, either, fill};
+use super::copy::{Mode, default_lane, either, fill, on_device, to_device, to_host};
 use super::lane::Lane;
 use crate::Answer;
 use crate::abi::{Array, Word, entry_points};
@@ -15,20 +15,22 @@ fn copy(lane: &Lane, rows: Answer<Rows>, mode: Mode) -> Answer {
         return Ok(());
     }
     let memory = lane.context.memory();
-    for (end, what) in [(rows.source, "source"), (rows.target, "target")] {
-        let on_device = memory.find(end.address).is_some();
-        let fits = match end.place {
-            Place::Host => !on_device,
-            Place::Device => on_device,
-            Place::Either => true,
-        };
-        if !fits {
-            crate::driver::report(&format!("the {what} of a copy of rows is not where it says"));
-            return Err(CuResult::INVALID_VALUE);
+    let is_device = |end: End| {
+        let found = memory.find(end.address).is_some();
+        match (end.place, found) {
+            (Place::Host, true) | (Place::Device, false) => Err(CuResult::INVALID_VALUE),
+            _ => Ok(found),
         }
-    }
+    };
+    let host = |address: u64| Word::try_from(address).map_err(|_| CuResult::INVALID_VALUE);
     let width = usize::try_from(rows.width).map_err(|_| CuResult::INVALID_VALUE)?;
-    rows.rows().try_for_each(|(source, target)| either(lane, target, source, width, mode))
+    let (to, from) = (is_device(rows.target)?, is_device(rows.source)?);
+    rows.rows().try_for_each(|(source, target)| match (to, from) {
+        (true, true) => on_device(lane, target, source, width, mode),
+        (true, false) => to_device(lane, target, host(source)?, width, mode),
+        (false, true) => to_host(lane, host(target)?, source, width, mode),
+        (false, false) => either(lane, target, source, width, mode),
+    })
 }
 
 fn words<const N: usize>(from: Array<[u64; N]>) -> Answer<[u64; N]> {

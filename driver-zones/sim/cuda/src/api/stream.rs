@@ -31,6 +31,20 @@ fn destroy(handle: Word) -> Answer {
     Ok(())
 }
 
+/// A callback of `cuStreamAddCallback`.
+struct OfStream {
+    function: extern "C" fn(Word, CuResult, *mut std::ffi::c_void),
+    stream: Word,
+    data: Word,
+}
+
+extern "C" fn call_of_stream(data: *mut std::ffi::c_void) {
+    // SAFETY: the box that was made for this one call.
+    let of_stream = unsafe { Box::from_raw(data.cast::<OfStream>()) };
+    let data = std::ptr::with_exposed_provenance_mut(of_stream.data);
+    (of_stream.function)(of_stream.stream, CuResult::SUCCESS, data);
+}
+
 entry_points! {
     fn cuStreamCreate(stream: Out<Word>, flags: u32) { create(stream, flags, 0) }
 
@@ -95,5 +109,21 @@ entry_points! {
     ) {
         let function = function.ok_or(CuResult::INVALID_VALUE)?;
         Lane::of(stream)?.submit(Work::Call(HostFunction { function, data })).map(drop)
+    }
+
+    fn cuStreamAddCallback(
+        stream: Word,
+        function: Option<extern "C" fn(Word, CuResult, *mut std::ffi::c_void)>,
+        data: Word,
+        flags: u32,
+    ) {
+        let function = function.ok_or(CuResult::INVALID_VALUE)?;
+        if flags != 0 {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        let of_stream = OfStream { function, stream, data };
+        let data = Box::into_raw(Box::new(of_stream)).expose_provenance();
+        let call = HostFunction { function: call_of_stream, data };
+        Lane::of(stream)?.submit(Work::Call(call)).map(drop)
     }
 }

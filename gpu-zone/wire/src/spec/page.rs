@@ -1,0 +1,138 @@
+//! The page of what is supported, from the table.
+
+use std::fmt::Write;
+
+use gpuzone_cuda_abi::FUNCTIONS;
+
+use super::{Kind, SUPPORT, support, variant_of};
+
+/// What no tenant gets, by the words in its functions' names, and why.
+const NEVER: &[(&str, &[&str], &str)] = &[
+    (
+        "managed memory",
+        &["Managed", "cuMemAdvise", "cuMemPrefetch", "cuMemRange", "cuStreamAttachMem", "Discard"],
+        "its pages move between the host and the device behind everybody's back",
+    ),
+    (
+        "memory of other processes",
+        &["cuIpc", "Shareable", "cuMemPoolExport", "cuMemPoolImport", "HandleForAddressRange"],
+        "a handle would leave the lease",
+    ),
+    (
+        "peers",
+        &["Peer", "P2PAtomic", "cuMulticast", "Fabric"],
+        "leases do not reach each other's memory, nor do GPUs of one lease",
+    ),
+    (
+        "memory and semaphores of others",
+        &["External", "RDMA", "cuGraphics"],
+        "they are made by drivers that are not behind the worker",
+    ),
+    (
+        "profilers, debuggers and dumps",
+        &["Profiler", "Coredump", "cuLogs", "AsyncNotification", "cuGetExportTable"],
+        "they see the whole driver, not the lease",
+    ),
+    (
+        "a part of the GPU",
+        &["GreenCtx", "DevResource", "SmResource", "cuCtxFromGreen"],
+        "the lease says how much of the GPU there is",
+    ),
+];
+
+/// `docs/cuda-support.md`.
+pub fn support_page() -> String {
+    let mut page = String::from(
+        "# What of the CUDA driver API is supported
+
+This page is written by `cargo xtask cuda-support` from the table of calls in
+`gpu-zone/wire/src/spec`; a test fails when it is not.
+
+A function is answered in the tenant's process (*local*), sent to the worker without waiting
+(*posted*: an error of it comes with a later call), or sent and answered (*replied*). Some are
+local most of the time and ask the worker now and then; they stand where their work is done.
+Every other function that the driver's library exports is there, answers
+`CUDA_ERROR_NOT_SUPPORTED` and is counted by its name, so that a report shows what a program
+missed. Functions whose default stream is the thread's own (`_ptds`, `_ptsz`) are supported where
+the plain ones are, and `cuGetProcAddress` finds them.
+
+",
+    );
+    let variants =
+        FUNCTIONS.iter().filter(|name| variant_of(name).is_some() && support(name).is_some());
+    let plain = SUPPORT.len();
+    let all = FUNCTIONS.len();
+    let variants = variants.count();
+    let _ = writeln!(
+        page,
+        "Of the {all} names that the library exports, {plain} are supported, and {variants} of the variants for threads.\n"
+    );
+    for (kind, title) in
+        [(Kind::Local, "Local"), (Kind::Posted, "Posted"), (Kind::Replied, "Replied")]
+    {
+        let mut names: Vec<&str> =
+            SUPPORT.iter().filter(|known| known.kind == kind).map(|known| known.symbol).collect();
+        names.sort_unstable();
+        let _ = writeln!(page, "## {title}: {}\n", names.len());
+        list(&mut page, &names);
+    }
+    let _ =
+        writeln!(page, "## What no tenant gets\n\n| what | why | functions |\n| --- | --- | --- |");
+    let mut refused: Vec<&str> =
+        FUNCTIONS.iter().copied().filter(|name| support(name).is_none()).collect();
+    for (what, words, why) in NEVER {
+        let is_of = |name: &&str| words.iter().any(|word| name.contains(word));
+        let names: Vec<&str> = refused.iter().copied().filter(is_of).collect();
+        refused.retain(|name| !is_of(name));
+        let names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" ");
+        let _ = writeln!(page, "| {what} | {why} | {names} |");
+    }
+    let _ = writeln!(page, "\n## Not supported so far: {}\n", refused.len());
+    list(&mut page, &refused);
+    page.truncate(page.trim_end().len());
+    page.push('\n');
+    page
+}
+
+fn list(page: &mut String, names: &[&str]) {
+    for name in names {
+        let _ = writeln!(page, "* `{name}`");
+    }
+    page.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_what_the_table_says() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cuda-support.md");
+        let written = std::fs::read_to_string(path).expect("the page is there");
+        assert!(
+            written == support_page(),
+            "docs/cuda-support.md is not current; run `cargo xtask cuda-support`"
+        );
+    }
+
+    #[test]
+    fn what_no_tenant_gets_is_not_supported() {
+        for name in [
+            "cuMemAllocManaged",
+            "cuIpcGetMemHandle",
+            "cuCtxEnablePeerAccess",
+            "cuMemcpyPeer",
+            "cuMulticastCreate",
+            "cuImportExternalMemory",
+            "cuGraphicsMapResources",
+            "cuProfilerStart",
+            "cuCoredumpGetAttribute",
+            "cuMemExportToShareableHandle",
+            "cuGreenCtxCreate",
+        ] {
+            assert_eq!(support(name), None, "{name}");
+            let listed = NEVER.iter().any(|(_, words, _)| words.iter().any(|w| name.contains(w)));
+            assert!(listed, "{name} has no reason");
+        }
+    }
+}
