@@ -29,6 +29,7 @@ mod scrub;
 mod scrubs;
 mod serve;
 mod slot;
+mod vm;
 mod worker;
 
 use std::io;
@@ -72,7 +73,10 @@ pub fn configuration(config: &Path) -> Result<BrokerConfig, RunError> {
 ///
 /// # Errors
 /// When the zone is served by another broker, or its files cannot be used.
-pub async fn run(read: BrokerConfig) -> Result<(), RunError> {
+pub async fn run(mut read: BrokerConfig) -> Result<(), RunError> {
+    if let Some(machine) = read.microvm.take() {
+        return vm::run(read, *machine).await;
+    }
     let zone_dir = read.zone_dir.clone();
     let zone = |error| RunError::Zone(zone_dir.clone(), error);
     private_dir(&zone_dir).map_err(zone)?;

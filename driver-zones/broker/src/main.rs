@@ -26,7 +26,10 @@ fn main() -> anyhow::Result<()> {
     // Before anything is read that a worker wrote, and before there are threads. Where workers have
     // sandboxes, the agent has started this in one of its own.
     let sandboxed = config.sandbox.is_some();
-    if let Some(missing) = gpuzone_zone::sandbox::confine_supervisor(sandboxed)? {
+    // What makes a microVM starts QEMU, which would have this process's filter for its own.
+    if config.microvm.is_none()
+        && let Some(missing) = gpuzone_zone::sandbox::confine_supervisor(sandboxed)?
+    {
         tracing::warn!(%missing, "this broker runs without a part of its confinement");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

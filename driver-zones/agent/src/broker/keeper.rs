@@ -18,6 +18,8 @@ use super::{BrokerLink, LinkError};
 
 /// How long a new broker may take until it answers. It may have workers to end first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// The same of one that starts a microVM first, which may be emulated.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// Its name among zones, and its host's name.
@@ -146,7 +148,8 @@ impl BrokerKeeper {
 
     async fn start(&self) -> Result<Process, BrokerError> {
         let process = self.launch().await?;
-        let end = Instant::now() + ANSWER_LIMIT;
+        let limit = if self.config.microvm.is_some() { BOOT_LIMIT } else { ANSWER_LIMIT };
+        let end = Instant::now() + limit;
         loop {
             let source = match self.link.hello().await {
                 Ok(pid) if pid == process.pid() => {
@@ -192,7 +195,11 @@ impl BrokerKeeper {
         let unprepared =
             |source| BrokerError::Prepare { dir: self.config.zone_dir.clone(), source };
         let launch = prepare().map_err(unprepared)?;
-        let Some(sandbox) = &self.config.sandbox else { return Ok(launch.start()?) };
+        let sandbox = match &self.config {
+            BrokerConfig { sandbox: Some(sandbox), microvm: None, .. } => sandbox,
+            // That of a microVM has the sandbox inside.
+            BrokerConfig { .. } => return Ok(launch.start()?),
+        };
         let spec = self.view(sandbox)?.spec().map_err(unprepared)?;
         let launcher = sandbox.launcher.clone();
         let (process, held) = Sandboxed { launcher, spec, launch }.hold()?;

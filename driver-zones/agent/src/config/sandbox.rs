@@ -28,6 +28,8 @@ pub struct ZonePolicy {
     pub users: ZoneUsers,
     /// What each program's zone may have at most, unless `gpu-zone run` says less.
     pub limits: ZoneLimits,
+    /// The driver zone is this microVM, and not a sandbox of the host's.
+    pub microvm: Option<super::microvm::MicroVmTable>,
 }
 
 impl ZonePolicy {
@@ -68,7 +70,7 @@ impl Config {
 }
 
 /// The folder in which the simulated node's processes share memory. Workers are given it.
-fn simulated_state(config: Option<&Path>) -> PathBuf {
+pub(super) fn simulated_state(config: Option<&Path>) -> PathBuf {
     let text = config.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
     let table: toml::Table = text.parse().unwrap_or_default();
     match table.get("state_dir").and_then(toml::Value::as_str) {
