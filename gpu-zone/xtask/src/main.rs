@@ -70,6 +70,22 @@ enum Task {
         #[arg(long)]
         module: Vec<PathBuf>,
     },
+    /// A driver zone in a microVM from end to end, under QEMU.
+    MicrovmSuite {
+        /// The guest's kernel, like a distribution's cloud kernel.
+        #[arg(long)]
+        kernel: PathBuf,
+        /// Kernel modules that are loaded, in this order: what the kernel does not have built in
+        /// of virtio-serial over PCI.
+        #[arg(long)]
+        module: Vec<PathBuf>,
+        /// QEMU.
+        #[arg(long, default_value = "/usr/bin/qemu-system-x86_64")]
+        qemu: PathBuf,
+        /// What makes its processors: "auto", "kvm" or "tcg".
+        #[arg(long, default_value = "auto")]
+        accelerator: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -88,6 +104,9 @@ fn main() -> ExitCode {
         Task::Dist => dist::build(&repository()),
         Task::GuestImage { output, driver, module: modules } => {
             microvm::build(&repository(), &microvm::Contents { output, driver, modules })
+        }
+        Task::MicrovmSuite { kernel, module: modules, qemu, accelerator } => {
+            microvm::run(&repository(), microvm::Wanted { kernel, modules, qemu, accelerator })
         }
     };
     match done {

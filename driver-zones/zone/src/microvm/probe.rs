@@ -90,7 +90,7 @@ fn payload() -> [u8; 512] {
 pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
     let failed = |source| ProbeError::Io { accelerator, source };
     let sector = sector_file().map_err(failed)?;
-    let drive = format!("file=/proc/self/fd/0,format=raw,if=ide,readonly=on");
+    let drive = "file=/proc/self/fd/0,format=raw,if=ide,readonly=on";
     let cpu = match accelerator {
         Accelerator::Kvm => "host",
         Accelerator::Tcg => "max",
@@ -99,7 +99,7 @@ pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-m", "16"])
         .args(["-machine", &format!("pc,accel={}", accelerator.as_str()), "-cpu", cpu])
         .args(["-sandbox", "on,spawn=deny,elevateprivileges=deny"])
-        .args(["-drive", &drive, "-chardev", "stdio,id=word,signal=off"])
+        .args(["-drive", drive, "-chardev", "stdio,id=word,signal=off"])
         .args(["-device", "isa-debugcon,iobase=0x402,chardev=word"])
         .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"])
         .env_clear()
