@@ -118,7 +118,9 @@ fn understand(line: &[u8], greeted: bool) -> Result<Request, String> {
 impl Answers for Broker {
     async fn answer(self: &Arc<Self>, request: Request) -> Reply {
         match request {
-            Request::Hello { version: _ } => Reply::Hello { version: VERSION, pid: std::process::id() },
+            Request::Hello { version: _ } => {
+                Reply::Hello { version: VERSION, pid: std::process::id() }
+            }
             Request::Start(order) => {
                 let lease = order.lease;
                 match self.start(order).await {

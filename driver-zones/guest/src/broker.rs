@@ -67,7 +67,8 @@ impl Broker {
     /// Asks it, over a connection of its own.
     pub(crate) fn ask(&self, request: &Request) -> io::Result<Reply> {
         let missing = || io::Error::new(io::ErrorKind::NotConnected, "there is no broker yet");
-        let socket = self.state().config.as_ref().map(|config| config.zone_dir.join("control.sock"));
+        let socket =
+            self.state().config.as_ref().map(|config| config.zone_dir.join("control.sock"));
         let stream = UnixStream::connect(socket.ok_or_else(missing)?)?;
         stream.set_read_timeout(Some(ASK_LIMIT))?;
         let mut reader = BufReader::new(stream);

@@ -133,7 +133,8 @@ impl Node {
         let numbers = devices.lines().filter_map(|line| line.trim().split_once(' '));
         let major = numbers.filter(|(_, found)| found.trim() == name).map(|(major, _)| major);
         let major = major.last().and_then(|major| major.parse().ok());
-        let major = major.ok_or_else(|| format!("no driver is called '{name}' in /proc/devices"))?;
+        let major =
+            major.ok_or_else(|| format!("no driver is called '{name}' in /proc/devices"))?;
         Ok(Self { path: path.to_owned(), major, minor })
     }
 }
@@ -142,7 +143,8 @@ impl Node {
 mod tests {
     use super::*;
 
-    const DEVICES: &str = "Character devices:\n  1 mem\n195 nvidia\n511 nvidia-uvm\n\nBlock devices:\n";
+    const DEVICES: &str =
+        "Character devices:\n  1 mem\n195 nvidia\n511 nvidia-uvm\n\nBlock devices:\n";
 
     #[test]
     fn a_node_has_the_number_that_its_driver_got() {

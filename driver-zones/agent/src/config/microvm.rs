@@ -117,9 +117,9 @@ impl Config {
         let require = host.as_ref().map(|sandbox| sandbox.require.clone()).unwrap_or_default();
         let devices = match self.driver {
             DriverKind::Simulated => Vec::new(),
-            DriverKind::Nvidia => {
-                ["nvidiactl", "nvidia-uvm", "nvidia0"].map(|node| Path::new("/dev").join(node)).into()
-            }
+            DriverKind::Nvidia => ["nvidiactl", "nvidia-uvm", "nvidia0"]
+                .map(|node| Path::new("/dev").join(node))
+                .into(),
         };
         let launcher = self.launcher.clone().unwrap_or_default();
         let sandbox = Sandbox { launcher, read, write, devices, require, users };

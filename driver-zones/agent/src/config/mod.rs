@@ -240,9 +240,11 @@ impl Config {
             DriverKind::Nvidia => None,
         };
         let mut zone = file.zone;
-        zone.microvm = zone.microvm.map(|table| table.beside(&base)).transpose().map_err(
-            |source| ConfigError::Directory(base.clone(), source),
-        )?;
+        zone.microvm = zone
+            .microvm
+            .map(|table| table.beside(&base))
+            .transpose()
+            .map_err(|source| ConfigError::Directory(base.clone(), source))?;
         let sysfs = beside_file(file.node.sysfs)?;
         let passthrough = gpus::passthrough(file.gpus, driver, sysfs.is_some())?;
         let listen = match file.metrics.listen {

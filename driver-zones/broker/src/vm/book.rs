@@ -170,10 +170,11 @@ impl Entry {
                 ends,
             };
         };
-        ends.extend(last.ends.into_iter().map(|end| WorkerEnd {
-            number: self.restarts.saturating_add(end.number),
-            ..end
-        }));
+        ends.extend(
+            last.ends
+                .into_iter()
+                .map(|end| WorkerEnd { number: self.restarts.saturating_add(end.number), ..end }),
+        );
         LeaseStatus {
             lease: self.order.lease,
             restarts: self.restarts.saturating_add(last.restarts),
@@ -201,13 +202,8 @@ mod tests {
 
     fn said(launches: u64, pid: Option<u32>, restarts: u32) -> LeaseStatus {
         let counters = UsageCounters { launches, ..UsageCounters::default() };
-        let entry = Entry {
-            order: order(),
-            before: counters,
-            restarts,
-            ends: Ends::default(),
-            last: None,
-        };
+        let entry =
+            Entry { order: order(), before: counters, restarts, ends: Ends::default(), last: None };
         LeaseStatus { worker_pid: pid, trouble: String::new(), ..entry.status() }
     }
 

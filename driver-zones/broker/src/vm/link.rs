@@ -76,7 +76,9 @@ impl Link {
             match lines.next()? {
                 ToHost::Hello { version, nonce: told, begun: _ } if told == nonce => {
                     if version != VERSION {
-                        let message = format!("the guest's image speaks version {version}, and this host {VERSION}; build the image anew");
+                        let message = format!(
+                            "the guest's image speaks version {version}, and this host {VERSION}; build the image anew"
+                        );
                         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
                     }
                     break;
@@ -103,7 +105,7 @@ impl Link {
                     Err(error) => break error,
                 }
             };
-            tracing::debug!(%error, "the guest says no more");
+            tracing::warn!(%error, "the guest says no more");
             reader.close();
         })?;
         Ok(link)
@@ -157,7 +159,7 @@ impl Link {
                 }
             }
             ToHost::Health(health) => {
-                drop(waiting.health.take().map(|asked| asked.send(health)));
+                let _ = waiting.health.take().map(|asked| asked.send(health));
             }
         }
     }

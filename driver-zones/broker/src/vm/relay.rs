@@ -175,8 +175,15 @@ impl Relay {
         let health = timeout(STATUS_LIMIT, machine.link.health()).await;
         let health = health.ok().and_then(Result::ok).unwrap_or_default();
         let used = health.memory.saturating_sub(health.available) >> 20;
-        tracing::info!(adopted, milliseconds = took.as_millis() as u64, guest_uptime = health.uptime_ms,
-            guest_used_mib = used, broker = health.broker, "the driver zone's microVM serves");
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            adopted,
+            milliseconds,
+            guest_uptime = health.uptime_ms,
+            guest_used_mib = used,
+            broker = health.broker,
+            "the driver zone's microVM serves"
+        );
     }
 
     /// Asks again and again what was used.
@@ -361,8 +368,7 @@ fn receive(
             let mut inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
             inside.retain(|other| other.strong_count() > 0);
             inside.push(Arc::downgrade(&socket));
-            relay.upgrade().map_or(0, |relay| usize::from(relay.keeper.vm.windows))
-                < inside.len()
+            relay.upgrade().map_or(0, |relay| usize::from(relay.keeper.vm.windows)) < inside.len()
         };
         if most {
             session::refuse(&socket, &super::windows::WindowError::None.into());

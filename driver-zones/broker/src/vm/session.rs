@@ -139,9 +139,7 @@ fn welcome(heard: &mpsc::Receiver<Told>, sizes: RingSizes) -> Result<Welcome, Se
         Ok(Told::Closed(reason)) => Err(SessionError::Refused(
             reason.unwrap_or_else(|| "the driver zone's worker ended".to_owned()),
         )),
-        Err(_) => {
-            Err(SessionError::Refused("the driver zone did not answer in time".to_owned()))
-        }
+        Err(_) => Err(SessionError::Refused("the driver zone did not answer in time".to_owned())),
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Windows {
 struct State {
     connection: Option<Monitor>,
     free: BTreeSet<u16>,
+    /// How many were plugged in.
+    plugged: u32,
     spare: Option<Window>,
 }
 
@@ -38,6 +40,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Window {
     number: u16,
+    /// QEMU's name for the memory.
+    name: String,
     /// The memory.
     pub(super) file: OwnedFd,
 }
@@ -45,7 +49,9 @@ pub(super) struct Window {
 /// Why there is no window.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WindowError {
-    #[error("the driver zone has no window left: as many processes are connected as it has windows, or are about to leave; end one first, or raise windows under [zone.microvm]")]
+    #[error(
+        "the driver zone has no window left: as many processes are connected as it has windows, or are about to leave; end one first, or raise windows under [zone.microvm]"
+    )]
     None,
     #[error("cannot make a window's memory: {0}")]
     Memory(#[from] io::Error),
@@ -95,19 +101,20 @@ impl Windows {
         let number = *state.free.first().ok_or(WindowError::None)?;
         let file = memory()?;
         let fdset = fdset(number);
+        // A name that none had before: QEMU aborts when a device comes under one that it has not
+        // quite forgotten, and of a device that the guest never used it forgets it late.
+        state.plugged += 1;
+        let name = format!("{}{:x}-{}", prefix(number), std::process::id(), state.plugged);
         let plugged = self.with_monitor(state, |monitor| {
-            let added = monitor.execute_with(
-                "add-fd",
-                json!({ "fdset-id": fdset }),
-                Some(file.as_fd()),
-            )?;
+            let added =
+                monitor.execute_with("add-fd", json!({ "fdset-id": fdset }), Some(file.as_fd()))?;
             let fd = added.get("fd").and_then(serde_json::Value::as_i64).unwrap_or(-1);
-            let (memory, device) = (format!("memory{number}"), format!("plugged{number}"));
+            let device = format!("plugged{number}");
             monitor.execute(
                 "object-add",
                 json!({
                     "qom-type": "memory-backend-file",
-                    "id": memory,
+                    "id": &name,
                     "size": WINDOW_BYTES,
                     "mem-path": format!("/proc/self/fd/{fd}"),
                     "share": true,
@@ -118,7 +125,7 @@ impl Windows {
                 json!({
                     "driver": "ivshmem-plain",
                     "id": device,
-                    "memdev": memory,
+                    "memdev": &name,
                     "bus": window_bus(number),
                 }),
             )?;
@@ -126,53 +133,60 @@ impl Windows {
         });
         plugged?;
         state.free.remove(&number);
-        Ok(Window { number, file })
+        Ok(Window { number, name, file })
     }
 
     /// Takes out what an earlier owner plugged in: its sessions are over. Places that the guest
     /// does not give back stay taken.
     pub(super) fn sweep(&self, number: u16) {
-        let mut left = Vec::new();
+        let named = self.with_monitor(&mut self.state(), |monitor| {
+            monitor.execute("qom-list", json!({ "path": "/objects" }))
+        });
+        let named = named.unwrap_or_default();
+        let names = named.as_array().into_iter().flatten();
+        let names: Vec<&str> =
+            names.filter_map(|object| object.get("name")?.as_str()).collect();
         for number in 0..number {
+            let name = names.iter().find(|name| name.starts_with(&prefix(number)));
+            let Some(name) = name else { continue };
+            self.state().free.remove(&number);
             let device = format!("plugged{number}");
-            let asked = self.with_monitor(&mut self.state(), |monitor| {
+            // Refused where it is on its way out, or gone.
+            let _ = self.with_monitor(&mut self.state(), |monitor| {
                 monitor.execute("device_del", json!({ "id": device })).map(drop)
             });
-            // Refused where there is none.
-            if asked.is_ok() {
-                self.state().free.remove(&number);
-                left.push(number);
-            }
-        }
-        for number in left {
-            self.wait_until_gone(number);
+            self.wait_until_gone(number, name);
         }
     }
 
     /// Takes a window out of the machine. Waits for the guest, which may be slow about it, or
     /// never do it: the place is lost then.
     pub(super) fn unplug(&self, window: Window) {
-        let Window { number, file } = window;
+        let Window { number, name, file } = window;
         drop(file);
         let device = format!("plugged{number}");
         let asked = self.with_monitor(&mut self.state(), |monitor| {
             monitor.execute("device_del", json!({ "id": device })).map(drop)
         });
         match asked {
-            Ok(()) => self.wait_until_gone(number),
+            Ok(()) => self.wait_until_gone(number, &name),
             Err(error) => tracing::debug!(number, %error, "a window cannot be unplugged"),
         }
     }
 
-    fn wait_until_gone(&self, number: u16) {
+    fn wait_until_gone(&self, number: u16, memory: &str) {
         let end = Instant::now() + UNPLUG_LIMIT;
-        let (memory, fdset) = (format!("memory{number}"), fdset(number));
+        let fdset = fdset(number);
         while Instant::now() < end {
             let mut state = self.state();
             let gone = self.with_monitor(&mut state, |monitor| {
                 // Refused as long as the device uses it.
                 monitor.execute("object-del", json!({ "id": memory }))?;
-                monitor.execute("remove-fd", json!({ "fdset-id": fdset })).map(drop)
+                match monitor.execute("remove-fd", json!({ "fdset-id": fdset })) {
+                    // It went with the connection over which it came.
+                    Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
+                    Err(error) => Err(error),
+                }
             });
             match gone {
                 Ok(()) => {
@@ -212,6 +226,11 @@ impl Windows {
 /// The set of descriptors in which QEMU keeps a window's memory.
 fn fdset(number: u16) -> u64 {
     u64::from(number) + 1
+}
+
+/// How QEMU's names for a place's memory begin.
+fn prefix(number: u16) -> String {
+    format!("memory{number}-")
 }
 
 /// Memory that nobody can make shorter: it would kill whoever reads there.

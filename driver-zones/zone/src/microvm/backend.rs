@@ -103,7 +103,8 @@ impl MicroVms {
             let control = listen(&at("port"))?;
             let null = || File::options().read(true).write(true).open("/dev/null");
             let mut log = File::options();
-            let log = log.write(true).create(true).truncate(true).mode(0o600).open(at("qemu.log"))?;
+            let log =
+                log.write(true).create(true).truncate(true).mode(0o600).open(at("qemu.log"))?;
             Ok(Launch {
                 program: vm.qemu.clone(),
                 arguments,
@@ -197,9 +198,8 @@ impl Backend for MicroVms {
             monitor.execute("cont", json!({}))?;
             Ok(())
         });
-        let started = started.await.unwrap_or_else(|error| {
-            Err(QmpError::Broken(io::Error::other(error)))
-        });
+        let started =
+            started.await.unwrap_or_else(|error| Err(QmpError::Broken(io::Error::other(error))));
         started.map_err(|source| MicroVmError::Monitor { source, said: last_word(&zone.log) })?;
         Ok(missing)
     }

@@ -149,3 +149,28 @@ fn sector_file() -> io::Result<std::fs::File> {
     file.write_all(&payload())?;
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_says_nothing_is_dead_whoever_ends_well() {
+        for not_qemu in ["/bin/true", "/bin/false"] {
+            let probed = probe(Path::new(not_qemu), Accelerator::Kvm);
+            assert!(matches!(probed, Err(ProbeError::Dead { .. })), "{not_qemu}: {probed:?}");
+        }
+        let nothing = probe(Path::new("/nowhere/qemu"), Accelerator::Tcg);
+        assert!(matches!(nothing, Err(ProbeError::Io { .. })));
+    }
+
+    #[test]
+    fn a_guest_runs_by_emulation_where_qemu_is_installed() {
+        let qemu = Path::new("/usr/bin/qemu-system-x86_64");
+        if !qemu.exists() {
+            eprintln!("skipped: QEMU is not installed");
+            return;
+        }
+        probe(qemu, Accelerator::Tcg).unwrap();
+    }
+}

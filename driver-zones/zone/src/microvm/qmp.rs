@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_refusal_has_qemus_reason_without_control_characters() {
-        let refused = with(b"{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\\u001b such\"}}\n");
+        let refused =
+            with(b"{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\\u001b such\"}}\n");
         assert_eq!(refused.unwrap_err().to_string(), "QEMU refused 'query-status': no such");
     }
 

@@ -128,14 +128,15 @@ impl Writer {
         }
         let channel = self.region.channel(self.direction);
         let (tail, head) = (self.tail, &mut self.head);
-        let waited = park::wait(&self.region.writer_place(self.direction), self.spin, None, peer, || {
-            let seen = channel.head.0.load(Ordering::Acquire);
-            if seen < *head || seen > tail {
-                return Err(RingError::BadPosition);
-            }
-            *head = seen;
-            Ok(tail - seen + bytes <= capacity)
-        });
+        let waited =
+            park::wait(&self.region.writer_place(self.direction), self.spin, None, peer, || {
+                let seen = channel.head.0.load(Ordering::Acquire);
+                if seen < *head || seen > tail {
+                    return Err(RingError::BadPosition);
+                }
+                *head = seen;
+                Ok(tail - seen + bytes <= capacity)
+            });
         match waited {
             Ok(_) => Ok(()),
             Err(error) => {

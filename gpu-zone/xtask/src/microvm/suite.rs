@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::image::{self, Contents};
 
 /// Of anything in an emulated machine on a busy host.
-const LIMIT: Duration = Duration::from_secs(180);
+pub(super) const LIMIT: Duration = Duration::from_secs(180);
 const GPU: &str = "1Gi";
 
 /// What the suite is run with.
@@ -32,14 +32,17 @@ pub(crate) struct Wanted {
 ///
 /// # Errors
 /// With what did not hold.
-pub(crate) fn run(repository: &Path, wanted: Wanted) -> anyhow::Result<()> {
+pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     if !wanted.qemu.exists() {
         say("SKIPPED", &format!("{} is not there", wanted.qemu.display()));
         return Ok(());
     }
     let output = repository.join("target/guest-image/zone.cpio");
-    image::build(repository, &Contents { output: output.clone(), driver: None, modules: wanted.modules.clone() })?;
-    let mut node = node(&wanted, &output)?;
+    image::build(
+        repository,
+        &Contents { output: output.clone(), driver: None, modules: wanted.modules.clone() },
+    )?;
+    let mut node = node(wanted, &output)?;
     let done = all(&mut node);
     if done.is_err() {
         for log in ["broker.log", "zones/driver-zone-vm.qemu.log"] {
@@ -52,7 +55,7 @@ pub(crate) fn run(repository: &Path, wanted: Wanted) -> anyhow::Result<()> {
 }
 
 /// Its image is in its own folder, so that what was left of it would be found.
-fn node(wanted: &Wanted, image: &Path) -> anyhow::Result<Node> {
+pub(super) fn node(wanted: &Wanted, image: &Path) -> anyhow::Result<Node> {
     let configuration = format!(
         "[usage]\nflush_seconds = 0.2\n[tenants.default]\n[zone.microvm]\nkernel = {:?}\nimage = \"zone.cpio\"\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = 8\n",
         std::path::absolute(&wanted.kernel)?,
@@ -66,7 +69,6 @@ fn node(wanted: &Wanted, image: &Path) -> anyhow::Result<Node> {
 
 fn all(node: &mut Node) -> anyhow::Result<()> {
     timed("the zone starts", || Ok(node.start_agent_within(LIMIT)?))?;
-    let node = node;
     timed("two tenants compute at once", || two_tenants(node))?;
     timed("limits hold", || limits(node))?;
     timed("nothing of the driver is open on the host", || only_inside(node))?;
