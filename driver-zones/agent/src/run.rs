@@ -25,7 +25,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::audit::{self, AGENT, Audit, AuditError};
 use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerError, BrokerKeeper, BrokerLink};
-use crate::config::{Config, DriverKind, SIM_CONFIG_VARIABLE};
+use crate::config::{Config, DriverKind, InMicroVm, SIM_CONFIG_VARIABLE};
 use crate::gpus::{DiscoveryError, Gpus};
 use crate::health;
 use crate::journal::ReplayError;
@@ -224,7 +224,7 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
         nvml_library: config.nvml_library.clone(),
         environment,
     };
-    BrokerConfig {
+    let on_host = BrokerConfig {
         zone_dir,
         worker: config.worker.clone(),
         driver,
@@ -233,6 +233,15 @@ fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
         sandbox: config.sandbox(),
         windows: false,
         microvm: None,
+    };
+    match config.microvm() {
+        Some(InMicroVm { microvm, driver, sandbox }) => BrokerConfig {
+            driver,
+            sandbox: Some(sandbox),
+            microvm: Some(Box::new(microvm)),
+            ..on_host
+        },
+        None => on_host,
     }
 }
 

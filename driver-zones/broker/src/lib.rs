@@ -19,6 +19,7 @@
 
 mod arbiter;
 mod broker;
+mod driver_zone;
 mod ends;
 mod lease;
 mod maker;
@@ -30,6 +31,7 @@ mod scrub;
 mod scrubs;
 mod serve;
 mod slot;
+mod vm;
 mod worker;
 
 use std::io;
@@ -40,6 +42,8 @@ use std::sync::Arc;
 use gpuzone_wire::control::BrokerConfig;
 use gpuzone_zone::files::{LockError, PidLock, private_dir, remove};
 
+pub use driver_zone::DriverZone;
+pub use maker::made_by;
 pub use paths::ZonePaths;
 
 use broker::Broker;
@@ -87,7 +91,10 @@ pub fn handed(config: &BrokerConfig) -> Result<Option<OwnedFd>, RunError> {
 ///
 /// # Errors
 /// When the zone is served by another broker, or its files cannot be used.
-pub async fn run(read: BrokerConfig, handed: Option<OwnedFd>) -> Result<(), RunError> {
+pub async fn run(mut read: BrokerConfig, handed: Option<OwnedFd>) -> Result<(), RunError> {
+    if let Some(machine) = read.microvm.take() {
+        return vm::run(read, *machine).await;
+    }
     let zone_dir = read.zone_dir.clone();
     let zone = |error| RunError::Zone(zone_dir.clone(), error);
     private_dir(&zone_dir).map_err(zone)?;

@@ -24,9 +24,11 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(level).with_writer(stderr).with_ansi(colours).init();
     let config = gpuzone_broker::configuration(&arguments.config)?;
     let handed = gpuzone_broker::handed(&config)?;
-    // Before anything is read that a worker wrote, and before there are threads. Where workers have
-    // sandboxes, the agent has started this in one of its own.
-    if let Some(missing) = gpuzone_zone::sandbox::confine_broker(handed.is_some())? {
+    // Before anything is read that a worker wrote, and before there are threads. What makes a microVM
+    // starts QEMU, which would have this process's filter for its own.
+    if let Some(workers) = gpuzone_broker::made_by(&config)
+        && let Some(missing) = gpuzone_zone::sandbox::confine_broker(workers)?
+    {
         tracing::warn!(%missing, "this broker runs without a part of its confinement");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

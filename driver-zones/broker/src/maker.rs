@@ -1,21 +1,32 @@
 //! The way to workers' zones: by the maker that the agent started beside this broker, which has the
 //! rights that zones take and lets nobody choose what they are. Where workers have no sandboxes there
-//! is nothing to have rights for, and the same maker is a task of this process.
+//! is nothing to have rights for, and in a microVM the machine is the wall: there, the same maker is a
+//! task of this process.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use gpuzone_wire::control::BrokerConfig;
-use gpuzone_wire::handover::Role;
-use gpuzone_zone::maker::{Kind, MadeZone, Maker, MakerError, Template, inherited, line, serve};
-use gpuzone_zone::sandbox::Missing;
+use gpuzone_zone::maker::{MadeZone, Maker, MakerError, inherited, line, serve};
+use gpuzone_zone::sandbox::{MadeBy, Missing};
 
+use crate::driver_zone::{DriverZone, plain};
 use crate::paths::ZonePaths;
+
+/// Who makes the zones of this broker's workers; `None` where a microVM has the workers, and the broker
+/// in there.
+pub fn made_by(config: &BrokerConfig) -> Option<MadeBy> {
+    match config {
+        BrokerConfig { microvm: Some(_), .. } => None,
+        BrokerConfig { sandbox: None, .. } => Some(MadeBy::Itself),
+        BrokerConfig { windows: true, .. } => Some(MadeBy::ItselfSandboxed),
+        BrokerConfig { .. } => Some(MadeBy::Maker),
+    }
+}
 
 /// The line to the maker that was handed over, where there is one.
 pub(crate) fn handed(config: &BrokerConfig) -> io::Result<Option<OwnedFd>> {
-    config.sandbox.is_some().then(inherited).transpose()
+    (made_by(config) == Some(MadeBy::Maker)).then(inherited).transpose()
 }
 
 /// The maker, which has taken over what an earlier one made.
@@ -31,20 +42,16 @@ pub(crate) async fn connect(
     Maker::connect(line).await
 }
 
-/// A maker of zones without sandboxes.
+/// A maker of zones that is a task of this process.
 fn own(config: &BrokerConfig, paths: &ZonePaths) -> io::Result<OwnedFd> {
-    let kind = |role: Role| {
-        let arguments = role.arguments().iter().map(ToString::to_string).collect();
-        (
-            role.as_str().to_owned(),
-            Kind { arguments, files: role.files(), device_memory: BTreeMap::new() },
-        )
-    };
-    let template = Template {
-        program: config.worker.clone(),
-        environment: config.driver.environment.clone(),
-        kinds: Role::ALL.map(kind).into(),
-        sandbox: None,
+    let template = match &config.sandbox {
+        None => plain(config),
+        Some(sandbox) => {
+            let zone = DriverZone::new(config, sandbox).map_err(|feature| {
+                io::Error::other(format!("no sandbox has a feature '{feature}' to be required"))
+            })?;
+            zone.template()
+        }
     };
     let (ours, theirs) = line()?;
     let folder = paths.zones();

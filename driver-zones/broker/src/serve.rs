@@ -22,8 +22,14 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// What answers the agent.
+pub(crate) trait Answers: Send + Sync + 'static {
+    /// The answer to a request of a connection that said hello.
+    fn answer(self: &Arc<Self>, request: Request) -> impl Future<Output = Reply> + Send;
+}
+
 /// Serves until one connection asks for the end.
-pub(crate) async fn serve(broker: Arc<Broker>, listener: UnixListener) -> io::Result<()> {
+pub(crate) async fn serve(broker: Arc<impl Answers>, listener: UnixListener) -> io::Result<()> {
     let (ended, mut end) = mpsc::channel(1);
     loop {
         let stream = tokio::select! {
@@ -55,7 +61,7 @@ enum After {
     End,
 }
 
-async fn converse(broker: &Arc<Broker>, stream: UnixStream) -> io::Result<After> {
+async fn converse(broker: &Arc<impl Answers>, stream: UnixStream) -> io::Result<After> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut greeted = false;
@@ -70,7 +76,7 @@ async fn converse(broker: &Arc<Broker>, stream: UnixStream) -> io::Result<After>
             Ok(request) => {
                 greeted = true;
                 let last = matches!(request, Request::Shutdown);
-                (answer(broker, request).await, last)
+                (broker.answer(request).await, last)
             }
             Err(reason) => (Reply::Refused { reason }, true),
         };
@@ -109,38 +115,42 @@ fn understand(line: &[u8], greeted: bool) -> Result<Request, String> {
     }
 }
 
-async fn answer(broker: &Arc<Broker>, request: Request) -> Reply {
-    match request {
-        Request::Hello { version: _ } => Reply::Hello { version: VERSION, pid: std::process::id() },
-        Request::Start(order) => {
-            let lease = order.lease;
-            match broker.start(order).await {
-                Ok(status) => leases(vec![status]),
-                Err(error) => {
-                    tracing::error!(%lease, %error, "cannot be served");
-                    Reply::Refused { reason: error.to_string() }
+impl Answers for Broker {
+    async fn answer(self: &Arc<Self>, request: Request) -> Reply {
+        match request {
+            Request::Hello { version: _ } => {
+                Reply::Hello { version: VERSION, pid: std::process::id() }
+            }
+            Request::Start(order) => {
+                let lease = order.lease;
+                match self.start(order).await {
+                    Ok(status) => leases(vec![status]),
+                    Err(error) => {
+                        tracing::error!(%lease, %error, "cannot be served");
+                        Reply::Refused { reason: error.to_string() }
+                    }
                 }
             }
-        }
-        Request::Stop { lease } => leases(broker.stop(lease).await.into_iter().collect()),
-        Request::Scrub(order) => {
-            let lease = order.lease;
-            match broker.scrub(order).await {
-                Ok(reports) => Reply::Scrubbed { reports },
-                Err(error) => {
-                    tracing::error!(%lease, %error, "what it gave back is not shown to be clear");
-                    Reply::Refused { reason: error.to_string() }
+            Request::Stop { lease } => leases(self.stop(lease).await.into_iter().collect()),
+            Request::Scrub(order) => {
+                let lease = order.lease;
+                match self.scrub(order).await {
+                    Ok(reports) => Reply::Scrubbed { reports },
+                    Err(error) => {
+                        tracing::error!(%lease, %error, "what it gave back is not shown to be clear");
+                        Reply::Refused { reason: error.to_string() }
+                    }
                 }
             }
-        }
-        Request::Status => leases(broker.status()),
-        Request::Acknowledge { lease, through } => {
-            broker.acknowledge(lease, through);
-            leases(Vec::new())
-        }
-        Request::Shutdown => {
-            broker.stop_all().await;
-            Reply::Bye
+            Request::Status => leases(self.status()),
+            Request::Acknowledge { lease, through } => {
+                self.acknowledge(lease, through);
+                leases(Vec::new())
+            }
+            Request::Shutdown => {
+                self.stop_all().await;
+                Reply::Bye
+            }
         }
     }
 }

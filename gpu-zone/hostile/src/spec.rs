@@ -116,7 +116,15 @@ impl Shop {
 /// A launch of the kernel.
 pub(crate) fn spin(grid: [u32; 3], rounds: u64) -> Launch {
     let arguments = rounds.to_le_bytes().to_vec();
-    Launch { function: FUNCTION, stream: STREAM, grid, block: [32, 1, 1], shared: 0, arguments }
+    Launch {
+        function: FUNCTION,
+        stream: STREAM,
+        grid,
+        block: [32, 1, 1],
+        shared: 0,
+        settings: Vec::new(),
+        arguments,
+    }
 }
 
 /// The control part of a call upon what a [`Shop`] has.

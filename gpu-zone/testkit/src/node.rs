@@ -109,12 +109,19 @@ impl Node {
     /// # Errors
     /// When it ends or does not answer.
     pub fn start_agent(&mut self) -> Result<(), HarnessError> {
+        self.start_agent_within(Duration::from_secs(20))
+    }
+
+    /// The same, of a node that takes so long at most: one that boots a machine first.
+    ///
+    /// # Errors
+    /// When it ends or does not answer.
+    pub fn start_agent_within(&mut self, limit: Duration) -> Result<(), HarnessError> {
         let mut command = self.cli(["up"])?;
         command.arg("--config").arg(self.configuration());
         // Apart from the terminal's foreground: Ctrl-C is for whoever runs the test.
         command.process_group(0);
         let mut agent = Running::start(command)?;
-        let limit = Duration::from_secs(20);
         let end = Instant::now() + limit;
         loop {
             if !agent.runs()? {

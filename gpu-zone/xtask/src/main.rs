@@ -89,6 +89,41 @@ enum Task {
         #[arg(long)]
         module: Vec<PathBuf>,
     },
+    /// A driver zone in a microVM from end to end, under QEMU.
+    MicrovmSuite(Machine),
+    /// What a driver zone in a microVM takes, beside a bare boot of the same kernel.
+    MicrovmBench {
+        #[command(flatten)]
+        machine: Machine,
+        /// So many zones are started on this machine at once at the end.
+        #[arg(long, default_value_t = 0)]
+        zones: usize,
+    },
+}
+
+/// What a microVM is made of.
+#[derive(Debug, clap::Args)]
+struct Machine {
+    /// The guest's kernel, like a distribution's cloud kernel.
+    #[arg(long)]
+    kernel: PathBuf,
+    /// Kernel modules that are loaded, in this order: what the kernel does not have built in of
+    /// virtio-serial over PCI.
+    #[arg(long)]
+    module: Vec<PathBuf>,
+    /// QEMU.
+    #[arg(long, default_value = "/usr/bin/qemu-system-x86_64")]
+    qemu: PathBuf,
+    /// What makes its processors: "auto", "kvm" or "tcg".
+    #[arg(long, default_value = "auto")]
+    accelerator: String,
+}
+
+impl From<Machine> for microvm::Wanted {
+    fn from(machine: Machine) -> Self {
+        let Machine { kernel, module: modules, qemu, accelerator } = machine;
+        Self { kernel, modules, qemu, accelerator }
+    }
 }
 
 fn main() -> ExitCode {
@@ -111,6 +146,10 @@ fn main() -> ExitCode {
         Task::Dist => dist::build(&repository()),
         Task::GuestImage { output, driver, module: modules } => {
             microvm::build(&repository(), &microvm::Contents { output, driver, modules })
+        }
+        Task::MicrovmSuite(machine) => microvm::run(&repository(), &machine.into()),
+        Task::MicrovmBench { machine, zones } => {
+            microvm::bench(&repository(), &machine.into(), zones)
         }
     };
     match done {

@@ -46,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "gpuzone-agent",
         &[
             "gpuzone-hw",
+            "gpuzone-broker",
             "gpuzone-zone",
             "gpuzone-wire",
             "gpuzone-ledger",

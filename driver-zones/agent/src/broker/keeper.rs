@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gpuzone_broker::DriverZone;
 use gpuzone_wire::control::BrokerConfig;
 use gpuzone_zone::files::{private_dir, write_atomically};
 use gpuzone_zone::maker::line;
@@ -15,11 +16,12 @@ use gpuzone_zone::sandbox::{Launch, LaunchError, Missing, SandboxError, Sandboxe
 use gpuzone_zone::{Process, ProcessId};
 use tokio::sync::{Mutex, Notify, watch};
 
-use super::sandbox::DriverZone;
 use super::{BrokerLink, LinkError};
 
 /// How long a new broker may take until it answers. It may have workers to end first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// The same of one that starts a microVM first, which may be emulated.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// How long a maker may take to end when its broker has.
@@ -150,7 +152,8 @@ impl BrokerKeeper {
 
     async fn start(&self) -> Result<Process, BrokerError> {
         let process = self.launch().await?;
-        let end = Instant::now() + ANSWER_LIMIT;
+        let limit = if self.config.microvm.is_some() { BOOT_LIMIT } else { ANSWER_LIMIT };
+        let end = Instant::now() + limit;
         loop {
             let source = match self.link.hello().await {
                 Ok(pid) if pid == process.pid() => {
@@ -174,7 +177,11 @@ impl BrokerKeeper {
         let unprepared =
             |source| BrokerError::Prepare { dir: self.config.zone_dir.clone(), source };
         let broker = self.broker().map_err(unprepared)?;
-        let Some(sandbox) = &self.config.sandbox else { return Ok(broker.start()?) };
+        let sandbox = match &self.config {
+            BrokerConfig { sandbox: Some(sandbox), microvm: None, .. } => sandbox,
+            // That of a microVM has the sandboxes inside.
+            BrokerConfig { .. } => return Ok(broker.start()?),
+        };
         let zone = DriverZone::new(&self.config, sandbox).map_err(BrokerError::Feature)?;
         // It has nobody to make zones for any more, and gives way.
         self.end_maker().await;

@@ -2,7 +2,6 @@
 
 mod keeper;
 mod link;
-mod sandbox;
 
 pub use keeper::{BrokerError, BrokerKeeper};
 pub use link::{BrokerLink, LinkError};

@@ -4,6 +4,7 @@ mod file;
 mod gpus;
 mod health;
 mod libraries;
+mod microvm;
 mod sandbox;
 mod zone;
 
@@ -21,6 +22,7 @@ use serde::Deserialize;
 
 pub use gpus::{GpuTableError, GpuTables, PassthroughGpu};
 pub use libraries::MissingFile;
+pub use microvm::{InMicroVm, MicroVmTable};
 pub use sandbox::ZonePolicy;
 pub use zone::{DeviceMemory, ZoneLimits, ZoneUsers};
 
@@ -239,6 +241,12 @@ impl Config {
             },
             DriverKind::Nvidia => None,
         };
+        let mut zone = file.zone;
+        zone.microvm = zone
+            .microvm
+            .map(|table| table.beside(&base))
+            .transpose()
+            .map_err(|source| ConfigError::Directory(base.clone(), source))?;
         let sysfs = beside_file(file.node.sysfs)?;
         let gpus = gpus::exposed(file.gpus, driver, sysfs.is_some())?;
         let listen = match file.metrics.listen {
@@ -248,7 +256,7 @@ impl Config {
         let launcher = match search.launcher(beside_file(file.binaries.sandbox.clone())?) {
             Ok(launcher) => Some(launcher),
             // Named, or needed: then it has to be there.
-            Err(error) if file.binaries.sandbox.is_some() || file.zone.requires_any() => {
+            Err(error) if file.binaries.sandbox.is_some() || zone.requires_any() => {
                 return Err(error.into());
             }
             Err(error) => {
@@ -269,7 +277,7 @@ impl Config {
             broker: search.broker(beside_file(file.binaries.broker)?)?,
             worker: search.worker(beside_file(file.binaries.worker)?)?,
             launcher,
-            zone: file.zone,
+            zone,
             flush: file.usage.flush,
             quotas,
             caps: file.worker,

@@ -30,6 +30,8 @@ pub struct ZonePolicy {
     pub limits: ZoneLimits,
     /// What each lease's worker may have of each region of device memory at most.
     pub device_memory: DeviceMemory,
+    /// The driver zone is this microVM, and not a sandbox of the host's.
+    pub microvm: Option<super::microvm::MicroVmTable>,
 }
 
 impl ZonePolicy {
@@ -71,7 +73,7 @@ impl Config {
 }
 
 /// The folder in which the simulated node's processes share memory. Workers are given it.
-fn simulated_state(config: Option<&Path>) -> PathBuf {
+pub(super) fn simulated_state(config: Option<&Path>) -> PathBuf {
     let text = config.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
     let table: toml::Table = text.parse().unwrap_or_default();
     match table.get("state_dir").and_then(toml::Value::as_str) {

@@ -90,7 +90,7 @@ fn payload() -> [u8; 512] {
 pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
     let failed = |source| ProbeError::Io { accelerator, source };
     let sector = sector_file().map_err(failed)?;
-    let drive = format!("file=/proc/self/fd/0,format=raw,if=ide,readonly=on");
+    let drive = "file=/proc/self/fd/0,format=raw,if=ide,readonly=on";
     let cpu = match accelerator {
         Accelerator::Kvm => "host",
         Accelerator::Tcg => "max",
@@ -99,7 +99,7 @@ pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-m", "16"])
         .args(["-machine", &format!("pc,accel={}", accelerator.as_str()), "-cpu", cpu])
         .args(["-sandbox", "on,spawn=deny,elevateprivileges=deny"])
-        .args(["-drive", &drive, "-chardev", "stdio,id=word,signal=off"])
+        .args(["-drive", drive, "-chardev", "stdio,id=word,signal=off"])
         .args(["-device", "isa-debugcon,iobase=0x402,chardev=word"])
         .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"])
         .env_clear()
@@ -148,4 +148,29 @@ fn sector_file() -> io::Result<std::fs::File> {
     let mut file = std::fs::File::from(file);
     file.write_all(&payload())?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_says_nothing_is_dead_whoever_ends_well() {
+        for not_qemu in ["/bin/true", "/bin/false"] {
+            let probed = probe(Path::new(not_qemu), Accelerator::Kvm);
+            assert!(matches!(probed, Err(ProbeError::Dead { .. })), "{not_qemu}: {probed:?}");
+        }
+        let nothing = probe(Path::new("/nowhere/qemu"), Accelerator::Tcg);
+        assert!(matches!(nothing, Err(ProbeError::Io { .. })));
+    }
+
+    #[test]
+    fn a_guest_runs_by_emulation_where_qemu_is_installed() {
+        let qemu = Path::new("/usr/bin/qemu-system-x86_64");
+        if !qemu.exists() {
+            eprintln!("skipped: QEMU is not installed");
+            return;
+        }
+        probe(qemu, Accelerator::Tcg).unwrap();
+    }
 }

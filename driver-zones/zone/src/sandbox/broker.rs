@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rustix::thread::CapabilitySet;
 
 use super::filter;
-use super::maker::{PrivilegesError, bound_to, close, drop_all_but, libraries};
+use super::maker::{PrivilegesError, bound_to, close, confine_maker, drop_all_but, libraries};
 use super::spec::{
     Demand, Feature, Filter, Limits, Missing, Mount, Policy, Root, Spec, UserRanges,
 };
@@ -61,21 +61,40 @@ impl BrokerSandbox {
     }
 }
 
-/// Gives up for good what a broker does not need once it has begun: running programs and, where it has
-/// no sandbox and starts workers itself, all capabilities and the system calls that
-/// `policies/maker.json` does not list. Returns what the host lacks of it. Called while the process has
-/// one thread.
+/// Who makes the zones of a broker's workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadeBy {
+    /// A maker beside it, and the broker has a sandbox of its own.
+    Maker,
+    /// The broker, without sandboxes.
+    Itself,
+    /// The broker, with sandboxes: in a microVM, which is its own.
+    ItselfSandboxed,
+}
+
+/// Gives up for good what a broker does not need once it has begun: new privileges and, with a maker
+/// beside it, running programs; without one, the system calls that `policies/maker.json` does not list
+/// and all capabilities that making zones does not take. Returns what the host lacks of it. Called while
+/// the process has one thread.
 ///
 /// # Errors
 /// When the kernel refuses a step.
-pub fn confine_broker(sandboxed: bool) -> Result<Option<Missing>, PrivilegesError> {
-    close()?;
-    let programs = if sandboxed {
-        filter::begun()?
-    } else {
-        bound_to(CapabilitySet::empty())?;
-        drop_all_but(CapabilitySet::empty())?;
-        filter::programs(Filter::Maker)?
+pub fn confine_broker(workers: MadeBy) -> Result<Option<Missing>, PrivilegesError> {
+    let programs = match workers {
+        MadeBy::Maker => {
+            close()?;
+            filter::begun()?
+        }
+        MadeBy::Itself => {
+            close()?;
+            bound_to(CapabilitySet::empty())?;
+            drop_all_but(CapabilitySet::empty())?;
+            filter::programs(Filter::Maker)?
+        }
+        MadeBy::ItselfSandboxed => {
+            confine_maker()?;
+            filter::programs(Filter::Maker)?
+        }
     };
     for program in programs {
         if let Err(error) = seccompiler::apply_filter(&program) {

@@ -18,7 +18,7 @@ mod stats;
 mod users;
 
 pub use backend::{Order, SandboxZone, Sandboxes};
-pub use broker::{BrokerSandbox, confine_broker};
+pub use broker::{BrokerSandbox, MadeBy, confine_broker};
 pub(crate) use cgroup::{end_groups, is_name};
 pub use filter::{FilterError, programs};
 pub use inside::{EXIT_FAILED, Runs, run};

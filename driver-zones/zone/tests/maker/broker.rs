@@ -7,7 +7,7 @@ use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use gpuzone_zone::maker::{Maker, inherited};
-use gpuzone_zone::sandbox::{BrokerSandbox, Launch, Sandboxed, confine_broker};
+use gpuzone_zone::sandbox::{BrokerSandbox, Launch, MadeBy, Sandboxed, confine_broker};
 use gpuzone_zone::{Exit, Process};
 
 use crate::support::{host_has, launcher, null, spec, status};
@@ -148,7 +148,7 @@ fn unlisted() -> Vec<(&'static str, libc::c_long, [libc::c_long; 6])> {
 #[ignore = "started by a_broker_that_was_taken_over_can_do_nothing"]
 fn hostile_calls() {
     // As a broker does when it begins.
-    assert_eq!(confine_broker(true).unwrap(), None);
+    assert_eq!(confine_broker(MadeBy::Maker).unwrap(), None);
     for (name, number, arguments) in unlisted() {
         assert_eq!(call(number, arguments), Err(libc::EPERM), "{name}");
     }
@@ -170,7 +170,7 @@ fn connect_abstract(name: &[u8]) -> std::io::Result<()> {
 #[test]
 #[ignore = "started by a_broker_that_was_taken_over_sees_its_own_files_only"]
 fn hostile_files() {
-    assert_eq!(confine_broker(true).unwrap(), None);
+    assert_eq!(confine_broker(MadeBy::Maker).unwrap(), None);
     let folder = named(FOLDER);
     let secret = named(SECRET);
     let mut closed: Vec<PathBuf> = vec![secret.clone()];
@@ -222,7 +222,7 @@ fn hostile_files() {
 #[ignore = "started by a_broker_without_rights_has_workers_made_and_ended"]
 fn makes_workers() {
     let line = inherited().unwrap();
-    assert_eq!(confine_broker(true).unwrap(), None);
+    assert_eq!(confine_broker(MadeBy::Maker).unwrap(), None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let maker = Maker::connect(line).await.unwrap();

@@ -29,7 +29,7 @@ const MOST_FILES: u64 = 65_536;
 
 /// A driver zone whose processes have sandboxes.
 #[derive(Debug)]
-pub(super) struct DriverZone<'a> {
+pub struct DriverZone<'a> {
     config: &'a BrokerConfig,
     sandbox: &'a Sandbox,
     policy: Policy,
@@ -38,12 +38,12 @@ pub(super) struct DriverZone<'a> {
 impl<'a> DriverZone<'a> {
     /// # Errors
     /// The name of a feature that is required and that there is not.
-    pub(super) fn new(config: &'a BrokerConfig, sandbox: &'a Sandbox) -> Result<Self, String> {
+    pub fn new(config: &'a BrokerConfig, sandbox: &'a Sandbox) -> Result<Self, String> {
         Ok(Self { config, sandbox, policy: Policy::requiring(&sandbox.require)? })
     }
 
     /// Where the maker writes its zones down: in the folder of the zone, for the broker to see.
-    pub(super) fn records(&self) -> PathBuf {
+    pub fn records(&self) -> PathBuf {
         self.config.zone_dir.join("zones")
     }
 
@@ -53,7 +53,7 @@ impl<'a> DriverZone<'a> {
     }
 
     /// What the broker is shown: its files, and those of slots.
-    pub(super) fn broker(&self, program: &Path, slots: &[PathBuf]) -> Spec {
+    pub fn broker(&self, program: &Path, slots: &[PathBuf]) -> Spec {
         let write = std::iter::once(&self.config.zone_dir).chain(slots);
         let view = BrokerSandbox {
             zone: BROKER.to_owned(),
@@ -70,7 +70,7 @@ impl<'a> DriverZone<'a> {
     ///
     /// # Errors
     /// When the folder in which users are claimed cannot be made.
-    pub(super) fn maker(&self) -> std::io::Result<Spec> {
+    pub fn maker(&self) -> std::io::Result<Spec> {
         let BrokerConfig { worker, driver, .. } = self.config;
         let own = [&self.sandbox.maker, worker, &driver.cuda_library, &driver.nvml_library];
         let write = self.sandbox.write.iter().cloned();
@@ -86,24 +86,9 @@ impl<'a> DriverZone<'a> {
     }
 
     /// All that the maker makes.
-    pub(super) fn template(&self) -> Template {
-        let kind = |role: Role| {
-            let arguments = role.arguments().iter().map(ToString::to_string).collect();
-            let device_memory = match role {
-                Role::Worker => self.sandbox.device_memory.clone(),
-                Role::Scrub => BTreeMap::new(),
-            };
-            (role.as_str().to_owned(), Kind { arguments, files: role.files(), device_memory })
-        };
-        Template {
-            program: self.config.worker.clone(),
-            environment: self.config.driver.environment.clone(),
-            kinds: Role::ALL.map(kind).into(),
-            sandbox: Some(maker::Sandbox {
-                launcher: self.sandbox.maker.clone(),
-                spec: self.worker(),
-            }),
-        }
+    pub fn template(&self) -> Template {
+        let sandbox = maker::Sandbox { launcher: self.sandbox.maker.clone(), spec: self.worker() };
+        template(self.config, Some(sandbox), &self.sandbox.device_memory)
     }
 
     /// A worker's sandbox.
@@ -136,6 +121,32 @@ impl<'a> DriverZone<'a> {
             },
             policy: self.policy.clone(),
         }
+    }
+}
+
+/// What a maker makes that makes no sandboxes.
+pub(crate) fn plain(config: &BrokerConfig) -> Template {
+    template(config, None, &BTreeMap::new())
+}
+
+fn template(
+    config: &BrokerConfig,
+    sandbox: Option<maker::Sandbox>,
+    device_memory: &BTreeMap<String, u64>,
+) -> Template {
+    let kind = |role: Role| {
+        let arguments = role.arguments().iter().map(ToString::to_string).collect();
+        let device_memory = match role {
+            Role::Worker => device_memory.clone(),
+            Role::Scrub => BTreeMap::new(),
+        };
+        (role.as_str().to_owned(), Kind { arguments, files: role.files(), device_memory })
+    };
+    Template {
+        program: config.worker.clone(),
+        environment: config.driver.environment.clone(),
+        kinds: Role::ALL.map(kind).into(),
+        sandbox,
     }
 }
 

@@ -1,0 +1,145 @@
+//! The configuration's `[zone.microvm]`: the driver zone is a microVM.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gpuzone_core::MemoryBytes;
+use gpuzone_wire::control::{Accelerator, Driver, MicroVm, Sandbox};
+use serde::Deserialize;
+
+use super::sandbox::simulated_state;
+use super::{Config, DriverKind, SIM_CONFIG_VARIABLE};
+
+/// Where the guest's image has the simulated driver.
+const SIMULATED: &str = "/usr/lib/gpu-zone";
+/// Where it has NVIDIA's, unless the configuration names another place.
+const NVIDIA: &str = "/usr/lib/x86_64-linux-gnu";
+/// In which the guest finds the simulated node's description.
+const DESCRIPTION: &str = "simulated.toml";
+
+/// A driver zone's microVM, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MicroVmTable {
+    /// The guest's kernel, a bzImage.
+    kernel: PathBuf,
+    /// The guest's initial file system, as `cargo xtask guest-image` builds it.
+    image: PathBuf,
+    /// QEMU.
+    #[serde(default = "qemu")]
+    qemu: PathBuf,
+    /// How its processors are made.
+    #[serde(default)]
+    accelerator: Accelerator,
+    /// Its memory.
+    #[serde(default, deserialize_with = "super::file::memory")]
+    memory: Option<MemoryBytes>,
+    /// Its processors.
+    #[serde(default = "two")]
+    cpus: u32,
+    /// Most processes of tenants that are connected at once.
+    #[serde(default = "sixteen")]
+    windows: u16,
+    /// Functions that it gets, bound to VFIO already.
+    #[serde(default)]
+    devices: Vec<String>,
+}
+
+fn qemu() -> PathBuf {
+    "/usr/bin/qemu-system-x86_64".into()
+}
+
+const fn two() -> u32 {
+    2
+}
+
+const fn sixteen() -> u16 {
+    16
+}
+
+impl MicroVmTable {
+    /// The same, with paths that are beside the file at `base`.
+    pub(super) fn beside(self, base: &Path) -> std::io::Result<Self> {
+        let whole = |path: PathBuf| std::path::absolute(base.join(path));
+        Ok(Self {
+            kernel: whole(self.kernel)?,
+            image: whole(self.image)?,
+            qemu: whole(self.qemu)?,
+            ..self
+        })
+    }
+}
+
+/// What the broker of a microVM is told, of which the guest's broker gets all but the first.
+pub struct InMicroVm {
+    /// The machine.
+    pub microvm: MicroVm,
+    /// The driver, as the guest has it.
+    pub driver: Driver,
+    /// What workers get of the guest.
+    pub sandbox: Sandbox,
+}
+
+impl Config {
+    /// The driver zone's microVM, if it is one.
+    pub fn microvm(&self) -> Option<InMicroVm> {
+        let table = self.zone.microvm.clone()?;
+        let description = self.simulated_config.as_deref().map(std::fs::read_to_string);
+        let description = description.and_then(Result::ok).unwrap_or_default();
+        let given = Path::new(gpuzone_wire::zone_link::CONFIG_DIR);
+        let host = self.sandbox();
+        let (folder, environment, files, read, write) = match self.driver {
+            DriverKind::Simulated => (
+                SIMULATED,
+                (SIM_CONFIG_VARIABLE, given.join(DESCRIPTION).display().to_string()),
+                BTreeMap::from([(DESCRIPTION.to_owned(), description)]),
+                vec![given.to_owned()],
+                vec![simulated_state(self.simulated_config.as_deref())],
+            ),
+            DriverKind::Nvidia => (
+                NVIDIA,
+                ("CUDA_CACHE_DISABLE", "1".to_owned()),
+                BTreeMap::new(),
+                vec!["/proc".into(), "/sys".into()],
+                Vec::new(),
+            ),
+        };
+        let named = |path: &Path| match (self.driver, path.file_name()) {
+            (DriverKind::Simulated, Some(name)) => Path::new(folder).join(name),
+            (DriverKind::Nvidia, _) | (DriverKind::Simulated, None) => path.to_owned(),
+        };
+        let driver = Driver {
+            cuda_library: named(&self.cuda_library),
+            nvml_library: named(&self.nvml_library),
+            environment: BTreeMap::from([(environment.0.to_owned(), environment.1)]),
+        };
+        let users = host.as_ref().and_then(|sandbox| sandbox.users);
+        let require = host.as_ref().map(|sandbox| sandbox.require.clone()).unwrap_or_default();
+        let devices = match self.driver {
+            DriverKind::Simulated => Vec::new(),
+            DriverKind::Nvidia => ["nvidiactl", "nvidia-uvm", "nvidia0"]
+                .map(|node| Path::new("/dev").join(node))
+                .into(),
+        };
+        let maker = self.launcher.clone().unwrap_or_default();
+        let device_memory = self.zone.device_memory.limits();
+        let sandbox = Sandbox { maker, read, write, devices, require, users, device_memory };
+        let MicroVmTable { kernel, image, qemu, accelerator, memory, cpus, windows, devices } =
+            table;
+        let memory = memory.unwrap_or(MemoryBytes::mib(512)).get();
+        let confinement = host;
+        let microvm = MicroVm {
+            qemu,
+            kernel,
+            image,
+            accelerator,
+            memory,
+            processors: cpus,
+            windows,
+            devices,
+            files,
+            confinement,
+        };
+        Some(InMicroVm { microvm, driver, sandbox })
+    }
+}

@@ -1,0 +1,245 @@
+//! The leases that a microVM serves, each in a file: they outlive both the microVM and this process.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use gpuzone_core::{LeaseId, UsageCounters};
+use gpuzone_wire::control::{LeaseStatus, WorkerEnd, WorkerOrder};
+use gpuzone_zone::files::{private_dir, remove};
+use serde::{Deserialize, Serialize};
+
+use crate::ends::Ends;
+use crate::record;
+
+const SUFFIX: &str = "lease";
+
+/// All leases.
+#[derive(Debug)]
+pub(super) struct Book {
+    folder: PathBuf,
+    leases: Mutex<BTreeMap<LeaseId, Entry>>,
+}
+
+/// A lease, and what is known of it beyond what the microVM says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    order: WorkerOrder,
+    /// What was used in microVMs that are gone.
+    before: UsageCounters,
+    /// Workers that were replaced in those, and those that went with them.
+    restarts: u32,
+    #[serde(default)]
+    ends: Ends,
+    /// As the microVM said last.
+    last: Option<LeaseStatus>,
+}
+
+impl Book {
+    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+        private_dir(folder)?;
+        let mut leases = BTreeMap::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != SUFFIX) {
+                continue;
+            }
+            let read: Result<Entry, _> = record::read(&path);
+            match read {
+                Ok(entry) => drop(leases.insert(entry.order.lease, entry)),
+                Err(error) => {
+                    let aside = path.with_extension("unreadable");
+                    std::fs::rename(&path, &aside)?;
+                    tracing::error!(file = %path.display(), %error, moved_to = %aside.display(),
+                        "a file that is no lease's was put aside; look at it and remove it");
+                }
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), leases: Mutex::new(leases) })
+    }
+
+    fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, lease: LeaseId) -> PathBuf {
+        self.folder.join(format!("{lease}.{SUFFIX}"))
+    }
+
+    /// Writes a lease down before it is served; the same order again is no error.
+    pub(super) fn begin(&self, order: &WorkerOrder) -> Result<(), String> {
+        let mut leases = self.leases();
+        if let Some(entry) = leases.get(&order.lease) {
+            let same = entry.order == *order;
+            return if same {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{} is served already, with other GPUs or limits; stop it first",
+                    order.lease
+                ))
+            };
+        }
+        let (before, order) = (UsageCounters::default(), order.clone());
+        let entry = Entry { order, before, restarts: 0, ends: Ends::default(), last: None };
+        let lease = entry.order.lease;
+        record::write(&self.path(lease), &entry)
+            .map_err(|error| format!("cannot write {lease} down: {error}"))?;
+        leases.insert(lease, entry);
+        Ok(())
+    }
+
+    /// Forgets a lease; what it used in all.
+    pub(super) fn end(&self, lease: LeaseId, last: Option<LeaseStatus>) -> Option<LeaseStatus> {
+        let entry = self.leases().remove(&lease)?;
+        if let Err(error) = remove(&self.path(lease)) {
+            tracing::error!(%lease, %error, "an ended lease's file is still there");
+        }
+        Some(Entry { last: last.or_else(|| entry.last.clone()), ..entry }.status())
+    }
+
+    pub(super) fn orders(&self) -> Vec<WorkerOrder> {
+        self.leases().values().map(|entry| entry.order.clone()).collect()
+    }
+
+    /// Takes in what the microVM says; what it says of leases that are not its is dropped.
+    pub(super) fn heard(&self, statuses: Vec<LeaseStatus>) -> Vec<LeaseStatus> {
+        let mut leases = self.leases();
+        let mut known = Vec::new();
+        for status in statuses {
+            if let Some(entry) = leases.get_mut(&status.lease) {
+                entry.last = Some(status);
+                known.push(entry.status());
+            }
+        }
+        known
+    }
+
+    /// How all leases are doing, as far as it was heard.
+    pub(super) fn statuses(&self) -> Vec<LeaseStatus> {
+        self.leases().values().map(Entry::status).collect()
+    }
+
+    /// The microVM is gone, and all workers with it. What was used since it was last heard is lost.
+    pub(super) fn machine_gone(&self, reason: &str) {
+        for (lease, entry) in &mut *self.leases() {
+            entry.machine_gone(reason);
+            if let Err(error) = record::write(&self.path(*lease), entry) {
+                tracing::error!(%lease, %error, "cannot write down what it used so far");
+            }
+        }
+    }
+
+    pub(super) fn acknowledge(&self, lease: LeaseId, through: u32) -> Option<u32> {
+        let mut leases = self.leases();
+        let entry = leases.get_mut(&lease)?;
+        entry.ends.acknowledge(through);
+        // Numbers of workers in this microVM begin anew.
+        Some(through.saturating_sub(entry.restarts))
+    }
+}
+
+impl Entry {
+    fn machine_gone(&mut self, reason: &str) {
+        let Some(last) = self.last.take() else { return };
+        for end in last.ends {
+            let number = self.restarts.saturating_add(end.number);
+            self.ends.push(number, end.pid, &end.reason);
+        }
+        self.before = self.before.plus(&last.counters);
+        self.restarts = self.restarts.saturating_add(last.restarts);
+        if let Some(pid) = last.worker_pid {
+            self.restarts = self.restarts.saturating_add(1);
+            self.ends.push(self.restarts, pid, reason);
+        }
+    }
+
+    fn status(&self) -> LeaseStatus {
+        let mut ends = self.ends.to_vec();
+        let Some(last) = self.last.clone() else {
+            return LeaseStatus {
+                lease: self.order.lease,
+                worker_pid: None,
+                restarts: self.restarts,
+                sessions: 0,
+                used: gpuzone_core::MemoryBytes::ZERO,
+                counters: self.before,
+                refused_by_name: BTreeMap::new(),
+                trouble: "the driver zone's microVM is being started".to_owned(),
+                ends,
+            };
+        };
+        ends.extend(
+            last.ends
+                .into_iter()
+                .map(|end| WorkerEnd { number: self.restarts.saturating_add(end.number), ..end }),
+        );
+        LeaseStatus {
+            lease: self.order.lease,
+            restarts: self.restarts.saturating_add(last.restarts),
+            counters: self.before.plus(&last.counters),
+            ends,
+            ..last
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order() -> WorkerOrder {
+        WorkerOrder {
+            lease: LeaseId::from_uuid(uuid::Uuid::from_u128(7)),
+            slot_dir: "/run/slot".into(),
+            grants: Vec::new(),
+            priority: gpuzone_wire::turn::Priority::default(),
+            time_cap: None,
+            access: gpuzone_wire::control::SlotAccess::Private,
+        }
+    }
+
+    fn said(launches: u64, pid: Option<u32>, restarts: u32) -> LeaseStatus {
+        let counters = UsageCounters { launches, ..UsageCounters::default() };
+        let entry =
+            Entry { order: order(), before: counters, restarts, ends: Ends::default(), last: None };
+        LeaseStatus { worker_pid: pid, trouble: String::new(), ..entry.status() }
+    }
+
+    #[test]
+    fn what_was_used_only_grows_over_machines_and_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = Book::open(dir.path()).unwrap();
+        book.begin(&order()).unwrap();
+        assert_eq!(book.heard(vec![said(5, Some(70), 1)])[0].counters.launches, 5);
+        book.machine_gone("signal 9");
+        let book = Book::open(dir.path()).unwrap();
+        let between = &book.statuses()[0];
+        assert_eq!((between.counters.launches, between.restarts, between.worker_pid), (5, 2, None));
+        assert_eq!(between.ends[0].number, 2);
+        let after = &book.heard(vec![said(3, Some(71), 0)])[0];
+        assert_eq!((after.counters.launches, after.restarts), (8, 2));
+        assert_eq!(book.end(order().lease, None).unwrap().counters.launches, 8);
+        assert!(Book::open(dir.path()).unwrap().orders().is_empty());
+    }
+
+    #[test]
+    fn a_lease_that_nobody_asked_for_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = Book::open(dir.path()).unwrap();
+        assert!(book.heard(vec![said(5, Some(70), 1)]).is_empty());
+        book.begin(&order()).unwrap();
+        book.begin(&order()).unwrap();
+        let other = WorkerOrder { slot_dir: "/elsewhere".into(), ..order() };
+        assert!(book.begin(&other).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_no_lease_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("x.lease"), "{").unwrap();
+        assert!(Book::open(dir.path()).unwrap().orders().is_empty());
+        assert!(dir.path().join("x.unreadable").exists());
+    }
+}
