@@ -8,7 +8,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{c_char, c_void};
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +23,10 @@ use gpuzone_wire::ring::{Direction, MAX_CONTROL, Reader, Region, RingSizes, Spin
 use gpuzone_wire::stats::{StatsFile, StatsWriter};
 
 use crate::driver::{Device, Driver, LaunchBounds};
-use crate::images::Images;
+use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
-use crate::session::{Lease, Line, Session, SessionPeer};
+use crate::session::{Lease, Rings, Session, SessionPeer};
 use crate::turns::Turns;
 
 /// The lease's memory.
@@ -277,7 +279,9 @@ pub fn lease() -> std::io::Result<Arc<Lease>> {
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
         stats,
         own_use: OwnUse::unknown(),
-        images: Images::new(caps().image_bytes),
+        images: HostRoom::new(caps().image_bytes),
+        pinned: HostRoom::new(caps().pinned_bytes),
+        windows: false,
         caps: caps(),
         poisoned: false.into(),
     }))
@@ -307,7 +311,9 @@ pub fn ring(lease: &Arc<Lease>, input: &[u8]) -> usize {
     let spin = Spin { time: Duration::ZERO };
     let mut answers = Reader::new(region.clone(), Direction::Reply, spin);
     let mut session = Session::new(lease.clone(), Arc::default());
-    let mut line = Line::new(region, spin);
+    let (_tenant, socket) = UnixDatagram::pair().expect("a socket");
+    socket.set_nonblocking(true).expect("a socket of ours");
+    let mut line = Rings::new(region, spin, socket.as_fd());
     let mut calls = 0;
     while let Ok(true) = line.next(&mut session, Some(Duration::ZERO), &peer) {
         calls += 1;

@@ -20,7 +20,7 @@ mod work;
 mod tests;
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use serve::Line;
+pub(crate) use serve::Rings;
 pub use serve::{Ended, SessionPeer, serve};
 
 use std::collections::{BTreeMap, HashMap};

@@ -72,7 +72,7 @@ pub fn serve(
     peer: &SessionPeer,
     socket: BorrowedFd<'_>,
 ) -> Ended {
-    let mut line = Line::new(region, spin, socket);
+    let mut line = Rings::new(region, spin, socket);
     let mut busy = false;
     loop {
         let settle_every = match session.pressure() {
@@ -90,7 +90,7 @@ pub fn serve(
 }
 
 /// The worker's ends of a session's rings.
-pub(crate) struct Line<'a> {
+pub(crate) struct Rings<'a> {
     requests: Reader,
     replies: Writer,
     region: Arc<Region>,
@@ -98,7 +98,7 @@ pub(crate) struct Line<'a> {
     socket: BorrowedFd<'a>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> Rings<'a> {
     pub(crate) fn new(region: Arc<Region>, spin: Spin, socket: BorrowedFd<'a>) -> Self {
         Self {
             requests: Reader::new(region.clone(), Direction::Request, spin),

@@ -112,7 +112,9 @@ impl Zone {
             let memory = Memory::of(process.pid)?;
             match process.role {
                 Role::Program if process.command.contains("guest=driver-zone") => qemu.add(&memory),
-                Role::Sandbox | Role::Broker => own.add(&memory),
+                Role::Sandbox | Role::Broker | Role::Maker | Role::BrokersJanitor => {
+                    own.add(&memory)
+                }
                 Role::Agent | Role::Cli | Role::Worker | Role::Program => {}
             }
         }
