@@ -25,6 +25,7 @@ fn launch() -> Vec<u8> {
         grid: [1, 1, 1],
         block: [256, 1, 1],
         shared: 0,
+        settings: Vec::new(),
         arguments: vec![0; 40],
     }
     .put(&mut control);

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::{Lease, Session};
 use crate::driver::{Device, Driver, LaunchBounds};
 use crate::host_room::HostRoom;
-use crate::ledger::Ledger;
+use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
 
 const LIMIT: u64 = 1 << 20;
@@ -105,13 +105,24 @@ fn control() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// All that the session holds of the lease's memory.
+fn charged(session: &Session) -> u64 {
+    let charges = session.allocations.values().map(|held| &held.charge);
+    let limits = session.contexts.values().flat_map(|context| context.limits.values());
+    let direct: u64 = charges.chain(limits).map(Charge::bytes).sum();
+    direct + session.kept_bytes() + session.physical.bytes()
+}
+
 fn within_caps(session: &Session) {
     let most = |cap: u32| cap as usize;
     assert!(session.contexts.len() <= most(CAPS.contexts));
     assert!(session.modules.len() <= most(CAPS.modules));
     assert!(session.streams.len() <= most(CAPS.streams));
     assert!(session.events.len() <= most(CAPS.events));
-    assert!(session.allocations.len() <= most(CAPS.allocations));
+    assert!(session.allocations.len() + session.kept_blocks() <= most(CAPS.allocations));
+    assert!(session.physical.count() <= most(CAPS.allocations));
+    // GPUs' own pools are no tenant's to number.
+    assert!(session.pools.len() <= most(CAPS.pools) + 1);
     assert!(session.globals.len() <= most(CAPS.allocations));
     assert!(session.image.len() as u64 <= CAPS.module_bytes);
 }
@@ -135,7 +146,7 @@ proptest! {
             let mut call = Call { context, bulk, pieces: &mut Nowhere };
             let _ = dispatch(&mut session, opcode, &control, &mut call, &mut Vec::new());
             within_caps(&session);
-            let held: u64 = session.allocations.values().map(|held| held.bytes).sum();
+            let held = charged(&session);
             prop_assert_eq!(lease.ledger.free_and_total(0), (LIMIT - held, LIMIT));
         }
         drop(session);
