@@ -80,6 +80,13 @@ impl Ledger {
     }
 }
 
+#[cfg(test)]
+impl Charge {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         if self.bytes == 0 {

@@ -20,7 +20,8 @@ pub use numbers::{
 pub use result::CuResult;
 pub use types::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
-    LaunchAttributeValue, LaunchConfig, launch_param, link_input, stream_handle,
+    LaunchAttributeValue, LaunchConfig, MemoryAccess, MemoryLocation, PhysicalProperties,
+    launch_param, link_input, stream_handle,
 };
 
 /// The version of the driver API whose names and numbers these are, as `cuDriverGetVersion` has it.

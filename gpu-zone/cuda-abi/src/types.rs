@@ -104,3 +104,52 @@ impl LaunchAttributeValue {
         Self { id, padding: 0, value: [first, second, 0, 0, 0, 0, 0, 0] }
     }
 }
+
+/// `CUmemLocation`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryLocation {
+    /// What holds the memory: 1 is a device.
+    pub kind: u32,
+    /// Which of them.
+    pub id: i32,
+}
+
+/// `CUmemAccessDesc`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryAccess {
+    /// For whom.
+    pub location: MemoryLocation,
+    /// 0 is nothing, 1 reading, 3 writing too.
+    pub flags: u32,
+}
+
+/// `CUmemAllocationProp`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhysicalProperties {
+    /// 1: memory that stays where it is.
+    pub kind: u32,
+    /// Kinds of handles for other processes; 0 is none.
+    pub handle_types: u32,
+    /// Where it is.
+    pub location: MemoryLocation,
+    /// A pointer that has no meaning here.
+    pub metadata: usize,
+    /// Compression, remote access, usage, and what is reserved.
+    pub flags: [u8; 8],
+}
+
+impl PhysicalProperties {
+    /// Memory of a device, for this process alone.
+    pub fn of_device(device: CUdevice) -> Self {
+        let location = MemoryLocation { kind: 1, id: device };
+        Self { kind: 1, location, ..Self::default() }
+    }
+
+    /// Whether it is such memory.
+    pub fn is_of_device(&self) -> bool {
+        *self == Self { metadata: self.metadata, ..Self::of_device(self.location.id) }
+    }
+}

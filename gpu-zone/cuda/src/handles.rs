@@ -18,6 +18,9 @@ pub(crate) enum Kind {
     Kernel = 7,
     Linker = 8,
     Pool = 9,
+    Graph = 10,
+    Node = 11,
+    Executable = 12,
 }
 
 /// The handle of the object with this number.

@@ -11,6 +11,7 @@
 mod api;
 mod connect;
 mod ffi;
+mod graphs;
 mod handles;
 mod host;
 mod images;

@@ -11,15 +11,18 @@ use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::Payload;
 use gpuzone_wire::spec::{
-    ContextCreate, ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PoolId, Request,
-    StreamCreate, StreamId,
+    ContextCreate, ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PhysicalId, PoolId,
+    Request, StreamCreate, StreamId,
 };
 
 use crate::connect::{FORKED, connect};
 use crate::ffi::Answer;
+use crate::graphs::{Graphs, Work};
 use crate::handles::{Kind, number};
 use crate::host::Hosts;
-use crate::tables::{Context, Function, Kernel, Library, Linker, Primary, Ranges, Stream};
+use crate::tables::{
+    Context, Function, Kernel, Library, Linker, Physical, Primary, Ranges, Stream,
+};
 use crate::threads::{is_own_default, own_stream, set_own_stream};
 
 /// The first number of contexts that are no GPU's primary one.
@@ -42,6 +45,10 @@ pub(crate) struct State {
     pub(crate) events: HashMap<EventId, ContextId>,
     pub(crate) ranges: Ranges,
     pub(crate) hosts: Hosts,
+    pub(crate) graphs: Graphs,
+    /// Nodes as the program was last told them.
+    pub(crate) told_tips: Vec<usize>,
+    pub(crate) physical: HashMap<PhysicalId, Physical>,
     pub(crate) pools: HashMap<PoolId, usize>,
     /// The pool that each GPU takes memory of, where the program has said.
     pub(crate) current_pools: HashMap<usize, PoolId>,
@@ -88,6 +95,9 @@ pub(crate) fn initialise() -> Answer {
         events: HashMap::new(),
         ranges: Ranges::default(),
         hosts: Hosts::default(),
+        graphs: Graphs::default(),
+        told_tips: Vec::new(),
+        physical: HashMap::new(),
         pools: HashMap::new(),
         current_pools: HashMap::new(),
         hears_worker: false,
@@ -141,6 +151,16 @@ impl State {
         }
     }
 
+    /// The current context if it is of this GPU, else any that is.
+    pub(crate) fn context_on(&self, device: usize) -> Answer<ContextId> {
+        let on_device = |context: &ContextId| {
+            self.contexts.get(context).is_some_and(|context| context.device == device)
+        };
+        let current = self.context().ok().filter(on_device);
+        let found = current.or_else(|| self.contexts.keys().copied().find(on_device));
+        found.ok_or(CuResult::INVALID_CONTEXT)
+    }
+
     pub(crate) fn context_of(&self, handle: *mut c_void) -> Answer<ContextId> {
         let id = number(Kind::Context, handle).map(ContextId);
         id.filter(|id| self.contexts.contains_key(id)).ok_or(CuResult::INVALID_CONTEXT)
@@ -186,6 +206,26 @@ impl State {
         Ok((stream, context))
     }
 
+    /// Records work where the stream is capturing; whether it is. Then nothing else is to be done.
+    pub(crate) fn captures(
+        &mut self,
+        stream: StreamId,
+        work: impl FnOnce() -> Work,
+    ) -> Answer<bool> {
+        if !self.graphs.is_capturing(stream) {
+            return Ok(false);
+        }
+        let node = self.new_number();
+        self.graphs.record(stream, node, work())?;
+        Ok(true)
+    }
+
+    /// Refuses what a capturing stream cannot do.
+    pub(crate) fn not_capturing(&self, stream: StreamId) -> Answer {
+        let capturing = self.graphs.is_capturing(stream);
+        if capturing { Err(CuResult::STREAM_CAPTURE_UNSUPPORTED) } else { Ok(()) }
+    }
+
     pub(crate) fn event(&self, handle: *mut c_void) -> Answer<(EventId, ContextId)> {
         let id = number(Kind::Event, handle).map(EventId).ok_or(CuResult::INVALID_HANDLE)?;
         let context = self.events.get(&id).ok_or(CuResult::INVALID_HANDLE)?;
@@ -229,6 +269,7 @@ impl State {
         for kernel in self.kernels.values_mut() {
             kernel.functions.remove(&id);
         }
+        self.graphs.forget_context(id);
         self.linkers.retain(|_, linker| linker.context != id);
         self.streams.retain(|_, stream| stream.context != id);
         self.events.retain(|_, context| *context != id);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 
-use gpuzone_wire::spec::{ContextId, FunctionId, LinkInput, ModuleId, ParamInfo};
+use gpuzone_wire::spec::{ContextId, FunctionId, LinkInput, ModuleId, ParamInfo, PhysicalId};
 
 use crate::api::Options;
 
@@ -62,6 +62,12 @@ pub(crate) struct Stream {
     pub(crate) priority: i32,
 }
 
+/// Device memory without addresses.
+pub(crate) struct Physical {
+    pub(crate) device: i32,
+    pub(crate) holders: u32,
+}
+
 /// Device memory that the program knows of.
 #[derive(Clone, Copy)]
 pub(crate) struct Range {
@@ -70,9 +76,14 @@ pub(crate) struct Range {
     pub(crate) context: ContextId,
     /// The module whose variable it is; `None` for allocations.
     pub(crate) module: Option<ModuleId>,
+    /// The memory that is mapped here and what may be done with it; `None` for all others.
+    pub(crate) mapped: Option<(PhysicalId, u32)>,
     /// Counts ranges, so that a new one at an old address is another one.
     pub(crate) number: u64,
 }
+
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`: what copies need of mapped memory.
+const READ_WRITE: u32 = 3;
 
 #[derive(Default)]
 pub(crate) struct Ranges {
@@ -89,8 +100,24 @@ impl Ranges {
         module: Option<ModuleId>,
     ) {
         self.made += 1;
-        let range = Range { base, bytes, context, module, number: self.made };
+        let range = Range { base, bytes, context, module, mapped: None, number: self.made };
         self.by_base.insert(base, range);
+    }
+
+    /// Memory that was mapped, which nobody may touch yet. It is of no context.
+    pub(crate) fn add_mapped(&mut self, base: u64, bytes: u64, memory: PhysicalId) {
+        self.made += 1;
+        let (context, number) = (ContextId(0), self.made);
+        let mapped = Some((memory, 0));
+        self.by_base.insert(base, Range { base, bytes, context, module: None, mapped, number });
+    }
+
+    pub(crate) fn set_access(&mut self, base: u64, bytes: u64, flags: u32) {
+        for (_, range) in self.by_base.range_mut(base..base.saturating_add(bytes)) {
+            if let Some((_, access)) = &mut range.mapped {
+                *access = flags;
+            }
+        }
     }
 
     pub(crate) fn remove(&mut self, base: u64) -> Option<Range> {
@@ -107,9 +134,18 @@ impl Ranges {
         (pointer - range.base < range.bytes).then_some(*range)
     }
 
-    /// Whether `bytes` from `pointer` on lie in one range.
+    /// Whether `bytes` from `pointer` on lie in one range, or in mappings one after the other.
     pub(crate) fn cover(&self, pointer: u64, bytes: u64) -> bool {
-        self.around(pointer).is_some_and(|range| bytes <= range.bytes - (pointer - range.base))
+        let Some(range) = self.around(pointer) else { return false };
+        if range.mapped.is_some_and(|(_, access)| access != READ_WRITE) {
+            return false;
+        }
+        let here = range.bytes - (pointer - range.base);
+        // What is mapped goes on in the next mapping.
+        bytes <= here
+            || range.mapped.is_some()
+                && self.get(range.base + range.bytes).is_some_and(|next| next.mapped.is_some())
+                && self.cover(range.base + range.bytes, bytes - here)
     }
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&Range) -> bool) {
@@ -130,5 +166,16 @@ mod tests {
         assert!(!ranges.cover(105, 6) && !ranges.cover(99, 1) && !ranges.cover(115, 0));
         assert!(!ranges.cover(112, u64::MAX));
         assert_eq!(ranges.around(114).map(|range| range.base), Some(110));
+    }
+
+    #[test]
+    fn mappings_go_on_in_the_next_one_once_there_is_access() {
+        let mut ranges = Ranges::default();
+        ranges.add_mapped(100, 10, PhysicalId(1));
+        ranges.add_mapped(110, 10, PhysicalId(2));
+        ranges.add(120, 10, ContextId(1), None);
+        assert!(!ranges.cover(100, 1), "no access yet");
+        ranges.set_access(100, 20, 3);
+        assert!(ranges.cover(105, 15) && !ranges.cover(105, 16));
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn caps(arena: &Arena) -> anyhow::Result<String> {
     }
     let most = arena.pick(5_000, 200_000);
     let streams = (17..most).take_while(|number| {
-        let stream = StreamCreate { stream: StreamId(*number), flags: 0 };
+        let stream = StreamCreate { stream: StreamId(*number), flags: 0, priority: 0 };
         client.post(CONTEXT, &stream, Payload::NONE).is_ok()
             && (number % 64 != 0 || client.call(CONTEXT, &MemoryInfo {}, Payload::NONE).is_ok())
     });

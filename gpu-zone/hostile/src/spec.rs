@@ -7,14 +7,7 @@ use gpuzone_cuda_abi::CuResult;
 use gpuzone_wire::client::Client;
 use gpuzone_wire::codec::Field;
 use gpuzone_wire::ring::Payload;
-use gpuzone_wire::spec::{
-    ContextCreate, ContextDestroy, ContextId, ContextLimit, ContextSynchronize, CopyOnDevice,
-    CopyToDevice, CopyToHost, DevicePtr, EventCreate, EventDestroy, EventElapsed, EventId,
-    EventQuery, EventRecord, EventSynchronize, FunctionId, FunctionSetAttribute, Launch,
-    MemoryAllocate, MemoryFree, MemoryInfo, MemorySet, ModuleData, ModuleFunction, ModuleGlobal,
-    ModuleId, ModuleLoad, ModuleUnload, Occupancy, Opcode, StreamCreate, StreamDestroy, StreamId,
-    StreamQuery, StreamSynchronize, StreamWaitEvent, Unsupported,
-};
+use gpuzone_wire::spec::*;
 
 use crate::line::{Line, Memory};
 
@@ -70,7 +63,7 @@ impl Shop {
         client.call(ContextId(0), &context, Payload::NONE).map_err(cuda)?;
         let allocate = MemoryAllocate { bytes: BYTES };
         let pointer = client.call(CONTEXT, &allocate, Payload::NONE).map_err(cuda)?.pointer;
-        let stream = StreamCreate { stream: STREAM, flags: 1 };
+        let stream = StreamCreate { stream: STREAM, flags: 1, priority: 0 };
         client.post(CONTEXT, &stream, Payload::NONE).map_err(cuda)?;
         client
             .post(CONTEXT, &EventCreate { event: EVENT, flags: 0 }, Payload::NONE)
@@ -116,15 +109,8 @@ impl Shop {
 /// A launch of the kernel.
 pub(crate) fn spin(grid: [u32; 3], rounds: u64) -> Launch {
     let arguments = rounds.to_le_bytes().to_vec();
-    Launch {
-        function: FUNCTION,
-        stream: STREAM,
-        grid,
-        block: [32, 1, 1],
-        shared: 0,
-        settings: Vec::new(),
-        arguments,
-    }
+    let (function, stream, settings) = (FUNCTION, STREAM, Vec::new());
+    Launch { function, stream, grid, block: [32, 1, 1], shared: 0, settings, arguments }
 }
 
 /// The control part of a call upon what a [`Shop`] has.
@@ -150,9 +136,8 @@ pub(crate) fn example(opcode: Opcode, pointer: DevicePtr) -> Vec<u8> {
             CopyOnDevice { target, source: pointer, bytes: BYTES / 2, stream }.put(into);
         }
         Opcode::MemorySet => {
-            let (pitch, rows) = (0, 1);
-            MemorySet { target: pointer, value: 7, width: 1, count: BYTES, pitch, rows, stream }
-                .put(into);
+            let (target, pitch, rows) = (pointer, 0, 1);
+            MemorySet { target, value: 7, width: 1, count: BYTES, pitch, rows, stream }.put(into);
         }
         Opcode::ModuleData => ModuleData {}.put(into),
         Opcode::ModuleLoad => {
@@ -171,7 +156,9 @@ pub(crate) fn example(opcode: Opcode, pointer: DevicePtr) -> Vec<u8> {
             Occupancy { function, block: 32, dynamic_shared: 0, flags: 0 }.put(into);
         }
         Opcode::Launch => spin([4, 1, 1], 1000).put(into),
-        Opcode::StreamCreate => StreamCreate { stream: StreamId(17), flags: 0 }.put(into),
+        Opcode::StreamCreate => {
+            StreamCreate { stream: StreamId(17), flags: 0, priority: -1 }.put(into);
+        }
         Opcode::StreamDestroy => StreamDestroy { stream }.put(into),
         Opcode::StreamSynchronize => StreamSynchronize { stream }.put(into),
         Opcode::StreamQuery => StreamQuery { stream }.put(into),
@@ -183,6 +170,78 @@ pub(crate) fn example(opcode: Opcode, pointer: DevicePtr) -> Vec<u8> {
         Opcode::EventQuery => EventQuery { event }.put(into),
         Opcode::EventElapsed => EventElapsed { start: event, end: event }.put(into),
         Opcode::Unsupported => Unsupported { function: 1 }.put(into),
+        Opcode::ContextSetLimit => ContextSetLimit { limit: 2, value: BYTES }.put(into),
+        Opcode::ModuleKernels => ModuleKernels { module }.put(into),
+        Opcode::Link => {
+            let inputs = vec![LinkInput { kind: 1, bytes: 3 }];
+            Link { inputs, settings: Vec::new(), info_log: 9, error_log: 9 }.put(into);
+        }
+        Opcode::OccupancyShared => OccupancyShared { function, blocks: 1, block: 32 }.put(into),
+        Opcode::HostChannel => HostChannel {}.put(into),
+        Opcode::HostFunction => HostFunction { function: 1, stream }.put(into),
+        other => example_of_memory(other, pointer, into),
     }
     bytes
+}
+
+/// The same, of the calls that take memory in other ways.
+fn example_of_memory(opcode: Opcode, pointer: DevicePtr, into: &mut Vec<u8>) {
+    let (stream, memory, pool) = (STREAM, HostId(1), PoolId(0));
+    let (physical, flags) = (PhysicalId(1), 3);
+    let (pitch, width, rows, bytes) = (256, 64, 8, BYTES);
+    match opcode {
+        Opcode::CopyRowsToDevice => {
+            CopyRowsToDevice { target: pointer, pitch, width, rows, stream }.put(into);
+        }
+        Opcode::CopyRowsToHost => {
+            CopyRowsToHost { source: pointer, pitch, width, rows, stream }.put(into);
+        }
+        Opcode::CopyRowsOnDevice => {
+            let target = DevicePtr(pointer.0 + BYTES / 2);
+            let (target_pitch, source_pitch, source) = (pitch, pitch, pointer);
+            let copy = CopyRowsOnDevice {
+                target,
+                target_pitch,
+                source,
+                source_pitch,
+                width,
+                rows,
+                stream,
+            };
+            copy.put(into);
+        }
+        Opcode::HostAllocate => HostAllocate { memory, bytes }.put(into),
+        Opcode::HostFree => HostFree { memory }.put(into),
+        Opcode::CopySharedToDevice => {
+            CopySharedToDevice { target: pointer, memory, offset: 0, bytes, stream }.put(into);
+        }
+        Opcode::CopySharedToHost => {
+            CopySharedToHost { memory, offset: 0, source: pointer, bytes, stream }.put(into);
+        }
+        Opcode::PoolCreate => {
+            PoolCreate { pool: PoolId(PoolId::FIRST), device: 0, most: 0 }.put(into);
+        }
+        Opcode::PoolDestroy => PoolDestroy { pool: PoolId(PoolId::FIRST) }.put(into),
+        Opcode::PoolAllocate => PoolAllocate { pool, bytes, stream }.put(into),
+        Opcode::MemoryFreeAsync => MemoryFreeAsync { pointer, stream }.put(into),
+        Opcode::PoolAttribute => PoolAttribute { pool, attribute: 5 }.put(into),
+        Opcode::PoolSetAttribute => PoolSetAttribute { pool, attribute: 4, value: 9 }.put(into),
+        Opcode::PoolTrim => PoolTrim { pool, keep: 0 }.put(into),
+        Opcode::PhysicalGranularity => {
+            PhysicalGranularity { device: 0, recommended: true }.put(into);
+        }
+        Opcode::AddressReserve => AddressReserve { bytes, alignment: 0 }.put(into),
+        Opcode::AddressFree => AddressFree { pointer, bytes }.put(into),
+        Opcode::PhysicalCreate => {
+            PhysicalCreate { memory: physical, device: 0, bytes }.put(into);
+        }
+        Opcode::PhysicalRelease => PhysicalRelease { memory: physical }.put(into),
+        Opcode::PhysicalMap => {
+            PhysicalMap { pointer, bytes, memory: physical, offset: 0 }.put(into);
+        }
+        Opcode::PhysicalUnmap => PhysicalUnmap { pointer, bytes }.put(into),
+        Opcode::PhysicalAccess => PhysicalAccess { pointer, bytes, flags }.put(into),
+        // The others have their examples above; one that is new here is sent empty.
+        _ => {}
+    }
 }

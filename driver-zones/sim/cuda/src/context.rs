@@ -41,7 +41,7 @@ pub(crate) struct Context {
 impl Context {
     /// A new context, entered in the table of handles. Its overhead is charged.
     pub(crate) fn create(gpu: &'static Gpu, flags: u32) -> Answer<Arc<Self>> {
-        let memory = Memory::new(&gpu.attachment);
+        let memory = Memory::new(&gpu.attachment, &gpu.physical);
         let overhead = gpu.config().context_overhead.get();
         if overhead > 0 {
             memory.allocate(overhead, Kind::Context)?;

@@ -10,6 +10,7 @@ use crate::Answer;
 use crate::abi::Word;
 use crate::context::Context;
 use crate::handles;
+use crate::physical::Physical;
 use crate::pool::GpuPools;
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -25,6 +26,7 @@ pub(crate) struct Gpu {
     pub(crate) attachment: Attachment<'static>,
     pub(crate) primary: Mutex<Primary>,
     pub(crate) pools: Mutex<GpuPools>,
+    pub(crate) physical: Physical,
     /// The configuration may ask for a driver that lies.
     pub(crate) memset_fault: Option<MemsetFault>,
 }
@@ -65,8 +67,8 @@ fn open() -> Result<Driver, Box<dyn std::error::Error>> {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     for (ordinal, gpu) in (0..).zip(node.visible(visible.as_deref())) {
         let (attachment, memset_fault) = (gpu.attach()?, node.config().memset_fault);
-        let (primary, pools) = (Mutex::default(), Mutex::default());
-        gpus.push(Gpu { ordinal, attachment, primary, pools, memset_fault });
+        let (primary, pools, physical) = (Mutex::default(), Mutex::default(), Physical::default());
+        gpus.push(Gpu { ordinal, attachment, primary, pools, physical, memset_fault });
     }
     Ok(Driver { gpus })
 }

@@ -10,6 +10,7 @@ use gpuzone_sim_ptx::{DeviceMemory, Region};
 
 use crate::Answer;
 use crate::driver::report;
+use crate::physical::{Mapping, Physical};
 
 /// What stands in device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) enum Kind {
     Constant,
     /// What the context itself takes; nobody may touch it.
     Context,
+    /// Memory that is mapped, of no context.
+    Mapped,
 }
 
 type Live = BTreeMap<u64, Allocation>;
@@ -36,6 +39,8 @@ type Live = BTreeMap<u64, Allocation>;
 /// The live allocations of one context, by address.
 pub(crate) struct Memory {
     attachment: &'static Attachment<'static>,
+    /// What is mapped, for all contexts of the GPU.
+    physical: &'static Physical,
     /// Shared with the launch that runs, which goes on with what was live when it began.
     live: Mutex<Arc<Live>>,
     /// Set, under the lock of `live`, when nothing more is given out.
@@ -43,8 +48,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(attachment: &'static Attachment<'static>) -> Self {
-        Self { attachment, live: Mutex::default(), closed: AtomicBool::new(false) }
+    pub(crate) fn new(
+        attachment: &'static Attachment<'static>,
+        physical: &'static Physical,
+    ) -> Self {
+        Self { attachment, physical, live: Mutex::default(), closed: AtomicBool::new(false) }
     }
 
     fn live(&self) -> MutexGuard<'_, Arc<Live>> {
@@ -88,7 +96,7 @@ impl Memory {
 
     /// The allocation that holds `address`, and where it begins.
     pub(crate) fn find(&self, address: u64) -> Option<(u64, Allocation)> {
-        find(&self.live(), address)
+        find(&self.live(), address).or_else(|| find_mapped(&self.physical.mapped(), address))
     }
 
     /// Whether a program's allocation begins at `address`.
@@ -98,7 +106,11 @@ impl Memory {
 
     /// Where `bytes` at `address` lie in this process, if one live allocation holds them all.
     pub(crate) fn host(&self, address: u64, bytes: u64) -> Answer<(*mut u8, usize)> {
-        let (base, allocation) = self.find(address).ok_or(CuResult::INVALID_VALUE)?;
+        let Some((base, allocation)) = find(&self.live(), address) else {
+            let host = self.physical.host(address, bytes).ok_or(CuResult::INVALID_VALUE)?;
+            let bytes = usize::try_from(bytes).map_err(|_| CuResult::INVALID_VALUE)?;
+            return Ok((host, bytes));
+        };
         let inside = address - base + bytes.min(1 << 48) <= allocation.bytes;
         if !inside || allocation.kind == Kind::Context {
             return Err(CuResult::INVALID_VALUE);
@@ -109,7 +121,8 @@ impl Memory {
 
     /// What a launch may touch.
     pub(crate) fn view(&self) -> View<'_> {
-        View { map: self.attachment.map(), live: Arc::clone(&self.live()) }
+        let (live, mapped) = (Arc::clone(&self.live()), self.physical.mapped());
+        View { map: self.attachment.map(), live, mapped }
     }
 }
 
@@ -118,7 +131,13 @@ fn find(live: &Live, address: u64) -> Option<(u64, Allocation)> {
     (address - base < allocation.bytes).then_some((*base, *allocation))
 }
 
-fn result_of(error: AllocateError) -> CuResult {
+fn find_mapped(mapped: &BTreeMap<u64, Mapping>, address: u64) -> Option<(u64, Allocation)> {
+    let (base, mapping) = mapped.range(..=address).next_back()?;
+    let allocation = Allocation { bytes: mapping.bytes, kind: Kind::Mapped };
+    (address - *base < mapping.bytes).then_some((*base, allocation))
+}
+
+pub(crate) fn result_of(error: AllocateError) -> CuResult {
     match error {
         AllocateError::Zero => CuResult::INVALID_VALUE,
         AllocateError::OutOfMemory { .. } => CuResult::OUT_OF_MEMORY,
@@ -137,6 +156,7 @@ fn result_of(error: AllocateError) -> CuResult {
 pub(crate) struct View<'a> {
     map: &'a DeviceMap,
     live: Arc<Live>,
+    mapped: Arc<BTreeMap<u64, Mapping>>,
 }
 
 // SAFETY: the map stays for as long as the process lives. Nothing else touches the bytes of this
@@ -144,9 +164,15 @@ pub(crate) struct View<'a> {
 // turn, and other contexts and processes have other allocations.
 unsafe impl DeviceMemory for View<'_> {
     fn region(&self, address: u64) -> Option<Region> {
-        let (base, allocation) = find(&self.live, address)?;
+        let Some((base, allocation)) = find(&self.live, address) else {
+            let (base, mapping) = self.mapped.range(..=address).next_back()?;
+            let inside = address - *base < mapping.bytes && mapping.flags != 0;
+            let host = std::ptr::with_exposed_provenance_mut(usize::try_from(*base).ok()?);
+            let (base, len, writable) = (*base, mapping.bytes, mapping.flags == 3);
+            return inside.then_some(Region { base, len, host, writable });
+        };
         let writable = match allocation.kind {
-            Kind::Program | Kind::Global => true,
+            Kind::Program | Kind::Global | Kind::Mapped => true,
             Kind::Constant => false,
             Kind::Context => return None,
         };

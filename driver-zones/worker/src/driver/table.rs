@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use gpuzone_cuda_abi::rows::WORDS_2D;
 use gpuzone_cuda_abi::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid, CuResult,
-    LaunchConfig,
+    LaunchConfig, MemoryAccess, PhysicalProperties,
 };
 
 /// Why the driver's library is not usable.
@@ -127,6 +127,14 @@ driver! {
     copy_rows: ["cuMemcpy2DAsync_v2"] (*const [u64; WORDS_2D], CUstream);
     host_register: ["cuMemHostRegister_v2"] (*mut c_void, usize, u32);
     host_unregister: ["cuMemHostUnregister"] (*mut c_void);
+    granularity: ["cuMemGetAllocationGranularity"] (*mut usize, *const PhysicalProperties, u32);
+    address_reserve: ["cuMemAddressReserve"] (*mut CUdeviceptr, usize, usize, CUdeviceptr, u64);
+    address_free: ["cuMemAddressFree"] (CUdeviceptr, usize);
+    physical_create: ["cuMemCreate"] (*mut u64, usize, *const PhysicalProperties, u64);
+    physical_release: ["cuMemRelease"] (u64);
+    physical_map: ["cuMemMap"] (CUdeviceptr, usize, usize, u64, u64);
+    physical_unmap: ["cuMemUnmap"] (CUdeviceptr, usize);
+    physical_access: ["cuMemSetAccess"] (CUdeviceptr, usize, *const MemoryAccess, usize);
     module_load: ["cuModuleLoadDataEx"]
         (*mut CUmodule, *const c_void, u32, *mut u32, *mut *mut c_void);
     module_unload: ["cuModuleUnload"] (CUmodule);

@@ -1,4 +1,5 @@
 use super::Session;
+use crate::ledger::Charge;
 
 impl Session {
     /// What its lease's caps promise, and that what is charged is what it holds: for tests, in
@@ -13,10 +14,16 @@ impl Session {
         assert!(self.modules.len() <= most(caps.modules));
         assert!(self.streams.len() <= most(caps.streams));
         assert!(self.events.len() <= most(caps.events));
-        assert!(self.allocations.len() <= most(caps.allocations));
+        assert!(self.allocations.len() + self.kept_blocks() <= most(caps.allocations));
+        assert!(self.physical.count() <= most(caps.allocations));
+        // GPUs' own pools are no tenant's to number.
+        assert!(self.pools.len() <= most(caps.pools) + self.lease.devices.len());
         assert!(self.globals.len() <= most(caps.allocations));
         assert!(self.image.len() as u64 <= caps.module_bytes);
-        let held: u64 = self.allocations.values().map(|held| held.bytes).sum();
+        let limits = self.contexts.values().flat_map(|context| context.limits.values());
+        let charges = self.allocations.values().map(|held| &held.charge).chain(limits);
+        let direct: u64 = charges.map(Charge::bytes).sum();
+        let held = direct + self.kept_bytes() + self.physical.bytes();
         let (free, total) = self.lease.ledger.free_and_total(0);
         assert_eq!(total - free, held);
     }

@@ -150,6 +150,55 @@ impl Handler for Session {
         self.trim(r.pool, r.keep, false).map(|()| PoolTrimmed {})
     }
 
+    fn physical_granularity(
+        &mut self,
+        _: &mut Call<'_>,
+        r: PhysicalGranularity,
+    ) -> Answer<Granularity> {
+        Ok(Granularity { bytes: self.granularity(r.device, r.recommended)? })
+    }
+
+    fn address_reserve(&mut self, _: &mut Call<'_>, r: AddressReserve) -> Answer<AddressReserved> {
+        let pointer = DevicePtr(self.reserve_addresses(r.bytes, r.alignment)?);
+        Ok(AddressReserved { pointer })
+    }
+
+    fn address_free(&mut self, _: &mut Call<'_>, r: AddressFree) -> Answer<AddressFreed> {
+        self.free_addresses(r.pointer, r.bytes).map(|()| AddressFreed {})
+    }
+
+    fn physical_create(
+        &mut self,
+        call: &mut Call<'_>,
+        r: PhysicalCreate,
+    ) -> Answer<PhysicalCreated> {
+        self.create_memory(call.context, &r).map(|()| PhysicalCreated {})
+    }
+
+    fn physical_release(
+        &mut self,
+        _: &mut Call<'_>,
+        r: PhysicalRelease,
+    ) -> Answer<PhysicalReleased> {
+        self.release_memory(r.memory).map(|()| PhysicalReleased {})
+    }
+
+    fn physical_map(&mut self, _: &mut Call<'_>, r: PhysicalMap) -> Answer<PhysicalMapped> {
+        self.map_memory(&r).map(|()| PhysicalMapped {})
+    }
+
+    fn physical_unmap(&mut self, _: &mut Call<'_>, r: PhysicalUnmap) -> Answer<PhysicalUnmapped> {
+        self.unmap_memory(r.pointer, r.bytes).map(|()| PhysicalUnmapped {})
+    }
+
+    fn physical_access(
+        &mut self,
+        _: &mut Call<'_>,
+        r: PhysicalAccess,
+    ) -> Answer<PhysicalAccessSet> {
+        self.set_access(&r).map(|()| PhysicalAccessSet {})
+    }
+
     fn module_data(&mut self, call: &mut Call<'_>, _: ModuleData) -> Answer<()> {
         self.collect_image(call.bulk)
     }

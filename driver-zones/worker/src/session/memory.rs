@@ -86,7 +86,11 @@ impl Session {
             variable.map(|(base, held)| base.saturating_add(held.bytes)),
         ];
         let fits = ends.into_iter().flatten().any(|held_end| end <= held_end);
-        if fits { Ok(()) } else { Err(CuResult::INVALID_VALUE) }
+        if fits || self.physical.cover(pointer.0, bytes) {
+            Ok(())
+        } else {
+            Err(CuResult::INVALID_VALUE)
+        }
     }
 
     pub(super) fn copy_in(

@@ -9,6 +9,7 @@ mod jit;
 mod links;
 mod memory;
 mod modules;
+mod physical;
 mod pools;
 mod rows;
 mod serve;
@@ -43,6 +44,7 @@ use crate::nvml::OwnUse;
 use crate::pace::Pace;
 use crate::turns::Turns;
 use host_functions::Line;
+use physical::Physical;
 use pools::Pool;
 use shared::Host;
 
@@ -133,6 +135,7 @@ pub struct Session {
     globals: BTreeMap<u64, Global>,
     pools: HashMap<PoolId, Pool>,
     hosts: HashMap<HostId, Host>,
+    physical: Physical,
     line: Option<Arc<Line>>,
     image: Vec<u8>,
     image_held: Held,
@@ -155,6 +158,7 @@ impl Session {
             globals: BTreeMap::new(),
             pools: HashMap::new(),
             hosts: HashMap::new(),
+            physical: Physical::default(),
             line: None,
             image: Vec::new(),
             image_held,
@@ -206,6 +210,7 @@ impl Drop for Session {
             // Whatever the driver says, nothing of it is used again.
             let _ = self.end_context(context);
         }
+        self.forget_physical();
     }
 }
 

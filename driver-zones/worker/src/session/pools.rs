@@ -77,6 +77,13 @@ impl Session {
         self.pools.values().map(|pool| pool.free.len()).sum()
     }
 
+    /// Bytes of them.
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> u64 {
+        let blocks = self.pools.values().flat_map(|pool| &pool.free);
+        blocks.map(|block| block.charge.bytes()).sum()
+    }
+
     pub(super) fn create_pool(&mut self, request: &PoolCreate) -> Result<(), CuResult> {
         let device = usize::try_from(request.device).map_err(|_| CuResult::INVALID_DEVICE)?;
         if request.pool.0 < PoolId::FIRST || self.pools.contains_key(&request.pool) {

@@ -65,6 +65,7 @@ pub(crate) struct Lease {
     listener: OwnedFd,
     stats: StatsFile,
     limit: u64,
+    caps: Caps,
     worker: Option<Child>,
 }
 
@@ -76,6 +77,11 @@ impl Lease {
 
     /// The same, with more lines for the simulated GPU's configuration.
     pub(crate) fn start_on(limit: u64, more: &str) -> Self {
+        Self::start_with(limit, more, Caps::default())
+    }
+
+    /// The same, with other caps.
+    pub(crate) fn start_with(limit: u64, more: &str, caps: Caps) -> Self {
         let dir = tempfile::Builder::new().prefix("gz").tempdir().expect("a directory");
         let config = format!(
             "state_dir = \"{}/state\"\n[[gpu]]\nname = \"Simulated\"\nuuid = \"{GPU}\"\nmemory = \"1Gi\"\ncompute_capability = \"9.0\"\npci = \"0000:01:00.0\"\n{more}\n",
@@ -87,7 +93,7 @@ impl Lease {
         std::os::unix::fs::symlink("libcuda.so.1", dir.path().join("libcuda.so")).expect("linked");
         let listener = listen(&dir.path().join("cuda.sock"));
         let stats = StatsFile::create(&dir.path().join("stats")).expect("created");
-        let mut lease = Self { dir, listener, stats, limit, worker: None };
+        let mut lease = Self { dir, listener, stats, limit, caps, worker: None };
         lease.start_worker();
         lease
     }
@@ -107,7 +113,7 @@ impl Lease {
                 nvml_library: libraries().nvml.clone(),
                 environment: BTreeMap::from([("GPUZONE_SIM_CONFIG".to_owned(), path)]),
             },
-            caps: Caps::default(),
+            caps: self.caps,
             arbitrated: false,
             windows: false,
         }

@@ -16,6 +16,7 @@ mod tenant;
 mod tests {
     use std::path::PathBuf;
 
+    use gpuzone_wire::control::Caps;
     use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
 
     use crate::harness::Lease;
@@ -156,12 +157,51 @@ mod tests {
 
     #[test]
     fn memory_of_all_kinds_is_as_with_the_driver() {
-        ["rows", "pinned", "pools", "unified"].into_iter().for_each(both);
+        ["rows", "pinned", "pools", "mapped", "unified"].into_iter().for_each(both);
     }
 
     #[test]
     fn streams_and_contexts_are_as_with_the_driver() {
         ["host_functions", "own_streams", "contexts"].into_iter().for_each(both);
+    }
+
+    #[test]
+    fn graphs_are_captured_built_changed_and_launched() {
+        let lease = Lease::start(256 * MIB);
+        ["captured", "built"].into_iter().for_each(|role| lease.run(role));
+    }
+
+    #[test]
+    fn caps_hold_for_each_kind_and_what_is_given_back_is_there_again() {
+        let caps = Caps {
+            modules: 2,
+            unpacked_bytes: 64 << 10,
+            streams: 2,
+            events: 2,
+            allocations: 2,
+            pools: 2,
+            pinned_bytes: MIB,
+            ..Caps::default()
+        };
+        let lease = Lease::start_with(256 * MIB, "", caps);
+        lease.run("caps");
+        lease.wait_for("the session to end", |stats| stats.sessions == 0);
+        lease.run("caps");
+    }
+
+    /// A pool keeps what is freed; that is the lease's until there is no room without it.
+    #[test]
+    fn pools_are_charged_what_they_have_reserved() {
+        let lease = Lease::start(64 * MIB);
+        let mut tenant = lease.tenant("reserved");
+        tenant.says("freed");
+        assert_eq!(lease.stats().used.get(), 48 * MIB, "kept, and charged");
+        tenant.go_on();
+        tenant.says("taken");
+        assert_eq!(lease.stats().used.get(), 40 * MIB, "given back for other memory");
+        tenant.go_on();
+        tenant.finish();
+        lease.wait_for("the memory to come back", |stats| stats.used.get() == 0);
     }
 
     #[test]

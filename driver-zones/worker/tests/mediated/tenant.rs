@@ -13,11 +13,11 @@ const VECTOR_ADD: &str = include_str!("../../../sim/kernels/ptx/vector_add.ptx")
 const FAULTS: &str = include_str!("../../../sim/kernels/ptx/faults.ptx");
 
 #[allow(clippy::print_stdout, reason = "how a tenant speaks to its test")]
-fn say(key: &str, value: impl std::fmt::Display) {
+pub(crate) fn say(key: &str, value: impl std::fmt::Display) {
     println!("[{key}] {value}");
 }
 
-fn wait() {
+pub(crate) fn wait() {
     std::io::stdin().lock().read_line(&mut String::new()).expect("told to go on");
 }
 

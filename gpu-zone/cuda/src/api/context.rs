@@ -8,7 +8,7 @@ use crate::handles::{Kind, handle};
 use crate::state::{State, current, with, with_stack};
 use crate::tables::Context;
 
-fn known<'a>(state: &'a mut State, context: ContextId) -> Answer<&'a mut Context> {
+fn known(state: &mut State, context: ContextId) -> Answer<&mut Context> {
     state.contexts.get_mut(&context).ok_or(CuResult::INVALID_CONTEXT)
 }
 

@@ -8,6 +8,7 @@ use gpuzone_wire::spec::{
 };
 
 use crate::ffi::{Answer, api};
+use crate::graphs::{FillWork, Work};
 use crate::state::{State, with};
 
 pub(super) fn check(state: &State, pointer: u64, bytes: u64) -> Answer {
@@ -31,6 +32,10 @@ pub(super) fn to_device(
             return Err(CuResult::INVALID_VALUE);
         }
         check(state, target, bytes as u64)?;
+        let from = source.expose_provenance() as u64;
+        if state.captures(stream, || Work::Copy { target, source: from, bytes })? {
+            return Ok(());
+        }
         if let Some((memory, offset)) = state.hosts.shared(source.addr(), bytes) {
             let (target, bytes) = (DevicePtr(target), bytes as u64);
             let request = CopySharedToDevice { target, memory, offset, bytes, stream };
@@ -87,6 +92,10 @@ pub(super) fn to_host(
             return Err(CuResult::INVALID_VALUE);
         }
         check(state, source, bytes as u64)?;
+        let to = target.expose_provenance() as u64;
+        if state.captures(stream, || Work::Copy { target: to, source, bytes })? {
+            return Ok(());
+        }
         if let Some((memory, offset)) = state.hosts.shared(target.addr(), bytes) {
             let (source, bytes) = (DevicePtr(source), bytes as u64);
             let request = CopySharedToHost { memory, offset, source, bytes, stream };
@@ -121,9 +130,13 @@ pub(super) fn on_device(target: u64, source: u64, bytes: usize, stream: CUstream
         if bytes == 0 {
             return Ok(());
         }
+        let length = bytes;
         let bytes = bytes as u64;
         check(state, target, bytes)?;
         check(state, source, bytes)?;
+        if state.captures(stream, || Work::Copy { target, source, bytes: length })? {
+            return Ok(());
+        }
         let (target, source) = (DevicePtr(target), DevicePtr(source));
         state.post(context, &CopyOnDevice { target, source, bytes, stream })
     })
@@ -187,6 +200,13 @@ pub(super) fn set(plane: &Plane, value: u32, width: u32, stream: CUstream) -> An
         }
         let bytes = (rows - 1).checked_mul(pitch).and_then(|before| before.checked_add(row));
         check(state, plane.target, bytes.ok_or(invalid)?)?;
+        let fill = || {
+            let Plane { target, pitch, count, rows } = *plane;
+            Work::Fill(FillWork { target, pitch, value, width, count, rows })
+        };
+        if state.captures(stream, fill)? {
+            return Ok(());
+        }
         let target = DevicePtr(plane.target);
         state.post(context, &MemorySet { target, value, width, count, pitch, rows, stream })
     })

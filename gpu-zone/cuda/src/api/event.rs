@@ -7,12 +7,15 @@ use crate::ffi::{Answer, api, put};
 use crate::handles::{Kind, handle};
 use crate::state::with;
 
-fn record(event: CUevent, stream: CUstream) -> Answer {
+pub(super) fn record(event: CUevent, stream: CUstream) -> Answer {
     with(|state| {
         let (event, of) = state.event(event)?;
         let (stream, context) = state.stream(stream)?;
         if of != context {
             return Err(CuResult::INVALID_HANDLE);
+        }
+        if state.graphs.note_event(event, stream) {
+            return Ok(());
         }
         state.post(context, &EventRecord { event, stream })
     })

@@ -9,7 +9,26 @@ use crate::state::{initialise, with};
 use crate::stubs;
 
 /// Names that mean another function from some version on; the oldest version first.
-const RENAMED: [(&str, i32, &str); 38] = [
+const RENAMED: [(&str, i32, &str); 57] = [
+    ("cuGraphAddKernelNode", 12000, "cuGraphAddKernelNode_v2"),
+    ("cuGraphKernelNodeGetParams", 12000, "cuGraphKernelNodeGetParams_v2"),
+    ("cuGraphKernelNodeSetParams", 12000, "cuGraphKernelNodeSetParams_v2"),
+    ("cuGraphExecKernelNodeSetParams", 12000, "cuGraphExecKernelNodeSetParams_v2"),
+    ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2"),
+    ("cuGraphInstantiate", 11000, "cuGraphInstantiate_v2"),
+    ("cuGraphInstantiate", 12000, "cuGraphInstantiateWithFlags"),
+    ("cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2"),
+    ("cuStreamGetCaptureInfo", 11030, "cuStreamGetCaptureInfo_v2"),
+    ("cuStreamGetCaptureInfo", 13000, "cuStreamGetCaptureInfo_v3"),
+    ("cuGraphGetEdges", 13000, "cuGraphGetEdges_v2"),
+    ("cuGraphNodeGetDependencies", 13000, "cuGraphNodeGetDependencies_v2"),
+    ("cuGraphNodeGetDependentNodes", 13000, "cuGraphNodeGetDependentNodes_v2"),
+    ("cuGraphAddDependencies", 13000, "cuGraphAddDependencies_v2"),
+    ("cuGraphRemoveDependencies", 13000, "cuGraphRemoveDependencies_v2"),
+    ("cuGraphAddNode", 13000, "cuGraphAddNode_v2"),
+    ("cuLinkCreate", 6050, "cuLinkCreate_v2"),
+    ("cuLinkAddData", 6050, "cuLinkAddData_v2"),
+    ("cuLinkAddFile", 6050, "cuLinkAddFile_v2"),
     ("cuDeviceTotalMem", 3020, "cuDeviceTotalMem_v2"),
     ("cuDeviceGetUuid", 11040, "cuDeviceGetUuid_v2"),
     ("cuDevicePrimaryCtxRelease", 11000, "cuDevicePrimaryCtxRelease_v2"),
@@ -148,7 +167,10 @@ mod tests {
         assert_eq!(look_up("cuCtxCreate", 13000, 0), stubs::address("cuCtxCreate_v4"));
         assert_eq!(look_up("cuMemAlloc", 13000, 0), stubs::address("cuMemAlloc_v2"));
         assert_eq!(look_up("cuCtxGetDevice", 13000, 0), stubs::address("cuCtxGetDevice"));
-        assert!(look_up("cuGraphAddKernelNode", 13000, 0).is_some(), "unsupported, but there");
+        assert!(look_up("cuMemAllocManaged", 13000, 0).is_some(), "unsupported, but there");
+        let instantiate = |version| look_up("cuGraphInstantiate", version, 0);
+        assert_eq!(instantiate(11040), stubs::address("cuGraphInstantiate_v2"));
+        assert_eq!(instantiate(12000), stubs::address("cuGraphInstantiateWithFlags"));
         assert_eq!(look_up("cuNoSuchFunction", 13000, 0), None);
         let own = |name| look_up(name, 13000, PER_THREAD);
         assert_eq!(own("cuLaunchKernel"), stubs::address("cuLaunchKernel_ptsz"));

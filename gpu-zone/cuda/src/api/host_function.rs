@@ -10,6 +10,7 @@ use gpuzone_cuda_abi::{CUstream, CuResult};
 use gpuzone_wire::spec::{HostChannel, HostFunction};
 
 use crate::ffi::{Answer, api};
+use crate::graphs::Work;
 use crate::state::{State, with};
 
 /// A function and what it is called with, as addresses: they are the program's.
@@ -119,9 +120,23 @@ fn queue(stream: CUstream, function: Function) -> Answer {
     with(|state| {
         let (stream, context) = state.stream(stream)?;
         open(state)?;
+        if state.graphs.is_capturing(stream) {
+            return state.captures(stream, || Work::Host(enter(function, true))).map(drop);
+        }
         let number = enter(function, false);
         let posted = state.post(context, &HostFunction { function: number, stream });
         posted.inspect_err(|_| forget(number))
+    })
+}
+
+/// Runs a function of a graph.
+pub(super) fn run_again(number: u64, stream: CUstream) -> Answer {
+    with(|state| {
+        let (stream, context) = state.stream(stream)?;
+        if state.captures(stream, || Work::Host(number))? {
+            return Ok(());
+        }
+        state.post(context, &HostFunction { function: number, stream })
     })
 }
 

@@ -4,10 +4,11 @@ use gpuzone_cuda_abi::{
     CUfunction, CUstream, CuResult, DeviceAttribute, FunctionAttribute, LaunchAttribute,
     LaunchAttributeValue, LaunchConfig, launch_param,
 };
-use gpuzone_wire::spec::{Launch, LaunchSetting, ParamInfo};
+use gpuzone_wire::spec::{ContextId, Launch, LaunchSetting, ParamInfo, StreamId};
 
 use super::function::{function_of, known};
 use crate::ffi::{Answer, api};
+use crate::graphs::{KernelWork, Work};
 use crate::state::{State, with};
 use crate::tables::Function;
 
@@ -155,6 +156,45 @@ unsafe fn unpack_extra(total: usize, extra: *const *const c_void) -> Answer<Vec<
     Ok(blob)
 }
 
+/// Starts a kernel, or records it.
+fn start(state: &mut State, context: ContextId, stream: StreamId, work: KernelWork) -> Answer {
+    if state.graphs.is_capturing(stream) {
+        return state.captures(stream, || Work::Kernel(work)).map(drop);
+    }
+    let KernelWork { function, grid, block, shared, settings, arguments } = work;
+    state.post(context, &Launch { function, stream, grid, block, shared, settings, arguments })
+}
+
+/// Starts a kernel of a graph.
+pub(super) fn start_again(work: KernelWork, stream: CUstream) -> Answer {
+    with(|state| {
+        let (stream, context) = state.stream(stream)?;
+        // Its module may have gone since.
+        if known(state, work.function)?.context != context {
+            return Err(CuResult::INVALID_HANDLE);
+        }
+        start(state, context, stream, work)
+    })
+}
+
+/// A kernel as a node has it.
+pub(super) fn kernel_work(
+    state: &mut State,
+    function: CUfunction,
+    (grid, block, shared): ([u32; 3], [u32; 3], u32),
+    parameters: *const *const c_void,
+    extra: *const *const c_void,
+) -> Answer<KernelWork> {
+    let id = function_of(state, function)?;
+    let known = known(state, id)?;
+    let shape = Shape { grid, block, shared, settings: Vec::new() };
+    check(state, known, &shape)?;
+    // SAFETY: the driver API's contract is `pack`'s.
+    let arguments = unsafe { pack(&known.parameters, parameters, extra) }?;
+    let settings = shape.settings;
+    Ok(KernelWork { function: id, grid, block, shared, settings, arguments })
+}
+
 fn launch(
     function: CUfunction,
     shape: Shape,
@@ -173,8 +213,8 @@ fn launch(
             return Err(CuResult::INVALID_HANDLE);
         }
         let Shape { grid, block, shared, settings } = shape;
-        let request = Launch { function: id, stream, grid, block, shared, settings, arguments };
-        state.post(context, &request)
+        let work = KernelWork { function: id, grid, block, shared, settings, arguments };
+        start(state, context, stream, work)
     })
 }
 

@@ -132,12 +132,8 @@ pub(super) fn function_of_kernel(
 /// The function that a kernel is on a GPU: in the current context, or any of that GPU.
 fn function_on(state: &mut State, kernel: *mut c_void, device: CUdevice) -> Answer<FunctionId> {
     let device = state.device(device)?;
-    let on_device = |context: &ContextId| {
-        state.contexts.get(context).is_some_and(|context| context.device == device)
-    };
-    let context = state.context().ok().filter(on_device);
-    let context = context.or_else(|| state.contexts.keys().copied().find(on_device));
-    function_of_kernel(state, kernel, context.ok_or(CuResult::INVALID_CONTEXT)?)
+    let context = state.context_on(device)?;
+    function_of_kernel(state, kernel, context)
 }
 
 api! {

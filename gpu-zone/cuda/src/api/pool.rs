@@ -79,6 +79,7 @@ fn allocate(
         return Err(CuResult::INVALID_VALUE);
     }
     let (stream, context) = state.stream(stream)?;
+    state.not_capturing(stream)?;
     let device = device_of(state, context)?;
     let current = state.current_pools.get(&device).copied();
     let pool = pool.or(current).unwrap_or_else(|| own(device));
@@ -240,9 +241,10 @@ api! {
 
     fn cuMemFreeAsync | cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) {
         with(|state| {
-            let range = state.ranges.get(pointer).filter(|range| range.module.is_none());
+            let range = state.ranges.get(pointer).filter(|range| range.module.is_none() && range.mapped.is_none());
             let of = range.ok_or(CuResult::INVALID_VALUE)?.context;
             let (stream, context) = state.stream(stream)?;
+            state.not_capturing(stream)?;
             if of != context {
                 return Err(CuResult::INVALID_VALUE);
             }

@@ -9,6 +9,7 @@ use gpuzone_wire::spec::{CopyRowsOnDevice, CopyRowsToDevice, CopyRowsToHost, Dev
 
 use super::copy::{DEFAULT, Plane, check, either, set, wait_for};
 use crate::ffi::{Answer, api};
+use crate::graphs::Work;
 use crate::state::{State, with};
 
 /// One slice of a copy.
@@ -113,7 +114,7 @@ fn on_device(state: &mut State, slice: &Slice, stream: CUstream) -> Answer {
     state.post(context, &request)
 }
 
-fn copy(rows: Answer<Rows>, stream: CUstream, wait: bool) -> Answer {
+pub(super) fn copy(rows: Answer<Rows>, stream: CUstream, wait: bool) -> Answer {
     let rows = rows?;
     if rows.is_empty() {
         return Ok(());
@@ -127,6 +128,13 @@ fn copy(rows: Answer<Rows>, stream: CUstream, wait: bool) -> Answer {
     };
     let to = is_device(rows.target.place, rows.target.address)?;
     let from = is_device(rows.source.place, rows.source.address)?;
+    let is_captured = with(|state| {
+        let (stream, _) = state.stream(stream)?;
+        state.captures(stream, || Work::Rows(rows))
+    })?;
+    if is_captured {
+        return Ok(());
+    }
     let (width, height) = (rows.width, rows.height);
     if (!to && !from) || (to != from && width > MAX_BULK as u64) {
         // Within the host, or rows that are longer than a record.

@@ -27,6 +27,17 @@ fn create(place: *mut CUstream, flags: u32, priority: i32) -> Answer {
     })
 }
 
+pub(super) fn wait_event(stream: CUstream, event: CUevent) -> Answer {
+    with(|state| {
+        let (stream, context) = state.stream(stream)?;
+        let (event, _) = state.event(event)?;
+        if state.graphs.join(stream, event, context)? {
+            return Ok(());
+        }
+        state.post(context, &StreamWaitEvent { stream, event })
+    })
+}
+
 api! {
     fn cuStreamCreate(place: *mut CUstream, flags: u32) {
         create(place, flags, 0)
@@ -49,6 +60,7 @@ api! {
     fn cuStreamSynchronize | cuStreamSynchronize_ptsz(stream: CUstream) {
         with(|state| {
             let (stream, context) = state.stream(stream)?;
+            state.not_capturing(stream)?;
             state.call(context, &StreamSynchronize { stream }).map(|_| ())
         })
     }
@@ -56,6 +68,7 @@ api! {
     fn cuStreamQuery | cuStreamQuery_ptsz(stream: CUstream) {
         with(|state| {
             let (stream, context) = state.stream(stream)?;
+            state.not_capturing(stream)?;
             state.call(context, &StreamQuery { stream }).map(|_| ())
         })
     }
@@ -64,11 +77,7 @@ api! {
         if flags > 1 {
             return Err(CuResult::INVALID_VALUE);
         }
-        with(|state| {
-            let (stream, context) = state.stream(stream)?;
-            let (event, _) = state.event(event)?;
-            state.post(context, &StreamWaitEvent { stream, event })
-        })
+        wait_event(stream, event)
     }
 
     fn cuStreamGetFlags | cuStreamGetFlags_ptsz(stream: CUstream, flags: *mut u32) {
@@ -105,13 +114,6 @@ api! {
             let (_, of) = state.stream(stream)?;
             let context = state.contexts.get(&of).ok_or(CuResult::INVALID_CONTEXT)?;
             put(device, i32::try_from(context.device).unwrap_or(i32::MAX))
-        })
-    }
-
-    fn cuStreamIsCapturing | cuStreamIsCapturing_ptsz(stream: CUstream, status: *mut u32) {
-        with(|state| {
-            state.stream(stream)?;
-            put(status, 0)
         })
     }
 

@@ -4,7 +4,7 @@ use gpuzone_cuda_abi::CuResult;
 
 use super::{
     Call, ContextId, DevicePtr, EventId, FunctionId, HostId, JitSetting, Kind, LaunchSetting,
-    LinkInput, ModuleId, ParamInfo, PoolId, Request, StreamId, Supported,
+    LinkInput, ModuleId, ParamInfo, PhysicalId, PoolId, Request, StreamId, Supported,
 };
 use crate::codec::{DecodeError, Field, Source, fields};
 
@@ -131,7 +131,8 @@ calls! {
         "cuCtxGetStreamPriorityRange" "cuCtxGetCacheConfig" "cuCtxSetCacheConfig"
         "cuMemHostGetFlags" "cuMemHostRegister_v2" "cuMemHostUnregister" "cuMemHostGetDevicePointer_v2"
         "cuDeviceGetDefaultMemPool" "cuDeviceGetMemPool" "cuDeviceSetMemPool"
-        "cuMemPoolGetAccess" "cuMemPoolSetAccess"
+        "cuMemPoolGetAccess" "cuMemPoolSetAccess" "cuMemGetAccess"
+        "cuMemGetAllocationPropertiesFromHandle" "cuMemRetainAllocationHandle"
         "cuMemGetAddressRange_v2" "cuPointerGetAttribute" "cuPointerGetAttributes"
         "cuFuncGetAttribute" "cuFuncGetModule" "cuFuncGetName" "cuFuncGetParamInfo"
         "cuFuncIsLoaded" "cuFuncLoad" "cuFuncSetCacheConfig" "cuFuncSetSharedMemConfig"
@@ -140,6 +141,23 @@ calls! {
         "cuLinkAddFile_v2" "cuLinkDestroy"
         "cuStreamGetFlags" "cuStreamGetPriority" "cuStreamGetCtx" "cuStreamGetId"
         "cuStreamGetDevice" "cuStreamIsCapturing" "cuStreamGetCtx_v2"
+        "cuGraphAddChildGraphNode" "cuGraphAddDependencies" "cuGraphAddDependencies_v2"
+        "cuGraphAddEmptyNode" "cuGraphAddEventRecordNode" "cuGraphAddEventWaitNode"
+        "cuGraphAddHostNode" "cuGraphAddKernelNode" "cuGraphAddKernelNode_v2"
+        "cuGraphAddMemcpyNode" "cuGraphAddMemsetNode" "cuGraphClone" "cuGraphCreate"
+        "cuGraphDestroy" "cuGraphDestroyNode" "cuGraphExecDestroy" "cuGraphExecGetFlags"
+        "cuGraphExecHostNodeSetParams" "cuGraphExecKernelNodeSetParams"
+        "cuGraphExecKernelNodeSetParams_v2" "cuGraphExecMemcpyNodeSetParams"
+        "cuGraphExecMemsetNodeSetParams" "cuGraphExecUpdate" "cuGraphExecUpdate_v2"
+        "cuGraphGetEdges" "cuGraphGetEdges_v2" "cuGraphGetNodes" "cuGraphGetRootNodes"
+        "cuGraphHostNodeSetParams" "cuGraphInstantiateWithFlags" "cuGraphInstantiate_v2"
+        "cuGraphKernelNodeSetParams" "cuGraphKernelNodeSetParams_v2" "cuGraphMemcpyNodeSetParams"
+        "cuGraphMemsetNodeSetParams" "cuGraphNodeGetDependencies" "cuGraphNodeGetDependencies_v2"
+        "cuGraphNodeGetDependentNodes" "cuGraphNodeGetDependentNodes_v2" "cuGraphNodeGetType"
+        "cuGraphRemoveDependencies" "cuGraphRemoveDependencies_v2" "cuGraphUpload"
+        "cuStreamBeginCapture" "cuStreamBeginCapture_v2" "cuStreamEndCapture"
+        "cuStreamGetCaptureInfo_v2" "cuStreamGetCaptureInfo_v3"
+        "cuThreadExchangeStreamCaptureMode"
         "cuStreamGetAttribute" "cuStreamSetAttribute" "cuStreamCopyAttributes"
     }
 
@@ -235,6 +253,31 @@ calls! {
     /// Gives back what a pool has reserved and does not use, but for some.
     Replied pool_trim: PoolTrim ["cuMemPoolTrimTo"] { pool: PoolId, keep: u64 } -> PoolTrimmed {}
 
+    /// Asks in what multiples memory is made and mapped.
+    Replied physical_granularity: PhysicalGranularity ["cuMemGetAllocationGranularity"]
+        { device: u32, recommended: bool } -> Granularity { bytes: u64 }
+    /// Takes addresses, without memory behind them.
+    Replied address_reserve: AddressReserve ["cuMemAddressReserve"]
+        { bytes: u64, alignment: u64 } -> AddressReserved { pointer: DevicePtr }
+    /// Gives addresses back.
+    Replied address_free: AddressFree ["cuMemAddressFree"]
+        { pointer: DevicePtr, bytes: u64 } -> AddressFreed {}
+    /// Takes memory without addresses; it is zeroed. The number must be free.
+    Replied physical_create: PhysicalCreate ["cuMemCreate"]
+        { memory: PhysicalId, device: u32, bytes: u64 } -> PhysicalCreated {}
+    /// Gives it back, once nothing of it is mapped.
+    Replied physical_release: PhysicalRelease ["cuMemRelease"]
+        { memory: PhysicalId } -> PhysicalReleased {}
+    /// Puts memory behind addresses.
+    Replied physical_map: PhysicalMap ["cuMemMap"]
+        { pointer: DevicePtr, bytes: u64, memory: PhysicalId, offset: u64 } -> PhysicalMapped {}
+    /// Takes it away again.
+    Replied physical_unmap: PhysicalUnmap ["cuMemUnmap"]
+        { pointer: DevicePtr, bytes: u64 } -> PhysicalUnmapped {}
+    /// Says what may be done at mapped addresses: nothing (0), reading (1), writing too (3).
+    Replied physical_access: PhysicalAccess ["cuMemSetAccess"]
+        { pointer: DevicePtr, bytes: u64, flags: u32 } -> PhysicalAccessSet {}
+
     /// Appends the record's bulk bytes to the image of the module that is loaded next.
     Posted module_data: ModuleData [] {}
     /// Loads the collected image. `loaded` is the driver's answer: the logs come either way.
@@ -279,7 +322,8 @@ calls! {
     Replied occupancy_shared: OccupancyShared ["cuOccupancyAvailableDynamicSMemPerBlock"]
         { function: FunctionId, blocks: i32, block: i32 } -> OccupancySharedReply { bytes: u64 }
     /// Starts a kernel; `arguments` are all of them at their offsets.
-    Posted launch: Launch ["cuLaunchKernel" "cuLaunchKernelEx" "cuLaunchCooperativeKernel"]
+    Posted launch: Launch
+        ["cuLaunchKernel" "cuLaunchKernelEx" "cuLaunchCooperativeKernel" "cuGraphLaunch"]
         { function: FunctionId, stream: StreamId, grid: [u32; 3], block: [u32; 3], shared: u32,
           settings: Vec<LaunchSetting>, arguments: Vec<u8> }
 

@@ -22,6 +22,8 @@ ids! {
     EventId;
     /// Host memory that both sides share, numbered by the tenant.
     HostId;
+    /// Device memory without addresses, numbered by the tenant.
+    PhysicalId;
     /// A pool of device memory: a GPU's own is the GPU's number, others the tenant numbers.
     PoolId;
 }

@@ -14,6 +14,7 @@ mod link;
 mod memory;
 mod module;
 mod occupancy;
+mod physical;
 mod pointer;
 mod pool;
 mod primary;
@@ -38,6 +39,7 @@ fn symbol(name: &str) -> Option<*const c_void> {
         memory::symbol,
         module::symbol,
         occupancy::symbol,
+        physical::symbol,
         pointer::symbol,
         pool::symbol,
         primary::symbol,

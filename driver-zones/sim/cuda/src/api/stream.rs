@@ -69,8 +69,16 @@ entry_points! {
         let lane = Lane::of(stream)?;
         let event = handles::event(event)?;
         let number = event.newest();
-        if number == 0 || Arc::ptr_eq(event.context(), &lane.context) {
-            // Never recorded, or its work comes before whatever is submitted now.
+        if number == 0 {
+            // Never recorded.
+            return Ok(());
+        }
+        if Arc::ptr_eq(event.context(), &lane.context) {
+            // Its work comes before whatever is submitted now; whoever waits for the stream waits
+            // for it as well.
+            if let Some(stream) = &lane.stream {
+                stream.submitted(lane.context.last());
+            }
             return Ok(());
         }
         lane.submit(Work::WaitFor { event, number }).map(drop)

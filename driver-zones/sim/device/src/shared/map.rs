@@ -65,6 +65,25 @@ impl DeviceMap {
         Some(self.host.as_ptr().wrapping_add(usize::try_from(offset).ok()?))
     }
 
+    /// Maps `len` bytes at device address `address` once more, over what is mapped at `place`.
+    ///
+    /// # Errors
+    /// When the GPU has not got these bytes, or the kernel refuses.
+    ///
+    /// # Safety
+    /// `place` begins `len` bytes of a mapping of the caller's own, which nothing uses.
+    pub unsafe fn map_again(&self, place: *mut u8, address: u64, len: u64) -> io::Result<()> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        self.host(address, len).ok_or_else(invalid)?;
+        let bytes = usize::try_from(len).map_err(|_| invalid())?;
+        let (protection, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+        let offset = address - self.base;
+        // SAFETY: the caller's promise; the file has these bytes.
+        unsafe { rustix::mm::mmap(place.cast(), bytes, protection, flags, &self.file, offset) }?;
+        Ok(())
+    }
+
     /// Makes `len` bytes at device address `address` zero. Whole pages go back to the host,
     /// because a hole in the file reads as zero; so zeroing costs no memory. False when the
     /// GPU has not got these bytes, or the file system cannot make holes: write zeros then.

@@ -193,3 +193,48 @@ pub(super) fn unified() {
     }
     assert_eq!(back, data);
 }
+
+pub(super) fn mapped() {
+    context();
+    // SAFETY: numbers and structures of the sizes that are asked for, places for the answers.
+    unsafe {
+        let mut wanted: sys::CUmemAllocationProp = std::mem::zeroed();
+        wanted.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+        wanted.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        let least = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+        let grain =
+            get(|place| sys::cuMemGetAllocationGranularity(place, &raw const wanted, least));
+        let at = get(|place| sys::cuMemAddressReserve(place, 4 * grain, 0, 0, 0));
+        let [first, second] =
+            [(); 2].map(|()| get(|place| sys::cuMemCreate(place, grain, &raw const wanted, 0)));
+        ok(sys::cuMemMap(at, grain, 0, first, 0));
+        ok(sys::cuMemMap(at + grain as u64, grain, 0, second, 0));
+        assert!(sys::cuMemMap(at, grain, 0, second, 0).result().is_err(), "taken");
+        let refused = sys::cuMemsetD32_v2(at, 1, 4);
+        assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE, "no access yet");
+        let mut access: sys::CUmemAccessDesc = std::mem::zeroed();
+        access.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        access.flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        ok(sys::cuMemSetAccess(at, 2 * grain, &raw const access, 1));
+        assert_eq!(get(|place| sys::cuMemGetAccess(place, &raw const access.location, at)), 3);
+        // Across the border between the two.
+        let border = at + grain as u64 - 16;
+        assert_eq!(read(border, 8), [0; 8], "new memory is zero");
+        ok(sys::cuMemsetD32_v2(border, 7, 8));
+        let function = super::kernel(c"add_one");
+        ok(super::add_one(function, DEFAULT, border, 8));
+        assert_eq!(read(border, 8), [8; 8]);
+        // Released, the memory stays as long as it is mapped; unmapped, it is gone.
+        ok(sys::cuMemRelease(first));
+        ok(sys::cuMemRelease(second));
+        assert_eq!(read(border, 8), [8; 8]);
+        ok(sys::cuMemUnmap(at, 2 * grain));
+        assert!(sys::cuMemsetD32_v2(at, 1, 4).result().is_err(), "nothing is there");
+        ok(sys::cuMemAddressFree(at, 4 * grain));
+        wanted.requestedHandleTypes =
+            sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+        let mut shared = 0;
+        let refused = sys::cuMemCreate(&raw mut shared, grain, &raw const wanted, 0);
+        assert_eq!(refused, CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    }
+}

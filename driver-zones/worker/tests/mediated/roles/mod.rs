@@ -1,7 +1,9 @@
 //! Programs of the raw driver API. Each runs through the shim and on the simulated library itself,
 //! and finds the same.
 
+mod caps;
 mod code;
+mod graphs;
 mod memory;
 mod streams;
 
@@ -32,7 +34,12 @@ pub(crate) fn play(role: &str) -> bool {
         "rows" => memory::rows(),
         "pinned" => memory::pinned(),
         "pools" => memory::pools(),
+        "mapped" => memory::mapped(),
         "unified" => memory::unified(),
+        "caps" => caps::caps(),
+        "reserved" => caps::reserved(),
+        "captured" => graphs::captured(),
+        "built" => graphs::built(),
         "host_functions" => streams::host_functions(),
         "own_streams" => streams::own_streams(),
         "contexts" => streams::contexts(),

@@ -5,7 +5,7 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::{add_one, allocate, context, get, kernel, ok, read};
 
-unsafe extern "C" fn count(counter: *mut c_void) {
+pub(super) unsafe extern "C" fn count(counter: *mut c_void) {
     // SAFETY: the counter that was given with this function, which outlives the work.
     let counter = unsafe { &*counter.cast::<AtomicU32>() };
     counter.fetch_add(1, Ordering::SeqCst);

@@ -1,0 +1,114 @@
+//! Graphs are the shim's own: the simulated library has none to compare with.
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::streams::count;
+use super::{add_one, allocate, context, get, kernel, ok, read, write};
+
+const RELAXED: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+
+pub(super) fn captured() {
+    context();
+    let function = kernel(c"add_one");
+    let (memory, other) = (allocate(64), allocate(64));
+    let counter = AtomicU32::new(0);
+    let data = (&raw const counter).cast_mut().cast::<c_void>();
+    let mut back = [0u32; 16];
+    // SAFETY: a stream, memory of 64 bytes each, places for the answers.
+    unsafe {
+        let stream = get(|place| sys::cuStreamCreate(place, 1));
+        let side = get(|place| sys::cuStreamCreate(place, 1));
+        let event = get(|place| sys::cuEventCreate(place, 0));
+        ok(sys::cuStreamBeginCapture_v2(stream, RELAXED));
+        ok(add_one(function, stream, memory, 16));
+        ok(sys::cuEventRecord(event, stream));
+        ok(sys::cuStreamWaitEvent(side, event, 0));
+        ok(sys::cuMemsetD32Async(other, 5, 16, side));
+        let waited = sys::cuStreamSynchronize(stream);
+        assert_eq!(waited, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        ok(sys::cuEventRecord(event, side));
+        ok(sys::cuStreamWaitEvent(stream, event, 0));
+        ok(add_one(function, stream, other, 16));
+        ok(sys::cuMemcpyDtoHAsync_v2(back.as_mut_ptr().cast(), other, 64, stream));
+        ok(sys::cuLaunchHostFunc(stream, Some(count), data));
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        ok(sys::cuStreamIsCapturing(side, &raw mut status));
+        assert_eq!(status, sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE);
+        let graph = get(|place| sys::cuStreamEndCapture(stream, place));
+        assert_eq!(read(memory, 16), [0; 16], "nothing has run");
+        let mut nodes = 0;
+        ok(sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &raw mut nodes));
+        assert_eq!(nodes, 5);
+        let executable = get(|place| sys::cuGraphInstantiateWithFlags(place, graph, 0));
+        ok(sys::cuGraphDestroy(graph));
+        for _ in 0..3 {
+            ok(sys::cuGraphLaunch(executable, stream));
+        }
+        ok(sys::cuStreamSynchronize(stream));
+        assert_eq!((read(memory, 16), read(other, 16)), (vec![3; 16], vec![6; 16]));
+        assert_eq!((back, counter.load(Ordering::SeqCst)), ([6; 16], 3));
+        ok(sys::cuGraphExecDestroy(executable));
+    }
+}
+
+pub(super) fn built() {
+    context();
+    let function = kernel(c"add_one");
+    let memory = allocate(64);
+    write(memory, &[1; 16]);
+    let (mut at, mut n) = (memory, 16u32);
+    let mut list = [(&raw mut at).cast::<c_void>(), (&raw mut n).cast()];
+    // SAFETY: structures of numbers and addresses; lists of the lengths that are given.
+    unsafe {
+        let graph = get(|place| sys::cuGraphCreate(place, 0));
+        let mut wanted: sys::CUDA_KERNEL_NODE_PARAMS = std::mem::zeroed();
+        (wanted.func, wanted.kernelParams) = (function, list.as_mut_ptr());
+        (wanted.gridDimX, wanted.gridDimY, wanted.gridDimZ) = (1, 1, 1);
+        (wanted.blockDimX, wanted.blockDimY, wanted.blockDimZ) = (16, 1, 1);
+        let none = std::ptr::null();
+        let mut fill: sys::CUDA_MEMSET_NODE_PARAMS = std::mem::zeroed();
+        (fill.dst, fill.value, fill.elementSize) = (memory, 10, 4);
+        (fill.width, fill.height) = (8, 1);
+        let current = get(|place| sys::cuCtxGetCurrent(place));
+        let first =
+            get(|place| sys::cuGraphAddMemsetNode(place, graph, none, 0, &raw const fill, current));
+        let second = get(|place| {
+            sys::cuGraphAddKernelNode_v2(place, graph, &raw const first, 1, &raw const wanted)
+        });
+        let last = get(|place| sys::cuGraphAddEmptyNode(place, graph, &raw const second, 1));
+        let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
+        ok(sys::cuGraphNodeGetType(second, &raw mut kind));
+        assert_eq!(kind, sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL);
+        let (mut roots, mut room) = ([std::ptr::null_mut(); 4], 4);
+        ok(sys::cuGraphGetRootNodes(graph, roots.as_mut_ptr(), &raw mut room));
+        assert_eq!((room, roots[0], roots[1]), (1, first, std::ptr::null_mut()));
+        let executable = get(|place| sys::cuGraphInstantiateWithFlags(place, graph, 0));
+        let stream = get(|place| sys::cuStreamCreate(place, 1));
+        ok(sys::cuGraphLaunch(executable, stream));
+        ok(sys::cuStreamSynchronize(stream));
+        assert_eq!(read(memory, 16), [vec![11; 8], vec![2; 8]].concat());
+        // Another value, in what runs already.
+        fill.value = 20;
+        ok(sys::cuGraphExecMemsetNodeSetParams(executable, first, &raw const fill, current));
+        ok(sys::cuGraphLaunch(executable, stream));
+        assert_eq!(read(memory, 9), [vec![21; 8], vec![3]].concat());
+        let clone = get(|place| sys::cuGraphClone(place, graph));
+        let mut info: sys::CUgraphExecUpdateResultInfo = std::mem::zeroed();
+        ok(sys::cuGraphExecUpdate_v2(executable, clone, &raw mut info));
+        ok(sys::cuGraphDestroyNode(last));
+        let changed = sys::cuGraphExecUpdate_v2(executable, graph, &raw mut info);
+        assert_eq!(changed, CUresult::CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE);
+        ok(sys::cuGraphLaunch(executable, stream));
+        assert_eq!(read(memory, 9), [vec![11; 8], vec![4]].concat());
+        // What was freed since is an error, and nothing worse.
+        ok(sys::cuMemFree_v2(memory));
+        assert!(sys::cuGraphLaunch(executable, stream).result().is_err());
+        ok(sys::cuGraphExecDestroy(executable));
+        ok(sys::cuGraphDestroy(clone));
+        ok(sys::cuGraphDestroy(graph));
+        assert!(sys::cuGraphDestroy(graph).result().is_err(), "destroyed twice");
+    }
+}

@@ -1,0 +1,106 @@
+//! Streams that record instead of working.
+
+use std::ffi::c_void;
+
+use gpuzone_cuda_abi::{CUstream, CuResult};
+
+use super::graph::{graph_handle, node_handle};
+use crate::ffi::{Answer, api, put, put_if_wanted};
+use crate::state::with;
+
+/// `CU_STREAM_CAPTURE_STATUS_ACTIVE`.
+const ACTIVE: u32 = 1;
+
+fn begin(stream: CUstream, mode: u32) -> Answer {
+    if mode > 2 {
+        return Err(CuResult::INVALID_VALUE);
+    }
+    with(|state| {
+        let (id, context) = state.stream(stream)?;
+        if !state.streams.contains_key(&id) {
+            // The default stream cannot.
+            return Err(CuResult::STREAM_CAPTURE_UNSUPPORTED);
+        }
+        let graph = state.new_number();
+        state.graphs.begin(id, context, graph)
+    })
+}
+
+/// Where the program wants to know of a capture.
+struct Places {
+    status: *mut u32,
+    id: *mut u64,
+    graph: *mut *mut c_void,
+    dependencies: *mut *const *mut c_void,
+    count: *mut usize,
+}
+
+fn info(stream: CUstream, places: &Places) -> Answer {
+    with(|state| {
+        let (stream, _) = state.stream(stream)?;
+        let Some((id, graph, tips)) = state.graphs.capture(stream) else {
+            return put(places.status, 0);
+        };
+        put(places.status, ACTIVE)?;
+        put_if_wanted(places.id, id);
+        put_if_wanted(places.graph, graph_handle(graph));
+        // Good until the stream records more, as with the driver.
+        state.told_tips = tips.into_iter().map(node_handle).map(|node| node.addr()).collect();
+        put_if_wanted(places.dependencies, state.told_tips.as_ptr().cast());
+        put_if_wanted(places.count, state.told_tips.len());
+        Ok(())
+    })
+}
+
+api! {
+    fn cuStreamBeginCapture | cuStreamBeginCapture_ptsz(stream: CUstream) {
+        begin(stream, 0)
+    }
+
+    fn cuStreamBeginCapture_v2 | cuStreamBeginCapture_v2_ptsz(stream: CUstream, mode: u32) {
+        begin(stream, mode)
+    }
+
+    fn cuStreamEndCapture | cuStreamEndCapture_ptsz(stream: CUstream, graph: *mut *mut c_void) {
+        with(|state| {
+            let (stream, _) = state.stream(stream)?;
+            let ended = state.graphs.end(stream);
+            put_if_wanted(graph, std::ptr::null_mut());
+            put_if_wanted(graph, graph_handle(ended?));
+            Ok(())
+        })
+    }
+
+    fn cuStreamIsCapturing | cuStreamIsCapturing_ptsz(stream: CUstream, status: *mut u32) {
+        with(|state| {
+            let (stream, _) = state.stream(stream)?;
+            put(status, u32::from(state.graphs.is_capturing(stream)))
+        })
+    }
+
+    fn cuStreamGetCaptureInfo_v2 | cuStreamGetCaptureInfo_v2_ptsz(
+        stream: CUstream, status: *mut u32, id: *mut u64, graph: *mut *mut c_void,
+        dependencies: *mut *const *mut c_void, count: *mut usize,
+    ) {
+        info(stream, &Places { status, id, graph, dependencies, count })
+    }
+
+    fn cuStreamGetCaptureInfo_v3 | cuStreamGetCaptureInfo_v3_ptsz(
+        stream: CUstream, status: *mut u32, id: *mut u64, graph: *mut *mut c_void,
+        dependencies: *mut *const *mut c_void, edges: *mut *const c_void, count: *mut usize,
+    ) {
+        // All edges are plain ones.
+        put_if_wanted(edges, std::ptr::null());
+        info(stream, &Places { status, id, graph, dependencies, count })
+    }
+
+    fn cuThreadExchangeStreamCaptureMode(mode: *mut u32) {
+        if mode.is_null() {
+            return Err(CuResult::INVALID_VALUE);
+        }
+        // What a mode forbids is what this library never does behind a capture's back.
+        // SAFETY: the driver API's contract: a place that holds a mode.
+        let wanted = unsafe { mode.read_unaligned() };
+        if wanted > 2 { Err(CuResult::INVALID_VALUE) } else { put(mode, 0) }
+    }
+}
