@@ -159,3 +159,47 @@ impl Answers for Broker {
 fn leases(leases: Vec<LeaseStatus>) -> Reply {
     Reply::Leases { leases }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Lines that are nearly requests.
+    fn lines() -> impl Strategy<Value = Vec<u8>> {
+        let text = prop_oneof![
+            Just("{\"request\":\"status\"}"),
+            Just("{\"request\":\"shutdown\"}"),
+            Just("{\"request\":\"hello\",\"version\":1}"),
+            Just("{\"request\":\"hello\",\"version\":4294967296}"),
+            Just("{\"request\":\"stop\",\"lease\":\"lease-00000000000000000000000000000000\"}"),
+            Just("{\"request\":\"start\",\"lease\":7}"),
+        ];
+        let near = (text, any::<prop::sample::Index>(), any::<u8>(), any::<bool>());
+        let near = near.prop_map(|(text, at, with, change)| {
+            let mut line = text.as_bytes().to_vec();
+            let at = at.index(line.len());
+            if change {
+                line[at] = with;
+            }
+            line
+        });
+        prop_oneof![3 => near, 1 => proptest::collection::vec(any::<u8>(), 0..300)]
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_is_a_request_or_is_refused_and_nothing_comes_before_hello(line in lines()) {
+            let is_hello = |request: &Request| matches!(request, Request::Hello { .. });
+            if let Ok(request) = understand(&line, false) {
+                prop_assert!(is_hello(&request), "{request:?}");
+            }
+            match (understand(&line, true), serde_json::from_slice::<Request>(&line)) {
+                (Ok(understood), Ok(read)) => prop_assert_eq!(understood, read),
+                (Err(reason), _) => prop_assert!(!reason.is_empty()),
+                (Ok(understood), Err(_)) => panic!("{understood:?} out of nothing"),
+            }
+        }
+    }
+}

@@ -76,8 +76,21 @@ impl Period {
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     start: Option<CUevent>,
-    ends: HashMap<StreamId, (CUevent, bool)>,
+    ends: HashMap<StreamId, End>,
+    /// Whether some stream's end is not marked yet.
+    unmarked: bool,
     busy: bool,
+}
+
+/// The end of a stream's work.
+#[derive(Debug)]
+struct End {
+    event: CUevent,
+    stream: CUstream,
+    /// Work came after the event was recorded.
+    unmarked: bool,
+    /// The event was recorded and is not known to have happened.
+    pending: bool,
 }
 
 impl Meter {
@@ -102,13 +115,33 @@ impl Meter {
         clock.begin(Monotonic::now());
     }
 
-    /// To be called after work was given.
+    /// To be called after work was given. Where it ends is marked later, once for many pieces.
     pub(crate) fn after(&mut self, driver: &Driver, id: StreamId, stream: CUstream) {
-        let known = self.ends.get(&id).map(|(event, _)| *event);
-        let Some(event) = known.or_else(|| event(driver)) else { return };
-        // SAFETY: an event and a stream of the current context.
-        let pending = unsafe { (driver.event_record)(event, stream) }.is_success();
-        self.ends.insert(id, (event, pending));
+        if let Some(end) = self.ends.get_mut(&id) {
+            (end.stream, end.unmarked) = (stream, true);
+        } else if let Some(event) = event(driver) {
+            self.ends.insert(id, End { event, stream, unmarked: true, pending: false });
+        }
+        self.unmarked = true;
+    }
+
+    /// Whether [`Meter::mark`] has something to do.
+    pub(crate) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    /// Marks where the work that was given ends, in the current context. To be called when no
+    /// more is at hand: what is marked later than that looks longer than it was.
+    pub(crate) fn mark(&mut self, driver: &Driver) {
+        if !std::mem::take(&mut self.unmarked) {
+            return;
+        }
+        for end in self.ends.values_mut().filter(|end| end.unmarked) {
+            // SAFETY: an event and a stream of the current context; a stream that is destroyed
+            // is forgotten first.
+            end.pending = unsafe { (driver.event_record)(end.event, end.stream) }.is_success();
+            end.unmarked = false;
+        }
     }
 
     /// Looks whether the work is done, in the current context, and adds its time if so.
@@ -122,45 +155,47 @@ impl Meter {
         if !self.busy {
             return None;
         }
-        let pending = || self.ends.values().filter(|(_, pending)| *pending);
-        for (event, _) in pending() {
+        self.mark(driver);
+        let pending = || self.ends.values().filter(|end| end.pending);
+        for end in pending() {
             // SAFETY: an event of the current context.
-            if unsafe { (driver.event_query)(*event) } == CuResult::NOT_READY {
+            if unsafe { (driver.event_query)(end.event) } == CuResult::NOT_READY {
                 return None;
             }
         }
         let longest = pending()
-            .filter_map(|(end, _)| {
+            .filter_map(|end| {
                 let mut milliseconds = 0f32;
+                let (place, start) = (&raw mut milliseconds, self.start?);
                 // SAFETY: events of the current context, and a place for the answer.
-                let asked =
-                    unsafe { (driver.event_elapsed)(&raw mut milliseconds, self.start?, *end) };
+                let asked = unsafe { (driver.event_elapsed)(place, start, end.event) };
                 let nanoseconds = (f64::from(milliseconds) * 1e6).clamp(0.0, 1e18);
                 // Within 0 and 1e18.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 asked.is_success().then_some(nanoseconds as u64)
             })
             .max();
-        self.ends.values_mut().for_each(|(_, pending)| *pending = false);
+        self.ends.values_mut().for_each(|end| end.pending = false);
         self.busy = false;
         clock.end(Monotonic::now(), longest, stats);
         Some(Measured(longest))
     }
 
     /// Waits until all work is done, in the current context.
-    pub(crate) fn wait(&self, driver: &Driver) {
-        for (event, _) in self.ends.values().filter(|(_, pending)| self.busy && *pending) {
+    pub(crate) fn wait(&mut self, driver: &Driver) {
+        self.mark(driver);
+        for end in self.ends.values().filter(|end| self.busy && end.pending) {
             // SAFETY: an event of the current context. Whether the work failed shows later.
-            let _ = unsafe { (driver.event_synchronize)(*event) };
+            let _ = unsafe { (driver.event_synchronize)(end.event) };
         }
     }
 
     /// Forgets a stream that is being destroyed, once its work is done.
     pub(crate) fn forget(&mut self, driver: &Driver, id: StreamId) {
-        if let Some((event, _)) = self.ends.remove(&id) {
+        if let Some(end) = self.ends.remove(&id) {
             // SAFETY: an event of the current context; destroying one that is pending is
             // allowed, the driver does it when it has happened.
-            let _ = unsafe { (driver.event_destroy)(event) };
+            let _ = unsafe { (driver.event_destroy)(end.event) };
         }
     }
 

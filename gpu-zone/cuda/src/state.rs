@@ -32,7 +32,7 @@ pub(crate) struct State {
     pub(crate) client: Client,
     pub(crate) driver_version: i32,
     pub(crate) devices: Vec<DeviceInfo>,
-    attributes: Vec<HashMap<i32, i32>>,
+    attributes: Vec<Attributes>,
     pub(crate) contexts: HashMap<ContextId, Context>,
     pub(crate) primaries: Vec<Primary>,
     pub(crate) modules: HashMap<ModuleId, ContextId>,
@@ -57,6 +57,31 @@ pub(crate) struct State {
     numbers: u32,
 }
 
+/// A GPU's attributes by number: every launch looks at some.
+struct Attributes(Vec<Option<i32>>);
+
+impl Attributes {
+    /// More than CUDA has.
+    const MOST: usize = 1024;
+
+    fn of(device: &DeviceInfo) -> Self {
+        let mut table = Vec::new();
+        for (number, value) in &device.attributes {
+            let place = usize::try_from(*number).ok().filter(|place| *place < Self::MOST);
+            if let Some(place) = place {
+                table.resize(table.len().max(place + 1), None);
+                table[place] = Some(*value);
+            }
+        }
+        Self(table)
+    }
+
+    fn get(&self, attribute: DeviceAttribute) -> Option<i32> {
+        let place = usize::try_from(attribute.0).ok()?;
+        self.0.get(place).copied().flatten()
+    }
+}
+
 static STATE: Mutex<Option<State>> = Mutex::new(None);
 
 thread_local! {
@@ -77,9 +102,8 @@ pub(crate) fn initialise() -> Answer {
         CuResult::NO_DEVICE
     })?;
     let devices = connection.devices;
-    let map = |device: &DeviceInfo| device.attributes.iter().copied().collect();
     *state = Some(State {
-        attributes: devices.iter().map(map).collect(),
+        attributes: devices.iter().map(Attributes::of).collect(),
         primaries: devices.iter().map(|_| Primary::default()).collect(),
         devices,
         client: connection.client,
@@ -173,7 +197,7 @@ impl State {
 
     pub(crate) fn attribute(&self, device: usize, attribute: DeviceAttribute) -> Answer<i32> {
         let of_device = self.attributes.get(device).ok_or(CuResult::INVALID_DEVICE)?;
-        of_device.get(&attribute.0).copied().ok_or(CuResult::INVALID_VALUE)
+        of_device.get(attribute).ok_or(CuResult::INVALID_VALUE)
     }
 
     /// A stream and the context it belongs to: the current one for CUDA's own streams.

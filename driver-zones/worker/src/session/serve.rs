@@ -81,8 +81,13 @@ pub fn serve(
         };
         let timeout = busy.then_some(settle_every);
         match line.next(session, timeout, peer) {
-            // However much more there is to answer, the turn does not stay for it.
-            Ok(true) => busy = session.pressure() != Pressure::Recalled || session.settle(),
+            Ok(true) => {
+                if !line.has_more() {
+                    session.mark_ends();
+                }
+                // However much more there is to answer, the turn does not stay for it.
+                busy = session.pressure() != Pressure::Recalled || session.settle();
+            }
             Ok(false) => busy = session.settle(),
             Err(ended) => return ended,
         }
@@ -107,6 +112,11 @@ impl<'a> Rings<'a> {
             answer: Vec::new(),
             socket,
         }
+    }
+
+    /// Whether there is another call already.
+    fn has_more(&self) -> bool {
+        self.requests.has_more()
     }
 
     /// Does the next call; whether one came in time.

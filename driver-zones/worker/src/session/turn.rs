@@ -56,6 +56,17 @@ impl Session {
         }
     }
 
+    /// Marks where the work that was given ends, for there is nothing else to do now.
+    pub(super) fn mark_ends(&mut self) {
+        let unmarked = self.contexts.iter().filter(|(_, context)| context.meter.is_unmarked());
+        // A session has work in one context at a time, as a rule.
+        let Some(id) = unmarked.map(|(id, _)| *id).next() else { return };
+        let lease = self.lease.clone();
+        if let Ok(context) = self.enter(id) {
+            context.meter.mark(&lease.driver);
+        }
+    }
+
     /// Waits until nothing is under way, so that the turn can be given back whatever the session
     /// does next.
     pub(super) fn drain(&mut self) {

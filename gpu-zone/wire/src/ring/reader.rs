@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
@@ -116,6 +117,14 @@ impl Reader {
             Err(error) => Err(error),
         };
         received.inspect_err(|error| self.broken = Some(*error))
+    }
+
+    /// Whether another record stands behind the one that was received last, as far as was seen.
+    pub fn has_more(&self) -> bool {
+        let next = self.at.head + self.unreleased;
+        // A position that cannot be is found when it is read from.
+        let channel = self.region.channel(self.direction);
+        self.at.tail > next || channel.tail.0.load(Ordering::Relaxed) > next
     }
 
     /// The control part of the record that was received last: a copy of ours.
