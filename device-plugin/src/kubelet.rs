@@ -73,7 +73,9 @@ impl<D: Served> Registration<D> {
         let mut events = std::collections::VecDeque::new();
         let mut rest: Option<tokio::time::Instant> = None;
         let mut watch = Watch::of(&self.folder);
+        let mut said = None;
         loop {
+            self.say_what_hides(&mut said);
             let event = events.pop_front().unwrap_or_else(|| Event::Looked(self.look()));
             let (next, action) = after(state, event);
             if next != state {
@@ -104,6 +106,24 @@ impl<D: Served> Registration<D> {
                 }
                 () = changed(&mut watch) => {}
                 () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// A folder that is not there yet comes with the kubelet; one that cannot be looked into is
+    /// somebody's mistake. It is said once.
+    fn say_what_hides(&self, said: &mut Option<io::ErrorKind>) {
+        let hidden = std::fs::read_dir(&self.folder).err();
+        let hidden = hidden.filter(|error| error.kind() != io::ErrorKind::NotFound);
+        let kind = hidden.as_ref().map(io::Error::kind);
+        if kind != *said {
+            *said = kind;
+            if let Some(error) = hidden {
+                let folder = self.folder.display();
+                tracing::error!(
+                    %folder, %error,
+                    "cannot look into the kubelet's folder; run the plugin as a user who can, and check --kubelet-dir"
+                );
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt;
+use gpuzone_api::kubernetes::{ResourceName, ResourcePrefix};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
@@ -34,6 +35,16 @@ pub enum RunError {
     /// The library is not there.
     #[error("there is no library {}; --library names the libcuda.so.1 that containers get, and --nvml-library the libnvidia-ml.so.1", .0.display())]
     NoLibrary(PathBuf),
+    /// Two resources with one name.
+    #[error(
+        "--mig-prefix {prefix} makes {resource} a MIG profile; choose one that no other resource begins with"
+    )]
+    Prefix {
+        /// The prefix.
+        prefix: ResourcePrefix,
+        /// What begins with it.
+        resource: ResourceName,
+    },
     /// No way to the API server.
     #[error(
         "cannot tell how to reach the API server: {0}; in a pod it needs a service account, elsewhere --kubeconfig"
@@ -63,6 +74,12 @@ fn libraries(config: &Config) -> Result<Libraries, RunError> {
 /// When it cannot start.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let libraries = Arc::new(libraries(&config)?);
+    for resource in [&config.resource, &config.passthrough_resource] {
+        if config.mig_prefix.profile(resource).is_some() {
+            let (prefix, resource) = (config.mig_prefix.clone(), resource.clone());
+            return Err(RunError::Prefix { prefix, resource });
+        }
+    }
     let slots = Arc::new(Slots::open(&config.state_dir)?);
     if let Some(folder) = &config.cdi_dir {
         write_cdi(folder, CDI_FILE, &answer::cdi_spec(&libraries))?;

@@ -10,7 +10,7 @@ use gpuzone_api::kubernetes::PodUid;
 use gpuzone_api::{SlotFolder, SlotId};
 
 use super::Keeper;
-use crate::claim::PodView;
+use crate::claim::{PodHolder, PodView};
 use crate::holders::{Holders, PodName, SlotSet};
 use crate::keep::{Pods, Verdict, verdict};
 use crate::links::{LinkError, PlacedLease};
@@ -112,9 +112,13 @@ impl Keeper {
         let missing = holders.holdings().iter().filter_map(|holding| {
             let slots = SlotSet::of(&holding.devices)?;
             let pod = *by_name.get(&holding.pod)?;
-            let served = leases
-                .iter()
-                .any(|lease| lease.holder.pod == pod.uid && lease.slot == slots.lead());
+            // One of an init container that was there before it is not its own.
+            let served = leases.iter().any(|lease| {
+                let PodHolder { pod: uid, container } = &lease.holder;
+                *uid == pod.uid
+                    && container.as_str() == holding.container
+                    && lease.slot == slots.lead()
+            });
             (!served && runs(pod, &holding.container)).then(|| (slots, holding.pod.clone()))
         });
         let missing: Vec<(SlotSet, PodName)> = missing.collect();

@@ -186,6 +186,18 @@ impl AgentLink {
         Ok(listed.leases.into_iter().filter_map(read).collect())
     }
 
+    /// Says that `held_by` has a device without a lease.
+    pub(crate) async fn condemn(
+        &self,
+        gpu: GpuUuid,
+        held_by: String,
+        reason: String,
+    ) -> Result<(), LinkError> {
+        let mut client = PlacementsClient::new(self.channel().await?);
+        let condemned = proto::CondemnRequest { gpu_uuid: gpu.to_string(), held_by, reason };
+        within(PATIENCE, client.condemn(condemned)).await.map(drop)
+    }
+
     /// Ends a lease; one that is not there any more is no error.
     pub(crate) async fn end(&self, lease: &str, reason: &str) -> Result<(), LinkError> {
         let mut client = PlacementsClient::new(self.channel().await?);

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gpuzone_api::ErrorKind;
 use gpuzone_api::kubernetes::NodeName;
 use gpuzone_core::PciAddress;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{WholeError, WholeGpu, of_devices};
 use crate::claim::{ClaimError, claim};
-use crate::holders::{HolderError, Holders, PodName};
+use crate::holders::{HolderError, Holders, Holding, PodName};
 use crate::keep::{Verdict, verdict};
 use crate::keeper::{may_clear, runs};
 use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, WholeLease};
@@ -37,6 +38,31 @@ pub(crate) enum WholeLeaseError {
     NotReady(PciAddress, String),
     #[error("the lease was not made within {PATIENCE:?}; it is tried again")]
     Slow,
+}
+
+impl WholeLeaseError {
+    /// Whether trying again by itself changes nothing: somebody who could answer has refused.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Claim(_) | Self::Devices(_) | Self::NotReady(..) => true,
+            Self::Link(LinkError::Refused(error)) => match error.kind {
+                ErrorKind::InvalidRequest
+                | ErrorKind::Quota
+                | ErrorKind::NoRoom
+                | ErrorKind::NotFound => true,
+                ErrorKind::Driver | ErrorKind::Unavailable | ErrorKind::Internal => false,
+            },
+            Self::Link(
+                LinkError::Kubelet { .. }
+                | LinkError::Api(_)
+                | LinkError::Denied { .. }
+                | LinkError::Agent(_),
+            )
+            | Self::Holder(_)
+            | Self::NoPod(_)
+            | Self::Slow => false,
+        }
+    }
 }
 
 /// Makes and ends leases of whole GPUs. One for the node.
@@ -93,13 +119,19 @@ impl WholeKeeper {
 
     /// Sweeps for ever: when something stirs, and from time to time.
     pub(crate) async fn sweep_regularly(&self) {
+        let mut gpus = self.gpus.clone();
         loop {
             {
                 let _turn = self.turn.lock().await;
                 self.sweep().await;
             }
             self.make_missing().await;
-            let _ = tokio::time::timeout(REGULARLY, self.stirred.notified()).await;
+            tokio::select! {
+                () = self.stirred.notified() => {}
+                // Who holds one of those that came is not known yet.
+                Ok(()) = gpus.changed() => {}
+                () = tokio::time::sleep(REGULARLY) => {}
+            }
         }
     }
 
@@ -158,7 +190,22 @@ impl WholeKeeper {
                 Ok(()) => tracing::info!(pod = %holding.pod, "it has a lease of its GPUs now"),
                 Err(error) => {
                     tracing::error!(pod = %holding.pod, %error, "it has GPUs without a lease");
+                    if error.is_final() {
+                        self.condemn(holding, &error).await;
+                    }
                 }
+            }
+        }
+    }
+
+    /// Has nobody else get what a container has without the right to it.
+    async fn condemn(&self, holding: &Holding<PciAddress>, error: &WholeLeaseError) {
+        let gpus = self.gpus.borrow().clone();
+        let held_by = format!("{}/{}", holding.pod, holding.container);
+        for gpu in gpus.iter().filter(|gpu| holding.devices.contains(&gpu.address)) {
+            let said = self.agent.condemn(gpu.gpu, held_by.clone(), error.to_string()).await;
+            if let Err(error) = said {
+                tracing::error!(gpu = %gpu.gpu, %error, "it is not kept from others yet");
             }
         }
     }

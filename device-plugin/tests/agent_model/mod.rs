@@ -1,6 +1,5 @@
 //! What the plugin sees of an agent: placed leases, which a restart does not lose.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -75,30 +74,18 @@ impl AgentModel {
         }
     }
 
-    /// Whose lease appears in a folder.
-    pub(crate) fn serves(&self, folder: &Path) -> Option<String> {
-        let book = self.shared.lock();
-        let lease = book.leases.iter().find(|lease| self.shared.folder(lease) == folder)?;
-        Some(lease.holder.split('/').nth(1).unwrap().to_owned())
+    /// Where its slots are.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.shared.state.clone()
+    }
+
+    pub(crate) fn leases(&self) -> Vec<proto::PlacedLease> {
+        self.shared.lock().leases.clone()
     }
 
     /// How many leases' ends have begun and are not done.
     pub(crate) fn ending(&self) -> u32 {
         self.shared.lock().ending
-    }
-
-    pub(crate) fn holders(&self) -> Vec<String> {
-        self.shared.lock().leases.iter().map(|lease| lease.holder.clone()).collect()
-    }
-
-    /// No holder has two leases, and no folder.
-    pub(crate) fn check(&self, seed: u64) {
-        let book = self.shared.lock();
-        let holders: BTreeSet<&String> = book.leases.iter().map(|lease| &lease.holder).collect();
-        let folders: BTreeSet<PathBuf> =
-            book.leases.iter().map(|lease| self.shared.folder(lease)).collect();
-        assert_eq!(holders.len(), book.leases.len(), "seed {seed}: two leases of one holder");
-        assert_eq!(folders.len(), book.leases.len(), "seed {seed}: two leases in one folder");
     }
 }
 
@@ -153,5 +140,10 @@ impl Placements for Service {
         book.ending -= 1;
         book.leases.retain(|lease| lease.id != asked.lease_id);
         Ok(Response::new(proto::EndReply {}))
+    }
+
+    /// It has no devices that a container could have by itself.
+    async fn condemn(&self, _: Request<proto::CondemnRequest>) -> Answer<proto::CondemnReply> {
+        Err(Status::invalid_argument("no such device"))
     }
 }

@@ -192,6 +192,16 @@ impl Placements for PlacementService {
         ended.await.map_err(|error| internal(error.to_string()))??;
         Ok(Response::new(proto::EndReply {}))
     }
+
+    async fn condemn(
+        &self,
+        request: Request<proto::CondemnRequest>,
+    ) -> Answer<proto::CondemnReply> {
+        let proto::CondemnRequest { gpu_uuid, held_by, reason } = request.into_inner();
+        let gpu = gpu_uuid.parse().map_err(invalid)?;
+        self.leases.condemn(gpu, &shown(&held_by), &shown(&reason)).await?;
+        Ok(Response::new(proto::CondemnReply {}))
+    }
 }
 
 #[cfg(test)]

@@ -137,6 +137,29 @@ impl Leases {
         }))
     }
 
+    /// Keeps others from a device that somebody has without a lease.
+    pub(crate) async fn condemn(
+        &self,
+        gpu: GpuUuid,
+        held_by: &str,
+        why: &str,
+    ) -> Result<(), AgentError> {
+        if self.inventory.unit(gpu).is_none() || self.inventory.exposure(gpu).has_worker() {
+            return Err(AgentError {
+                kind: ErrorKind::InvalidRequest,
+                message: format!("GPU {gpu} is no device that a container can have by itself"),
+            });
+        }
+        // Said again and again, as long as it goes on.
+        if self.book.with(move |book| book.is_quarantined(gpu)).await? {
+            return Ok(());
+        }
+        let reason = format!(
+            "{held_by} has it without a lease ({why}), so it counts as held by that one; end it, and have the GPU cleared"
+        );
+        self.quarantine(gpu, &reason).await
+    }
+
     /// Refuses to clear what no worker of ours reaches.
     pub(super) fn check_clearable(&self, gpu: GpuUuid) -> Result<(), AgentError> {
         match self.inventory.exposure(gpu) {

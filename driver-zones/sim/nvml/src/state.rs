@@ -138,7 +138,7 @@ impl Device {
 
     /// The handle of an instance of its GPU.
     pub(crate) fn instance_handle(&self, instance: usize) -> Handle {
-        FIRST_INSTANCE + (self.index * MOST_INSTANCES + instance) * STEP
+        instance_handle(self.index, instance)
     }
 
     pub(crate) fn index(&self) -> Answer<u32> {
@@ -148,6 +148,11 @@ impl Device {
 
 pub(crate) const fn handle(index: usize) -> Handle {
     FIRST_HANDLE + index * STEP
+}
+
+/// The handle of an instance of a GPU.
+pub(crate) const fn instance_handle(index: usize, instance: usize) -> Handle {
+    FIRST_INSTANCE + (index * MOST_INSTANCES + instance) * STEP
 }
 
 /// What the shared state says, or an unknown error with its reason on standard error.

@@ -18,14 +18,14 @@ pub(crate) extern "C" fn nvmlErrorString(result: nvmlReturn_t) -> *const c_char 
 
 fn by_uuid(uuid: &str) -> gpuzone_nvml_abi::Answer<Handle> {
     let node = node()?;
-    for index in 0..node.gpus().len() {
-        let device = state::Device::at(index)?;
-        let is = |gpu: &SimulatedGpu| gpu.config().uuid.to_string() == uuid;
-        if is(device.whole()) {
-            return Ok(device.whole_handle());
+    let is = |gpu: &SimulatedGpu| gpu.config().uuid.to_string() == uuid;
+    // Of a GPU that is lost, the handle is known all the same.
+    for (index, gpu) in node.gpus().iter().enumerate() {
+        if is(gpu) {
+            return Ok(handle(index));
         }
-        if let Some(instance) = device.whole().instances().iter().position(is) {
-            return Ok(device.instance_handle(instance));
+        if let Some(instance) = gpu.instances().iter().position(is) {
+            return Ok(state::instance_handle(index, instance));
         }
     }
     Err(NOT_FOUND)

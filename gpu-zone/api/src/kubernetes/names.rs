@@ -188,7 +188,7 @@ impl FromStr for ResourcePrefix {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let prefix = Self(text.to_owned());
         match prefix.of("1g.10gb") {
-            Some(_) if text.contains('/') => Ok(prefix),
+            Some(_) if text.split_once('/').is_some_and(|(_, name)| !name.is_empty()) => Ok(prefix),
             Some(_) | None => Err(InvalidName {
                 kind: "resource prefix",
                 text: text.to_owned(),
@@ -245,7 +245,7 @@ mod tests {
             assert_eq!(prefix.of("a b"), None);
             assert_eq!(prefix.profile(&"other.dev/mig-1g.10gb".parse().unwrap()), None);
         }
-        for text in ["", "mig-", "kubernetes.io/mig-", "a.dev/-", "a.dev/ä"] {
+        for text in ["", "mig-", "kubernetes.io/mig-", "a.dev/-", "a.dev/ä", "a.dev/"] {
             assert!(text.parse::<ResourcePrefix>().is_err(), "{text}");
         }
     }

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::access::{self, Gate};
-use super::{ContainerKind, Pod, Used};
+use super::{ContainerKind, ContainerState, Pod, Used};
 use crate::HarnessError;
 
 /// A small API server: pods and namespaces, by name, as a list, and as a watch. Dropping it ends
@@ -63,8 +63,12 @@ pub(super) fn status(code: StatusCode, reason: &str, message: &str) -> Response 
     (code, Json(body)).into_response()
 }
 
-fn object(pod: &Pod, node: &str, phase: &str, running: bool) -> Value {
-    let state = if running { json!({ "running": {} }) } else { json!({}) };
+fn object(pod: &Pod, node: &str, phase: &str, states: &BTreeMap<String, ContainerState>) -> Value {
+    let state = |name: &str| match states.get(name) {
+        None => json!({}),
+        Some(ContainerState::Running) => json!({ "running": {} }),
+        Some(ContainerState::Done) => json!({ "terminated": { "exitCode": 0 } }),
+    };
     let containers = |app: bool| {
         let of_kind = pod.containers.iter().filter(|c| (c.kind == ContainerKind::App) == app);
         let spec = of_kind.clone().map(|c| {
@@ -73,12 +77,14 @@ fn object(pod: &Pod, node: &str, phase: &str, running: bool) -> Value {
             json!({ "name": c.name, "restartPolicy": restart, "resources": { "limits": limits } })
         });
         let status = of_kind.map(|c| {
+            let state = state(&c.name);
+            let ready = state.get("running").is_some();
             json!({ "name": c.name, "state": state, "image": "", "imageID": "",
-                "ready": running, "restartCount": 0 })
+                "ready": ready, "restartCount": 0 })
         });
         (spec.collect::<Vec<Value>>(), status.collect::<Vec<Value>>())
     };
-    let ((apps, app_statuses), (inits, _)) = (containers(true), containers(false));
+    let ((apps, app_statuses), (inits, init_statuses)) = (containers(true), containers(false));
     json!({
         "kind": "Pod", "apiVersion": "v1",
         "metadata": {
@@ -86,7 +92,8 @@ fn object(pod: &Pod, node: &str, phase: &str, running: bool) -> Value {
             "annotations": pod.annotations,
         },
         "spec": { "nodeName": node, "containers": apps, "initContainers": inits },
-        "status": { "phase": phase, "containerStatuses": app_statuses },
+        "status": { "phase": phase, "containerStatuses": app_statuses,
+            "initContainerStatuses": init_statuses },
     })
 }
 
@@ -143,12 +150,25 @@ impl ApiServer {
         self.shared.gate.used()
     }
 
-    /// Creates a pod, or changes it.
+    /// Creates a pod, or changes it. If it is running, all its lasting containers are.
     pub fn put(&self, pod: &Pod, node: &str, phase: &str, running: bool) {
+        let lasting = pod.containers.iter().filter(|c| running && c.kind != ContainerKind::Init);
+        let states = lasting.map(|c| (c.name.clone(), ContainerState::Running)).collect();
+        self.put_states(pod, node, phase, &states);
+    }
+
+    /// The same with the state of each container that has one.
+    pub fn put_states(
+        &self,
+        pod: &Pod,
+        node: &str,
+        phase: &str,
+        states: &BTreeMap<String, ContainerState>,
+    ) {
         let mut objects = self.shared.lock();
         objects.namespaces.entry(pod.namespace.clone()).or_default();
         objects.version += 1;
-        let mut object = object(pod, node, phase, running);
+        let mut object = object(pod, node, phase, states);
         object["metadata"]["resourceVersion"] = json!(objects.version.to_string());
         let key = (pod.namespace.clone(), pod.name.clone());
         let known = objects.pods.insert(key, object.clone()).is_some();

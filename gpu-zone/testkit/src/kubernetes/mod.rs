@@ -41,6 +41,15 @@ pub enum ContainerKind {
     Sidecar,
 }
 
+/// What has become of a container that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// It runs.
+    Running,
+    /// It has ended well.
+    Done,
+}
+
 /// A test's pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
