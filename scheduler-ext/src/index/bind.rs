@@ -15,7 +15,7 @@ use std::time::Duration;
 use gpuzone_api::kubernetes::{
     ContainerName, MAX_PLACEMENT_BYTES, NodeName, PlacementError, PodPlacement, PodUid,
 };
-use gpuzone_core::engine::{Choice, GpuKind, Policy, place};
+use gpuzone_core::engine::{Choice, GpuKind, Policy, Reason, place};
 use gpuzone_core::{Exposure, Grant, InvalidPlacement, Placement};
 
 use super::pods::{Held, PodEntry, Stand, holds_of};
@@ -320,8 +320,11 @@ impl Index {
         let demand = ask.demand(&self.models);
         let known = self.nodes.get(node.as_str());
         let known = known.ok_or_else(|| ReserveError::NoNode(node.clone()))?;
-        let placed = place(policy, &mix, &known.room, &demand).map_err(|reason| {
-            ReserveError::NoRoom { node: node.clone(), reason: reason.to_string() }
+        let room = known.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);
+        let placed = room.and_then(|room| place(policy, &mix, room, &demand));
+        let placed = placed.map_err(|reason| ReserveError::NoRoom {
+            node: node.clone(),
+            reason: reason.to_string(),
         })?;
         let uuids = |at: usize| known.gpus.get(at).map(|(uuid, _)| *uuid);
         write(uid, node, ask, &placed.choice, uuids)

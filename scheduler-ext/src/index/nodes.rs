@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use gpuzone_api::kubernetes::{NodeName, PodUid};
-use gpuzone_core::engine::{GpuKind, GpuRoom, HostRoom, ModelClass, NodeRoom, Score, ShareMilli};
+use gpuzone_core::engine::{GpuKind, GpuRoom, HostRoom, ModelClass, NodeRoom, ShareMilli};
 use gpuzone_core::{GpuUuid, MemoryBytes};
 use gpuzone_crds::{GpuEntry, GpuNodeStatus};
 
 use super::Index;
+use super::rooms::RoomId;
 
 /// A node.
 #[derive(Clone, Debug, Default)]
@@ -17,30 +18,13 @@ pub(super) struct Node {
     /// Whether the node says which GPUs it has.
     pub(super) reported: bool,
     pub(super) gpus: Vec<(GpuUuid, GpuKind)>,
-    /// What is free of each, in the same order.
-    pub(super) room: NodeRoom,
+    /// What is free of each, in the same order; `None` without GPUs.
+    pub(super) room: Option<RoomId>,
     /// Those that hold something of it, or will once it reports its GPUs.
     pub(super) pods: BTreeSet<PodUid>,
-    /// How good its room is for some kinds of pods, as long as the room is the same.
-    scores: Vec<(u64, Option<Score>)>,
 }
 
 impl Node {
-    /// Kinds of pods that a score is remembered for.
-    pub(super) const MOST_SCORES: usize = 8;
-
-    pub(super) fn known_score(&self, kind: u64) -> Option<Option<Score>> {
-        self.scores.iter().find(|(of, _)| *of == kind).map(|(_, score)| *score)
-    }
-
-    pub(super) fn learn_score(&mut self, kind: u64, score: Option<Score>) -> Option<Score> {
-        if self.scores.len() >= Self::MOST_SCORES {
-            self.scores.remove(0);
-        }
-        self.scores.push((kind, score));
-        score
-    }
-
     pub(super) fn model(&self, gpu: GpuUuid) -> Option<ModelClass> {
         let found = self.gpus.iter().find(|(uuid, _)| *uuid == gpu);
         found.map(|(_, kind)| kind.model)
@@ -161,9 +145,9 @@ impl Index {
             let memory = memory.unwrap_or(MemoryBytes::ZERO);
             GpuRoom::with_free(*kind, memory, share.unwrap_or(ShareMilli::NONE))
         });
-        node.scores.clear();
         // No more GPUs are read than a room has.
-        node.room = NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default();
+        let room = NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default();
+        node.room = self.rooms.replace(node.room, room);
     }
 }
 

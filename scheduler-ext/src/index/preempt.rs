@@ -91,11 +91,7 @@ impl Index {
                 freed.entry(entry.name.namespace.clone()).or_default().add(&held.charge);
             }
         }
-        let mut asked = Usage::of_pod();
-        for given in choice.containers().iter().flatten() {
-            let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
-            asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
-        }
+        let asked = Usage::of_choice(&room, &choice);
         let gates = self.gates(&pod.name.namespace, &freed);
         gates.is_ok_and(|gates| gates.check(&asked).is_ok())
     }

@@ -1,5 +1,5 @@
 use gpuzone_core::MemoryBytes;
-use gpuzone_core::engine::ModelClass;
+use gpuzone_core::engine::{Choice, ModelClass, NodeRoom};
 
 /// Amounts of what pods hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +56,16 @@ impl Usage {
     /// Of one pod.
     pub fn of_pod() -> Self {
         Self { total: Amount { pods: 1, ..Amount::default() }, models: Vec::new() }
+    }
+
+    /// Of a pod that gets `choice` of `room`.
+    pub fn of_choice(room: &NodeRoom, choice: &Choice) -> Self {
+        let mut usage = Self::of_pod();
+        for given in choice.containers().iter().flatten() {
+            let model = room.gpus().get(given.gpu).map(|gpu| gpu.kind().model);
+            usage.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
+        }
+        usage
     }
 
     /// Adds what is held of one GPU.
