@@ -69,7 +69,7 @@ mod tests {
             let folder = tempfile::Builder::new().prefix("gz-").tempdir_in("/tmp").unwrap();
             std::fs::create_dir(folder.path().join("run")).unwrap();
             std::fs::write(folder.path().join("lib.so"), "").unwrap();
-            let agent = AgentModel::new(folder.path());
+            let agent = AgentModel::new(folder.path(), Duration::from_millis(seed % 4 * 10));
             let api = ApiServer::start().await.unwrap();
             Self {
                 seed,
@@ -224,6 +224,8 @@ mod tests {
                 match self.agent.serves(&running.folder) {
                     Some(uid) => {
                         assert_eq!(uid, running.pod.uid, "seed {seed}: another pod's lease");
+                        let there = running.folder.is_dir();
+                        assert!(there, "seed {seed}: {uid} cannot look where its lease is");
                         running.served = true;
                     }
                     None => {
@@ -314,6 +316,44 @@ mod tests {
         }
         world.agent.check(0);
         assert_eq!(world.agent.holders().len(), 100);
+        world.kill_plugin().await;
+    }
+
+    /// Scrubs take their time, and what a sweep knew of the pods when it began is old by then.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_pod_that_starts_while_anothers_lease_ends_keeps_its_folder() {
+        let mut world = World::new(0).await;
+        world.agent = AgentModel::new(world.folder.path(), Duration::from_millis(300));
+        world.start_kubelet();
+        world.start_plugin();
+        let end = Instant::now() + Duration::from_secs(30);
+        while world.running.is_empty() {
+            world.add().await;
+            if let Some(pod) = world.pods.first().cloned() {
+                world.start(&pod).await;
+            }
+            assert!(Instant::now() < end, "no pod starts");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for pod in world.pods.clone() {
+            world.delete(&pod);
+        }
+        while world.agent.ending() == 0 {
+            assert!(Instant::now() < end, "no lease is ended");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        world.add().await;
+        let pod = world.pods[0].clone();
+        world.start(&pod).await;
+        while world.agent.ending() > 0 || world.agent.holders().len() != 1 {
+            assert!(Instant::now() < end, "leases {:?}", world.agent.holders());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The sweep's last work comes after the last lease's end.
+        for _ in 0..50 {
+            world.check();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         world.kill_plugin().await;
     }
 

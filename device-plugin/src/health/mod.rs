@@ -14,13 +14,13 @@ mod condition;
 mod events;
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpuzone_api::agent::v1::{Gpu, WatchGpusReply};
+use gpuzone_api::agent::v1::{Gpu, Partition, WatchGpusReply};
 use gpuzone_core::{Exposure, InvalidExposure};
-use gpuzone_crds::{GpuEntry, GpuNodeStatus};
+use gpuzone_crds::{GpuEntry, GpuNodeStatus, MOST_PROFILES, PartitionEntry};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -72,7 +72,7 @@ impl NodeGpus {
 
     /// Whether a GPU takes new leases in slots.
     pub(crate) fn serves_slots(&self) -> bool {
-        let in_slots = |gpu: &GpuEntry| gpu.exposure.has_worker() && gpu.healthy;
+        let in_slots = |gpu: &GpuEntry| gpu.exposure.is_shared() && gpu.healthy;
         self.status.gpus.iter().any(in_slots)
     }
 }
@@ -114,13 +114,33 @@ fn entry(gpu: &Gpu, whole: &[WholeGpu]) -> GpuEntry {
         mig_capable: gpu.mig_capable,
         simulated: gpu.backing == "simulated",
         exposure: exposure.unwrap_or_default(),
-        partitions: Vec::new(),
+        partitions: partitions(&gpu.partitions, reason.is_none()),
         healthy: reason.is_none(),
         reason,
         cause,
         needs_operator: gpu.quarantine.is_some(),
     }
     .bounded()
+}
+
+/// The partitions of each profile. Where their GPU is out, none of them takes a lease.
+fn partitions(parts: &[Partition], gpu_serves: bool) -> Vec<PartitionEntry> {
+    let mut entries: BTreeMap<&str, PartitionEntry> = BTreeMap::new();
+    for part in parts {
+        let entry = entries.entry(&part.profile).or_insert_with(|| PartitionEntry {
+            profile: part.profile.clone(),
+            count: 0,
+            healthy: 0,
+            memory_bytes: part.memory_bytes,
+            share_percent: Some(part.share_percent).filter(|share| *share > 0),
+        });
+        let well = gpu_serves && part.out_of_service.is_none() && part.not_ready.is_none();
+        entry.count += 1;
+        entry.healthy += u32::from(well);
+        // Of instances of one profile that differ, none has less than what is promised.
+        entry.memory_bytes = entry.memory_bytes.min(part.memory_bytes);
+    }
+    entries.into_values().take(MOST_PROFILES).collect()
 }
 
 /// Follows the agent for ever, however often it restarts. Whole GPUs are opened by `interface`.
@@ -195,6 +215,41 @@ mod tests {
         let idle = Gpu::default();
         let version = |gpu: Gpu| status("simulated", &[gpu], &[]).inventory_version;
         assert_eq!(version(busy), version(idle));
+    }
+
+    #[test]
+    fn a_gpu_in_mig_mode_says_what_it_is_cut_into() {
+        let part = |profile: &str, out: Option<&str>| Partition {
+            profile: profile.into(),
+            memory_bytes: 10 << 30,
+            share_percent: 14,
+            out_of_service: out.map(Into::into),
+            ..Default::default()
+        };
+        let parts =
+            vec![part("1g.10gb", None), part("2g.20gb", None), part("1g.10gb", Some("scrub"))];
+        let gpu = Gpu {
+            uuid: GpuUuid::from_bytes([1; 16]).to_string(),
+            exposure: "mig".into(),
+            memory_bytes: 80 << 30,
+            partitions: parts,
+            ..Default::default()
+        };
+        let counts = |entry: &GpuEntry| -> Vec<(String, u32, u32)> {
+            let of = |p: &PartitionEntry| (p.profile.clone(), p.count, p.healthy);
+            entry.partitions.iter().map(of).collect()
+        };
+        let node = NodeGpus::of(
+            &WatchGpusReply { gpus: vec![gpu.clone()], ..Default::default() },
+            VfioInterface::Group,
+        );
+        let entry = &node.status.gpus[0];
+        assert_eq!(counts(entry), [("1g.10gb".into(), 2, 1), ("2g.20gb".into(), 1, 1)]);
+        assert_eq!(entry.partitions[0].share_percent, Some(14));
+        assert!(entry.healthy && !node.serves_slots(), "no slot is of it");
+        let sick = Gpu { out_of_service: Some("Xid 79".into()), ..gpu };
+        let entry = status("nvidia", &[sick], &[]).gpus.remove(0);
+        assert_eq!(counts(&entry), [("1g.10gb".into(), 2, 0), ("2g.20gb".into(), 1, 0)]);
     }
 
     #[test]

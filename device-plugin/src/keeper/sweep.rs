@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use gpuzone_api::kubernetes::PodUid;
+use gpuzone_api::{SlotFolder, SlotId};
 
 use super::Keeper;
 use crate::claim::PodView;
@@ -34,7 +35,8 @@ impl Keeper {
     /// Ends the leases of pods that are gone, and removes their folders.
     pub(crate) async fn sweep(&self) {
         let _turn = self.sweeping.lock().await;
-        // In this order: what is listed as a lease was a pod's before the pods are listed.
+        // In this order: what is listed as a lease or as a pod's folder was one before the pods
+        // are listed. A folder that a pod got meanwhile would be taken for one of a pod that is gone.
         let leases = match self.agent.leases().await {
             Ok(leases) => leases,
             Err(error) => {
@@ -42,6 +44,7 @@ impl Keeper {
                 return;
             }
         };
+        let owned = self.on_disk(|slots| slots.owned()).await;
         let pods = known(self.api.pods().await);
         let holders = known(self.kubelet.holders().await);
         let (pods, holders) = (pods.as_ref(), holders.as_ref());
@@ -56,24 +59,21 @@ impl Keeper {
         let over: Vec<(PlacedLease, &'static str)> = over.collect();
         let end = |(lease, reason)| self.end_or_log(lease, reason);
         stream::iter(over).for_each_concurrent(AT_ONCE, end).await;
-        self.remove_folders(&kept, pods, holders).await;
+        match owned {
+            Ok(owned) => self.remove_folders(owned, &kept, pods, holders).await,
+            Err(error) => tracing::warn!(%error, "the slots' folders cannot be read"),
+        }
     }
 
     /// Removes the folders of pods that are gone and had no lease when it was looked. One with a
     /// lease goes with the sweep after its lease's end.
     async fn remove_folders(
         &self,
+        owned: Vec<(SlotId, SlotFolder, PodUid)>,
         with_lease: &BTreeSet<PodUid>,
         pods: Option<&Pods>,
         holders: Option<&Holders>,
     ) {
-        let owned = match self.on_disk(|slots| slots.owned()).await {
-            Ok(owned) => owned,
-            Err(error) => {
-                tracing::warn!(%error, "the slots' folders cannot be read");
-                return;
-            }
-        };
         for (slot, folder, pod) in owned {
             let over = verdict(&pod, None, &slot, pods, holders) != Verdict::Keep;
             if over

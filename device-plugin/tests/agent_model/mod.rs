@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gpuzone_api::placements::v1 as proto;
 use gpuzone_api::placements::v1::placements_server::{Placements, PlacementsServer};
@@ -16,10 +17,14 @@ use tonic::{Request, Response, Status};
 struct Book {
     leases: Vec<proto::PlacedLease>,
     made: u32,
+    /// Leases whose end has begun.
+    ending: u32,
 }
 
 struct Shared {
     state: PathBuf,
+    /// How long the end of a lease takes.
+    scrub: Duration,
     book: Mutex<Book>,
 }
 
@@ -40,8 +45,9 @@ impl Shared {
 }
 
 impl AgentModel {
-    pub(crate) fn new(folder: &Path) -> Self {
-        let shared = Shared { state: folder.join("state"), book: Mutex::default() };
+    /// One whose leases take so long to end.
+    pub(crate) fn new(folder: &Path, scrub: Duration) -> Self {
+        let shared = Shared { state: folder.join("state"), scrub, book: Mutex::default() };
         let mut agent =
             Self { socket: folder.join("run/agent.sock"), shared: Arc::new(shared), server: None };
         agent.start();
@@ -74,6 +80,11 @@ impl AgentModel {
         let book = self.shared.lock();
         let lease = book.leases.iter().find(|lease| self.shared.folder(lease) == folder)?;
         Some(lease.holder.split('/').nth(1).unwrap().to_owned())
+    }
+
+    /// How many leases' ends have begun and are not done.
+    pub(crate) fn ending(&self) -> u32 {
+        self.shared.lock().ending
     }
 
     pub(crate) fn holders(&self) -> Vec<String> {
@@ -135,7 +146,12 @@ impl Placements for Service {
 
     async fn end(&self, request: Request<proto::EndRequest>) -> Answer<proto::EndReply> {
         let asked = request.into_inner();
-        self.0.lock().leases.retain(|lease| lease.id != asked.lease_id);
+        // As a scrub takes: what a sweep knew before is old by then.
+        self.0.lock().ending += 1;
+        tokio::time::sleep(self.0.scrub).await;
+        let mut book = self.0.lock();
+        book.ending -= 1;
+        book.leases.retain(|lease| lease.id != asked.lease_id);
         Ok(Response::new(proto::EndReply {}))
     }
 }

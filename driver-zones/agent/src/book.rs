@@ -155,6 +155,7 @@ impl Refusal {
                 | ReserveError::UnknownGpu(_)
                 | ReserveError::Exposed { .. }
                 | ReserveError::NotWhole { .. }
+                | ReserveError::InMigMode(_)
                 | ReserveError::Quarantined(_)
                 | ReserveError::Suspended(_),
             ) => ErrorKind::NoRoom,
@@ -270,7 +271,7 @@ impl Book {
         }
         let (tenant, placement) = (wanted.tenant.clone(), wanted.placement.clone());
         let demand = Demand { tenant, placement, time: Default::default() };
-        let exposure = wanted.at.exposure();
+        let exposure = wanted.exposure();
         self.reserve_these(id, zone, exposure, demand, holder).map(Found::New)
     }
 
@@ -365,7 +366,9 @@ impl Book {
     /// What is free of a GPU; `None` for a GPU that is not here.
     pub fn room(&self, gpu: GpuUuid) -> Option<GpuRoom> {
         let (memory, share) = (self.node.free_memory(gpu)?, self.node.free_share(gpu)?);
-        let holds = |lease: &&Lease| lease.placement.grants().iter().any(|g| g.gpu == gpu);
+        let parts = self.node.inventory().parts(gpu);
+        let holds =
+            |lease: &&Lease| lease.placement.grants().iter().any(|g| parts.contains(&g.gpu));
         let leases = self.node.leases().filter(holds).count();
         let leases = u32::try_from(leases).unwrap_or(u32::MAX);
         Some(GpuRoom {
@@ -380,7 +383,7 @@ impl Book {
     /// What a scrub may hold of a GPU for a moment: what no lease may ask for, and what those
     /// `among` them had, whose workers are gone. `None` for a GPU that is not here.
     pub fn scrubbable(&self, gpu: GpuUuid, among: &[LeaseId]) -> Option<ScrubGpu> {
-        let memory = self.node.inventory().gpu(gpu)?.memory;
+        let memory = self.node.inventory().unit(gpu)?.memory();
         let had = among.iter().filter_map(|id| self.node.lease(*id));
         let had = had.flat_map(|lease| lease.placement.grants());
         let had = had.filter(|grant| grant.gpu == gpu).map(|grant| grant.memory.get());

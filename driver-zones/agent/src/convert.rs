@@ -4,7 +4,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    Noted, Priority, Request, TimeTerms, Timestamp, Xid, ZoneName,
+    MigInstance, Noted, Priority, Request, TimeTerms, Timestamp, Xid, ZoneName,
 };
 use gpuzone_hw::{GpuUse, NotReady, VfioFunction};
 use gpuzone_wire::control::LeaseStatus;
@@ -81,13 +81,15 @@ pub(crate) fn gpu_of(text: &str, inventory: &Inventory) -> Result<GpuUuid, Agent
     let named = inventory
         .gpus()
         .iter()
-        .find(|gpu| gpu.uuid.to_string() == text || gpu.index.to_string() == text);
+        .find(|gpu| gpu.uuid.to_string() == text || gpu.index.to_string() == text)
+        .map(|gpu| gpu.uuid)
+        .or_else(|| inventory.units().find(|unit| unit.to_string() == text));
     let unknown = || AgentError {
         kind: ErrorKind::NotFound,
         // It is the caller's own text and goes to terminals.
         message: format!("there is no GPU {text:?}; `gpu-zone gpus` lists them by index and UUID"),
     };
-    named.map(|gpu| gpu.uuid).ok_or_else(unknown)
+    named.ok_or_else(unknown)
 }
 
 pub(crate) fn lease(
@@ -97,7 +99,7 @@ pub(crate) fn lease(
 ) -> proto::Lease {
     let HeldLease { lease, holder } = held;
     let grant = |grant: &gpuzone_core::Grant| {
-        let gpu = inventory.gpu(grant.gpu);
+        let gpu = inventory.unit(grant.gpu).map(|unit| unit.gpu);
         proto::Grant {
             gpu_uuid: grant.gpu.to_string(),
             gpu_index: gpu.map_or(0, |gpu| gpu.index),
@@ -149,6 +151,23 @@ fn counters(status: LeaseStatus) -> proto::Counters {
 pub(crate) struct Handover<'a> {
     pub(crate) exposure: Exposure,
     pub(crate) vfio: Option<&'a Result<VfioFunction, NotReady>>,
+    /// What of it is handed over one by one.
+    pub(crate) partitions: Vec<proto::Partition>,
+}
+
+/// A MIG instance, and what is left of it.
+pub(crate) fn partition(instance: &MigInstance, room: &GpuRoom) -> proto::Partition {
+    proto::Partition {
+        id: instance.uuid.to_string(),
+        profile: instance.profile.to_string(),
+        memory_bytes: instance.memory.get(),
+        share_percent: instance.share.percent(),
+        leases: room.leases,
+        out_of_service: room.health.why().map(|(_, reason)| reason.to_owned()),
+        vfio: None,
+        not_ready: None,
+        uuid: instance.uuid.to_string(),
+    }
 }
 
 pub(crate) fn gpu(
@@ -192,6 +211,7 @@ pub(crate) fn gpu(
         exposure: handover.exposure.to_string(),
         vfio,
         not_ready,
+        partitions: handover.partitions,
     }
 }
 

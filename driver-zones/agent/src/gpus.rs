@@ -8,7 +8,8 @@ use gpuzone_core::{
     ComputeCapability, Exposure, Gpu, GpuBacking, GpuUuid, Inventory, InventoryError, PciAddress,
 };
 use gpuzone_hw::{
-    DiscoverError, Discovered, GpuUse, NotReady, NvmlLibrary, OpenError, SysfsRoot, VfioFunction,
+    DiscoverError, Discovered, GpuUse, LeftOut, MigListing, NotReady, NvmlLibrary, OpenError,
+    SysfsRoot, VfioFunction,
 };
 
 use crate::config::{Config, DriverKind, PassthroughGpu};
@@ -57,6 +58,11 @@ pub enum DiscoveryError {
         /// The driver's.
         found: PciAddress,
     },
+    /// The configuration says that it is cut into instances, and it is not.
+    #[error(
+        "[[gpu]] {0} is to be handed over as MIG instances, and it is not in MIG mode; turn that on and make instances (nvidia-smi -mig 1, then nvidia-smi mig -cgi … -C), or remove its [[gpu]]"
+    )]
+    NotInMigMode(GpuUuid),
     /// With those of the configuration it makes no inventory.
     #[error("the GPUs of the driver and of [[gpu]] together cannot be used")]
     Inventory(#[from] InventoryError),
@@ -73,18 +79,18 @@ impl Gpus {
         let library = opened.map_err(|source| DiscoveryError::Open { driver, source })?;
         let discover = |source| DiscoveryError::Discover { driver, source };
         let found = library.inventory(&config.sysfs, driver.backing());
-        let Discovered { inventory, lost } = found.map_err(discover)?;
+        let Discovered { inventory, lost, mig } = found.map_err(discover)?;
         for index in lost {
             tracing::error!(index, "the driver has lost this GPU; the node serves without it");
         }
-        let inventory = with_passthrough(inventory, config)?;
+        let inventory = partitioned(with_passthrough(inventory, config)?, config, mig)?;
         let driver_version = library.driver_version().map_err(discover)?;
         Ok(Self {
             library: Mutex::new(Some(Arc::new(library))),
             path: config.nvml_library.clone(),
             inventory,
             driver_version,
-            passthrough: config.passthrough.clone(),
+            passthrough: config.gpus.passthrough.clone(),
             sysfs: config.sysfs.clone(),
             unheard: Mutex::default(),
         })
@@ -171,7 +177,7 @@ impl Gpus {
 /// another driver.
 fn with_passthrough(inventory: Inventory, config: &Config) -> Result<Inventory, DiscoveryError> {
     let mut gpus = inventory.gpus().to_vec();
-    for wanted in &config.passthrough {
+    for wanted in &config.gpus.passthrough {
         match inventory.gpu(wanted.uuid) {
             Some(found) if found.pci != wanted.address => {
                 let (gpu, said, found) = (wanted.uuid, wanted.address, found.pci);
@@ -185,8 +191,23 @@ fn with_passthrough(inventory: Inventory, config: &Config) -> Result<Inventory, 
             }
         }
     }
-    let exposures = config.passthrough.iter().map(|gpu| (gpu.uuid, Exposure::Passthrough));
+    let exposures = config.gpus.passthrough.iter().map(|gpu| (gpu.uuid, Exposure::Passthrough));
     Ok(Inventory::new(gpus)?.exposing(exposures.collect()))
+}
+
+/// The same, with GPUs in MIG mode as their instances.
+fn partitioned(
+    inventory: Inventory,
+    config: &Config,
+    mig: MigListing,
+) -> Result<Inventory, DiscoveryError> {
+    if let Some(gpu) = config.gpus.mig.iter().find(|gpu| !mig.gpus.contains(gpu)) {
+        return Err(DiscoveryError::NotInMigMode(*gpu));
+    }
+    for LeftOut { gpu, index, why } in &mig.left_out {
+        tracing::error!(%gpu, index, why, "a MIG instance is not handed over");
+    }
+    Ok(inventory.partitioned(&mig.gpus, mig.instances)?)
 }
 
 fn described(wanted: &PassthroughGpu, index: u32, config: &Config) -> Gpu {

@@ -33,6 +33,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// How it is to be handed over.
+    pub(crate) fn exposure(&self) -> Exposure {
+        self.at.exposure(&self.placement)
+    }
+
     /// Whether `held` is that very lease.
     pub(crate) fn is(&self, held: &HeldLease, by: &PlacedHolder) -> bool {
         by.name == self.holder
@@ -52,13 +57,19 @@ fn shown(text: &str) -> String {
 }
 
 /// A caller of an earlier release says nothing of the exposure, and means mediated.
-fn at(exposure: &str, slot: &str, folder: &str) -> Result<At, AgentError> {
+fn at(exposure: &str, slot: &str, folder: &str, placement: &Placement) -> Result<At, AgentError> {
     let exposure = match exposure {
         "" => Exposure::Mediated,
         named => named.parse().map_err(invalid)?,
     };
+    // What is placed says it, too; both have to say the same.
+    if (exposure == Exposure::Mig) != placement.is_mig() {
+        return Err(invalid(
+            "exposure 'mig' is of a MIG instance, named by its MIG-… UUID, and nothing else is",
+        ));
+    }
     match exposure {
-        Exposure::Mediated => {
+        Exposure::Mediated | Exposure::Mig => {
             let slot: SlotId = slot.parse().map_err(invalid)?;
             let folder: SlotFolder = folder.parse().map_err(invalid)?;
             Ok(At::Slot { slot, folder })
@@ -67,7 +78,7 @@ fn at(exposure: &str, slot: &str, folder: &str) -> Result<At, AgentError> {
             Ok(At::Device { exposure })
         }
         Exposure::Passthrough => Err(invalid("a lease by passthrough appears in no slot")),
-        Exposure::Mig | Exposure::Vgpu => {
+        Exposure::Vgpu => {
             Err(invalid(format!("exposure '{exposure}' is not handed out by this release")))
         }
     }
@@ -84,17 +95,19 @@ fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
         })
     };
     let grants = gpus.into_iter().map(grant).collect::<Result<_, AgentError>>()?;
+    let placement = Placement::of(grants).map_err(invalid)?;
     Ok(Wanted {
         holder: holder.parse().map_err(invalid)?,
         tenant: tenant.parse().map_err(invalid)?,
-        placement: Placement::of(grants).map_err(invalid)?,
-        at: at(&exposure, &slot, &folder)?,
+        at: at(&exposure, &slot, &folder, &placement)?,
+        placement,
         program: shown(&program),
     })
 }
 
 fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
     let by = held.holder.placed()?.clone();
+    let exposure = held.exposure();
     let gpu = |grant: &Grant| proto::PlacedGpu {
         gpu_uuid: grant.gpu.to_string(),
         memory_bytes: grant.memory.get(),
@@ -111,7 +124,7 @@ fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
         gpus: held.lease.placement.grants().iter().map(gpu).collect(),
         slot,
         folder,
-        exposure: by.at.exposure().to_string(),
+        exposure: exposure.to_string(),
         state: held.lease.state.to_string(),
         trouble: held.holder.trouble,
         program: held.holder.program,
@@ -185,6 +198,8 @@ impl Placements for PlacementService {
 mod tests {
     use super::*;
 
+    const INSTANCE: &str = "MIG-00000000-0000-0000-0000-000000000001";
+
     fn asked() -> proto::PlaceRequest {
         proto::PlaceRequest {
             holder: "pod/6f1/train".into(),
@@ -210,7 +225,7 @@ mod tests {
             (At::Slot { slot, folder }, "team-a/train[2J")
         );
         type Change = fn(&mut proto::PlaceRequest);
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 14] = [
             (|r| r.holder = "Pod".into(), "'Pod' names no holder"),
             (|r| r.holder = "x".repeat(201), "names no holder"),
             (|r| r.tenant = "../x".into(), "tenant '../x'"),
@@ -222,7 +237,9 @@ mod tests {
             (|r| r.folder = "../../etc".into(), "'../../etc' names no folder"),
             (|r| r.exposure = "borrowed".into(), "exposure 'borrowed'"),
             (|r| r.exposure = "passthrough".into(), "appears in no slot"),
-            (|r| r.exposure = "mig".into(), "not handed out"),
+            (|r| r.exposure = "vgpu".into(), "not handed out"),
+            (|r| r.exposure = "mig".into(), "named by its MIG-"),
+            (|r| r.gpus[0].gpu_uuid = INSTANCE.into(), "named by its MIG-"),
         ];
         for (change, part) in cases {
             let mut message = asked();

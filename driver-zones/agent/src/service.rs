@@ -8,15 +8,13 @@ use std::sync::Arc;
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::Agent;
 use gpuzone_api::{AgentError, ErrorKind, SLOT_VARIABLE};
-use gpuzone_core::GpuUuid;
 use gpuzone_zone::ProcessId;
 use tokio::sync::watch;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::book::GpuRoom;
 use crate::config::ZonePolicy;
-use crate::convert::{self, Handover};
+use crate::convert;
 use crate::errors::internal;
 use crate::gpus::Gpus;
 use crate::leases::{Leases, PROGRAM_ENDED, asker};
@@ -49,13 +47,6 @@ fn caller<T>(request: &Request<T>) -> Result<ProcessId, AgentError> {
     let pid = pid.ok_or_else(|| unknown("it has no number in the agent's PID namespace"))?;
     let found = ProcessId::of(pid).map_err(|error| unknown(&error.to_string()))?;
     found.ok_or_else(|| unknown("it has ended"))
-}
-
-impl Service {
-    async fn room(&self, gpu: GpuUuid) -> Result<GpuRoom, AgentError> {
-        let room = self.leases.book.with(move |book| book.room(gpu)).await?;
-        room.ok_or_else(|| internal(format!("{gpu} is in no book")))
-    }
 }
 
 #[tonic::async_trait]
@@ -142,11 +133,9 @@ impl Agent for Service {
         let cleared = tokio::spawn(async move { leases.clear_quarantine(uuid, actor).await });
         let report = cleared.await.map_err(|error| internal(error.to_string()))??;
         let used = Arc::clone(&self.gpus).used().await;
-        let room = self.room(uuid).await?;
-        // Only a GPU that is no device by itself can be cleared.
-        let handover = Handover { exposure: inventory.exposure(uuid), vfio: None };
-        let gpu = inventory.gpu(uuid);
-        let gpu = gpu.map(|gpu| convert::gpu(gpu, handover, room, used.get(&uuid)));
+        let listed = gpus::listed(&self.leases, &self.gpus, &used).await?;
+        let whole = inventory.unit(uuid).map(|unit| unit.gpu.uuid.to_string());
+        let gpu = listed.into_iter().find(|gpu| whole.as_ref() == Some(&gpu.uuid));
         Ok(Response::new(proto::ClearQuarantineReply {
             gpu,
             overwritten_bytes: report.overwritten.get(),

@@ -83,7 +83,7 @@ impl UsageBook {
         start: Timestamp,
     ) -> Result<(), WriteError> {
         let grants = held.lease.placement.grants().iter().filter_map(|grant| {
-            let gpu = inventory.gpu(grant.gpu)?;
+            let gpu = inventory.unit(grant.gpu)?.gpu;
             let (gpu_index, gpu_name, backing) = (gpu.index, gpu.name.clone(), gpu.backing);
             Some(GrantRecord { grant: *grant, gpu_index, gpu_name, backing })
         });

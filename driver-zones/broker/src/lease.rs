@@ -370,11 +370,10 @@ impl Shared {
         // Kept until the arbiter is connected: a worker that ends at once is not what fails then.
         let turns = arbiter::serve(&self.paths.turns()).map_err(ServeError::Turns)?;
         let inherited = turns.try_clone().map_err(ServeError::Turns)?;
-        let lease = self.lease();
         let mut starting = worker::make(
             &self.common.config,
             &self.common.zones,
-            lease,
+            &self.order,
             listener,
             &self.stats,
             inherited,

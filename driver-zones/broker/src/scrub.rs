@@ -18,7 +18,7 @@ use crate::arbiter;
 use crate::confine::{self, ConfineError};
 use crate::lease::Common;
 use crate::scrubs::Turn;
-use crate::worker::{fresh_log, last_line};
+use crate::worker::{environment, fresh_log, last_line};
 
 /// How much longer than its own limit a scrub worker may take: it opens the driver first.
 const GRACE: Duration = Duration::from_secs(10);
@@ -75,7 +75,7 @@ async fn in_a_worker(
     let launch = Launch {
         program: config.worker.clone(),
         arguments: vec![SCRUB_ARGUMENT.into()],
-        environment: config.driver.environment.clone(),
+        environment: environment(config, order.gpus.iter().map(|gpu| gpu.gpu)),
         stdin: orders_end.into(),
         stdout: answer_end.into(),
         stderr: fresh_log(log)?.into(),

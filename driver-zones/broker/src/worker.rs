@@ -1,5 +1,6 @@
 //! The start of one worker.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -7,8 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gpuzone_core::LeaseId;
-use gpuzone_wire::control::BrokerConfig;
+use gpuzone_core::GpuUuid;
+use gpuzone_wire::control::{BrokerConfig, WorkerOrder};
 use gpuzone_wire::handover::{EXIT_DRIVER, WorkerSpec};
 use gpuzone_wire::stats::StatsFile;
 use gpuzone_zone::sandbox::{Launch, LaunchError, Sandboxes};
@@ -59,19 +60,20 @@ pub(crate) fn with_cause(error: &LaunchError) -> String {
 pub(crate) fn make(
     config: &BrokerConfig,
     zones: &Zones<Sandboxes>,
-    lease: LeaseId,
+    order: &WorkerOrder,
     listener: &OwnedFd,
     stats: &StatsFile,
     turns: OwnedFd,
     log: &Path,
 ) -> Result<Starting, WorkerError> {
+    let devices = order.grants.iter().map(|grant| grant.gpu);
     let prepare = || -> io::Result<_> {
         let (orders_end, orders) = io::pipe()?;
         let (answer, answer_end) = io::pipe()?;
         let launch = Launch {
             program: config.worker.clone(),
             arguments: Vec::new(),
-            environment: config.driver.environment.clone(),
+            environment: environment(config, devices),
             stdin: orders_end.into(),
             stdout: answer_end.into(),
             stderr: fresh_log(log)?.into(),
@@ -82,8 +84,23 @@ pub(crate) fn make(
         Ok((launch, orders, answer))
     };
     let (launch, orders, answer) = prepare().map_err(WorkerError::Prepare)?;
-    let zone = confine::make(config, zones, &lease.to_string(), launch)?;
+    let zone = confine::make(config, zones, &order.lease.to_string(), launch)?;
     Ok(Starting { zone, orders: Some(orders), answer, log: log.to_owned() })
+}
+
+/// The environment of a worker that uses these GPUs. A MIG instance has to be named: CUDA shows a
+/// process no more than one, and of itself not the one that is meant.
+pub(crate) fn environment(
+    config: &BrokerConfig,
+    devices: impl Iterator<Item = GpuUuid>,
+) -> BTreeMap<String, String> {
+    let mut environment = config.driver.environment.clone();
+    let instances: Vec<String> =
+        devices.filter(|gpu| gpu.is_mig()).map(|instance| instance.to_string()).collect();
+    if !instances.is_empty() {
+        environment.insert("CUDA_VISIBLE_DEVICES".to_owned(), instances.join(","));
+    }
+    environment
 }
 
 /// The log of a worker, emptied: what an earlier worker of the lease said is in its trouble.

@@ -6,7 +6,7 @@ use gpuzone_core::{
 use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
 
-use crate::{DiscoverError, NvmlLibrary, SysfsRoot};
+use crate::{DiscoverError, MigListing, NvmlLibrary, SysfsRoot};
 
 /// What a simulated GPU's name and (in lower case) its driver's version always contain.
 const NAME_MARK: &str = "Simulated";
@@ -22,6 +22,8 @@ pub struct Discovered {
     pub inventory: Inventory,
     /// NVML's indices of those that it has lost. The others serve without them.
     pub lost: Vec<u32>,
+    /// What of them is cut into MIG instances.
+    pub mig: MigListing,
 }
 
 impl NvmlLibrary {
@@ -40,7 +42,7 @@ impl NvmlLibrary {
             .nvml
             .device_count()
             .map_err(|e| DiscoverError::Node { what: "number of GPUs", source: e.into() })?;
-        let (mut found, mut lost) = (Vec::new(), Vec::new());
+        let (mut found, mut lost, mut mig) = (Vec::new(), Vec::new(), MigListing::default());
         for index in 0..count {
             let device = match self.nvml.device_by_index(index) {
                 Err(NvmlError::GpuLost) => {
@@ -51,13 +53,14 @@ impl NvmlLibrary {
             };
             let gpu = describe(&device, index, sysfs, backing)?;
             check_backing(&gpu, &driver)?;
+            mig.add(&device, &gpu)?;
             found.push((device, gpu));
         }
         let by_address: BTreeMap<_, _> = found.iter().map(|(_, gpu)| (gpu.pci, gpu.uuid)).collect();
         let gpus = found
             .into_iter()
             .map(|(device, gpu)| Gpu { nvlink_peers: peers(&device, &by_address), ..gpu });
-        Ok(Discovered { inventory: Inventory::new(gpus.collect())?, lost })
+        Ok(Discovered { inventory: Inventory::new(gpus.collect())?, lost, mig })
     }
 }
 

@@ -14,7 +14,7 @@ pub enum Exposure {
     Mediated,
     /// The whole PCI function, over VFIO, to one lease: its VM runs a driver of its own.
     Passthrough,
-    /// MIG instances, each to one lease.
+    /// MIG instances, each to one lease: a worker process holds its context there.
     Mig,
     /// The vendor's vGPUs (mediated devices, or virtual functions), each to one lease over VFIO.
     Vgpu,
@@ -28,6 +28,14 @@ pub struct InvalidExposure(String);
 impl Exposure {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Mediated, Self::Passthrough, Self::Mig, Self::Vgpu];
+
+    /// Whether a lease of it shares a GPU's memory and time with others.
+    pub const fn is_shared(self) -> bool {
+        match self {
+            Self::Mediated => true,
+            Self::Passthrough | Self::Mig | Self::Vgpu => false,
+        }
+    }
 
     /// Its name in configurations, listings and on the wire.
     pub const fn as_str(self) -> &'static str {
@@ -43,8 +51,8 @@ impl Exposure {
     /// the device: no call of it is seen, and its memory is not ours to clear.
     pub const fn has_worker(self) -> bool {
         match self {
-            Self::Mediated => true,
-            Self::Passthrough | Self::Mig | Self::Vgpu => false,
+            Self::Mediated | Self::Mig => true,
+            Self::Passthrough | Self::Vgpu => false,
         }
     }
 }

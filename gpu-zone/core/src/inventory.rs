@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Exposure, GpuUuid, MemoryBytes, PciAddress};
+use crate::{ComputeShare, Exposure, GpuUuid, MemoryBytes, MigInstance, PciAddress};
 
 /// Whether a GPU is hardware or this project's simulator. Shown in every listing and report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -71,6 +71,30 @@ pub struct Inventory {
     /// Of the GPUs that are not handed over mediated.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     exposures: BTreeMap<GpuUuid, Exposure>,
+    /// Of the GPUs whose exposure is [`Exposure::Mig`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    instances: Vec<MigInstance>,
+}
+
+/// What one lease can hold: a GPU or a part of it, or a MIG instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unit<'a> {
+    /// The GPU, or that which the instance is a part of.
+    pub gpu: &'a Gpu,
+    /// The instance, if it is one.
+    pub instance: Option<&'a MigInstance>,
+}
+
+impl Unit<'_> {
+    /// All of its memory.
+    pub fn memory(&self) -> MemoryBytes {
+        self.instance.map_or(self.gpu.memory, |instance| instance.memory)
+    }
+
+    /// All that it is of its GPU's compute.
+    pub fn share(&self) -> ComputeShare {
+        self.instance.map_or(ComputeShare::WHOLE, |instance| instance.share)
+    }
 }
 
 /// Why a list of GPUs is no inventory.
@@ -82,13 +106,39 @@ pub enum InventoryError {
     /// A GPU reports no memory.
     #[error("GPU {0} reports no memory; it may have fallen off the bus")]
     NoMemory(GpuUuid),
+    /// Something that is no GPU among GPUs.
+    #[error("{0} stands where a GPU's UUID should; the driver's listing cannot be trusted")]
+    NotAGpu(GpuUuid),
+    /// A GPU in MIG mode that is to be handed over otherwise.
+    #[error(
+        "GPU {gpu} is in MIG mode and [[gpu]] hands it over as {exposure}; turn MIG mode off (nvidia-smi -mig 0), or write exposure = \"mig\""
+    )]
+    InMigMode {
+        /// Which.
+        gpu: GpuUuid,
+        /// How it is to be handed over.
+        exposure: Exposure,
+    },
+    /// An instance of a GPU that has none.
+    #[error("the MIG instance {instance} is of {gpu}, which is no GPU in MIG mode of this node")]
+    Orphan {
+        /// Which instance.
+        instance: GpuUuid,
+        /// Of what.
+        gpu: GpuUuid,
+    },
+    /// More than there is.
+    #[error(
+        "the MIG instances of GPU {0} have more memory or compute than it has; the driver's listing cannot be trusted"
+    )]
+    Overfull(GpuUuid),
 }
 
 impl Inventory {
     /// The inventory of these GPUs.
     ///
     /// # Errors
-    /// When two have the same UUID, or one has no memory.
+    /// When two have the same UUID, one has no memory, or one is no GPU.
     pub fn new(mut gpus: Vec<Gpu>) -> Result<Self, InventoryError> {
         let mut seen = BTreeSet::new();
         for gpu in &gpus {
@@ -98,9 +148,12 @@ impl Inventory {
             if gpu.memory.is_zero() {
                 return Err(InventoryError::NoMemory(gpu.uuid));
             }
+            if gpu.uuid.is_mig() {
+                return Err(InventoryError::NotAGpu(gpu.uuid));
+            }
         }
         gpus.sort_by_key(|gpu| gpu.index);
-        Ok(Self { gpus, exposures: BTreeMap::new() })
+        Ok(Self { gpus, exposures: BTreeMap::new(), instances: Vec::new() })
     }
 
     /// The same with GPUs handed over as `exposures` say; those that it does not name, mediated.
@@ -109,9 +162,86 @@ impl Inventory {
         Self { exposures, ..self }
     }
 
-    /// How a GPU is handed over; mediated when nobody said otherwise.
+    /// The same with the GPUs `in_mig_mode` handed over as these MIG instances of theirs, and in no
+    /// other way.
+    ///
+    /// # Errors
+    /// When such a GPU is to be handed over otherwise, or the instances are not parts of such GPUs.
+    pub fn partitioned(
+        mut self,
+        in_mig_mode: &BTreeSet<GpuUuid>,
+        mut instances: Vec<MigInstance>,
+    ) -> Result<Self, InventoryError> {
+        for gpu in in_mig_mode {
+            if let Some(exposure) = self.exposures.insert(*gpu, Exposure::Mig)
+                && exposure != Exposure::Mig
+            {
+                return Err(InventoryError::InMigMode { gpu: *gpu, exposure });
+            }
+        }
+        instances.sort_by_key(|instance| (instance.gpu, instance.uuid));
+        let mut seen = BTreeSet::new();
+        let mut sums: BTreeMap<GpuUuid, (u64, u32)> = BTreeMap::new();
+        for MigInstance { uuid, gpu, memory, share, .. } in &instances {
+            if !uuid.is_mig() || !in_mig_mode.contains(gpu) || self.gpu(*gpu).is_none() {
+                return Err(InventoryError::Orphan { instance: *uuid, gpu: *gpu });
+            }
+            if !seen.insert(*uuid) {
+                return Err(InventoryError::DuplicateUuid(*uuid));
+            }
+            if memory.is_zero() {
+                return Err(InventoryError::NoMemory(*uuid));
+            }
+            let (bytes, percent) = sums.entry(*gpu).or_default();
+            *bytes = bytes.saturating_add(memory.get());
+            *percent += share.percent();
+        }
+        for gpu in &self.gpus {
+            let (bytes, percent) = sums.get(&gpu.uuid).copied().unwrap_or_default();
+            if bytes > gpu.memory.get() || percent > 100 {
+                return Err(InventoryError::Overfull(gpu.uuid));
+            }
+        }
+        Ok(Self { instances, ..self })
+    }
+
+    /// How a GPU is handed over; mediated when nobody said otherwise. A MIG instance is handed over
+    /// as such.
     pub fn exposure(&self, gpu: GpuUuid) -> Exposure {
-        self.exposures.get(&gpu).copied().unwrap_or_default()
+        match gpu.is_mig() {
+            true => Exposure::Mig,
+            false => self.exposures.get(&gpu).copied().unwrap_or_default(),
+        }
+    }
+
+    /// The MIG instances of one GPU.
+    pub fn instances(&self, gpu: GpuUuid) -> impl Iterator<Item = &MigInstance> {
+        self.instances.iter().filter(move |instance| instance.gpu == gpu)
+    }
+
+    /// What a GPU is handed over as: itself, or its MIG instances.
+    pub fn parts(&self, gpu: GpuUuid) -> Vec<GpuUuid> {
+        match self.exposure(gpu) {
+            Exposure::Mig if !gpu.is_mig() => {
+                self.instances(gpu).map(|instance| instance.uuid).collect()
+            }
+            Exposure::Mediated | Exposure::Passthrough | Exposure::Mig | Exposure::Vgpu => {
+                vec![gpu]
+            }
+        }
+    }
+
+    /// What the driver calls so: a GPU, or a MIG instance.
+    pub fn unit(&self, uuid: GpuUuid) -> Option<Unit<'_>> {
+        let instance = self.instances.iter().find(|instance| instance.uuid == uuid);
+        let gpu = self.gpu(instance.map_or(uuid, |instance| instance.gpu))?;
+        Some(Unit { gpu, instance })
+    }
+
+    /// All that a lease can hold, or hold a part of: GPUs, and MIG instances.
+    pub fn units(&self) -> impl Iterator<Item = GpuUuid> {
+        let gpus = self.gpus.iter().map(|gpu| gpu.uuid);
+        gpus.chain(self.instances.iter().map(|instance| instance.uuid))
     }
 
     /// All GPUs, by index.
@@ -122,5 +252,78 @@ impl Inventory {
     /// The GPU with this UUID.
     pub fn gpu(&self, uuid: GpuUuid) -> Option<&Gpu> {
         self.gpus.iter().find(|gpu| gpu.uuid == uuid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mig_share;
+
+    fn gpu(number: u8) -> Gpu {
+        Gpu {
+            uuid: GpuUuid::from_bytes([number; 16]),
+            index: number.into(),
+            name: "A".into(),
+            pci: PciAddress::new(0, number, 0, 0).unwrap(),
+            memory: MemoryBytes::gib(80),
+            compute_capability: ComputeCapability { major: 9, minor: 0 },
+            numa_node: None,
+            nvlink_peers: BTreeSet::new(),
+            mig_capable: true,
+            backing: GpuBacking::Physical,
+        }
+    }
+
+    fn instance(number: u8, of: u8, gib: u64) -> MigInstance {
+        MigInstance {
+            uuid: GpuUuid::mig_from_bytes([number; 16]),
+            gpu: gpu(of).uuid,
+            profile: "1g.10gb".parse().unwrap(),
+            memory: MemoryBytes::gib(gib),
+            share: mig_share(1),
+        }
+    }
+
+    fn made(instances: Vec<MigInstance>) -> Result<Inventory, InventoryError> {
+        let gpus = Inventory::new(vec![gpu(1), gpu(2)]).unwrap();
+        gpus.partitioned(&BTreeSet::from([gpu(1).uuid]), instances)
+    }
+
+    #[test]
+    fn a_gpu_in_mig_mode_is_its_instances_and_nothing_else() {
+        let inventory = made(vec![instance(7, 1, 10), instance(8, 1, 10)]).unwrap();
+        assert_eq!(inventory.exposure(gpu(1).uuid), Exposure::Mig);
+        assert_eq!(inventory.exposure(gpu(2).uuid), Exposure::Mediated);
+        assert_eq!(inventory.instances(gpu(1).uuid).count(), 2);
+        let unit = inventory.unit(GpuUuid::mig_from_bytes([7; 16])).unwrap();
+        assert_eq!((unit.gpu.uuid, unit.memory()), (gpu(1).uuid, MemoryBytes::gib(10)));
+        assert!(inventory.unit(GpuUuid::mig_from_bytes([9; 16])).is_none());
+        assert_eq!(inventory.units().count(), 4);
+        let json = serde_json::to_string(&inventory).unwrap();
+        assert_eq!(serde_json::from_str::<Inventory>(&json).unwrap(), inventory);
+    }
+
+    #[test]
+    fn a_listing_that_cannot_be_is_refused() {
+        let full = (10..19).map(|n| instance(n, 1, 10)).collect();
+        let no_mig = MigInstance { uuid: gpu(3).uuid, ..instance(7, 1, 10) };
+        for (instances, part) in [
+            (vec![instance(7, 1, 10), instance(7, 1, 10)], "have the UUID MIG-07"),
+            (vec![instance(7, 2, 10)], "no GPU in MIG mode"),
+            (vec![instance(7, 9, 10)], "no GPU in MIG mode"),
+            (vec![no_mig], "no GPU in MIG mode"),
+            (vec![instance(7, 1, 0)], "reports no memory"),
+            (full, "more memory or compute than it has"),
+        ] {
+            let said = made(instances).unwrap_err().to_string();
+            assert!(said.contains(part), "{said} lacks {part}");
+        }
+        let whole = BTreeMap::from([(gpu(1).uuid, Exposure::Passthrough)]);
+        let gpus = Inventory::new(vec![gpu(1)]).unwrap().exposing(whole);
+        let both = gpus.partitioned(&BTreeSet::from([gpu(1).uuid]), Vec::new()).unwrap_err();
+        assert!(both.to_string().contains("turn MIG mode off"), "{both}");
+        let mig = Gpu { uuid: GpuUuid::mig_from_bytes([1; 16]), ..gpu(1) };
+        assert!(matches!(Inventory::new(vec![mig]), Err(InventoryError::NotAGpu(_))));
     }
 }

@@ -16,6 +16,7 @@ mod health;
 mod ids;
 mod inventory;
 mod lease;
+mod mig;
 mod node;
 mod placement;
 mod quota;
@@ -30,8 +31,9 @@ pub use health::{
     XidEntry,
 };
 pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
-pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError};
+pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError, Unit};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
+pub use mig::{InvalidMigProfile, MigInstance, MigProfile, mig_share};
 pub use node::{ApplyError, Lease, NodeState, ReserveError, UnknownLease};
 pub use placement::{Grant, InvalidPlacement, Placement, PlacementRefusal};
 pub use quota::{Admission, Demand, Holdings, QuotaRefusal, TenantQuota, admit};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Admission, ComputeShare, Exposure, Gpu, GpuHealth, GpuUuid, GpuWatch, Grant, Holdings,
     IllegalTransition, Inventory, LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement,
-    PlacementRefusal, Request, TenantId, TimeTerms, ZoneId,
+    PlacementRefusal, Request, TenantId, TimeTerms, Unit, ZoneId,
 };
 
 /// A placement made real.
@@ -66,13 +66,18 @@ pub enum ReserveError {
         asked: Exposure,
     },
     /// A part of a GPU that is handed over whole.
-    #[error("GPU {gpu} is handed over whole: {memory} and 100% of its time, not a part")]
+    #[error("GPU {gpu} is handed over whole: {memory} and {share} of a GPU's time, not a part")]
     NotWhole {
         /// Which GPU.
         gpu: GpuUuid,
         /// All of its memory.
         memory: MemoryBytes,
+        /// All of its compute.
+        share: ComputeShare,
     },
+    /// A whole GPU of which instances are handed over.
+    #[error("GPU {0} is in MIG mode: its instances are handed over, and it is not")]
+    InMigMode(GpuUuid),
     /// Somebody else took the room since the placement was made.
     #[error("GPU {gpu} has {free} and {free_share}% free, less than the placement needs")]
     Taken {
@@ -126,18 +131,21 @@ impl NodeState {
 
     /// What the leases leave of a GPU's memory; `None` for a GPU that is not here.
     pub fn free_memory(&self, gpu: GpuUuid) -> Option<MemoryBytes> {
-        self.inventory.gpu(gpu).map(|gpu| self.free(gpu).memory)
+        self.inventory.unit(gpu).map(|unit| self.free(unit).memory)
     }
 
     /// What the leases leave of a GPU's time, in per cent; `None` for a GPU that is not here.
     pub fn free_share(&self, gpu: GpuUuid) -> Option<u32> {
-        self.inventory.gpu(gpu).map(|gpu| self.free(gpu).share)
+        self.inventory.unit(gpu).map(|unit| self.free(unit).share)
     }
 
-    /// Whether a GPU serves new leases; `None` for a GPU that is not here.
+    /// Whether a GPU serves new leases; `None` for a GPU that is not here. A MIG instance does while
+    /// nothing is wrong with it nor with its GPU.
     pub fn health(&self, gpu: GpuUuid) -> Option<GpuHealth> {
-        self.inventory.gpu(gpu)?;
-        Some(self.watches.get(&gpu).map_or(GpuHealth::Healthy, GpuWatch::health))
+        let unit = self.inventory.unit(gpu)?;
+        let of = |uuid| self.watches.get(&uuid).map_or(GpuHealth::Healthy, GpuWatch::health);
+        let (own, whole) = (of(gpu), of(unit.gpu.uuid));
+        Some(if own.serves() { whole } else { own })
     }
 
     /// What is known of a GPU's health.
@@ -164,10 +172,21 @@ impl NodeState {
         self.watches.get(&gpu).is_none_or(|watch| watch.health().serves())
     }
 
-    fn free(&self, gpu: &Gpu) -> Free {
+    /// What is left of a GPU, or of a MIG instance; of a GPU in MIG mode, what its instances have
+    /// left.
+    fn free(&self, unit: Unit<'_>) -> Free {
+        let uuid = unit.instance.map_or(unit.gpu.uuid, |instance| instance.uuid);
+        if unit.instance.is_none() && self.inventory.exposure(uuid) == Exposure::Mig {
+            let nothing = Free { memory: MemoryBytes::ZERO, share: 0 };
+            return self.inventory.instances(uuid).fold(nothing, |sum, instance| {
+                let free = self.free(Unit { instance: Some(instance), ..unit });
+                let memory = sum.memory.get().saturating_add(free.memory.get());
+                Free { memory: MemoryBytes::saturating(memory), share: sum.share + free.share }
+            });
+        }
         let grants = self.leases.values().flat_map(|lease| lease.placement.grants());
-        let full = Free { memory: gpu.memory, share: 100 };
-        grants.filter(|grant| grant.gpu == gpu.uuid).fold(full, |free, grant| Free {
+        let full = Free { memory: unit.memory(), share: unit.share().percent() };
+        grants.filter(|grant| grant.gpu == uuid).fold(full, |free, grant| Free {
             memory: free.memory.checked_sub(grant.memory).unwrap_or(MemoryBytes::ZERO),
             share: free.share.saturating_sub(grant.share.percent()),
         })
@@ -183,7 +202,7 @@ impl NodeState {
         let wanted = request.gpus.get();
         let mut fitting: Vec<(Free, Grant)> = candidates
             .iter()
-            .map(|gpu| (self.free(gpu), grant_of(request, gpu)))
+            .map(|gpu| (self.free(whole(gpu)), grant_of(request, gpu)))
             .filter(|(free, grant)| fits(*free, grant))
             .collect();
         // The sort is stable: equal GPUs stay in the order of their index.
@@ -238,7 +257,7 @@ impl NodeState {
     }
 
     fn no_room(&self, request: &Request, candidates: &[&Gpu], fitting: usize) -> PlacementRefusal {
-        let free = candidates.iter().map(|gpu| self.free(gpu));
+        let free = candidates.iter().map(|gpu| self.free(whole(gpu)));
         let best = free.max_by_key(|free| (free.memory, free.share));
         let best = best.unwrap_or(Free { memory: MemoryBytes::ZERO, share: 0 });
         PlacementRefusal::NoRoom {
@@ -299,7 +318,8 @@ impl NodeState {
 
     fn check_serves(&self, asked: Exposure, grant: &Grant) -> Result<(), ReserveError> {
         let gpu = grant.gpu;
-        match self.watches.get(&gpu).map_or(GpuHealth::Healthy, GpuWatch::health) {
+        let unit = self.inventory.unit(gpu).ok_or(ReserveError::UnknownGpu(gpu))?;
+        match self.health(gpu).unwrap_or(GpuHealth::Healthy) {
             GpuHealth::Healthy => {}
             GpuHealth::Suspended { .. } => return Err(ReserveError::Suspended(gpu)),
             GpuHealth::Quarantined { .. } => return Err(ReserveError::Quarantined(gpu)),
@@ -308,17 +328,13 @@ impl NodeState {
         if exposure != asked {
             return Err(ReserveError::Exposed { gpu, exposure, asked });
         }
-        let memory = self.inventory.gpu(gpu).map(|gpu| gpu.memory);
-        match (asked, memory) {
-            (Exposure::Passthrough, Some(memory))
-                if grant.memory != memory || grant.share != ComputeShare::WHOLE =>
-            {
-                Err(ReserveError::NotWhole { gpu, memory })
-            }
-            (
-                Exposure::Mediated | Exposure::Passthrough | Exposure::Mig | Exposure::Vgpu,
-                Some(_) | None,
-            ) => Ok(()),
+        if asked == Exposure::Mig && unit.instance.is_none() {
+            return Err(ReserveError::InMigMode(gpu));
+        }
+        let (memory, share) = (unit.memory(), unit.share());
+        match asked.is_shared() || (grant.memory == memory && grant.share == share) {
+            true => Ok(()),
+            false => Err(ReserveError::NotWhole { gpu, memory, share }),
         }
     }
 
@@ -334,8 +350,11 @@ impl NodeState {
         }
         let mut seen = BTreeSet::new();
         for grant in lease.placement.grants() {
-            let gpu = self.inventory.gpu(grant.gpu).ok_or(ReserveError::UnknownGpu(grant.gpu))?;
-            let free = self.free(gpu);
+            let unit = self.inventory.unit(grant.gpu).ok_or(ReserveError::UnknownGpu(grant.gpu))?;
+            if !grant.gpu.is_mig() && self.inventory.exposure(grant.gpu) == Exposure::Mig {
+                return Err(ReserveError::InMigMode(grant.gpu));
+            }
+            let free = self.free(unit);
             if !fits(free, grant) || !seen.insert(grant.gpu) {
                 let (free, free_share) = (free.memory, free.share);
                 return Err(ReserveError::Taken { gpu: grant.gpu, free, free_share });
@@ -369,6 +388,10 @@ pub enum ApplyError {
     /// Not in this state.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
+}
+
+fn whole(gpu: &Gpu) -> Unit<'_> {
+    Unit { gpu, instance: None }
 }
 
 fn fits(free: Free, grant: &Grant) -> bool {

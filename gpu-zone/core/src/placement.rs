@@ -7,7 +7,7 @@ use crate::{ComputeShare, Exposure, GpuUuid, MemoryBytes};
 /// What a lease holds of one GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// Which GPU.
+    /// Which GPU, or which MIG instance of one.
     pub gpu: GpuUuid,
     /// Its memory: the limit, and what is billed.
     pub memory: MemoryBytes,
@@ -39,6 +39,11 @@ pub enum InvalidPlacement {
     /// A grant of no memory.
     #[error("a placement gives memory of each GPU that it names, and of {0} it gives none")]
     NoMemory(GpuUuid),
+    /// A MIG instance is not alone.
+    #[error(
+        "a placement of the MIG instance {0} names nothing else: CUDA shows a program one instance and no GPU beside it; ask for one in each container"
+    )]
+    BesideMig(GpuUuid),
 }
 
 impl Placement {
@@ -48,7 +53,8 @@ impl Placement {
     /// The placement of these grants, which somebody else chose.
     ///
     /// # Errors
-    /// When there is none or too many, a GPU is there twice, or one gives no memory.
+    /// When there is none or too many, a GPU is there twice, one gives no memory, or a MIG instance
+    /// is not alone.
     pub fn of(grants: Vec<Grant>) -> Result<Self, InvalidPlacement> {
         if grants.is_empty() {
             return Err(InvalidPlacement::Empty);
@@ -65,7 +71,16 @@ impl Placement {
                 return Err(InvalidPlacement::NoMemory(grant.gpu));
             }
         }
-        Ok(Self { grants })
+        let instance = grants.iter().find(|grant| grant.gpu.is_mig());
+        match instance {
+            Some(instance) if grants.len() > 1 => Err(InvalidPlacement::BesideMig(instance.gpu)),
+            Some(_) | None => Ok(Self { grants }),
+        }
+    }
+
+    /// Whether it is of a MIG instance: then it is of nothing else.
+    pub fn is_mig(&self) -> bool {
+        self.grants.iter().any(|grant| grant.gpu.is_mig())
     }
 
     pub(crate) fn new(grants: Vec<Grant>) -> Self {

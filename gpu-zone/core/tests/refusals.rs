@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 use gpuzone_core::{
     Cause, ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
-    GpuUuid, HealthTerms, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId,
-    LeaseState, MemoryBytes, NodeState, PciAddress, Priority, Request, ReserveError, Signal,
-    TenantQuota, TimeTerms, Timestamp, ZoneId, admit,
+    GpuUuid, Grant, HealthTerms, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId,
+    LeaseState, MemoryBytes, MigInstance, NodeState, PciAddress, Placement, Priority, Request,
+    ReserveError, Signal, TenantQuota, TimeTerms, Timestamp, ZoneId, admit, mig_share,
 };
 
 fn gpu(index: u8, gib: u64) -> Gpu {
@@ -238,4 +238,96 @@ fn a_gpu_in_quarantine_serves_nobody_new() {
     watch.clear(now);
     node.set_watch(large, watch);
     assert_eq!(node.place(&ask(1, Some("4Gi"), None)).unwrap().grants()[0].gpu, large);
+}
+
+const INSTANCE: GpuUuid = GpuUuid::mig_from_bytes([9; 16]);
+
+/// A node whose first GPU is in MIG mode and has two instances.
+fn in_mig_mode() -> NodeState {
+    let instance = |number| MigInstance {
+        uuid: GpuUuid::mig_from_bytes([number; 16]),
+        gpu: gpu(0, 16).uuid,
+        profile: "1g.2gb".parse().unwrap(),
+        memory: MemoryBytes::gib(2),
+        share: mig_share(1),
+    };
+    let gpus = Inventory::new(vec![gpu(1, 24), gpu(0, 16)]).unwrap();
+    let mig = BTreeSet::from([gpu(0, 16).uuid]);
+    NodeState::new(gpus.partitioned(&mig, vec![instance(8), instance(9)]).unwrap())
+}
+
+fn reserve_mig(
+    node: &mut NodeState,
+    number: u128,
+    gpu: GpuUuid,
+    gib: u64,
+    percent: u32,
+) -> Result<(), ReserveError> {
+    let share = ComputeShare::new(percent).unwrap();
+    let grant = Grant { gpu, memory: MemoryBytes::gib(gib), share };
+    let placement = Placement::of(vec![grant]).unwrap();
+    let demand = Demand { tenant: "acme".parse().unwrap(), placement, time: TimeTerms::default() };
+    let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
+    let id = LeaseId::from_uuid(uuid::Uuid::from_u128(number));
+    let zone = ZoneId::from_uuid(uuid::Uuid::from_u128(number));
+    node.reserve_as(id, zone, Exposure::Mig, admission).map(drop)
+}
+
+#[test]
+fn a_mig_instance_is_one_leases_and_its_gpu_nobodys() {
+    let mut node = in_mig_mode();
+    let whole = gpu(0, 16).uuid;
+    assert_eq!(node.free_memory(whole), Some(MemoryBytes::gib(4)));
+    for (gpu, gib, percent, part) in [
+        (whole, 16, 100, "is in MIG mode"),
+        (gpu(1, 24).uuid, 24, 100, "is handed over as mediated"),
+        (GpuUuid::mig_from_bytes([7; 16]), 2, 14, "is not on this node"),
+        (INSTANCE, 1, 14, "handed over whole: 2Gi and 14%"),
+        (INSTANCE, 2, 10, "handed over whole"),
+    ] {
+        let said = reserve_mig(&mut node, 1, gpu, gib, percent).unwrap_err().to_string();
+        assert!(said.contains(part), "{said} lacks {part}");
+    }
+    reserve_mig(&mut node, 1, INSTANCE, 2, 14).unwrap();
+    let twice = reserve_mig(&mut node, 2, INSTANCE, 2, 14).unwrap_err();
+    assert!(matches!(twice, ReserveError::Taken { .. }), "{twice}");
+    assert_eq!(node.free_memory(INSTANCE), Some(MemoryBytes::ZERO));
+    assert_eq!(node.free_memory(whole), Some(MemoryBytes::gib(2)));
+    // A GPU in MIG mode is not placed mediated, and no mediated lease of old comes back on it.
+    let mediated = node.place(&ask(2, Some("1Gi"), None)).unwrap_err().to_string();
+    assert!(mediated.contains("this node has 1 that match"), "{mediated}");
+    let mut before = NodeState::new(Inventory::new(vec![gpu(0, 16)]).unwrap());
+    let id = lease(&mut before, 3, &ask(1, Some("1Gi"), None));
+    let old = before.lease(id).unwrap().clone();
+    assert!(matches!(node.restore(old), Err(ReserveError::InMigMode(_))));
+}
+
+#[test]
+fn what_is_wrong_with_a_gpu_is_wrong_with_its_instances_and_not_the_other_way_round() {
+    let (mut node, terms) = (in_mig_mode(), HealthTerms::default());
+    let (whole, other) = (gpu(0, 16).uuid, GpuUuid::mig_from_bytes([8; 16]));
+    let mut watch = node.watch(INSTANCE);
+    watch.observe(&Signal::ScrubFailed("residue".into()), Timestamp::from_nanoseconds(1), &terms);
+    node.set_watch(INSTANCE, watch.clone());
+    let serves = |node: &NodeState, gpu| node.health(gpu).unwrap().serves();
+    assert_eq!(
+        (serves(&node, INSTANCE), serves(&node, other), serves(&node, whole)),
+        (false, true, true)
+    );
+    assert!(matches!(
+        reserve_mig(&mut node, 1, INSTANCE, 2, 14),
+        Err(ReserveError::Quarantined(_))
+    ));
+    node.set_watch(whole, watch);
+    assert!(!serves(&node, other));
+    assert!(matches!(reserve_mig(&mut node, 1, other, 2, 14), Err(ReserveError::Quarantined(_))));
+}
+
+#[test]
+fn a_mig_instance_is_placed_alone() {
+    let grant = |gpu| Grant { gpu, memory: MemoryBytes::gib(2), share: mig_share(1) };
+    for other in [gpu(1, 24).uuid, GpuUuid::mig_from_bytes([8; 16])] {
+        let said = Placement::of(vec![grant(INSTANCE), grant(other)]).unwrap_err().to_string();
+        assert!(said.contains("ask for one in each container"), "{said}");
+    }
 }

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// More GPUs than that, a node does not have.
 pub const MOST_GPUS: usize = 64;
 
+/// More profiles than that, the partitions of one GPU do not have.
+pub const MOST_PROFILES: usize = 16;
+
 /// The GPUs of one node, for the scheduler extender. Written by the node, never by people: it
 /// says what is there, and what is used follows from the pods that run.
 #[derive(Clone, Debug, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize)]
@@ -135,6 +138,10 @@ pub struct PartitionEntry {
     /// Memory of each, in bytes.
     #[schemars(range(min = 1, max = 9_223_372_036_854_775_807_u64))]
     pub memory_bytes: u64,
+    /// The part of its GPU's compute that each is, in per cent: what a quota counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub share_percent: Option<u32>,
 }
 
 /// At most `most` bytes of a text, cut between characters.

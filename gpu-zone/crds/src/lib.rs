@@ -9,7 +9,8 @@ mod gpu_quota;
 mod yaml;
 
 pub use gpu_node::{
-    GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, PartitionEntry, inventory_version,
+    GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, MOST_PROFILES, PartitionEntry,
+    inventory_version,
 };
 pub use gpu_quota::{Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, ModelLimit};
 pub use yaml::{Manifest, YamlError, manifests};

@@ -79,6 +79,6 @@ impl Book {
 
     /// Whether a GPU serves new leases, as far as its health is concerned.
     pub fn serves(&self, gpu: GpuUuid) -> bool {
-        self.node.watch(gpu).health().serves()
+        self.node.health(gpu).is_none_or(|health| health.serves())
     }
 }

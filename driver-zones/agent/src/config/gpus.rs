@@ -33,6 +33,15 @@ pub struct PassthroughGpu {
     pub memory: MemoryBytes,
 }
 
+/// The GPUs that are not handed over mediated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuTables {
+    /// Whole, by passthrough.
+    pub passthrough: Vec<PassthroughGpu>,
+    /// As MIG instances. Any GPU in MIG mode is, named here or not.
+    pub mig: BTreeSet<GpuUuid>,
+}
+
 /// Why `[[gpu]]` is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GpuTableError {
@@ -51,7 +60,7 @@ pub enum GpuTableError {
     },
     /// An exposure that this release does not hand out.
     #[error(
-        "[[gpu]] {gpu}: exposure = \"{exposure}\" is not handed out by this release; write \"mediated\" or \"passthrough\""
+        "[[gpu]] {gpu}: exposure = \"{exposure}\" is not handed out by this release; write \"mediated\", \"passthrough\" or \"mig\""
     )]
     NotYet {
         /// Which.
@@ -66,15 +75,15 @@ pub enum GpuTableError {
     RealSysfs(GpuUuid),
 }
 
-/// The GPUs that are handed over by passthrough. `own_sysfs` says that the configuration names
+/// The GPUs that are handed over otherwise than mediated. `own_sysfs` says that the configuration names
 /// another sysfs than the machine's.
-pub(super) fn passthrough(
+pub(super) fn exposed(
     tables: Vec<GpuTable>,
     driver: DriverKind,
     own_sysfs: bool,
-) -> Result<Vec<PassthroughGpu>, GpuTableError> {
+) -> Result<GpuTables, GpuTableError> {
     let (mut uuids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
-    let mut found = Vec::new();
+    let mut found = GpuTables::default();
     for GpuTable { uuid, exposure, address, model, memory } in tables {
         let same_address = address.is_some_and(|address| !addresses.insert(address));
         if !uuids.insert(uuid) || same_address {
@@ -83,7 +92,11 @@ pub(super) fn passthrough(
         match exposure {
             Exposure::Mediated => continue,
             Exposure::Passthrough => {}
-            Exposure::Mig | Exposure::Vgpu => {
+            Exposure::Mig => {
+                found.mig.insert(uuid);
+                continue;
+            }
+            Exposure::Vgpu => {
                 return Err(GpuTableError::NotYet { gpu: uuid, exposure });
             }
         }
@@ -93,7 +106,7 @@ pub(super) fn passthrough(
         }
         let missing = |missing| GpuTableError::Incomplete { gpu: uuid, missing };
         let memory = memory.filter(|memory| !memory.is_zero());
-        found.push(PassthroughGpu {
+        found.passthrough.push(PassthroughGpu {
             uuid,
             address: address.ok_or(missing("address"))?,
             model: model.ok_or(missing("model"))?,
@@ -107,13 +120,13 @@ pub(super) fn passthrough(
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<PassthroughGpu>, String> {
+    fn read(text: &str) -> Result<GpuTables, String> {
         #[derive(Deserialize)]
         struct File {
             gpu: Vec<GpuTable>,
         }
         let File { gpu } = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-        passthrough(gpu, DriverKind::Nvidia, false).map_err(|error| error.to_string())
+        exposed(gpu, DriverKind::Nvidia, false).map_err(|error| error.to_string())
     }
 
     fn table(number: u8, rest: &str) -> String {
@@ -126,9 +139,11 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_is_described() {
-        let found = read(&(table(1, WHOLE) + &table(2, "exposure = \"mediated\""))).unwrap();
-        assert_eq!((found.len(), found[0].memory), (1, MemoryBytes::gib(80)));
-        assert_eq!(found[0].address.to_string(), "0000:3b:00.0");
+        let others = table(2, "exposure = \"mediated\"") + &table(3, "exposure = \"mig\"");
+        let GpuTables { passthrough, mig } = read(&(table(1, WHOLE) + &others)).unwrap();
+        assert_eq!((passthrough.len(), passthrough[0].memory), (1, MemoryBytes::gib(80)));
+        assert_eq!(passthrough[0].address.to_string(), "0000:3b:00.0");
+        assert_eq!(mig, BTreeSet::from([GpuUuid::from_bytes([3; 16])]));
     }
 
     #[test]
@@ -141,7 +156,7 @@ mod tests {
             (table(1, "exposure = \"passthrough\""), "needs address"),
             (table(1, &WHOLE.replace("80Gi", "0")), "needs memory"),
             (table(1, &WHOLE.replace("model", "# ")), "needs model"),
-            (table(1, "exposure = \"mig\""), "is not handed out by this release"),
+            (table(1, "exposure = \"vgpu\""), "is not handed out by this release"),
             (table(1, "exposure = \"shared\""), "unknown variant"),
             (table(1, "exposure = \"mediated\"\nadress = 1"), "unknown field `adress`"),
             (table(1, "exposure = \"passthrough\"\naddress = \"3b:00\""), "PCI address '3b:00'"),
@@ -152,7 +167,7 @@ mod tests {
         }
         let tables: Vec<GpuTable> =
             vec![toml::from_str(table(1, WHOLE).trim_start_matches("[[gpu]]\n")).unwrap()];
-        let real = passthrough(tables, DriverKind::Simulated, false).unwrap_err().to_string();
+        let real = exposed(tables, DriverKind::Simulated, false).unwrap_err().to_string();
         assert!(real.contains("needs [node] sysfs"), "{real}");
     }
 }

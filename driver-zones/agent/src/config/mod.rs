@@ -19,7 +19,7 @@ use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
 
-pub use gpus::{GpuTableError, PassthroughGpu};
+pub use gpus::{GpuTableError, GpuTables, PassthroughGpu};
 pub use libraries::MissingFile;
 pub use sandbox::ZonePolicy;
 pub use zone::{ZoneLimits, ZoneUsers};
@@ -100,8 +100,8 @@ pub struct Config {
     pub health: HealthTerms,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<Listen>,
-    /// The GPUs that are handed over by passthrough.
-    pub passthrough: Vec<PassthroughGpu>,
+    /// The GPUs that are handed over otherwise than mediated.
+    pub gpus: GpuTables,
     /// Where the kernel shows devices.
     pub sysfs: SysfsRoot,
 }
@@ -238,7 +238,7 @@ impl Config {
             DriverKind::Nvidia => None,
         };
         let sysfs = beside_file(file.node.sysfs)?;
-        let passthrough = gpus::passthrough(file.gpus, driver, sysfs.is_some())?;
+        let gpus = gpus::exposed(file.gpus, driver, sysfs.is_some())?;
         let listen = match file.metrics.listen {
             Some(Listen::Unix(path)) => beside_file(Some(path))?.map(Listen::Unix),
             other => other,
@@ -272,7 +272,7 @@ impl Config {
             scrub: file.scrub,
             health: file.health,
             metrics: listen,
-            passthrough,
+            gpus,
             sysfs: sysfs.map_or_else(SysfsRoot::default, SysfsRoot),
         })
     }

@@ -13,7 +13,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::{HolderName, SlotFolder, SlotId};
-use gpuzone_core::{Exposure, GpuUuid, GpuWatch, Lease, LeaseId, LeaseState, Timestamp, ZoneName};
+use gpuzone_core::{
+    Exposure, GpuUuid, GpuWatch, Lease, LeaseId, LeaseState, Placement, Timestamp, ZoneName,
+};
 use gpuzone_zone::files::write_atomically;
 use gpuzone_zone::{BootId, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -79,9 +81,10 @@ pub enum At {
 }
 
 impl At {
-    /// How the GPUs are handed over.
-    pub const fn exposure(self) -> Exposure {
+    /// How what a lease has there is handed over.
+    pub fn exposure(self, placement: &Placement) -> Exposure {
         match self {
+            Self::Slot { .. } if placement.is_mig() => Exposure::Mig,
             Self::Slot { .. } => Exposure::Mediated,
             Self::Device { exposure } => exposure,
         }
@@ -93,7 +96,7 @@ impl HeldLease {
     pub fn exposure(&self) -> Exposure {
         match &self.holder.by {
             HeldBy::Process(_) => Exposure::Mediated,
-            HeldBy::Placed(placed) => placed.at.exposure(),
+            HeldBy::Placed(placed) => placed.at.exposure(&self.lease.placement),
         }
     }
 }

@@ -56,15 +56,13 @@ impl Leases {
     /// Refuses to clear what no worker of ours reaches.
     pub(super) fn check_clearable(&self, gpu: GpuUuid) -> Result<(), AgentError> {
         match self.inventory.exposure(gpu) {
-            Exposure::Mediated => Ok(()),
-            exposure @ (Exposure::Passthrough | Exposure::Mig | Exposure::Vgpu) => {
-                Err(AgentError {
-                    kind: ErrorKind::InvalidRequest,
-                    message: format!(
-                        "GPU {gpu} is handed over as {exposure}, so nothing here can clear it; bind it to its own driver, write exposure = \"mediated\" in its [[gpu]], restart the agent, clear it, and undo both"
-                    ),
-                })
-            }
+            Exposure::Mediated | Exposure::Mig => Ok(()),
+            exposure @ (Exposure::Passthrough | Exposure::Vgpu) => Err(AgentError {
+                kind: ErrorKind::InvalidRequest,
+                message: format!(
+                    "GPU {gpu} is handed over as {exposure}, so nothing here can clear it; bind it to its own driver, write exposure = \"mediated\" in its [[gpu]], restart the agent, clear it, and undo both"
+                ),
+            }),
         }
     }
 

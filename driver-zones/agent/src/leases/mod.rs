@@ -93,7 +93,7 @@ impl Leases {
         scrubs: ScrubSettings,
     ) -> Self {
         let (turns, closing) = (Turns::default(), AtomicBool::new(false));
-        let gpu_turns = inventory.gpus().iter().map(|gpu| (gpu.uuid, Arc::default())).collect();
+        let gpu_turns = inventory.units().map(|unit| (unit, Arc::default())).collect();
         let workers = Workers::default();
         Self {
             book,

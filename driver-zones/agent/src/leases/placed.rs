@@ -97,7 +97,7 @@ impl Leases {
         let detail = json!({
             "kind": error.kind.as_str(),
             "reason": error.message,
-            "exposure": wanted.at.exposure().as_str(),
+            "exposure": wanted.exposure().as_str(),
             "gpus": wanted.placement.grants().len(),
             "memory_bytes": wanted.placement.memory().get(),
             "share_percent": wanted.placement.share_percent(),

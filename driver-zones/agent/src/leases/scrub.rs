@@ -142,31 +142,28 @@ impl Leases {
             return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
         }
         self.check_clearable(gpu)?;
-        let turns = self.take_gpus(&[gpu]).await;
+        let units = self.inventory.parts(gpu);
+        let turns = self.take_gpus(&units).await;
         // Those whose end failed; no worker of theirs is left to use what they hold.
         let leases = self.book.with(|book| book.leases()).await?;
-        let failed = leases
-            .into_iter()
-            .filter(|held| held.lease.state == LeaseState::Failed && gpus_of(held).contains(&gpu));
+        let failed = leases.into_iter().filter(|held| {
+            let of_it = gpus_of(held).iter().any(|gpu| units.contains(gpu));
+            held.lease.state == LeaseState::Failed && of_it
+        });
         let failed: Vec<LeaseId> = failed.map(|held| held.lease.id).collect();
-        let id = LeaseId::from_uuid(Uuid::now_v7());
-        let (reports, failures) = self.clear(id, &[gpu], failed.clone()).await?;
+        let report = self.clear_units(gpu, &units, &failed, &actor).await;
         drop(turns);
-        for report in &reports {
-            self.audit.note(scrubbed(&actor, gpu.to_string(), report)).await;
-        }
-        if let Some((_, reason)) = failures.into_iter().next() {
-            let message = format!("GPU {gpu} stays in quarantine: {reason}");
-            return Err(AgentError { kind: ErrorKind::Driver, message });
-        }
-        let report = reports.into_iter().next();
-        let report = report.ok_or_else(|| internal(format!("nothing was said of GPU {gpu}")))?;
+        let report = report?;
         let detail = json!({ "scrubbed_bytes": report.overwritten.get() });
         let cleared = audit::event(AuditKind::QuarantineCleared, actor, gpu, detail);
         // On disk before it serves.
         let written = self.audit.write(vec![cleared]).await;
         written.map_err(|error| internal(sentence(&error)))?;
-        let cleared = self.book.with(move |book| book.clear(gpu, now())).await?;
+        let mut cleared = self.book.with(move |book| book.clear(gpu, now())).await?;
+        for unit in units.into_iter().filter(|unit| *unit != gpu) {
+            cleared.written.map_err(|error| internal(sentence(&error)))?;
+            cleared = self.book.with(move |book| book.clear(unit, now())).await?;
+        }
         cleared.written.map_err(|error| internal(sentence(&error)))?;
         self.health_changed();
         tracing::warn!(%gpu, health = cleared.after.as_str(), "cleared by an operator");
@@ -176,12 +173,54 @@ impl Leases {
         Ok(report)
     }
 
+    /// Clears all of a GPU: one unit after the other, for a process sees one MIG instance only.
+    async fn clear_units(
+        &self,
+        gpu: GpuUuid,
+        units: &[GpuUuid],
+        failed: &[LeaseId],
+        actor: &str,
+    ) -> Result<ScrubReport, AgentError> {
+        let mut all: Option<ScrubReport> = None;
+        for unit in units {
+            let id = LeaseId::from_uuid(Uuid::now_v7());
+            let (reports, failures) = self.clear(id, &[*unit], failed.to_vec()).await?;
+            for report in &reports {
+                self.audit.note(scrubbed(actor, unit.to_string(), report)).await;
+            }
+            if let Some((_, reason)) = failures.into_iter().next() {
+                let message = format!("GPU {gpu} stays in quarantine: {reason}");
+                return Err(AgentError { kind: ErrorKind::Driver, message });
+            }
+            for report in reports {
+                all = Some(match all {
+                    None => report,
+                    Some(sum) => ScrubReport {
+                        overwritten: together(sum.overwritten, report.overwritten),
+                        compared: together(sum.compared, report.compared),
+                        ..sum
+                    },
+                });
+            }
+        }
+        all.ok_or_else(|| AgentError {
+            kind: ErrorKind::Driver,
+            message: format!(
+                "GPU {gpu} has no MIG instance that could be cleared; make one, or turn MIG mode off, and restart the agent"
+            ),
+        })
+    }
+
     /// Whether a lease that failed waits for an operator, who has a GPU of it to clear.
     pub(super) async fn waits_for_operator(&self, held: &HeldLease) -> bool {
         let gpus = gpus_of(held);
         let quarantined = move |book: &mut Book| gpus.iter().any(|gpu| book.is_quarantined(*gpu));
         held.lease.state == LeaseState::Failed && self.book.with(quarantined).await.unwrap_or(false)
     }
+}
+
+fn together(one: MemoryBytes, other: MemoryBytes) -> MemoryBytes {
+    MemoryBytes::saturating(one.get().saturating_add(other.get()))
 }
 
 fn gpus_of(held: &HeldLease) -> Vec<GpuUuid> {

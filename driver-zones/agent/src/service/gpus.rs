@@ -109,17 +109,26 @@ pub(crate) async fn listed(
     used: &BTreeMap<GpuUuid, GpuUse>,
 ) -> Result<Vec<proto::Gpu>, AgentError> {
     let (inventory, vfio) = (&leases.inventory, gpus.vfio());
-    let listed = inventory.gpus().iter().zip(rooms(leases).await?).map(|(gpu, room)| {
+    let rooms = rooms(leases).await?;
+    let room = |unit: GpuUuid| {
+        rooms.get(&unit).cloned().ok_or_else(|| internal(format!("{unit} is in no book")))
+    };
+    let listed = inventory.gpus().iter().map(|gpu| {
+        let partition = |instance| Ok(convert::partition(instance, &room(instance.uuid)?));
+        let partitions = inventory.instances(gpu.uuid).map(partition);
+        let partitions = partitions.collect::<Result<_, AgentError>>()?;
         let (exposure, vfio) = (inventory.exposure(gpu.uuid), vfio.get(&gpu.uuid));
-        convert::gpu(gpu, Handover { exposure, vfio }, room, used.get(&gpu.uuid))
+        let handover = Handover { exposure, vfio, partitions };
+        Ok(convert::gpu(gpu, handover, room(gpu.uuid)?, used.get(&gpu.uuid)))
     });
-    Ok(listed.collect())
+    listed.collect()
 }
 
-/// What is left of each GPU, in the order of the inventory, at one moment.
-async fn rooms(leases: &Leases) -> Result<Vec<GpuRoom>, AgentError> {
-    let gpus: Vec<_> = leases.inventory.gpus().iter().map(|gpu| gpu.uuid).collect();
-    let read = move |book: &mut Book| gpus.iter().map(|gpu| book.room(*gpu)).collect();
-    let rooms: Option<Vec<GpuRoom>> = leases.book.with(read).await?;
-    rooms.ok_or_else(|| internal("a GPU is in no book"))
+/// What is left of each GPU and each MIG instance, at one moment.
+async fn rooms(leases: &Leases) -> Result<BTreeMap<GpuUuid, GpuRoom>, AgentError> {
+    let units: Vec<GpuUuid> = leases.inventory.units().collect();
+    let read = move |book: &mut Book| {
+        units.into_iter().filter_map(|unit| Some((unit, book.room(unit)?))).collect()
+    };
+    Ok(leases.book.with(read).await?)
 }

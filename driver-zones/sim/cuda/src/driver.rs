@@ -60,7 +60,8 @@ fn open() -> Result<Driver, Box<dyn std::error::Error>> {
     let node: &'static SimulatedNode =
         Box::leak(Box::new(SimulatedNode::open(Config::from_env()?)?));
     let mut gpus = Vec::new();
-    for (ordinal, gpu) in (0..).zip(node.gpus()) {
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    for (ordinal, gpu) in (0..).zip(node.visible(visible.as_deref())) {
         let (attachment, memset_fault) = (gpu.attach()?, node.config().memset_fault);
         gpus.push(Gpu { ordinal, attachment, primary: Mutex::default(), memset_fault });
     }

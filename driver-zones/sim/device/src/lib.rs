@@ -8,6 +8,7 @@
 //!                        who holds what, who is busy     what is in the memory
 //!                        <state_dir>/gpu-N.faults
 //!                        what went wrong, for NVML's events; testers append to it
+//!                        <state_dir>/gpu-N.mig-I.{state,memory} of MIG instance I
 //! ```
 //!
 //! Every process of the node opens the same files. A process is there as long as it
@@ -25,7 +26,7 @@
 mod config;
 mod shared;
 
-pub use config::{Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault};
+pub use config::{Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault, MigConfig};
 pub use shared::{
     AllocateError, Attachment, BusyGuard, Condition, DeviceMap, DeviceRange, FaultEvent,
     FaultWatch, GRANULE, GpuProcess, MemoryUse, SimulatedGpu, SimulatedNode, StateError,

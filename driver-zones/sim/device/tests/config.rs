@@ -146,3 +146,37 @@ fn a_fault_is_only_there_when_it_is_asked_for() {
     let wrong = format!("{}\n[fault]\nmemsed = \"half\"\n", gpu_with(""));
     assert!(message(&wrong).contains("unknown key 'memsed' in [fault]; did you mean 'memset'?"));
 }
+
+#[test]
+fn a_gpu_is_cut_into_instances_that_fit() {
+    let config = parse(&gpu_with(
+        "mig_capable = true\nmig = [{ profile = \"1g.10gb\" }, { profile = \"2g.20gb+me\" }]",
+    ));
+    let config = config.unwrap();
+    let mig = config.gpus[0].mig.as_ref().unwrap();
+    assert_eq!((mig[0].memory.to_string().as_str(), mig[0].placement), ("128Mi", (0, 1)));
+    assert_eq!((mig[1].profile.as_str(), mig[1].placement), ("2g.20gb.me", (1, 2)));
+    assert!(mig[0].uuid.is_mig() && mig[0].uuid != mig[1].uuid);
+    let empty = parse(&gpu_with("mig_capable = true\nmig = []")).unwrap();
+    assert_eq!(empty.gpus[0].mig.as_deref(), Some(&[][..]));
+
+    let capable = |line: &str| gpu_with(&format!("mig_capable = true\n{line}"));
+    let eight = vec!["{ profile = \"1g.10gb\" }"; 8].join(",");
+    for (text, part) in [
+        (gpu_with("mig = []"), "write mig_capable = true"),
+        (capable("mig = [{ profile = \"huge\" }]"), "'huge' is no MIG profile"),
+        (capable("mig = [{ profil = \"1g.10gb\" }]"), "did you mean 'profile'"),
+        (capable(&format!("mig = [{eight}]")), "more than the GPU's 8 slices"),
+        (capable("mig = [{ profile = \"1g.1gb\", memory = \"2Gi\" }]"), "more than the GPU's 8"),
+        (capable("mig = [{ profile = \"1g.1gb\", compute_slices = 2 }]"), "has 1 to 1 of its"),
+        (
+            capable(
+                "mig = [{ profile = \"1g.1gb\", uuid = \"GPU-00000000-0000-0000-0000-000000000001\" }]",
+            ),
+            "begins with MIG-",
+        ),
+    ] {
+        let said = message(&text);
+        assert!(said.contains(part), "{said} lacks {part}");
+    }
+}

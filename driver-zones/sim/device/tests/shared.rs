@@ -283,3 +283,38 @@ proptest! {
         prop_assert_eq!(nodes[0].gpus()[0].memory_use().unwrap().used, MemoryBytes::ZERO);
     }
 }
+
+#[test]
+fn a_process_sees_what_cuda_would_show_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let gpu = |extra: &str| format!("[[gpu]]\nname = \"Simulated T\"\nmemory = \"8Mi\"\n{extra}\n");
+    let mig = "mig_capable = true\nmig = [{ profile = \"1g.1gb\" }, { profile = \"1g.1gb\" }]";
+    let open = |gpus: &[String]| {
+        let text = format!("state_dir = \"{}\"\n{}", folder.path().display(), gpus.concat());
+        SimulatedNode::open(Config::parse(Path::new("test"), &text).unwrap()).unwrap()
+    };
+    let node = open(&[gpu(""), gpu(mig), gpu("")]);
+    let uuid = |at: usize| node.gpus()[at].config().uuid.to_string();
+    let part = |at: usize| node.gpus()[1].instances()[at].config().uuid.to_string();
+    let seen = |variable: Option<&str>| -> Vec<String> {
+        node.visible(variable).iter().map(|gpu| gpu.config().uuid.to_string()).collect()
+    };
+    assert_eq!(seen(None), [uuid(0), uuid(2)], "a GPU in MIG mode is none");
+    assert_eq!(seen(Some("1, 0")), [uuid(2), uuid(0)]);
+    assert_eq!(seen(Some(&part(1))), [part(1)]);
+    assert_eq!(seen(Some(&format!("{},{}", part(0), part(1)))), [part(0)], "one instance");
+    assert_eq!(seen(Some(&format!("0,{}", part(1)))), [uuid(0)], "nor one beside a GPU");
+    assert_eq!(seen(Some(&uuid(2)[..20])), [uuid(2)]);
+    for none in ["", "7", "GPU-", &uuid(1), "MIG-00000000-0000-0000-0000-000000000000", "-1"] {
+        assert_eq!(seen(Some(none)), Vec::<String>::new(), "{none}");
+    }
+    assert_eq!(seen(Some("0,0,1")), [uuid(0)]);
+    let all_cut = open(&[gpu(mig)]);
+    assert_eq!(all_cut.visible(None).len(), 1, "the first instance");
+    // Each has memory of its own.
+    let (one, other) = (&all_cut.gpus()[0].instances()[0], &all_cut.gpus()[0].instances()[1]);
+    let attachment = one.attach().unwrap();
+    attachment.allocate(1 << 20).unwrap();
+    assert!(matches!(attachment.allocate(1 << 20), Err(AllocateError::OutOfMemory { .. })));
+    assert_eq!(other.memory_use().unwrap().used, MemoryBytes::ZERO);
+}

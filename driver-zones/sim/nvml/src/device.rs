@@ -7,7 +7,7 @@ use crate::Answer;
 use crate::abi::{INVALID, Out, Return, entry_points, field};
 use crate::state::{Device, Handle, known};
 
-const NOT_SUPPORTED: Return = Return(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
+pub(crate) const NOT_SUPPORTED: Return = Return(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
 /// NVML's version of a structure: its size, and its number in the upper byte.
 const MEMORY_V2: c_uint = structure_version(size_of::<nvmlMemory_v2_t>(), 2);
 
@@ -79,17 +79,14 @@ entry_points! {
     }
 
     fn nvmlDeviceGetUtilizationRates(device: Handle, rates: Out<nvmlUtilization_t>) {
-        let gpu = known(Device::of(device)?.gpu().utilization_percent())?;
-        // How much of the time memory was read or written is not measured.
-        rates.put(nvmlUtilization_t { gpu, memory: 0 })
-    }
-
-    fn nvmlDeviceGetMigMode(device: Handle, current: Out<u32>, pending: Out<u32>) {
-        if !Device::of(device)?.gpu().config().mig_capable {
+        let device = Device::of(device)?;
+        // As on NVIDIA's: nothing measures the instances of a GPU.
+        if device.whole().config().mig.is_some() {
             return Err(NOT_SUPPORTED);
         }
-        current.put(NVML_DEVICE_MIG_DISABLE)?;
-        pending.put(NVML_DEVICE_MIG_DISABLE)
+        let gpu = known(device.gpu().utilization_percent())?;
+        // How much of the time memory was read or written is not measured.
+        rates.put(nvmlUtilization_t { gpu, memory: 0 })
     }
 
     fn nvmlDeviceGetNumaNodeId(device: Handle, node: Out<u32>) {

@@ -10,6 +10,7 @@ mod device;
 mod events;
 mod fields;
 mod links;
+mod mig;
 mod processes;
 mod state;
 mod system;

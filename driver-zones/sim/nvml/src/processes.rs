@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use gpuzone_sim_device::GpuProcess;
+use gpuzone_sim_device::{GpuProcess, MigConfig, SimulatedGpu};
 use nvml_wrapper_sys::bindings::*;
 
 use crate::Answer;
@@ -12,11 +12,22 @@ use crate::state::{Device, Handle, known};
 /// No MIG instance.
 const NO_INSTANCE: u32 = u32::MAX;
 
-/// The processes with a context; a program that only looks at devices is not one.
-fn users(device: Handle) -> Answer<Vec<GpuProcess>> {
-    let mut processes = known(Device::of(device)?.gpu().processes())?;
-    processes.retain(|process| process.contexts > 0 || !process.used.is_zero());
-    Ok(processes)
+/// The processes with a context, and the GPU instance that it is on; a program that only looks at
+/// devices is not one.
+fn users(device: Handle) -> Answer<Vec<(GpuProcess, u32)>> {
+    let device = Device::of(device)?;
+    let number = |mig: &MigConfig| mig.gpu_instance;
+    let own = device.instance().map_or(NO_INSTANCE, |(_, mig)| number(mig));
+    let mut of: Vec<(&SimulatedGpu, u32)> = vec![(device.gpu(), own)];
+    let parts = device.gpu().config().mig.iter().flatten().map(number);
+    of.extend(device.gpu().instances().iter().zip(parts));
+    let mut found = Vec::new();
+    for (gpu, instance) in of {
+        let processes = known(gpu.processes())?.into_iter();
+        let uses = |process: &GpuProcess| process.contexts > 0 || !process.used.is_zero();
+        found.extend(processes.filter(uses).map(|process| (process, instance)));
+    }
+    Ok(found)
 }
 
 /// Answers with a list, as NVML does: the caller says in `count` how many fit, and learns how
@@ -44,11 +55,11 @@ entry_points! {
         count: Out<u32>,
         infos: Out<nvmlProcessInfo_t>,
     ) {
-        let info = |process: GpuProcess| nvmlProcessInfo_t {
+        let info = |(process, instance): (GpuProcess, u32)| nvmlProcessInfo_t {
             pid: process.pid,
             usedGpuMemory: process.used.get(),
-            gpuInstanceId: NO_INSTANCE,
-            computeInstanceId: NO_INSTANCE,
+            gpuInstanceId: instance,
+            computeInstanceId: if instance == NO_INSTANCE { NO_INSTANCE } else { 0 },
         };
         put_list(count, infos, users(device)?.into_iter().map(info).collect())
     }
@@ -70,7 +81,7 @@ entry_points! {
         _since: u64,
     ) {
         let now = microseconds_now();
-        let sample = |process: GpuProcess| nvmlProcessUtilizationSample_t {
+        let sample = |(process, _): (GpuProcess, u32)| nvmlProcessUtilizationSample_t {
             pid: process.pid,
             timeStamp: now,
             smUtil: process.utilization_percent,

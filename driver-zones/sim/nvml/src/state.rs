@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gpuzone_sim_device::{Config, SimulatedGpu, SimulatedNode, StateError};
+use gpuzone_sim_device::{Config, MigConfig, SimulatedGpu, SimulatedNode, StateError};
 use nvml_wrapper_sys::bindings::{
     nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED, nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST,
     nvmlReturn_enum_NVML_ERROR_UNINITIALIZED, nvmlReturn_enum_NVML_ERROR_UNKNOWN,
@@ -16,6 +16,9 @@ pub(crate) type Handle = usize;
 
 const FIRST_HANDLE: Handle = 0x0511_0000_0000_0000;
 const STEP: Handle = 16;
+/// Handles of MIG instances: room for so many of each GPU.
+const FIRST_INSTANCE: Handle = FIRST_HANDLE + 0x10_0000;
+const MOST_INSTANCES: usize = 16;
 
 struct Library {
     node: Arc<SimulatedNode>,
@@ -77,14 +80,23 @@ pub(crate) fn node() -> Answer<Arc<SimulatedNode>> {
     Ok(Arc::clone(&open.node))
 }
 
-/// One GPU of the open node.
+/// One GPU of the open node, or one MIG instance of it.
 pub(crate) struct Device {
     node: Arc<SimulatedNode>,
     index: usize,
+    instance: Option<usize>,
 }
 
 impl Device {
     pub(crate) fn of(handle: Handle) -> Answer<Self> {
+        if let Some(offset) = handle.checked_sub(FIRST_INSTANCE) {
+            let place = Some(offset).filter(|offset| offset.is_multiple_of(STEP));
+            let place = place.ok_or(INVALID)? / STEP;
+            let (index, instance) = (place / MOST_INSTANCES, place % MOST_INSTANCES);
+            let device = Self::at(index)?;
+            device.gpu().instances().get(instance).ok_or(INVALID)?;
+            return Ok(Self { instance: Some(instance), ..device });
+        }
         let offset = handle.checked_sub(FIRST_HANDLE).filter(|o| o.is_multiple_of(STEP));
         Self::at(offset.ok_or(INVALID)? / STEP)
     }
@@ -96,7 +108,7 @@ impl Device {
         if known(gpu.condition())?.lost {
             return Err(Return(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST));
         }
-        Ok(Self { node, index })
+        Ok(Self { node, index, instance: None })
     }
 
     pub(crate) fn node(&self) -> &SimulatedNode {
@@ -104,11 +116,33 @@ impl Device {
     }
 
     pub(crate) fn gpu(&self) -> &SimulatedGpu {
+        let whole = self.whole();
+        self.instance.and_then(|instance| whole.instances().get(instance)).unwrap_or(whole)
+    }
+
+    /// The GPU, also where this is an instance of it.
+    pub(crate) fn whole(&self) -> &SimulatedGpu {
         &self.node.gpus()[self.index]
     }
 
+    /// Which instance it is, and how that is configured.
+    pub(crate) fn instance(&self) -> Option<(usize, &MigConfig)> {
+        let instance = self.instance?;
+        Some((instance, self.whole().config().mig.as_ref()?.get(instance)?))
+    }
+
+    /// The handle of its GPU.
+    pub(crate) fn whole_handle(&self) -> Handle {
+        handle(self.index)
+    }
+
+    /// The handle of an instance of its GPU.
+    pub(crate) fn instance_handle(&self, instance: usize) -> Handle {
+        FIRST_INSTANCE + (self.index * MOST_INSTANCES + instance) * STEP
+    }
+
     pub(crate) fn index(&self) -> Answer<u32> {
-        u32::try_from(self.index).map_err(|_| INVALID)
+        u32::try_from(self.instance.unwrap_or(self.index)).map_err(|_| INVALID)
     }
 }
 

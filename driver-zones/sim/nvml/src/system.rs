@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::sync::LazyLock;
 
+use gpuzone_sim_device::SimulatedGpu;
 use nvml_wrapper_sys::bindings::*;
 
 use crate::abi::{INVALID, Out, Text, entry_points};
@@ -39,8 +40,17 @@ pub(crate) extern "C" fn nvmlErrorString(result: nvmlReturn_t) -> *const c_char 
 
 fn by_uuid(uuid: &str) -> crate::Answer<Handle> {
     let node = node()?;
-    let found = node.gpus().iter().position(|gpu| gpu.config().uuid.to_string() == uuid);
-    found.map(handle).ok_or(crate::abi::Return(nvmlReturn_enum_NVML_ERROR_NOT_FOUND))
+    for index in 0..node.gpus().len() {
+        let device = state::Device::at(index)?;
+        let is = |gpu: &SimulatedGpu| gpu.config().uuid.to_string() == uuid;
+        if is(device.whole()) {
+            return Ok(device.whole_handle());
+        }
+        if let Some(instance) = device.whole().instances().iter().position(is) {
+            return Ok(device.instance_handle(instance));
+        }
+    }
+    Err(crate::abi::Return(nvmlReturn_enum_NVML_ERROR_NOT_FOUND))
 }
 
 entry_points! {

@@ -38,8 +38,12 @@ compute_capability = "8.6"
 "#;
 
 fn write_config(folder: &Path) -> PathBuf {
+    write(folder, NODE)
+}
+
+fn write(folder: &Path, node: &str) -> PathBuf {
     let path = folder.join("node.toml");
-    let text = format!("state_dir = \"{}\"\n{NODE}", folder.join("state").display());
+    let text = format!("state_dir = \"{}\"\n{node}", folder.join("state").display());
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -70,7 +74,8 @@ fn child_uses_memory() {
         return;
     }
     let node = SimulatedNode::open(Config::from_env().unwrap()).unwrap();
-    let attachment = node.gpus()[0].attach().unwrap();
+    let gpu = &node.gpus()[0];
+    let attachment = gpu.instances().first().unwrap_or(gpu).attach().unwrap();
     attachment.add_context().unwrap();
     attachment.allocate(5 << 20).unwrap();
     let _busy = attachment.busy();
@@ -138,6 +143,63 @@ fn a_client_sees_what_another_process_uses() {
     let looked = looked.unwrap();
     let text = String::from_utf8_lossy(&looked.stdout);
     assert!(looked.status.success() && text.contains("child saw it all"), "{text}");
+}
+
+#[test]
+fn child_looks_at_instances() {
+    if !is_child() {
+        return;
+    }
+    let nvml = open();
+    let gpu = nvml.device_by_index(0).unwrap();
+    assert_eq!(gpu.mig_mode().unwrap().current, 1);
+    assert!(matches!(gpu.utilization_rates(), Err(NvmlError::NotSupported)));
+    assert_eq!(gpu.mig_device_count().unwrap(), 7);
+    assert!(matches!(gpu.mig_device_by_index(2).err().unwrap(), NvmlError::NotFound));
+    let instances: Vec<_> = (0..2).map(|index| gpu.mig_device_by_index(index).unwrap()).collect();
+    let [one, three] = &instances[..] else { panic!("there are two") };
+    assert!(one.mig_is_mig_device_handle().unwrap() && !gpu.mig_is_mig_device_handle().unwrap());
+    assert_eq!(one.mig_parent_device().unwrap().uuid().unwrap(), gpu.uuid().unwrap());
+    assert_eq!(one.name().unwrap(), "Simulated A MIG 1g.8gb");
+    assert_eq!(three.name().unwrap(), "Simulated A MIG 3g.32gb.me");
+    assert_eq!(three.uuid().unwrap(), "MIG-00000000-0000-0000-0000-000000000003");
+    let attributes = three.attributes().unwrap();
+    let slices = (attributes.gpu_instance_slice_count, attributes.compute_instance_slice_count);
+    assert_eq!((slices, attributes.memory_size_mb), ((3, 3), 32));
+    let memory = one.memory_info().unwrap();
+    assert_eq!((memory.total, memory.used), (8 << 20, 5 << 20));
+    assert_eq!(three.memory_info().unwrap().used, 0);
+    assert_eq!(gpu.memory_info().unwrap().used, 5 << 20, "what its instances use");
+    let named = nvml.device_by_uuid(three.uuid().unwrap()).unwrap();
+    assert_eq!(named.memory_info().unwrap().total, 32 << 20);
+    let holder: u32 = std::env::var("GPUZONE_TEST_HOLDER").unwrap().parse().unwrap();
+    for device in [&gpu, one] {
+        let processes = device.running_compute_processes().unwrap();
+        let told: Vec<_> = processes.iter().map(|p| (p.pid, p.gpu_instance_id)).collect();
+        assert_eq!(told, [(holder, Some(1))]);
+    }
+    assert!(three.running_compute_processes().unwrap().is_empty());
+    println!("child saw it all");
+}
+
+#[test]
+fn a_client_sees_mig_instances_and_who_uses_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mig = "mig = [{ profile = \"1g.8gb\" }, { profile = \"3g.32gb+me\", memory = \"32Mi\", \
+               uuid = \"MIG-00000000-0000-0000-0000-000000000003\" }]\nmig_capable = true";
+    let config = write(folder.path(), &NODE.replace("mig_capable = true", mig));
+    let mut holder = child("child_uses_memory", &config).stdin(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("child is ready")));
+    let looked = child("child_looks_at_instances", &config)
+        .env("GPUZONE_TEST_HOLDER", holder.id().to_string())
+        .output();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let looked = looked.unwrap();
+    let text = String::from_utf8_lossy(&looked.stdout);
+    let errors = String::from_utf8_lossy(&looked.stderr);
+    assert!(looked.status.success() && text.contains("child saw it all"), "{text}{errors}");
 }
 
 #[test]

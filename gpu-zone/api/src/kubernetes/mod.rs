@@ -6,6 +6,8 @@
 //! | container, `resources.limits` | [`DEFAULT_MEMORY_RESOURCE`] | MiB on each GPU; left out: whole GPUs |
 //! | container, `resources.limits` | [`DEFAULT_SHARE_RESOURCE`] | per cent of each GPU's time |
 //! | container, `resources.limits` | [`DEFAULT_PASSTHROUGH_RESOURCE`] | number of whole GPUs, by passthrough |
+//! | container, `resources.limits` | [`DEFAULT_MIG_PREFIX`] and a profile | 1: an instance of that profile |
+//! | container, `resources.limits` | [`DEFAULT_VGPU_PREFIX`] and a type | number of vGPUs of that type |
 //! | container, `resources.limits` | [`DEFAULT_MEMORY_PERCENT_RESOURCE`] | the same in per cent of the GPU's |
 //! | pod, annotation | [`MODEL_ANNOTATION`] | product names of GPUs that will do, with commas between |
 //! | pod, annotation | [`TOPOLOGY_ANNOTATION`] | `any`, `same-numa` or `nvlink` |
@@ -28,8 +30,9 @@ pub use access::{Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_E
 pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName, NodeName,
-    PLACEMENT_ANNOTATION, PodUid, ResourceName, SchedulerName, TENANT_LABEL, tenant_of,
+    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, DEFAULT_VGPU_PREFIX,
+    InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, ResourcePrefix,
+    SchedulerName, TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, RequestError, ResourceNames};

@@ -15,6 +15,12 @@ pub const DEFAULT_SHARE_RESOURCE: &str = "gpuzone.dev/share";
 /// Resource by which a container asks for whole GPUs by passthrough. How many it is, and nothing
 /// of memory or share: each is all of its GPU.
 pub const DEFAULT_PASSTHROUGH_RESOURCE: &str = "gpuzone.dev/passthrough";
+/// What stands before a MIG profile in the resource by which a container asks for one of its
+/// instances: `gpuzone.dev/mig-1g.10gb`.
+pub const DEFAULT_MIG_PREFIX: &str = "gpuzone.dev/mig-";
+/// What stands before a vendor's vGPU type in the resource by which a container asks for one:
+/// `gpuzone.dev/vgpu-nvidia-592`.
+pub const DEFAULT_VGPU_PREFIX: &str = "gpuzone.dev/vgpu-";
 /// Annotation of a pod that says which GPUs it gets. Written with the Binding, never by a user.
 pub const PLACEMENT_ANNOTATION: &str = "gpuzone.dev/placement";
 /// Label of a *namespace* that names the tenant its pods belong to. On a pod it means nothing.
@@ -160,6 +166,44 @@ fn is_extended_resource(text: &str) -> bool {
         && name.bytes().all(allowed)
 }
 
+/// What stands before a partition's profile in the names of a family of resources.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourcePrefix(String);
+
+impl ResourcePrefix {
+    /// The resource of one profile; `None` where that and the prefix make no name.
+    pub fn of(&self, profile: &str) -> Option<ResourceName> {
+        format!("{}{profile}", self.0).parse().ok()
+    }
+
+    /// The profile in a name of this family.
+    pub fn profile<'a>(&self, resource: &'a ResourceName) -> Option<&'a str> {
+        resource.as_str().strip_prefix(&self.0).filter(|profile| !profile.is_empty())
+    }
+}
+
+impl FromStr for ResourcePrefix {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let prefix = Self(text.to_owned());
+        match prefix.of("1g.10gb") {
+            Some(_) if text.contains('/') => Ok(prefix),
+            Some(_) | None => Err(InvalidName {
+                kind: "resource prefix",
+                text: text.to_owned(),
+                rule: "write domain/ and what stands before the profile, like gpuzone.dev/mig-",
+            }),
+        }
+    }
+}
+
+impl fmt::Display for ResourcePrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 /// The tenant of a namespace: its label [`TENANT_LABEL`], and without one its own name.
 ///
 /// # Errors
@@ -186,6 +230,24 @@ mod tests {
         }
         assert!("nvidia.com/gpu".parse::<ResourceName>().is_ok());
         assert!("nvidia.com/mig-1g.10gb".parse::<ResourceName>().is_ok());
+    }
+
+    #[test]
+    fn a_prefix_and_a_profile_make_a_resource() {
+        for (prefix, name) in [
+            (DEFAULT_MIG_PREFIX, "gpuzone.dev/mig-1g.10gb.me"),
+            (DEFAULT_VGPU_PREFIX, "gpuzone.dev/vgpu-1g.10gb.me"),
+            ("nvidia.com/mig-", "nvidia.com/mig-1g.10gb.me"),
+        ] {
+            let prefix: ResourcePrefix = prefix.parse().unwrap();
+            let resource = prefix.of("1g.10gb.me").unwrap();
+            assert_eq!((resource.as_str(), prefix.profile(&resource)), (name, Some("1g.10gb.me")));
+            assert_eq!(prefix.of("a b"), None);
+            assert_eq!(prefix.profile(&"other.dev/mig-1g.10gb".parse().unwrap()), None);
+        }
+        for text in ["", "mig-", "kubernetes.io/mig-", "a.dev/-", "a.dev/ä"] {
+            assert!(text.parse::<ResourcePrefix>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! {"version":1,"node":"gpu-7","pod":"6f1…","containers":{"train":[{"gpu":"GPU-…","memory":"8Gi","share":50}]}}
 //! ```
 //!
+//! Of a partition (a MIG instance, a vGPU) it names the GPU, with the memory and the share of one of
+//! the profile, as the GpuNode has them: which one of a profile it is, the kubelet chooses.
+//!
 //! It names the pod that it was made for: a manifest that somebody copied with its annotations
 //! gets nothing. What is not known to version 1 is refused, for half an understanding of a
 //! placement would be a wrong lease.

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use gpuzone_core::{InvalidId, InvalidMemory, PciAddress};
+use gpuzone_core::{InvalidId, InvalidMemory, InvalidMigProfile, PciAddress};
 
 use super::MAX_GPUS;
 
@@ -70,6 +70,23 @@ pub enum Problem {
     /// No identifier.
     #[error(transparent)]
     Id(#[from] InvalidId),
+    /// No profile.
+    #[error(transparent)]
+    MigProfile(#[from] InvalidMigProfile),
+    /// A GPU that cannot be cut.
+    #[error("the GPU has MIG instances and is not mig_capable; write mig_capable = true")]
+    NotMigCapable,
+    /// More instances than fit.
+    #[error(
+        "the MIG instances take more than the GPU's 8 slices of memory or 7 of compute; leave one out"
+    )]
+    Overfull,
+    /// A part that cannot be.
+    #[error("a MIG instance has 1 to {0} of its GPU instance's compute slices")]
+    ComputeSlices(u32),
+    /// A GPU's.
+    #[error("a MIG instance's UUID begins with MIG-")]
+    NotMigUuid,
     /// Nothing.
     #[error("it is zero; write a number above zero")]
     Zero,

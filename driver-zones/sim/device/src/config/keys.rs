@@ -6,7 +6,8 @@ use super::ConfigError;
 
 const NODE_KEYS: [&str; 4] = ["state_dir", "driver_version", "gpu", "fault"];
 const FAULT_KEYS: [&str; 2] = ["memset", "events"];
-const GPU_KEYS: [&str; 11] = [
+const MIG_KEYS: [&str; 4] = ["profile", "memory", "uuid", "compute_slices"];
+const GPU_KEYS: [&str; 12] = [
     "name",
     "uuid",
     "memory",
@@ -15,6 +16,7 @@ const GPU_KEYS: [&str; 11] = [
     "numa_node",
     "nvlink_peers",
     "mig_capable",
+    "mig",
     "multiprocessors",
     "clock_mhz",
     "context_overhead",
@@ -31,6 +33,10 @@ pub(super) fn check(path: &Path, text: &str) -> Result<(), ConfigError> {
     for (index, gpu) in gpus.into_iter().flatten().enumerate() {
         if let Some(gpu) = gpu.as_table() {
             check_table(path, gpu, &GPU_KEYS, &format!("[[gpu]] {index}"))?;
+            let instances = gpu.get("mig").and_then(toml::Value::as_array);
+            for instance in instances.into_iter().flatten().filter_map(toml::Value::as_table) {
+                check_table(path, instance, &MIG_KEYS, &format!("mig of [[gpu]] {index}"))?;
+            }
         }
     }
     Ok(())

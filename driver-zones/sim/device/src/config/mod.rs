@@ -2,6 +2,7 @@
 
 mod error;
 mod keys;
+mod mig;
 mod raw;
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use gpuzone_core::{ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
 
 pub use error::ConfigError;
+pub use mig::MigConfig;
 
 /// The most GPUs of one node; device addresses have room for that many.
 pub const MAX_GPUS: usize = 64;
@@ -76,6 +78,8 @@ pub struct GpuConfig {
     pub nvlink_peers: BTreeSet<usize>,
     /// Whether it claims that it can be cut into MIG instances.
     pub mig_capable: bool,
+    /// Its MIG instances, if it is in MIG mode: then they are all that programs see of it.
+    pub mig: Option<Vec<MigConfig>>,
     /// How many multiprocessors it claims to have.
     pub multiprocessors: u32,
     /// Its clock, in MHz.

@@ -7,6 +7,7 @@ use gpuzone_core::{ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
 use serde::Deserialize;
 
 use super::error::Problem;
+use super::mig::{RawInstance, instances};
 use super::{
     Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault, default_state_dir, derived_uuid, marked,
 };
@@ -51,6 +52,7 @@ struct RawGpu {
     nvlink_peers: Vec<RawPeer>,
     #[serde(default)]
     mig_capable: bool,
+    mig: Option<Vec<RawInstance>>,
     multiprocessors: Option<u32>,
     clock_mhz: Option<u32>,
     context_overhead: Option<String>,
@@ -123,7 +125,7 @@ fn gpu(index: usize, raw: &RawGpu) -> Result<GpuConfig, (&'static str, Problem)>
     if context_overhead > memory {
         return Err(("context_overhead", Problem::OverheadAboveMemory));
     }
-    Ok(GpuConfig {
+    let mut gpu = GpuConfig {
         uuid: match &raw.uuid {
             Some(text) => text.parse().map_err(|e| ("uuid", Problem::Id(e)))?,
             None => derived_uuid(index, &name),
@@ -142,13 +144,16 @@ fn gpu(index: usize, raw: &RawGpu) -> Result<GpuConfig, (&'static str, Problem)>
         numa_node: raw.numa_node,
         nvlink_peers: BTreeSet::new(),
         mig_capable: raw.mig_capable,
+        mig: None,
         name,
         memory,
         context_overhead,
-    })
+    };
+    gpu.mig = raw.mig.as_ref().map(|raw| instances(&gpu, raw)).transpose()?;
+    Ok(gpu)
 }
 
-fn memory(text: &str) -> Result<MemoryBytes, Problem> {
+pub(super) fn memory(text: &str) -> Result<MemoryBytes, Problem> {
     let memory: MemoryBytes = text.parse()?;
     if memory.is_zero() {
         return Err(Problem::Zero);

@@ -9,6 +9,7 @@ mod map;
 mod node;
 mod processes;
 mod space;
+mod visible;
 
 pub use attachment::{Attachment, BusyGuard};
 pub use error::{AllocateError, StateError};

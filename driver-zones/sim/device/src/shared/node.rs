@@ -22,6 +22,8 @@ pub struct SimulatedNode {
 /// One simulated GPU as one process sees it.
 pub struct SimulatedGpu {
     config: GpuConfig,
+    /// In the order of their configuration.
+    instances: Vec<SimulatedGpu>,
     base: u64,
     pub(super) file: StateFile,
     memory_file: std::path::PathBuf,
@@ -94,16 +96,39 @@ fn prepare_folder(path: &Path) -> Result<(), StateError> {
 
 impl SimulatedGpu {
     fn open(folder: &Path, index: usize, config: &GpuConfig) -> Result<Self, StateError> {
+        let mut gpu = Self::part(folder, index, &format!("gpu-{index}"), config.clone())?;
+        for (number, mig) in config.mig.iter().flatten().enumerate() {
+            let name = format!("gpu-{index}.mig-{number}");
+            gpu.instances.push(Self::part(folder, index, &name, config.instance(mig))?);
+        }
+        Ok(gpu)
+    }
+
+    /// A GPU, or an instance of one: what happens to its GPU happens to it. A process sees one
+    /// instance of all, so theirs need no addresses of their own.
+    fn part(
+        folder: &Path,
+        index: usize,
+        name: &str,
+        config: GpuConfig,
+    ) -> Result<Self, StateError> {
         let gpu = Self {
             base: base_address(index),
-            file: StateFile::open(&folder.join(format!("gpu-{index}.state")))?,
-            memory_file: folder.join(format!("gpu-{index}.memory")),
+            file: StateFile::open(&folder.join(format!("{name}.state")))?,
+            memory_file: folder.join(format!("{name}.memory")),
             space: Mutex::new(Space::new(config.memory)),
             faults: Mutex::new(Faults::open(folder.join(format!("gpu-{index}.faults")))?),
-            config: config.clone(),
+            instances: Vec::new(),
+            config,
         };
         gpu.check()?;
         Ok(gpu)
+    }
+
+    /// Its MIG instances, in the order of their configuration.
+    #[must_use]
+    pub fn instances(&self) -> &[Self] {
+        &self.instances
     }
 
     fn check(&self) -> Result<(), StateError> {
@@ -207,9 +232,11 @@ impl SimulatedGpu {
     /// # Errors
     /// When the shared state cannot be used.
     pub fn memory_use(&self) -> Result<MemoryUse, StateError> {
-        let entered = self.enter()?;
-        let used = MemoryBytes::saturating(entered.space.used());
-        Ok(MemoryUse { used, total: self.config.memory })
+        let mut used = self.enter()?.space.used();
+        for instance in &self.instances {
+            used = used.saturating_add(instance.memory_use()?.used.get());
+        }
+        Ok(MemoryUse { used: MemoryBytes::saturating(used), total: self.config.memory })
     }
 
     /// The processes that use it, by identifier; one that attached twice is one.
