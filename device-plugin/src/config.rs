@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use gpuzone_api::kubernetes::{
-    DEFAULT_GPU_RESOURCE, DEFAULT_PASSTHROUGH_RESOURCE, NodeName, ResourceName,
+    DEFAULT_GPU_RESOURCE, DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, NodeName, ResourceName,
+    ResourcePrefix,
 };
 use gpuzone_api::{Directories, SlotId};
 
@@ -20,6 +21,10 @@ pub struct Config {
     /// The resource by which pods ask for whole GPUs by passthrough, where the agent has any.
     #[arg(long, default_value = DEFAULT_PASSTHROUGH_RESOURCE)]
     pub passthrough_resource: ResourceName,
+    /// What stands before a MIG profile in the resource by which pods ask for one of its instances,
+    /// where the agent has any.
+    #[arg(long, default_value = DEFAULT_MIG_PREFIX)]
+    pub mig_prefix: ResourcePrefix,
     /// By which of the kernel's interfaces this node's VMs open whole GPUs.
     #[arg(long, value_enum, default_value = "group")]
     pub vfio: VfioInterface,

@@ -8,9 +8,9 @@ use futures::{Stream, StreamExt};
 use gpuzone_api::kubelet::v1beta1::device_plugin_server::DevicePlugin;
 use gpuzone_api::kubelet::v1beta1::{
     AllocateRequest, AllocateResponse, ContainerAllocateResponse,
-    ContainerPreferredAllocationResponse, Device, DevicePluginOptions, Empty, ListAndWatchResponse,
-    PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
-    PreferredAllocationResponse,
+    ContainerPreferredAllocationRequest, ContainerPreferredAllocationResponse, Device,
+    DevicePluginOptions, Empty, ListAndWatchResponse, PreStartContainerRequest,
+    PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
 };
 use gpuzone_api::{SlotFolder, SlotId};
 use tokio::sync::watch;
@@ -18,22 +18,21 @@ use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
 use crate::answer::{self, Handover};
-use crate::choose;
+use crate::choose::{self, ChooseError};
 use crate::holders::SlotSet;
-use crate::keeper::{Keeper, PrepareError};
+use crate::keeper::{Keeper, Kind, PrepareError};
 use crate::kubelet::Served;
 
 /// What is listed now.
 pub(crate) type Listing = Arc<Vec<Device>>;
 
-/// The service of the mediated slots.
+/// The service of slots: mediated ones, or MIG instances of one profile.
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) listing: watch::Receiver<Listing>,
     pub(crate) library: Arc<std::path::Path>,
     pub(crate) handover: Handover,
-    pub(crate) count: u16,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -43,22 +42,39 @@ pub(crate) fn options() -> DevicePluginOptions {
     DevicePluginOptions { pre_start_required: true, get_preferred_allocation_available: true }
 }
 
+/// Of a numbered slot.
+fn number(id: &str) -> u64 {
+    id.parse::<SlotId>().ok().and_then(SlotId::number).map_or(u64::MAX, u64::from)
+}
+
 /// A clock that goes on, as far as clocks do: nanoseconds.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Slots in the order of their numbers.
-fn rank(id: &str) -> u64 {
-    id.parse::<SlotId>().map_or(u64::MAX, |slot| u64::from(slot.number()))
-}
-
 impl Door {
     fn slots(&self, ids: &[String]) -> Result<SlotSet, Status> {
-        SlotSet::parse(ids, self.count).map_err(|error| {
+        SlotSet::parse(ids, |slot| self.keeper.kind.lists(slot)).map_err(|error| {
             Status::invalid_argument(format!("{error}; restart the kubelet if that goes on"))
         })
+    }
+
+    fn choose(
+        &self,
+        asked: &ContainerPreferredAllocationRequest,
+    ) -> Result<Vec<String>, ChooseError> {
+        match &self.keeper.kind {
+            // All alike; the lowest numbers, so that few folders are ever made.
+            Kind::Numbered(_) => choose::choose(asked, |_| None, number),
+            Kind::Instances(instances) => {
+                let instances = instances.borrow().clone();
+                let at = |id: &str| instances.iter().position(|i| i.slot.to_string() == id);
+                let numa = |id: &str| instances.get(at(id)?)?.numa_node;
+                let rank = |id: &str| at(id).and_then(|at| u64::try_from(at).ok());
+                choose::choose(asked, numa, |id| rank(id).unwrap_or(u64::MAX))
+            }
+        }
     }
 
     fn allocate_one(&self, slots: &SlotSet) -> ContainerAllocateResponse {
@@ -75,7 +91,11 @@ impl Door {
 
 impl Served for Door {
     fn registering(&self) {
-        self.keeper.slots.registering();
+        let listed = self.listing.borrow().clone();
+        self.keeper.slots.registering(|slot| {
+            let name = slot.to_string();
+            self.keeper.kind.includes(slot) && listed.iter().any(|device| device.id == name)
+        });
     }
 }
 
@@ -99,9 +119,8 @@ impl DevicePlugin for Door {
         &self,
         request: Request<PreferredAllocationRequest>,
     ) -> Answer<PreferredAllocationResponse> {
-        // Slots are all alike; the lowest numbers, so that few folders are ever made.
         let chosen = request.into_inner().container_requests.into_iter().map(|asked| {
-            let ids = choose::choose(&asked, |_| None, rank);
+            let ids = self.choose(&asked);
             ids.map(|ids| ContainerPreferredAllocationResponse { device_i_ds: ids })
         });
         let container_responses = chosen

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use gpuzone_api::kubelet::podresources::v1::ListPodResourcesResponse;
-use gpuzone_api::kubernetes::ResourceName;
+use gpuzone_api::kubernetes::{ResourceName, ResourcePrefix};
 use gpuzone_api::{InvalidSlot, SlotId};
 
 /// The slots of one container: at least one.
@@ -31,14 +31,14 @@ pub enum InvalidSlots {
 }
 
 impl SlotSet {
-    /// The slots that these devices are, of the first `count`.
+    /// The slots that these devices are, each of which has to be `listed`.
     ///
     /// # Errors
     /// When there is none, or one is none of those.
-    pub fn parse(ids: &[String], count: u16) -> Result<Self, InvalidSlots> {
+    pub fn parse(ids: &[String], listed: impl Fn(SlotId) -> bool) -> Result<Self, InvalidSlots> {
         let all: BTreeSet<SlotId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
         let lead = *all.first().ok_or(InvalidSlots::Empty)?;
-        match all.iter().find(|slot| slot.number() >= count) {
+        match all.iter().find(|slot| !listed(**slot)) {
             Some(slot) => Err(InvalidSlots::NotListed(*slot)),
             None => Ok(Self { lead, all }),
         }
@@ -86,7 +86,28 @@ pub struct Holding<D = SlotId> {
     pub devices: BTreeSet<D>,
 }
 
-/// Who holds the devices of one resource.
+/// Resources whose devices are of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resources {
+    /// One.
+    One(ResourceName),
+    /// Those of a family: one for each profile.
+    Family(ResourcePrefix),
+}
+
+impl Resources {
+    /// Whether a resource is one of these.
+    pub fn include(&self, resource: &str) -> bool {
+        match self {
+            Self::One(name) => resource == name.as_str(),
+            Self::Family(prefix) => {
+                resource.parse().is_ok_and(|name| prefix.profile(&name).is_some())
+            }
+        }
+    }
+}
+
+/// Who holds the devices of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holders<D = SlotId> {
     holdings: Vec<Holding<D>>,
@@ -129,14 +150,14 @@ impl<D> From<Vec<Holding<D>>> for Holders<D> {
 }
 
 impl<D: Ord + FromStr + fmt::Display> Holders<D> {
-    /// What a list says of one resource. Devices of other names are nobody's of ours.
-    pub fn read(list: &ListPodResourcesResponse, resource: &ResourceName) -> Self {
+    /// What a list says of these resources. Devices of other names are nobody's of ours.
+    pub fn read(list: &ListPodResourcesResponse, resources: &Resources) -> Self {
         let mut holdings = Vec::new();
         for pod in &list.pod_resources {
             let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
             for container in &pod.containers {
                 let devices = container.devices.iter();
-                let ours = devices.filter(|devices| devices.resource_name == resource.as_str());
+                let ours = devices.filter(|devices| resources.include(&devices.resource_name));
                 // One entry for each NUMA node.
                 let devices: BTreeSet<D> =
                     ours.flat_map(|d| &d.device_ids).filter_map(|id| id.parse().ok()).collect();
@@ -214,12 +235,12 @@ mod tests {
 
     fn holders(pods: Vec<PodResources>) -> Holders {
         let list = ListPodResourcesResponse { pod_resources: pods };
-        Holders::read(&list, &"gpuzone.dev/gpu".parse().unwrap())
+        Holders::read(&list, &Resources::One("gpuzone.dev/gpu".parse().unwrap()))
     }
 
     fn slots(numbers: &[u16]) -> SlotSet {
         let ids: Vec<String> = numbers.iter().map(|n| format!("slot-{n}")).collect();
-        SlotSet::parse(&ids, 64).unwrap()
+        SlotSet::parse(&ids, |_| true).unwrap()
     }
 
     #[test]
@@ -242,6 +263,19 @@ mod tests {
     }
 
     #[test]
+    fn a_family_is_its_prefix() {
+        let mig = Resources::Family("gpuzone.dev/mig-".parse().unwrap());
+        for (name, included) in [
+            ("gpuzone.dev/mig-1g.10gb", true),
+            ("gpuzone.dev/mig-", false),
+            ("gpuzone.dev/gpu", false),
+            ("other.dev/mig-1g.10gb", false),
+        ] {
+            assert_eq!(mig.include(name), included, "{name}");
+        }
+    }
+
+    #[test]
     fn a_slot_of_two_pods_is_neithers() {
         let twice = holders(vec![pod("a", &[("x", &["slot-1"])]), pod("b", &[("y", &["slot-1"])])]);
         let error = twice.find(slots(&[1]).all()).unwrap_err();
@@ -254,11 +288,11 @@ mod tests {
     fn what_is_no_slot_of_this_node_is_refused() {
         let parse = |ids: &[&str]| {
             let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
-            SlotSet::parse(&ids, 4)
+            SlotSet::parse(&ids, |slot| slot.number().is_some_and(|number| number < 4))
         };
         assert_eq!(parse(&[]), Err(InvalidSlots::Empty));
         assert!(matches!(parse(&["slot-1", "nvidia0"]), Err(InvalidSlots::Foreign(_))));
         assert_eq!(parse(&["slot-4"]), Err(InvalidSlots::NotListed(SlotId::new(4).unwrap())));
-        assert_eq!(parse(&["slot-3", "slot-2", "slot-3"]).unwrap().lead().number(), 2);
+        assert_eq!(parse(&["slot-3", "slot-2", "slot-3"]).unwrap().lead().number(), Some(2));
     }
 }

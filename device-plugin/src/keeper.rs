@@ -4,16 +4,18 @@ mod sweep;
 
 pub(crate) use sweep::runs;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use gpuzone_api::kubernetes::{NodeName, PodUid};
 use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::claim::{Claim, ClaimError, PodHolder, claim};
 use crate::holders::{Found, HolderError, PodName, SlotSet};
 use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, PlacedLease};
+use crate::mig::{Instance, InstanceError, of_instance};
 use crate::slots::{FolderError, Slots};
 
 /// The kubelet waits for 30 s; what is not done by then fails with an answer of ours.
@@ -31,6 +33,9 @@ pub(crate) enum PrepareError {
     /// The pod has no right to a lease.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// It holds another instance than was placed.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// The slot has no folder for it.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -48,15 +53,52 @@ pub(crate) enum PrepareError {
     Internal(String),
 }
 
-/// Makes and ends leases. One for the node.
+/// Whose leases a keeper keeps.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// Those in so many numbered slots.
+    Numbered(u16),
+    /// Those of MIG instances, of which there are these now.
+    Instances(watch::Receiver<Arc<Vec<Instance>>>),
+}
+
+impl Kind {
+    /// Whether a slot is one of this keeper's, as long as it is listed.
+    pub(crate) fn includes(&self, slot: SlotId) -> bool {
+        match self {
+            Self::Numbered(_) => slot.number().is_some(),
+            Self::Instances(_) => slot.instance().is_some(),
+        }
+    }
+
+    /// Whether the kubelet may name it.
+    pub(crate) fn lists(&self, slot: SlotId) -> bool {
+        match self {
+            Self::Numbered(count) => slot.number().is_some_and(|number| number < *count),
+            // One that went a moment ago may be in use.
+            Self::Instances(_) => self.includes(slot),
+        }
+    }
+
+    /// What a container that holds `slots` gets of what was placed.
+    fn settle(&self, claim: Claim, slots: &SlotSet) -> Result<Claim, InstanceError> {
+        match self {
+            Self::Numbered(_) => Ok(claim),
+            Self::Instances(instances) => of_instance(claim, slots, &instances.borrow()),
+        }
+    }
+}
+
+/// Makes and ends leases in slots. One for each kind of slot of the node.
 pub(crate) struct Keeper {
     pub(crate) slots: Arc<Slots>,
     pub(crate) kubelet: KubeletLink,
     pub(crate) api: ApiLink,
     pub(crate) agent: AgentLink,
     node: NodeName,
+    pub(crate) kind: Kind,
     /// One container of a slot at a time.
-    turns: Vec<Mutex<()>>,
+    turns: StdMutex<BTreeMap<SlotId, Arc<Mutex<()>>>>,
     /// One sweep at a time.
     sweeping: Mutex<()>,
     /// Says that a sweep may find something.
@@ -66,26 +108,27 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(
         slots: Arc<Slots>,
-        count: u16,
+        kind: Kind,
         kubelet: KubeletLink,
         api: ApiLink,
         agent: AgentLink,
         node: NodeName,
     ) -> Self {
-        let turns = SlotId::first(count).map(|_| Mutex::new(())).collect();
-        let (sweeping, stirred) = (Mutex::new(()), Notify::new());
-        Self { slots, kubelet, api, agent, node, turns, sweeping, stirred }
+        let (turns, sweeping, stirred) = Default::default();
+        Self { slots, kubelet, api, agent, node, kind, turns, sweeping, stirred }
+    }
+
+    fn turn_of(&self, slot: SlotId) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(slot).or_default())
     }
 
     /// Makes the lease of the container that holds `slots`, active when this returns; however
     /// often it is asked, it is the same lease.
     pub(crate) async fn prepare(&self, slots: &SlotSet) -> Result<(), PrepareError> {
         let made = async {
-            let turn = self.turns.get(usize::from(slots.lead().number()));
-            let _turn = match turn {
-                Some(turn) => Some(turn.lock().await),
-                None => None,
-            };
+            let turn = self.turn_of(slots.lead());
+            let _turn = turn.lock().await;
             self.prepare_in_turn(slots).await
         };
         tokio::time::timeout(PATIENCE, made).await.unwrap_or(Err(PrepareError::Slow))
@@ -117,7 +160,7 @@ impl Keeper {
         let label = self.api.tenant_label(&found.pod.namespace).await?;
         let container = found.container.as_deref();
         let claim = claim(&pod, label.as_deref(), &self.node, container, slots.all().len())?;
-        Ok((pod.name, claim))
+        Ok((pod.name, self.kind.settle(claim, slots)?))
     }
 
     /// The folder that the container has mounted, which is this pod's from now on.
@@ -158,7 +201,10 @@ impl Keeper {
         folder: SlotFolder,
     ) -> Result<(), PrepareError> {
         let holder = PodHolder { pod: claim.pod.clone(), container: claim.container.clone() };
-        for lease in self.agent.leases_of(&claim.pod).await? {
+        for lease in self.leases().await? {
+            if lease.holder.pod != claim.pod {
+                continue;
+            }
             let here = (lease.slot, lease.folder) == (slot, folder);
             let same = lease.holder == holder;
             if here != same || !lease.active {
@@ -166,6 +212,12 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// The leases of pods in slots of this kind.
+    async fn leases(&self) -> Result<Vec<PlacedLease>, LinkError> {
+        let all = self.agent.leases().await?;
+        Ok(all.into_iter().filter(|lease| self.kind.includes(lease.slot)).collect())
     }
 
     async fn end(&self, lease: &PlacedLease, reason: &str) -> Result<(), LinkError> {

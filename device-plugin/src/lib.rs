@@ -29,6 +29,8 @@ pub mod keep;
 mod keeper;
 mod kubelet;
 mod links;
+pub mod mig;
+mod offers;
 mod publish;
 pub mod registrar;
 mod run;

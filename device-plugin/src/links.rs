@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use gpuzone_api::kubelet::podresources::v1::ListPodResourcesRequest;
 use gpuzone_api::kubelet::podresources::v1::pod_resources_lister_client::PodResourcesListerClient;
-use gpuzone_api::kubernetes::ResourceName;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -21,7 +20,7 @@ use tower::service_fn;
 pub(crate) use agent::{AgentLink, PlacedLease, WholeLease, numa_nodes};
 pub(crate) use api::{ApiLink, sentence, within};
 
-use crate::holders::Holders;
+use crate::holders::{Holders, Resources};
 
 /// What the kubelet answers is at most this long; it has the same limit.
 const LARGEST_LIST: usize = 16 << 20;
@@ -76,12 +75,12 @@ pub(crate) fn channel(socket: &Path) -> Channel {
 #[derive(Clone, Debug)]
 pub(crate) struct KubeletLink {
     socket: PathBuf,
-    resource: ResourceName,
+    resources: Resources,
 }
 
 impl KubeletLink {
-    pub(crate) fn new(socket: &Path, resource: ResourceName) -> Self {
-        Self { socket: socket.to_owned(), resource }
+    pub(crate) fn new(socket: &Path, resources: Resources) -> Self {
+        Self { socket: socket.to_owned(), resources }
     }
 
     /// Who holds what, now.
@@ -94,7 +93,7 @@ impl KubeletLink {
         let failed = |reason: String| LinkError::Kubelet { socket: self.socket.clone(), reason };
         let asked = client.list(ListPodResourcesRequest {});
         match tokio::time::timeout(KUBELET_PATIENCE, asked).await {
-            Ok(Ok(list)) => Ok(Holders::read(&list.into_inner(), &self.resource)),
+            Ok(Ok(list)) => Ok(Holders::read(&list.into_inner(), &self.resources)),
             Ok(Err(status)) => Err(failed(status.message().to_owned())),
             Err(_) => Err(failed(format!("no answer within {KUBELET_PATIENCE:?}"))),
         }

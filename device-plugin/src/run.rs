@@ -4,29 +4,26 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
-use gpuzone_api::SlotId;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 
-use crate::answer::{self, VfioDevice, VfioInterface};
-use crate::choose::device;
+use crate::answer;
 use crate::config::Config;
-use crate::door::{Door, Listing};
-use crate::health::{self, NodeGpus, Reporter, Word};
-use crate::keeper::Keeper;
+use crate::door::Door;
+use crate::health::{self, Reporter, Word};
+use crate::holders::Resources;
+use crate::keeper::{Keeper, Kind};
 use crate::kubelet::Registration;
-use crate::links::{AgentLink, ApiLink, KubeletLink, sentence};
+use crate::links::{AgentLink, ApiLink, KubeletLink};
+use crate::mig::Instance;
+use crate::offers::{Offers, list, list_gpus, register_profiles, register_whole};
 use crate::slots::{OpenError, Slots};
 use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 
-/// When whole GPUs could not be listed, it is tried again so much later.
-const LIST_AGAIN: Duration = Duration::from_secs(10);
 const CDI_FILE: &str = "gpuzone.dev-library.json";
-const CDI_WHOLE_FILE: &str = "gpuzone.dev-passthrough.json";
 
 /// Why the plugin does not run.
 #[derive(Debug, thiserror::Error)]
@@ -71,15 +68,20 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (words, said) = watch::channel(Word::None);
     let (whole, whole_gpus) = watch::channel(Arc::default());
     let whole_keeper = Arc::new(whole_keeper(&config, client.clone(), whole_gpus));
+    let (cut, instances) = watch::channel(Arc::default());
+    let mig_keeper = mig_keeper(&config, client.clone(), Arc::clone(&slots), instances.clone());
+    let mig_keeper = Arc::new(mig_keeper);
     let keeper = Arc::new(keeper(&config, client, slots));
     let (listings, listing) = watch::channel(list(config.slots, true, &BTreeSet::new()));
-    let door = Door {
-        keeper: Arc::clone(&keeper),
+    let library: Arc<Path> = library.into();
+    let door = |keeper: &Arc<Keeper>, listing| Door {
+        keeper: Arc::clone(keeper),
         listing,
-        library: library.into(),
+        library: Arc::clone(&library),
         handover: config.handover(),
-        count: config.slots,
     };
+    let mig_door = |listing| door(&mig_keeper, listing);
+    let door = door(&keeper, listing);
     let registration = Registration::new(&config.kubelet_dir, config.resource.clone(), door);
     let whole_door = WholeDoor {
         keeper: Arc::clone(&whole_keeper),
@@ -88,15 +90,17 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     let resource = config.passthrough_resource.clone();
     let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door);
-    let offers = Offers { config: &config, listings: &listings, whole: &whole };
+    let offers = Offers { config: &config, listings: &listings, whole: &whole, instances: &cut };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Process)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
     tokio::select! {
         () = registration.keep() => {}
+        () = register_profiles(&config, instances.clone(), mig_door) => {}
         () = keeper.sweep_regularly() => {}
+        () = sweep_instances(&mig_keeper, instances.clone()) => {}
         () = register_whole(whole_registration, &whole_keeper) => {}
         () = whole_keeper.sweep_regularly() => {}
-        () = stir(&keeper, &whole_keeper) => {}
+        () = stir(&keeper, &mig_keeper, &whole_keeper) => {}
         () = health::follow(&keeper.agent, config.vfio, &words) => {}
         () = reporter.report(said.clone()) => {}
         () = list_gpus(said, offers) => {}
@@ -123,11 +127,41 @@ async fn client(config: &Config) -> Result<kube::Client, RunError> {
 }
 
 fn keeper(config: &Config, client: kube::Client, slots: Arc<Slots>) -> Keeper {
-    let (node, resource) = (config.node.clone(), config.resource.clone());
-    let kubelet = KubeletLink::new(&config.pod_resources, resource.clone());
-    let api = ApiLink::new(client, node.clone(), resource);
+    let resources = Resources::One(config.resource.clone());
+    keeper_of(config, client, slots, resources, Kind::Numbered(config.slots))
+}
+
+fn mig_keeper(
+    config: &Config,
+    client: kube::Client,
+    slots: Arc<Slots>,
+    instances: watch::Receiver<Arc<Vec<Instance>>>,
+) -> Keeper {
+    let resources = Resources::Family(config.mig_prefix.clone());
+    keeper_of(config, client, slots, resources, Kind::Instances(instances))
+}
+
+fn keeper_of(
+    config: &Config,
+    client: kube::Client,
+    slots: Arc<Slots>,
+    resources: Resources,
+    kind: Kind,
+) -> Keeper {
+    let node = config.node.clone();
+    let kubelet = KubeletLink::new(&config.pod_resources, resources.clone());
+    let api = ApiLink::new(client, node.clone(), resources);
     let agent = AgentLink::new(config.directories().agent_socket());
-    Keeper::new(slots, config.slots, kubelet, api, agent, node)
+    Keeper::new(slots, kind, kubelet, api, agent, node)
+}
+
+/// A node that never had a MIG instance has no lease of one.
+async fn sweep_instances(keeper: &Keeper, mut instances: watch::Receiver<Arc<Vec<Instance>>>) {
+    let there = instances.wait_for(|instances| !instances.is_empty()).await.is_ok();
+    match there {
+        true => keeper.sweep_regularly().await,
+        false => std::future::pending().await,
+    }
 }
 
 fn whole_keeper(
@@ -135,10 +169,11 @@ fn whole_keeper(
     client: kube::Client,
     gpus: watch::Receiver<Arc<Vec<WholeGpu>>>,
 ) -> WholeKeeper {
-    let (node, resource) = (config.node.clone(), config.passthrough_resource.clone());
+    let node = config.node.clone();
+    let resources = Resources::One(config.passthrough_resource.clone());
     WholeKeeper {
-        kubelet: KubeletLink::new(&config.pod_resources, resource.clone()),
-        api: ApiLink::new(client, node.clone(), resource),
+        kubelet: KubeletLink::new(&config.pod_resources, resources.clone()),
+        api: ApiLink::new(client, node.clone(), resources),
         agent: AgentLink::new(config.directories().agent_socket()),
         node,
         gpus,
@@ -147,21 +182,12 @@ fn whole_keeper(
     }
 }
 
-/// Registers whole GPUs as soon as the agent has one: a node without any does not list the
-/// resource.
-async fn register_whole(registration: Registration<WholeDoor>, keeper: &WholeKeeper) {
-    let mut gpus = keeper.gpus.clone();
-    // What it answers holds the channel's lock, and must be gone before anything is awaited.
-    let there = gpus.wait_for(|gpus| !gpus.is_empty()).await.is_ok();
-    if there {
-        registration.keep().await;
-    } else {
-        std::future::pending().await
-    }
-}
-
 /// A CDI specification, replaced as a whole: a runtime may read it at any time.
-fn write_cdi(folder: &Path, file: &str, spec: &serde_json::Value) -> Result<(), RunError> {
+pub(crate) fn write_cdi(
+    folder: &Path,
+    file: &str,
+    spec: &serde_json::Value,
+) -> Result<(), RunError> {
     let path = folder.join(file);
     let written = || -> io::Result<()> {
         std::fs::create_dir_all(folder)?;
@@ -172,111 +198,12 @@ fn write_cdi(folder: &Path, file: &str, spec: &serde_json::Value) -> Result<(), 
     written().map_err(|source| RunError::Cdi { path: path.clone(), source })
 }
 
-/// The specification of whole GPUs; none where there is none, for runtimes take no empty one.
-fn write_cdi_whole(
-    folder: &Path,
-    interface: VfioInterface,
-    ready: &[VfioDevice],
-) -> Result<(), RunError> {
-    if !ready.is_empty() {
-        return write_cdi(folder, CDI_WHOLE_FILE, &answer::cdi_whole_spec(interface, ready));
-    }
-    let path = folder.join(CDI_WHOLE_FILE);
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(RunError::Cdi { path, source })
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-fn list(count: u16, healthy: bool, numa: &BTreeSet<u32>) -> Listing {
-    let slots = SlotId::first(count);
-    Arc::new(slots.map(|slot| device(slot.to_string(), healthy, numa)).collect())
-}
-
 /// Looks for leases that are over whenever a pod of this node goes.
-async fn stir(keeper: &Keeper, whole: &WholeKeeper) {
+async fn stir(keeper: &Keeper, mig: &Keeper, whole: &WholeKeeper) {
     let mut ends = std::pin::pin!(keeper.api.ends());
     while ends.next().await.is_some() {
         keeper.stirred.notify_one();
+        mig.stirred.notify_one();
         whole.stirred.notify_one();
-    }
-}
-
-/// What the kubelet is told that there is.
-#[derive(Clone, Copy)]
-struct Offers<'a> {
-    config: &'a Config,
-    listings: &'a watch::Sender<Listing>,
-    whole: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
-}
-
-impl Offers<'_> {
-    /// Lists slots: any slot may get any mediated GPU, so each is near to all of their NUMA nodes,
-    /// and none is to be had when no such GPU takes new leases. While one does, all are: a slot is
-    /// a place for a container and no part of a GPU, and how much the node has left is what the
-    /// scheduler's extender reads in the GpuNode.
-    fn slots(&self, gpus: &NodeGpus) {
-        let healthy = gpus.serves_slots();
-        let listing = list(self.config.slots, healthy, &gpus.numa);
-        self.listings.send_if_modified(|now| {
-            let changed = *now != listing;
-            if changed {
-                tracing::info!(healthy, gpus = gpus.status.total, "slots are listed anew");
-                *now = listing;
-            }
-            changed
-        });
-    }
-
-    /// Lists whole GPUs as the agent has them now.
-    ///
-    /// # Errors
-    /// When runtimes cannot be told of them: a container would name devices that nobody knows.
-    fn whole(&self, gpus: &[WholeGpu]) -> Result<(), RunError> {
-        if self.whole.borrow().as_slice() == gpus {
-            return Ok(());
-        }
-        let ready: Vec<_> = gpus.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
-        if let Some(folder) = &self.config.cdi_dir {
-            write_cdi_whole(folder, self.config.vfio, &ready)?;
-        }
-        tracing::info!(gpus = gpus.len(), ready = ready.len(), "whole GPUs are listed anew");
-        for gpu in gpus {
-            if let Err(trouble) = &gpu.ready {
-                tracing::warn!(address = %gpu.address, trouble, "it cannot be handed over now");
-            }
-        }
-        self.whole.send_replace(Arc::new(gpus.to_vec()));
-        Ok(())
-    }
-}
-
-/// Lists what there is as the node's GPUs are. An agent that does not answer changes nothing: its
-/// pods' containers say so when they start, and start when it is back.
-async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_>) {
-    loop {
-        let word = said.borrow_and_update().clone();
-        let listed = match word {
-            Word::Says(gpus) => {
-                offers.slots(&gpus);
-                offers.whole(&gpus.whole)
-            }
-            Word::None | Word::Silent(_) => Ok(()),
-        };
-        let again = async {
-            match listed {
-                Ok(()) => std::future::pending().await,
-                Err(error) => {
-                    tracing::error!(error = sentence(&error), "whole GPUs are listed as before");
-                    tokio::time::sleep(LIST_AGAIN).await;
-                }
-            }
-        };
-        tokio::select! {
-            changed = said.changed() => if changed.is_err() { return },
-            () = again => {}
-        }
     }
 }

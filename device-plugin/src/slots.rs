@@ -167,9 +167,9 @@ impl Slots {
         }
     }
 
-    /// To be called before every registration.
-    pub fn registering(&self) {
-        self.turn().clear();
+    /// To be called before every registration, with the slots that are registered.
+    pub fn registering(&self, registered: impl Fn(SlotId) -> bool) {
+        self.turn().retain(|(slot, _)| !registered(*slot));
     }
 
     /// The folder for a container that gets `slot`: a fresh one, unless the newest is nobody's

@@ -155,7 +155,12 @@ mod tests {
         };
         let gpus = healths.iter().enumerate().map(gpu).collect();
         let status = GpuNodeStatus::new("nvidia", gpus);
-        Word::Says(Arc::new(NodeGpus { status, numa: Default::default(), whole: Vec::new() }))
+        Word::Says(Arc::new(NodeGpus {
+            status,
+            numa: Default::default(),
+            whole: Vec::new(),
+            instances: Vec::new(),
+        }))
     }
 
     #[test]

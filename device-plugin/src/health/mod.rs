@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::answer::VfioInterface;
 use crate::links::{AgentLink, numa_nodes};
+use crate::mig::{Instance, instances};
 use crate::whole::{WholeGpu, whole_gpus};
 
 pub(crate) use report::Reporter;
@@ -61,13 +62,15 @@ pub(crate) struct NodeGpus {
     pub(crate) numa: BTreeSet<u32>,
     /// Those that containers get whole.
     pub(crate) whole: Vec<WholeGpu>,
+    /// Those that containers get one of.
+    pub(crate) instances: Vec<Instance>,
 }
 
 impl NodeGpus {
     fn of(state: &WatchGpusReply, interface: VfioInterface) -> Self {
         let whole = whole_gpus(&state.gpus, interface);
         let status = status(&state.driver, &state.gpus, &whole);
-        Self { status, numa: numa_nodes(&state.gpus), whole }
+        Self { status, numa: numa_nodes(&state.gpus), whole, instances: instances(&state.gpus) }
     }
 
     /// Whether a GPU takes new leases in slots.

@@ -37,14 +37,17 @@ impl Keeper {
         let _turn = self.sweeping.lock().await;
         // In this order: what is listed as a lease or as a pod's folder was one before the pods
         // are listed. A folder that a pod got meanwhile would be taken for one of a pod that is gone.
-        let leases = match self.agent.leases().await {
+        let leases = match self.leases().await {
             Ok(leases) => leases,
             Err(error) => {
                 tracing::debug!(%error, "no sweep now");
                 return;
             }
         };
-        let owned = self.on_disk(|slots| slots.owned()).await;
+        let owned = self.on_disk(|slots| slots.owned()).await.map(|mut owned| {
+            owned.retain(|(slot, _, _)| self.kind.includes(*slot));
+            owned
+        });
         let pods = known(self.api.pods().await);
         let holders = known(self.kubelet.holders().await);
         let (pods, holders) = (pods.as_ref(), holders.as_ref());
@@ -101,7 +104,7 @@ impl Keeper {
     /// again, and a node that restarted has no lease any more.
     async fn make_missing(&self) {
         let (Ok(leases), Ok(pods), Ok(holders)) =
-            (self.agent.leases().await, self.api.pods().await, self.kubelet.holders().await)
+            (self.leases().await, self.api.pods().await, self.kubelet.holders().await)
         else {
             return;
         };

@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gpuzone_api::agent::v1::Gpu;
-use gpuzone_api::kubernetes::PodUid;
 use gpuzone_api::placements::v1::placements_client::PlacementsClient;
 use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
 use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId, connect_channel};
@@ -106,6 +105,14 @@ fn read_whole(lease: proto::PlacedLease) -> Option<WholeLease> {
     })
 }
 
+/// How what appears in a slot is handed over.
+fn in_slot(claim: &Claim) -> Exposure {
+    match claim.placement.is_mig() {
+        true => Exposure::Mig,
+        false => Exposure::Mediated,
+    }
+}
+
 fn placed_gpus(claim: &Claim) -> Vec<PlacedGpu> {
     let gpu = |grant: &gpuzone_core::Grant| PlacedGpu {
         gpu_uuid: grant.gpu.to_string(),
@@ -143,7 +150,7 @@ impl AgentLink {
             slot: slot.to_string(),
             folder: folder.to_string(),
             program: format!("{pod}/{}", claim.container),
-            exposure: Exposure::Mediated.to_string(),
+            exposure: in_slot(claim).to_string(),
         };
         let mut client = PlacementsClient::new(self.channel().await?);
         within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
@@ -177,12 +184,6 @@ impl AgentLink {
         let mut client = PlacementsClient::new(self.channel().await?);
         let listed = within(PATIENCE, client.list(proto::ListRequest {})).await?;
         Ok(listed.leases.into_iter().filter_map(read).collect())
-    }
-
-    /// The leases of one pod.
-    pub(crate) async fn leases_of(&self, pod: &PodUid) -> Result<Vec<PlacedLease>, LinkError> {
-        let all = self.leases().await?;
-        Ok(all.into_iter().filter(|lease| lease.holder.pod == *pod).collect())
     }
 
     /// Ends a lease; one that is not there any more is no error.

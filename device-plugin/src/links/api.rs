@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use gpuzone_api::kubernetes::{NodeName, ResourceName, TENANT_LABEL};
+use gpuzone_api::kubernetes::{NodeName, TENANT_LABEL};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use super::LinkError;
 use super::pods::{Pod, view};
 use crate::claim::PodView;
-use crate::holders::PodName;
+use crate::holders::{PodName, Resources};
 use crate::keep::Pods;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct ApiLink {
     client: Client,
     node: NodeName,
-    resource: ResourceName,
+    resources: Resources,
 }
 
 fn failed(what: &'static str, error: &kube::Error) -> LinkError {
@@ -58,15 +58,15 @@ pub(crate) async fn within<T>(
 }
 
 impl ApiLink {
-    pub(crate) fn new(client: Client, node: NodeName, resource: ResourceName) -> Self {
-        Self { client, node, resource }
+    pub(crate) fn new(client: Client, node: NodeName, resources: Resources) -> Self {
+        Self { client, node, resources }
     }
 
     /// One pod, as it is now.
     pub(crate) async fn pod(&self, name: &PodName) -> Result<Option<PodView>, LinkError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
         let pod = within("get pods", pods.get_opt(&name.name)).await?;
-        Ok(pod.and_then(|pod| view(&pod, &self.resource)))
+        Ok(pod.and_then(|pod| view(&pod, &self.resources)))
     }
 
     /// The label of a namespace that names its tenant.
@@ -86,7 +86,7 @@ impl ApiLink {
         let pods: Api<Pod> = Api::all(self.client.clone());
         let of_node = ListParams::default().fields(&self.on_this_node());
         let listed = within("list pods", pods.list(&of_node)).await?;
-        let views = listed.items.iter().filter_map(|pod| view(pod, &self.resource));
+        let views = listed.items.iter().filter_map(|pod| view(pod, &self.resources));
         Ok(views.map(|view| (view.uid.clone(), view)).collect())
     }
 
@@ -95,12 +95,12 @@ impl ApiLink {
     pub(crate) fn ends(&self) -> impl Stream<Item = ()> + Send + use<> {
         let pods: Api<Pod> = Api::all(self.client.clone());
         let of_node = watcher::Config::default().fields(&self.on_this_node());
-        let resource = self.resource.clone();
+        let resources = self.resources.clone();
         watcher(pods, of_node).default_backoff().filter_map(move |event| {
             let ended = match event {
                 Ok(watcher::Event::Delete(_) | watcher::Event::InitDone) => true,
                 Ok(watcher::Event::Apply(pod)) => {
-                    view(&pod, &resource).is_some_and(|view| view.ended)
+                    view(&pod, &resources).is_some_and(|view| view.ended)
                 }
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => false,
                 Err(error) => {

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use gpuzone_api::kubernetes::{PLACEMENT_ANNOTATION, PodUid, ResourceName};
+use gpuzone_api::kubernetes::{PLACEMENT_ANNOTATION, PodUid};
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use crate::claim::{ContainerKind, ContainerView, PodView};
-use crate::holders::PodName;
+use crate::holders::{PodName, Resources};
 
 /// A pod of the API server's, read in part.
 #[derive(Clone, Debug, Default, kube::Resource, Serialize, Deserialize)]
@@ -33,11 +33,11 @@ struct Spec {
 struct Container {
     name: String,
     restart_policy: Option<String>,
-    resources: Option<Resources>,
+    resources: Option<Asked>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Resources {
+struct Asked {
     limits: Option<BTreeMap<String, String>>,
 }
 
@@ -72,7 +72,7 @@ struct Terminated {
 struct Running {}
 
 /// What matters of a pod; `None` for one without a name, which the API server has none of.
-pub(super) fn view(pod: &Pod, resource: &ResourceName) -> Option<PodView> {
+pub(super) fn view(pod: &Pod, resources: &Resources) -> Option<PodView> {
     let meta = &pod.metadata;
     let name = PodName { namespace: meta.namespace.clone()?, name: meta.name.clone()? };
     let uid: PodUid = meta.uid.as_deref()?.parse().ok()?;
@@ -95,11 +95,11 @@ pub(super) fn view(pod: &Pod, resource: &ResourceName) -> Option<PodView> {
             true => ContainerKind::Lasting,
             false => ContainerKind::Init { done: status.is_some_and(has_succeeded) },
         };
-        container_view(container, kind, status, resource)
+        container_view(container, kind, status, resources)
     });
     let apps = apps.iter().map(|container| {
         let status = app.iter().find(|status| status.name == container.name);
-        container_view(container, ContainerKind::Lasting, status, resource)
+        container_view(container, ContainerKind::Lasting, status, resources)
     });
     let annotations = meta.annotations.as_ref();
     Some(PodView {
@@ -125,14 +125,15 @@ fn container_view(
     container: &Container,
     kind: ContainerKind,
     status: Option<&ContainerStatus>,
-    resource: &ResourceName,
+    resources: &Resources,
 ) -> ContainerView {
     let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let slots = limits.and_then(|limits| limits.get(resource.as_str()));
+    let ours = limits.into_iter().flatten().filter(|(name, _)| resources.include(name));
+    let slots = ours.filter_map(|(_, count)| count.parse::<usize>().ok());
     ContainerView {
         name: container.name.clone(),
         kind,
-        slots: slots.and_then(|slots| slots.parse().ok()).unwrap_or_default(),
+        slots: slots.fold(0, usize::saturating_add),
         running: status.is_some_and(is_running),
     }
 }

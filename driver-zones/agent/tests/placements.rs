@@ -159,4 +159,121 @@ mod tests {
         assert!(placements(&node).await.end(end).await.is_err());
         assert_eq!(node.leases().await.len(), 2);
     }
+
+    /// A node whose GPU is cut into two small MIG instances and a larger one.
+    async fn start_cut() -> Node {
+        let mut node = Node::prepare();
+        let cut = "memory = \"16Gi\"\nmig_capable = true\nmig = [{ profile = \"1g.2gb\" }, \
+                   { profile = \"1g.2gb\" }, { profile = \"3g.6gb\" }]";
+        let simulated = std::fs::read_to_string(node.path("simulated.toml")).unwrap();
+        node.write("simulated.toml", &simulated.replace("memory = \"16Gi\"", cut));
+        node.start_agent().await;
+        node
+    }
+
+    async fn partitions(node: &Node) -> Vec<agent::Partition> {
+        let asked = agent::ListGpusRequest {};
+        let gpus = node.client().await.list_gpus(asked).await.unwrap().into_inner().gpus;
+        gpus.into_iter().flat_map(|gpu| gpu.partitions).collect()
+    }
+
+    /// A request for one of the instances.
+    fn instance(part: &agent::Partition, holder: &str) -> proto::PlaceRequest {
+        let (memory_bytes, share_percent) = (part.memory_bytes, part.share_percent);
+        proto::PlaceRequest {
+            holder: holder.into(),
+            tenant: "acme".into(),
+            gpus: vec![PlacedGpu { gpu_uuid: part.uuid.clone(), memory_bytes, share_percent }],
+            slot: part.id.clone(),
+            folder: format!("{:016x}", 1),
+            program: "team/app".into(),
+            exposure: "mig".into(),
+        }
+    }
+
+    fn run_on(node: &Node, part: &agent::Partition, arguments: &[&str]) -> (bool, String) {
+        let folder = node.path("state").join("slots").join(&part.id).join(format!("{:016x}", 1));
+        let created = agent::CreateLeaseReply {
+            environment: [("GPUZONE_SLOT".to_owned(), folder.display().to_string())].into(),
+            library_dir: node.directories().shim_dir().display().to_string(),
+            ..Default::default()
+        };
+        let output = node.run_arguments(&created, arguments);
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    #[tokio::test]
+    async fn a_mig_instance_is_one_leases_and_its_programs_see_it_alone() {
+        let mut node = start_cut().await;
+        let parts = partitions(&node).await;
+        let told: Vec<_> = parts.iter().map(|p| (p.profile.as_str(), p.share_percent)).collect();
+        assert_eq!(told, [("1g.2gb", 14), ("1g.2gb", 14), ("3g.6gb", 42)]);
+        let first = place(&node, instance(&parts[0], "pod/1/app")).await.unwrap();
+        let second = place(&node, instance(&parts[2], "pod/2/app")).await.unwrap();
+        assert_eq!((first.state.as_str(), first.exposure.as_str()), ("active", "mig"));
+        for (part, gib) in [(&parts[0], 2_u64), (&parts[2], 6)] {
+            let (well, said) = run_on(&node, part, &["info"]);
+            let expected = [
+                "devices=1 ".to_owned(),
+                format!(" MIG {}", part.profile),
+                format!("total_bytes={} ", gib << 30),
+            ];
+            let sees = expected.iter().all(|part| said.contains(part));
+            assert!(well && sees, "{said} lacks one of {expected:?}\n{}", node.log());
+            assert!(run_on(&node, part, &["saxpy"]).0, "{}", node.log());
+        }
+        // Neither twice, nor in part, nor the GPU that it is of.
+        let whole = wanted(&node, "pod/3/app", 1, 16).await;
+        let mut part = instance(&parts[1], "pod/3/app");
+        part.gpus[0].memory_bytes /= 2;
+        for (asked, said) in [
+            (instance(&parts[0], "pod/3/app"), "appears in MIG-"),
+            (part, "handed over whole: 2Gi and 14%"),
+            (whole, "is handed over as mig"),
+        ] {
+            let error = place(&node, asked).await.unwrap_err();
+            assert!(error.message.contains(said), "{} lacks {said}", error.message);
+        }
+        let mut elsewhere = instance(&parts[0], "pod/3/app");
+        elsewhere.folder = format!("{:016x}", 2);
+        let error = place(&node, elsewhere).await.unwrap_err();
+        assert!(error.kind == ErrorKind::NoRoom, "{}", error.message);
+        assert_eq!(partitions(&node).await[0].leases, 1);
+
+        // The agent's death is not theirs, and the next one knows whose the instances are.
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        assert_eq!(place(&node, instance(&parts[0], "pod/1/app")).await.unwrap(), first);
+        assert!(run_on(&node, &parts[0], &["saxpy"]).0, "{}", node.log());
+
+        // What it leaves is cleared before the next one has it; the other is not disturbed.
+        let fill = ["hold", "--memory", "1Gi", "--seconds", "0"];
+        assert!(run_on(&node, &parts[0], &fill).0, "{}", node.log());
+        let end = proto::EndRequest { lease_id: first.id, reason: "its pod is gone".into() };
+        placements(&node).await.end(end).await.unwrap();
+        assert!(!run_on(&node, &parts[0], &["info"]).0);
+        let third = place(&node, instance(&parts[0], "pod/3/app")).await.unwrap();
+        assert_eq!(third.state, "active");
+        let (clear, said) = run_on(&node, &parts[0], &["leak-check"]);
+        assert!(clear, "{said}\n{}", node.log());
+        assert!(run_on(&node, &parts[2], &["saxpy"]).0);
+        let audit = std::fs::read_to_string(node.directories().audit_log()).unwrap();
+        let scrubbed = |line: &&str| line.contains("\"scrub\"") && line.contains(&parts[0].uuid);
+        let cleared = audit.lines().filter(scrubbed).filter(|line| line.contains("clear")).count();
+        assert_eq!(cleared, 1, "{audit}");
+        assert!(audit.contains(&second.id) && !audit.contains("\"result\":\"failed"));
+    }
+
+    #[tokio::test]
+    async fn a_gpu_that_is_not_cut_is_not_handed_over_as_if_it_were() {
+        let node = Node::prepare();
+        let uuid = "GPU-00000000-0000-0000-0000-000000000001";
+        let config = std::fs::read_to_string(node.path("agent.toml")).unwrap();
+        node.write(
+            "agent.toml",
+            &format!("{config}[[gpu]]\nuuid = \"{uuid}\"\nexposure = \"mig\"\n"),
+        );
+        let said = node.refused();
+        assert!(said.contains("not in MIG mode") && said.contains("nvidia-smi mig"), "{said}");
+    }
 }

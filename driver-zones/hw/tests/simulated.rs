@@ -228,3 +228,44 @@ fn libraries_that_are_none_are_told_apart() {
         assert!(matches!(open(&file), OpenError::Unreadable { .. }));
     }
 }
+
+#[test]
+fn child_finds_instances() {
+    let Some(path) = in_child_library() else { return };
+    let library = NvmlLibrary::open(&path).unwrap();
+    let found = library.inventory(&SysfsRoot::default(), GpuBacking::Simulated).unwrap();
+    let [a, b] = found.inventory.gpus() else { panic!("two GPUs") };
+    let mig = found.mig;
+    assert_eq!(mig.gpus.iter().collect::<Vec<_>>(), [&a.uuid], "the other is not cut");
+    let told: Vec<_> =
+        mig.instances.iter().map(|i| (i.profile.as_str(), i.share.percent())).collect();
+    assert_eq!(told, [("1g.8gb", 14), ("2g.16gb.me", 28)]);
+    assert!(mig.instances.iter().all(|instance| instance.gpu == a.uuid));
+    assert_eq!(mig.instances[0].memory, MemoryBytes::mib(8));
+    // One that shares its GPU instance's memory with others keeps no tenants apart.
+    let [out] = &mig.left_out[..] else { panic!("one is left out") };
+    assert!(out.index == 2 && out.why.contains("shares that one's memory"), "{}", out.why);
+    let node = SimulatedNode::open(Config::from_env().unwrap()).unwrap();
+    let user = node.gpus()[0].instances()[1].attach().unwrap();
+    user.add_context().unwrap();
+    user.allocate(3 << 20).unwrap();
+    for (gpu, used) in [(a.uuid, 3), (mig.instances[0].uuid, 0), (mig.instances[1].uuid, 3)] {
+        let now = library.gpu_use(gpu).unwrap();
+        assert_eq!((now.used, now.utilization_percent), (MemoryBytes::mib(used), None));
+        assert_eq!(now.processes.len(), usize::from(used > 0));
+    }
+    assert!(library.gpu_use(b.uuid).unwrap().utilization_percent.is_some());
+    println!("child saw it all");
+}
+
+#[test]
+fn mig_instances_are_found_and_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let mig = "mig_capable = true\nmig = [{ profile = \"1g.8gb\" }, { profile = \"2g.16gb+me\" }, \
+               { profile = \"3g.24gb\", compute_slices = 1 }]";
+    let config = NODE.replace("mig_capable = true", mig);
+    let output = in_child("child_finds_instances", &library(), folder.path(), &config);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("child saw it all"), "{text}{errors}");
+}

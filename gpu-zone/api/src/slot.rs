@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use gpuzone_core::GpuUuid;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::kubernetes::shorten;
@@ -12,40 +13,66 @@ use crate::kubernetes::shorten;
 /// node, and what they name has to be there then.
 pub const PLACED_SLOTS_DIR: &str = "slots";
 
-/// A place where a lease can appear, as the kubelet counts it: `slot-0` to `slot-4095`. It says
-/// nothing about a GPU.
+/// A place where a lease can appear, as the kubelet counts it: `slot-0` to `slot-4095`, which says
+/// nothing about a GPU; or a MIG instance, called as the driver calls it, where a lease of that
+/// instance appears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotId(u16);
+pub struct SlotId(Place);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Place {
+    Numbered(u16),
+    Instance(GpuUuid),
+}
 
 /// A text that is no slot of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{}' is no slot of gpu-zone; slots are called slot-0 to slot-{}", shorten(.0), SlotId::MOST - 1)]
+#[error("'{}' is no slot of gpu-zone; slots are called slot-0 to slot-{}, or like MIG instances", shorten(.0), SlotId::MOST - 1)]
 pub struct InvalidSlot(pub String);
 
 impl SlotId {
-    /// The most slots that a node can have. All of them listed are far below the 4 MiB that a
-    /// kubelet takes in one message.
+    /// The most numbered slots that a node can have. All of them listed are far below the 4 MiB
+    /// that a kubelet takes in one message.
     pub const MOST: u16 = 4096;
 
     /// The slot with this number; `None` above the most.
     pub const fn new(number: u16) -> Option<Self> {
-        if number < Self::MOST { Some(Self(number)) } else { None }
+        if number < Self::MOST { Some(Self(Place::Numbered(number))) } else { None }
     }
 
-    /// Its number.
-    pub const fn number(self) -> u16 {
-        self.0
+    /// The slot of a MIG instance; `None` for a whole GPU.
+    pub const fn of_instance(instance: GpuUuid) -> Option<Self> {
+        if instance.is_mig() { Some(Self(Place::Instance(instance))) } else { None }
     }
 
-    /// The first `count` slots, as many as there can be.
+    /// Its number, if it has one.
+    pub const fn number(self) -> Option<u16> {
+        match self.0 {
+            Place::Numbered(number) => Some(number),
+            Place::Instance(_) => None,
+        }
+    }
+
+    /// The MIG instance whose slot it is, if it is one's.
+    pub const fn instance(self) -> Option<GpuUuid> {
+        match self.0 {
+            Place::Numbered(_) => None,
+            Place::Instance(instance) => Some(instance),
+        }
+    }
+
+    /// The first `count` numbered slots, as many as there can be.
     pub fn first(count: u16) -> impl Iterator<Item = Self> {
-        (0..count.min(Self::MOST)).map(Self)
+        (0..count.min(Self::MOST)).map(|number| Self(Place::Numbered(number)))
     }
 }
 
 impl fmt::Display for SlotId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("slot-{}", self.0))
+        match self.0 {
+            Place::Numbered(number) => f.pad(&format!("slot-{number}")),
+            Place::Instance(instance) => instance.fmt(f),
+        }
     }
 }
 
@@ -53,14 +80,18 @@ impl FromStr for SlotId {
     type Err = InvalidSlot;
 
     fn from_str(text: &str) -> Result<Self, InvalidSlot> {
-        let digits = text.strip_prefix("slot-");
-        // One name, one slot: no sign and no zeros in front.
-        let digits = digits.filter(|digits| {
-            digits.bytes().all(|b| b.is_ascii_digit())
-                && (*digits == "0" || !digits.starts_with('0'))
-        });
-        let slot = digits.and_then(|digits| Self::new(digits.parse().ok()?));
-        slot.ok_or_else(|| InvalidSlot(text.to_owned()))
+        let invalid = || InvalidSlot(text.to_owned());
+        let Some(digits) = text.strip_prefix("slot-") else {
+            let instance = text.parse().ok().and_then(Self::of_instance);
+            // One name, one slot: a UUID may be written in capitals, too.
+            return instance.filter(|slot| slot.to_string() == text).ok_or_else(invalid);
+        };
+        // Likewise: no sign and no zeros in front.
+        let plain = digits.bytes().all(|b| b.is_ascii_digit())
+            && (digits == "0" || !digits.starts_with('0'));
+        let slot =
+            Some(digits).filter(|_| plain).and_then(|digits| Self::new(digits.parse().ok()?));
+        slot.ok_or_else(invalid)
     }
 }
 
@@ -177,6 +208,13 @@ mod tests {
         for text in ["", "slot-", "slot-+1", "slot-01", "slot-4096", "slot--1", "slot-1/..", "0"] {
             assert_eq!(text.parse::<SlotId>(), Err(InvalidSlot(text.into())), "{text}");
         }
+        for text in [
+            "GPU-00000000-0000-0000-0000-00000000000a",
+            "MIG-00000000-0000-0000-0000-00000000000A",
+            "MIG-../../../etc",
+        ] {
+            assert!(text.parse::<SlotId>().is_err(), "{text}");
+        }
         assert_eq!(SlotId::first(u16::MAX).count(), usize::from(SlotId::MOST));
     }
 
@@ -185,6 +223,16 @@ mod tests {
         fn reads_back(number in 0..SlotId::MOST) {
             let slot = SlotId::new(number).unwrap();
             prop_assert_eq!(slot.to_string().parse(), Ok(slot));
+            prop_assert!(slot.to_string().len() <= 63);
+        }
+
+        #[test]
+        fn an_instances_slot_reads_back(bytes: [u8; 16]) {
+            let instance = GpuUuid::mig_from_bytes(bytes);
+            let slot = SlotId::of_instance(instance).unwrap();
+            prop_assert_eq!(slot.to_string().parse(), Ok(slot));
+            prop_assert_eq!((slot.instance(), slot.number()), (Some(instance), None));
+            // A device's name has at most 63 characters.
             prop_assert!(slot.to_string().len() <= 63);
         }
 

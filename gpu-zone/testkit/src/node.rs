@@ -21,7 +21,8 @@ const NAME: &str = "gpu-zone Simulated GPU";
 /// What a node is like.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Memory of each simulated GPU, like `16Gi`.
+    /// Memory of each simulated GPU, like `16Gi`; behind a ` mig `, the profiles of its MIG instances
+    /// with spaces between: `16Gi mig 1g.2gb 2g.4gb`.
     pub gpus: Vec<String>,
     /// The agent's `[tenants.…]` tables, and whatever else it reads but `[driver]`.
     pub configuration: String,
@@ -77,9 +78,19 @@ impl Node {
         let gpus = temporary(Path::new("/dev/shm")).or_else(|_| temporary(Path::new("/tmp")))?;
         let node = Self { artifacts, folder, gpus, agent: None };
         let mut simulated = format!("state_dir = {:?}\n", node.simulated_state());
-        for memory in &options.gpus {
+        for gpu in &options.gpus {
+            let (memory, mig) = match gpu.split_once(" mig ") {
+                Some((memory, profiles)) => (memory, Some(profiles)),
+                None => (gpu.as_str(), None),
+            };
             // Writing into a string cannot fail.
             let _ = writeln!(simulated, "\n[[gpu]]\nname = {NAME:?}\nmemory = {memory:?}");
+            if let Some(profiles) = mig {
+                let each =
+                    profiles.split(' ').map(|profile| format!("{{ profile = {profile:?} }}"));
+                let each = each.collect::<Vec<_>>().join(", ");
+                let _ = writeln!(simulated, "mig_capable = true\nmig = [{each}]");
+            }
         }
         node.write("simulated.toml", &simulated)?;
         let driver = "[driver]\nkind = \"simulated\"\nsimulated_config = \"simulated.toml\"\n";

@@ -12,8 +12,8 @@ type Server = mock::Handle<Request<Body>, Response<Body>>;
 fn scripted() -> (ApiLink, Server) {
     let (service, server) = mock::pair::<Request<Body>, Response<Body>>();
     let client = Client::new(service, "default");
-    let (node, resource) = ("gpu-1".parse().unwrap(), "gpuzone.dev/gpu".parse().unwrap());
-    (ApiLink::new(client, node, resource), server)
+    let resources = Resources::One("gpuzone.dev/gpu".parse().unwrap());
+    (ApiLink::new(client, "gpu-1".parse().unwrap(), resources), server)
 }
 
 async fn answer(server: &mut Server, code: u16, body: serde_json::Value) -> String {
@@ -92,7 +92,7 @@ fn pod(spec: serde_json::Value, status: serde_json::Value) -> Pod {
 }
 
 fn seen(spec: serde_json::Value, status: serde_json::Value) -> PodView {
-    view(&pod(spec, status), &"gpuzone.dev/gpu".parse().unwrap()).unwrap()
+    view(&pod(spec, status), &Resources::One("gpuzone.dev/gpu".parse().unwrap())).unwrap()
 }
 
 #[test]

@@ -77,8 +77,8 @@ fn simulated_state(config: Option<&Path>) -> PathBuf {
     }
 }
 
-/// The nodes through which NVIDIA's driver is used: control, unified memory, each GPU. Not those
-/// for administration, displays and switches.
+/// The nodes through which NVIDIA's driver is used: control, unified memory, each GPU, each MIG
+/// instance. Not those for administration, displays and switches.
 fn nvidia_nodes(dev: &Path) -> Vec<PathBuf> {
     let is_gpu = |name: &str| {
         let number = name.strip_prefix("nvidia").unwrap_or_default();
@@ -88,8 +88,20 @@ fn nvidia_nodes(dev: &Path) -> Vec<PathBuf> {
     let names = std::fs::read_dir(dev).into_iter().flatten().flatten();
     let names = names.filter(|entry| entry.file_name().to_str().is_some_and(wanted));
     let mut nodes: Vec<PathBuf> = names.map(|entry| entry.path()).collect();
+    nodes.extend(instance_nodes(&dev.join("nvidia-caps")));
     nodes.sort();
     nodes
+}
+
+/// The nodes of GPU instances and compute instances. The first two are for changing MIG's
+/// configuration and for watching all instances.
+fn instance_nodes(folder: &Path) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let number = |entry: &std::fs::DirEntry| {
+        entry.file_name().to_str()?.strip_prefix("nvidia-cap")?.parse::<u32>().ok()
+    };
+    let wanted = names.filter(|entry| number(entry).is_some_and(|number| number > 2));
+    wanted.map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]
@@ -102,9 +114,13 @@ mod tests {
         for name in ["nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "nvidia-modeset", "nvram"] {
             std::fs::write(dev.path().join(name), "").unwrap();
         }
+        std::fs::create_dir(dev.path().join("nvidia-caps")).unwrap();
+        for name in ["nvidia-cap1", "nvidia-cap2", "nvidia-cap21", "nvidia-caps"] {
+            std::fs::write(dev.path().join("nvidia-caps").join(name), "").unwrap();
+        }
         let nodes = nvidia_nodes(dev.path());
         let names: Vec<_> = nodes.iter().filter_map(|node| node.file_name()?.to_str()).collect();
-        assert_eq!(names, ["nvidia-uvm", "nvidia0", "nvidia11", "nvidiactl"]);
+        assert_eq!(names, ["nvidia-cap21", "nvidia-uvm", "nvidia0", "nvidia11", "nvidiactl"]);
     }
 
     #[test]

@@ -134,9 +134,13 @@ impl Node {
     }
 
     pub(crate) fn run_to_end(&self, lease: &CreateLeaseReply, workload: &str) -> Output {
+        self.run_arguments(lease, &[workload])
+    }
+
+    pub(crate) fn run_arguments(&self, lease: &CreateLeaseReply, arguments: &[&str]) -> Output {
         let artifacts = Artifacts::build().unwrap();
         let mut command = Command::new(artifacts.file("gpuzone-workload").unwrap());
-        command.arg(workload).envs(&lease.environment);
+        command.args(arguments).envs(&lease.environment);
         command.env("LD_LIBRARY_PATH", &lease.library_dir);
         command.env("GPUZONE_KERNELS", artifacts.kernels());
         command.output().unwrap()

@@ -161,7 +161,7 @@ fn a_gpu_is_cut_into_instances_that_fit() {
     assert_eq!(empty.gpus[0].mig.as_deref(), Some(&[][..]));
 
     let capable = |line: &str| gpu_with(&format!("mig_capable = true\n{line}"));
-    let eight = vec!["{ profile = \"1g.10gb\" }"; 8].join(",");
+    let eight = ["{ profile = \"1g.10gb\" }"; 8].join(",");
     for (text, part) in [
         (gpu_with("mig = []"), "write mig_capable = true"),
         (capable("mig = [{ profile = \"huge\" }]"), "'huge' is no MIG profile"),

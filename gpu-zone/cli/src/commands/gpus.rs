@@ -1,5 +1,5 @@
 use gpuzone_api::agent::v1::{
-    ClearQuarantineReply, ClearQuarantineRequest, Gpu, ListGpusRequest, SeenXid,
+    ClearQuarantineReply, ClearQuarantineRequest, Gpu, ListGpusRequest, Partition, SeenXid,
 };
 use gpuzone_core::Exposure;
 use gpuzone_ledger::printable;
@@ -44,6 +44,34 @@ struct Entry<'a> {
     recovered_from: Option<&'a str>,
     /// Errors that the driver reported since the agent began.
     xids: Vec<Xid<'a>>,
+    /// What of it is handed over one by one.
+    partitions: Vec<Part<'a>>,
+}
+
+/// A MIG instance, or a vGPU.
+#[derive(Serialize)]
+struct Part<'a> {
+    id: &'a str,
+    profile: &'a str,
+    memory_bytes: u64,
+    share_percent: u32,
+    leases: u32,
+    out_of_service: Option<&'a str>,
+    not_ready: Option<&'a str>,
+}
+
+impl<'a> From<&'a Partition> for Part<'a> {
+    fn from(part: &'a Partition) -> Self {
+        Self {
+            id: &part.id,
+            profile: &part.profile,
+            memory_bytes: part.memory_bytes,
+            share_percent: part.share_percent,
+            leases: part.leases,
+            out_of_service: part.out_of_service.as_deref(),
+            not_ready: part.not_ready.as_deref(),
+        }
+    }
 }
 
 /// An error that the driver reported.
@@ -102,6 +130,7 @@ impl<'a> From<&'a Gpu> for Entry<'a> {
             recovered_unix_ns: gpu.recovered_unix_ns,
             recovered_from: Some(gpu.recovered_from.as_str()).filter(|from| !from.is_empty()),
             xids: gpu.xids.iter().map(Xid::from).collect(),
+            partitions: gpu.partitions.iter().map(Part::from).collect(),
         }
     }
 }
@@ -177,11 +206,48 @@ fn table(gpus: &[Gpu]) -> String {
             gpu.pci_address.clone(),
             gpu.uuid.clone(),
         ]);
+        for part in &gpu.partitions {
+            table.add_row(part_row(gpu, part));
+        }
     }
     let simulated = gpus.iter().any(|gpu| gpu.backing == "simulated");
     let note = if simulated { format!("\n{}", output::SIMULATED) } else { String::new() };
-    let reasons: String = gpus.iter().filter_map(trouble).collect();
+    let parts = gpus.iter().flat_map(|gpu| &gpu.partitions).filter_map(part_trouble);
+    let reasons: String = gpus.iter().filter_map(trouble).chain(parts).collect();
     format!("{}{reasons}{note}\n", table.trim_fmt())
+}
+
+/// The row of a part of a GPU, below the GPU's.
+fn part_row(gpu: &Gpu, part: &Partition) -> [String; 13] {
+    let free = if part.leases == 0 { part.memory_bytes } else { 0 };
+    let share = if part.leases == 0 { part.share_percent } else { 0 };
+    let health = match (&part.out_of_service, &part.not_ready) {
+        (Some(_), _) => "out",
+        (None, Some(_)) => "not ready",
+        (None, None) => "ok",
+    };
+    [
+        gpu.index.to_string(),
+        format!("- {}", printable(&part.profile)),
+        gpu.backing.clone(),
+        output::gib(part.memory_bytes),
+        output::gib(free),
+        format!("{share} %"),
+        "?".to_owned(),
+        "?".to_owned(),
+        part.leases.to_string(),
+        printable(&gpu.exposure),
+        health.to_owned(),
+        gpu.pci_address.clone(),
+        printable(&part.id),
+    ]
+}
+
+/// A line below the table about a part of a GPU that serves nobody new.
+fn part_trouble(part: &Partition) -> Option<String> {
+    let (id, reason) = (printable(&part.id), part.out_of_service.as_ref());
+    let reason = reason.or(part.not_ready.as_ref())?;
+    Some(format!("\n{id} serves no new lease: {}", printable(reason)))
 }
 
 /// A line below the table about a GPU that serves nobody new, or did not for a while.
@@ -190,7 +256,7 @@ fn trouble(gpu: &Gpu) -> Option<String> {
     if let Some(reason) = &gpu.quarantine {
         let reason = printable(reason);
         let clear = format!("`gpu-zone gpus --clear-quarantine {index}`");
-        let clear = match gpu.exposure == Exposure::Mediated.as_str() {
+        let clear = match gpu.exposure.parse().is_ok_and(Exposure::has_worker) {
             true => format!("{clear} scrubs it again and lets it serve."),
             false => format!("Nothing here can scrub it as it is; {clear} says what to do."),
         };
@@ -242,5 +308,16 @@ mod tests {
             assert!(said.as_ref().is_none_or(|said| said.contains(part.unwrap())), "{said:?}");
             assert!(!table(std::slice::from_ref(gpu)).contains('\u{1b}'));
         }
+        let part = |id: &str, out: Option<&str>| Partition {
+            id: id.into(),
+            profile: "1g.10gb\u{1b}".into(),
+            out_of_service: out.map(Into::into),
+            ..Default::default()
+        };
+        let parts = vec![part("MIG-1", None), part("MIG-2", Some("residue\u{1b}[2J"))];
+        let cut = Gpu { partitions: parts, ..well };
+        let said = table(&[cut]);
+        assert!(said.contains("- 1g.10gb") && !said.contains('\u{1b}'), "{said}");
+        assert!(said.contains("MIG-2 serves no new lease: residue"), "{said}");
     }
 }

@@ -1,0 +1,189 @@
+//! What the kubelet is told that there is, as the agent says it: slots, whole GPUs, MIG instances.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuzone_api::SlotId;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::answer::{self, VfioDevice, VfioInterface};
+use crate::choose::device;
+use crate::config::Config;
+use crate::door::{Door, Listing};
+use crate::health::{NodeGpus, Word};
+use crate::kubelet::Registration;
+use crate::links::sentence;
+use crate::mig::{self, Instance};
+use crate::run::{RunError, write_cdi};
+use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
+
+/// When whole GPUs could not be listed, it is tried again so much later.
+const LIST_AGAIN: Duration = Duration::from_secs(10);
+const CDI_WHOLE_FILE: &str = "gpuzone.dev-passthrough.json";
+
+/// Registers whole GPUs as soon as the agent has one: a node without any does not list the
+/// resource.
+pub(crate) async fn register_whole(registration: Registration<WholeDoor>, keeper: &WholeKeeper) {
+    let mut gpus = keeper.gpus.clone();
+    // What it answers holds the channel's lock, and must be gone before anything is awaited.
+    let there = gpus.wait_for(|gpus| !gpus.is_empty()).await.is_ok();
+    if there {
+        registration.keep().await;
+    } else {
+        std::future::pending().await
+    }
+}
+
+/// Registers each MIG profile as soon as the agent has an instance of it, and lists what there is of
+/// it from then on: a profile that goes is one without devices.
+pub(crate) async fn register_profiles(
+    config: &Config,
+    mut instances: watch::Receiver<Arc<Vec<Instance>>>,
+    door: impl Fn(watch::Receiver<Listing>) -> Door,
+) {
+    let mut offered: BTreeMap<String, watch::Sender<Listing>> = BTreeMap::new();
+    let mut registered = JoinSet::new();
+    loop {
+        let now = instances.borrow_and_update().clone();
+        let profiles = now.iter().map(|instance| instance.profile.clone());
+        let profiles: BTreeSet<String> = profiles.chain(offered.keys().cloned()).collect();
+        for profile in profiles {
+            let listing: Listing = Arc::new(mig::devices(&now, &profile));
+            if let Some(listed) = offered.get(&profile) {
+                listed.send_if_modified(|before| {
+                    std::mem::replace(before, listing.clone()) != listing
+                });
+                continue;
+            }
+            let Some(resource) = config.mig_prefix.of(&profile) else {
+                tracing::error!(profile, prefix = %config.mig_prefix, "no resource can be called so");
+                continue;
+            };
+            tracing::info!(%resource, instances = listing.len(), "MIG instances are offered");
+            let (listed, listing) = watch::channel(listing);
+            let registration = Registration::new(&config.kubelet_dir, resource, door(listing));
+            registered.spawn(registration.keep());
+            offered.insert(profile, listed);
+        }
+        if instances.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The specification of whole GPUs; none where there is none, for runtimes take no empty one.
+fn write_cdi_whole(
+    folder: &Path,
+    interface: VfioInterface,
+    ready: &[VfioDevice],
+) -> Result<(), RunError> {
+    if !ready.is_empty() {
+        return write_cdi(folder, CDI_WHOLE_FILE, &answer::cdi_whole_spec(interface, ready));
+    }
+    let path = folder.join(CDI_WHOLE_FILE);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RunError::Cdi { path, source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+pub(crate) fn list(count: u16, healthy: bool, numa: &BTreeSet<u32>) -> Listing {
+    let slots = SlotId::first(count);
+    Arc::new(slots.map(|slot| device(slot.to_string(), healthy, numa)).collect())
+}
+
+/// What the kubelet is told that there is.
+#[derive(Clone, Copy)]
+pub(crate) struct Offers<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) listings: &'a watch::Sender<Listing>,
+    pub(crate) whole: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
+    pub(crate) instances: &'a watch::Sender<Arc<Vec<Instance>>>,
+}
+
+impl Offers<'_> {
+    /// Lists slots: any slot may get any mediated GPU, so each is near to all of their NUMA nodes,
+    /// and none is to be had when no such GPU takes new leases. While one does, all are: a slot is
+    /// a place for a container and no part of a GPU, and how much the node has left is what the
+    /// scheduler's extender reads in the GpuNode.
+    fn slots(&self, gpus: &NodeGpus) {
+        let healthy = gpus.serves_slots();
+        let listing = list(self.config.slots, healthy, &gpus.numa);
+        self.listings.send_if_modified(|now| {
+            let changed = *now != listing;
+            if changed {
+                tracing::info!(healthy, gpus = gpus.status.total, "slots are listed anew");
+                *now = listing;
+            }
+            changed
+        });
+    }
+
+    /// Lists MIG instances as the agent has them now.
+    fn instances(&self, instances: &[Instance]) {
+        self.instances.send_if_modified(|now| {
+            let changed = now.as_slice() != instances;
+            if changed {
+                *now = Arc::new(instances.to_vec());
+            }
+            changed
+        });
+    }
+
+    /// Lists whole GPUs as the agent has them now.
+    ///
+    /// # Errors
+    /// When runtimes cannot be told of them: a container would name devices that nobody knows.
+    fn whole(&self, gpus: &[WholeGpu]) -> Result<(), RunError> {
+        if self.whole.borrow().as_slice() == gpus {
+            return Ok(());
+        }
+        let ready: Vec<_> = gpus.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
+        if let Some(folder) = &self.config.cdi_dir {
+            write_cdi_whole(folder, self.config.vfio, &ready)?;
+        }
+        tracing::info!(gpus = gpus.len(), ready = ready.len(), "whole GPUs are listed anew");
+        for gpu in gpus {
+            if let Err(trouble) = &gpu.ready {
+                tracing::warn!(address = %gpu.address, trouble, "it cannot be handed over now");
+            }
+        }
+        self.whole.send_replace(Arc::new(gpus.to_vec()));
+        Ok(())
+    }
+}
+
+/// Lists what there is as the node's GPUs are. An agent that does not answer changes nothing: its
+/// pods' containers say so when they start, and start when it is back.
+pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_>) {
+    loop {
+        let word = said.borrow_and_update().clone();
+        let listed = match word {
+            Word::Says(gpus) => {
+                offers.slots(&gpus);
+                offers.instances(&gpus.instances);
+                offers.whole(&gpus.whole)
+            }
+            Word::None | Word::Silent(_) => Ok(()),
+        };
+        let again = async {
+            match listed {
+                Ok(()) => std::future::pending().await,
+                Err(error) => {
+                    tracing::error!(error = sentence(&error), "whole GPUs are listed as before");
+                    tokio::time::sleep(LIST_AGAIN).await;
+                }
+            }
+        };
+        tokio::select! {
+            changed = said.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
