@@ -126,7 +126,7 @@ impl Index {
         let mut sentences = Sentences { ask, made: BTreeMap::new() };
         let demand = ask.demand(&self.models);
         let exact =
-            !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_model());
+            !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_gpu());
         if !exact {
             // What it comes to is the same everywhere, so the quota is asked once.
             if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
@@ -161,7 +161,13 @@ impl Index {
             }
             answer
         });
-        Ok(Filtered(answer.collect()))
+        let answer: Vec<Result<(), Refusal>> = answer.collect();
+        if answer.iter().any(Result::is_ok) {
+            self.drop_claim(&pod.uid);
+        } else {
+            self.note_claim(pod, ask, nodes, now);
+        }
+        Ok(Filtered(answer))
     }
 
     fn refused_everywhere(

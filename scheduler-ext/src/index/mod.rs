@@ -18,6 +18,7 @@ mod nodes;
 mod pods;
 mod preempt;
 mod quota;
+mod reclaim;
 mod report;
 mod rooms;
 mod usage;
@@ -36,6 +37,7 @@ pub use bind::{BindOrder, Gate, Look, Overdue, ReserveError, Settled, Ticket};
 pub use filter::{FilterError, Filtered, Refusal};
 pub use preempt::Victims;
 pub use quota::{QuotaRefusal, WithoutQuota};
+pub use reclaim::Reclaim;
 pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
 pub use why::Why;
@@ -44,6 +46,7 @@ use group::Group;
 use nodes::Node;
 use pods::PodEntry;
 use quota::Quota;
+use reclaim::Claims;
 use rooms::Rooms;
 
 /// A moment, as the time since some start that only ever grows.
@@ -113,6 +116,8 @@ pub struct Index {
     groups: BTreeMap<(String, String), Group>,
     /// What the pods of a namespace hold.
     usage: BTreeMap<String, Usage>,
+    /// Pods that wait for what is guaranteed to them.
+    claims: Claims,
     arrivals: WorkloadMix,
     mix: Arc<Mix>,
     /// What is free of nodes, and what that is to kinds of pods.
@@ -138,6 +143,7 @@ impl Index {
             pods: HashMap::default(),
             groups: BTreeMap::new(),
             usage: BTreeMap::new(),
+            claims: Claims::default(),
             arrivals: WorkloadMix::default(),
             mix: Arc::default(),
             rooms: Rooms::default(),
