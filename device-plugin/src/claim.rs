@@ -7,7 +7,7 @@ use gpuzone_api::HolderName;
 use gpuzone_api::kubernetes::{
     ContainerName, NodeName, PLACEMENT_ANNOTATION, PlacementError, PodPlacement, PodUid, tenant_of,
 };
-use gpuzone_core::{InvalidId, Placement, TenantId};
+use gpuzone_core::{ClusterQuota, InvalidId, Placement, TenantId};
 
 use crate::holders::PodName;
 
@@ -64,6 +64,8 @@ pub struct Claim {
     pub tenant: TenantId,
     /// What it gets.
     pub placement: Placement,
+    /// Quotas of the cluster that hold for it; none before somebody has asked for them.
+    pub quotas: Vec<ClusterQuota>,
 }
 
 /// Who holds a pod's lease, as the agent knows it: `pod/<uid>/<container>`.
@@ -207,7 +209,7 @@ pub fn claim(
     if placed != slots {
         return Err(ClaimError::Count { pod: name(), container, slots, placed });
     }
-    Ok(Claim { pod: pod.uid.clone(), container, tenant, placement: given })
+    Ok(Claim { pod: pod.uid.clone(), container, tenant, placement: given, quotas: Vec::new() })
 }
 
 fn entry_of(placement: &PodPlacement, container: &str) -> Option<(ContainerName, Placement)> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use gpuzone_api::kubernetes::{
     DEFAULT_GPU_RESOURCE, DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, NodeName, ResourceName,
     ResourcePrefix,
@@ -10,6 +10,15 @@ use gpuzone_api::kubernetes::{
 use gpuzone_api::{Directories, SlotId};
 
 use crate::answer::{Handover, VfioInterface};
+
+/// What containers of a namespace get that no quota holds for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WithoutQuota {
+    /// Nothing.
+    Refuse,
+    /// What the agent has.
+    Admit,
+}
 
 /// The kubelet's device plugin of gpu-zone: slots for pods, and the leases that appear in them.
 #[derive(Clone, Debug, Parser)]
@@ -58,6 +67,10 @@ pub struct Config {
     /// without it, containers get mounts.
     #[arg(long)]
     pub cdi_dir: Option<PathBuf>,
+    /// What containers of a namespace get that no GpuQuota holds for; as the scheduler extender is
+    /// told.
+    #[arg(long, value_enum, default_value = "refuse")]
+    pub without_quota: WithoutQuota,
     /// How to reach the API server; without it, as a pod does.
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,

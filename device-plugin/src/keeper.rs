@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
-use gpuzone_api::kubernetes::{NodeName, PodUid};
+use gpuzone_api::kubernetes::{NodeName, PodUid, TENANT_LABEL};
 use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId};
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::claim::{Claim, ClaimError, PodHolder, claim};
 use crate::holders::{Found, HolderError, PodName, SlotSet};
-use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, PlacedLease};
+use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, PlacedLease, QuotaError};
 use crate::mig::{Instance, InstanceError, of_instance};
 use crate::slots::{FolderError, Slots};
 
@@ -33,6 +33,9 @@ pub(crate) enum PrepareError {
     /// The pod has no right to a lease.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// Quotas of the cluster are not known, or there is none.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// It holds another instance than was placed.
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -157,10 +160,13 @@ impl Keeper {
     ) -> Result<(PodName, Claim), PrepareError> {
         let pod = self.api.pod(&found.pod).await?;
         let pod = pod.ok_or_else(|| PrepareError::NoPod(found.pod.clone()))?;
-        let label = self.api.tenant_label(&found.pod.namespace).await?;
-        let container = found.container.as_deref();
-        let claim = claim(&pod, label.as_deref(), &self.node, container, slots.all().len())?;
-        Ok((pod.name, self.kind.settle(claim, slots)?))
+        let labels = self.api.labels(&found.pod.namespace).await?;
+        let (label, container) = (labels.get(TENANT_LABEL), found.container.as_deref());
+        let label = label.map(String::as_str);
+        let claim = claim(&pod, label, &self.node, container, slots.all().len())?;
+        let quotas = self.api.quotas(&found.pod.namespace, &labels).await?;
+        let claim = self.kind.settle(Claim { quotas, ..claim }, slots)?;
+        Ok((pod.name, claim))
     }
 
     /// The folder that the container has mounted, which is this pod's from now on.

@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod pods;
+mod quotas;
 mod stream;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use tower::service_fn;
 
 pub(crate) use agent::{AgentLink, PlacedLease, WholeLease, numa_nodes};
 pub(crate) use api::{ApiLink, sentence, within};
+pub(crate) use quotas::QuotaError;
 
 use crate::holders::{Holders, Resources};
 

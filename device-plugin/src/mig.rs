@@ -189,6 +189,7 @@ mod tests {
             container: "app".parse().unwrap(),
             tenant: "acme".parse().unwrap(),
             placement: Placement::of(vec![grant]).unwrap(),
+            quotas: Vec::new(),
         }
     }
 

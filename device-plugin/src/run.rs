@@ -170,7 +170,7 @@ fn keeper_of(
 ) -> Keeper {
     let node = config.node.clone();
     let kubelet = KubeletLink::new(&config.pod_resources, resources.clone());
-    let api = ApiLink::new(client, node.clone(), resources);
+    let api = ApiLink::new(client, node.clone(), resources, config.without_quota);
     let agent = AgentLink::new(config.directories().agent_socket());
     Keeper::new(slots, kind, kubelet, api, agent, node)
 }
@@ -193,7 +193,7 @@ fn whole_keeper(
     let resources = Resources::One(config.passthrough_resource.clone());
     WholeKeeper {
         kubelet: KubeletLink::new(&config.pod_resources, resources.clone()),
-        api: ApiLink::new(client, node.clone(), resources),
+        api: ApiLink::new(client, node.clone(), resources, config.without_quota),
         agent: AgentLink::new(config.directories().agent_socket()),
         node,
         gpus,

@@ -172,6 +172,7 @@ mod tests {
             container: "app".parse().unwrap(),
             tenant: "acme".parse().unwrap(),
             placement: Placement::of(numbers.iter().map(grant).collect()).unwrap(),
+            quotas: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@ mod tests {
     };
     use gpuzone_api::kubernetes::TENANT_LABEL;
     use gpuzone_testkit::kubernetes::{ContainerKind, Pod};
+    use serde_json::json;
 
     use super::support::{Cluster, NODE};
 
@@ -160,6 +161,53 @@ mod tests {
         cluster.leases(2).await;
         cluster.works(&early);
         cluster.works(&running);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_clusters_quotas_are_asked_again_when_a_container_starts() {
+        let mut cluster = Cluster::start().await;
+        cluster.api.label("team", "team", "research");
+        let selector = json!({ "matchLabels": { "team": "research" } });
+        let quota = |rest: serde_json::Value| {
+            let mut spec = json!({ "namespaceSelector": selector });
+            spec.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            Some(spec)
+        };
+        // A placement of more than one pod may have, as who can write annotations writes it.
+        cluster.api.put_quota("research", quota(json!({ "perPod": { "memory": "1Gi" } })));
+        let greedy = cluster.placed(
+            Pod::new("team", "greedy", "uid-greedy", 1),
+            &[("app", &[cluster.grant(0, 2)])],
+        );
+        cluster.admit(&greedy).await;
+        let said = cluster.refusal(&greedy).await;
+        assert!(said.contains("'research' of the cluster for one pod: memory 0B held"), "{said}");
+        // What is held here counts, over an agent that starts anew, too.
+        cluster.api.put_quota("research", quota(json!({ "limits": { "pods": 1, "gpus": 2 } })));
+        let (a, b) = (cluster.small_pod("a"), cluster.small_pod("b"));
+        cluster.admit(&a).await;
+        cluster.start_container(&a, "app").await;
+        cluster.node.kill_agent().unwrap();
+        cluster.node.start_agent().unwrap();
+        cluster.admit(&b).await;
+        let said = cluster.refusal(&b).await;
+        assert!(said.contains("pods 1 held on this node + 1 asked is more than the 1"), "{said}");
+        cluster.delete(&a);
+        cluster.leases(0).await;
+        // Unreadable, or none at all: nothing starts.
+        cluster.api.put_quota("all", None);
+        cluster.api.put_quota("research", quota(json!({ "limits": { "memory": "much" } })));
+        let said = cluster.refusal(&b).await;
+        assert!(said.contains("GpuQuota 'research' cannot be read"), "{said}");
+        cluster.api.put_quota("research", None);
+        let said = cluster.refusal(&b).await;
+        assert!(said.contains("no GpuQuota holds for the namespace 'team'"), "{said}");
+        assert!(cluster.node.leases().unwrap().is_empty());
+        let model = json!([{ "model": "gpu-zone Simulated GPU", "limits": { "gpus": 1 } }]);
+        cluster.api.put_quota("research", quota(json!({ "models": model })));
+        cluster.start_container(&b, "app").await;
+        let said = cluster.refusal(&greedy).await;
+        assert!(said.contains("for 'gpu-zone Simulated GPU': GPUs 1 held"), "{said}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

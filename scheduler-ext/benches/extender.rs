@@ -73,6 +73,20 @@ fn resident(pid: u32) -> (u64, u64) {
     (of("VmRSS"), of("VmHWM"))
 }
 
+/// Processor time that a process has used (proc(5)), in ticks of 10 ms.
+fn processor_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, after) = stat.rsplit_once(')').unwrap();
+    let ticks = |at| after.split_whitespace().nth(at).unwrap().parse::<u64>().unwrap();
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+/// The last node of rank 10 in `/prioritize`'s answer.
+fn best(ranks: &str) -> &str {
+    let (before, _) = ranks.rsplit_once(r#"","Score":10}"#).unwrap();
+    before.rsplit_once('"').unwrap().1
+}
+
 /// Starts an extender; until it is ready.
 async fn start(api: &ClusterApi, folder: &std::path::Path) -> (Extender, Duration) {
     let began = Instant::now();
@@ -92,10 +106,20 @@ fn show(what: &str, mut times: Vec<Duration>) {
 }
 
 async fn time(extender: &Extender, verb: &str, body: &Value, calls: usize) -> Vec<Duration> {
-    let mut connection = Connection::open(extender.port).await.unwrap();
     let body = body.to_string().into_bytes();
+    time_each(extender, verb, calls, |_| body.clone()).await
+}
+
+async fn time_each(
+    extender: &Extender,
+    verb: &str,
+    calls: usize,
+    body: impl Fn(usize) -> Vec<u8>,
+) -> Vec<Duration> {
+    let mut connection = Connection::open(extender.port).await.unwrap();
     let mut times = Vec::new();
     for call in 0..calls + 50 {
+        let body = body(call);
         let began = Instant::now();
         let (code, _) = connection.ask(verb, &body).await.unwrap();
         assert_eq!(code, 200);
@@ -122,6 +146,25 @@ async fn filters(nodes: u64, pods: u64, folder: &std::path::Path) {
     let four = ask(&[("gpu", 4), ("memory-mib", 8192)]);
     show("filter, 4 times 8 GiB", time(&extender, "/filter", &four, 1000).await);
     show("prioritize, 24 GiB of a GPU", time(&extender, "/prioritize", &part, 200).await);
+    // A kind of pods that nobody asked for before, each time.
+    let new = |call: usize| {
+        let mib = 1024 + u64::try_from(call).unwrap();
+        ask(&[("gpu", 1), ("memory-mib", mib), ("share", 20)]).to_string().into_bytes()
+    };
+    show("filter, ever new kinds", time_each(&extender, "/filter", 200, new).await);
+    show("prioritize, ever new kinds", time_each(&extender, "/prioritize", 200, new).await);
+    // What a quota limits of a model or of time is another on other nodes.
+    let large = json!({ "gpus": 1_000_000, "share": 100_000_000 });
+    api.put(
+        "gpuquotas",
+        json!({ "kind": "GpuQuota", "apiVersion": "gpuzone.dev/v1alpha1",
+            "metadata": { "name": "all", "generation": 1 },
+            "spec": { "namespaceSelector": {}, "limits": large,
+                "models": [{ "model": "H100", "limits": large }] } }),
+    );
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    show("filter, 24 GiB, quota by model", time(&extender, "/filter", &part, 1000).await);
+    show("filter, a whole GPU, quota by model", time(&extender, "/filter", &whole, 1000).await);
     let (now, peak) = resident(extender.pid());
     println!("resident memory: {now} MB, at its peak {peak} MB");
 }
@@ -153,17 +196,18 @@ async fn pods_per_second(nodes: u64, pods: usize, folder: &std::path::Path) {
     });
     let binders: Vec<_> = binders.collect();
     let mut connection = Connection::open(extender.port).await.unwrap();
+    let names = serde_json::to_string(&names).unwrap();
+    let before = (processor_time(extender.pid()), processor_time(std::process::id()));
     let began = Instant::now();
     for object in &new {
-        let args = json!({ "Pod": object, "Nodes": null, "NodeNames": names });
-        let args = args.to_string().into_bytes();
+        // As cheap as can be: it is the extender that is looked at.
+        let args = format!(r#"{{"Pod":{object},"Nodes":null,"NodeNames":{names}}}"#).into_bytes();
         connection.ask("/filter", &args).await.unwrap();
         let (_, ranks) = connection.ask("/prioritize", &args).await.unwrap();
-        let ranks: Vec<Value> = serde_json::from_slice(&ranks).unwrap();
-        let best = ranks.iter().max_by_key(|rank| rank["Score"].as_u64()).unwrap();
+        let best = best(std::str::from_utf8(&ranks).unwrap());
         let meta = &object["metadata"];
         let bind = json!({ "PodName": meta["name"], "PodNamespace": meta["namespace"],
-            "PodUID": meta["uid"], "Node": best["Host"] });
+            "PodUID": meta["uid"], "Node": best });
         sender.send(bind.to_string().into_bytes()).await.unwrap();
     }
     drop(sender);
@@ -175,12 +219,21 @@ async fn pods_per_second(nodes: u64, pods: usize, folder: &std::path::Path) {
     println!(
         "-- {nodes} nodes: {rate:.0} pods/s through filter, prioritize and bind ({failed} of {pods} not bound at the first try)"
     );
+    let of = |pid, before: Duration| (processor_time(pid) - before).as_micros() / pods as u128;
+    println!(
+        "   processor time of a pod: {} µs of the extender, {} µs of API server and scheduler",
+        of(extender.pid(), before.0),
+        of(std::process::id(), before.1)
+    );
 }
 
 fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let folder = tempfile::Builder::new().prefix("gz-ext-").tempdir_in("/tmp").unwrap();
+        if std::env::args().any(|arg| arg == "pods") {
+            return pods_per_second(1000, 4000, folder.path()).await;
+        }
         filters(1000, 10_000, folder.path()).await;
         filters(5000, 50_000, folder.path()).await;
         filters(10_000, 10_000, folder.path()).await;

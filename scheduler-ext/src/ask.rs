@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use gpuzone_api::kubernetes::{
-    ContainerName, ContainerRequest, InvalidName, PodTerms, RequestError, ResourceNames, TermsError,
+    ContainerName, ContainerRequest, Handed, InvalidName, PodTerms, RequestError, ResourceNames,
+    TermsError,
 };
 use gpuzone_core::engine::{
     Amount, Demand, HostDemand, MemoryAsk, ModelSet, ModelTable, PodDemand, ShareMilli,
 };
-use gpuzone_core::{Exposure, GpuCount};
+use gpuzone_core::{ComputeShare, GpuCount, MigProfile, mig_share};
 
 /// What kind of container it is, as far as its GPUs are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct ContainerLimits {
 pub struct ContainerAsk {
     /// Its name.
     pub container: ContainerName,
+    /// In which way.
+    pub handed: Handed,
     /// How many GPUs.
     pub gpus: GpuCount,
     /// How much of each.
@@ -96,8 +99,8 @@ impl Ask {
         containers: &[ContainerLimits],
         terms: impl FnOnce() -> Result<PodTerms, TermsError>,
     ) -> Result<Option<Self>, AskError> {
-        let (mut lasting, mut inits) = (Vec::new(), Vec::new());
-        let mut first_app = None;
+        let (mut lasting, mut inits): (Vec<ContainerAsk>, Vec<ContainerAsk>) = Default::default();
+        let mut apps = Vec::new();
         for container in containers {
             let request =
                 ContainerRequest::from_limits(names, &container.limits).map_err(|source| {
@@ -107,13 +110,14 @@ impl Ask {
             let ask = ContainerAsk {
                 container: container.name.parse()?,
                 gpus: request.gpus,
-                amount: amount(request),
+                amount: amount(&request),
+                handed: request.handed,
             };
             match container.kind {
                 ContainerKind::Init => inits.push(ask),
                 ContainerKind::Sidecar => lasting.push(ask),
                 ContainerKind::App => {
-                    first_app.get_or_insert(lasting.len());
+                    apps.push(lasting.len());
                     lasting.push(ask);
                 }
             }
@@ -121,8 +125,14 @@ impl Ask {
         if lasting.is_empty() && inits.is_empty() {
             return Ok(None);
         }
-        let largest_init = inits.iter().map(|init| init.gpus).max();
-        for init in inits {
+        // The kubelet counts each way by a resource of its own.
+        let largest = |handed: &Handed| {
+            inits.iter().filter(|init| init.handed == *handed).map(|init| init.gpus).max()
+        };
+        let largest: Vec<Option<GpuCount>> = inits.iter().map(|i| largest(&i.handed)).collect();
+        for (init, largest_init) in inits.into_iter().zip(largest) {
+            let same = |at: &&usize| lasting.get(**at).is_some_and(|a| a.handed == init.handed);
+            let first_app = apps.iter().find(same).copied();
             let app = first_app.and_then(|at| lasting.get_mut(at));
             match app.filter(|app| app.gpus == init.gpus && largest_init == Some(init.gpus)) {
                 Some(app) => {
@@ -139,14 +149,16 @@ impl Ask {
     /// The demand that it is for the placement engine.
     pub fn demand(&self, models: &ModelTable) -> PodDemand {
         let wanted = &self.terms.models;
-        let models = match wanted.is_empty() {
-            true => ModelSet::ANY,
-            false => models.set_of(wanted.iter().map(String::as_str)),
-        };
         let demand = |ask: &ContainerAsk| Demand {
-            models,
+            models: match &ask.handed {
+                Handed::Mig(profile) => instances_of(models, profile, wanted),
+                Handed::Mediated | Handed::Passthrough if wanted.is_empty() => ModelSet::ANY,
+                Handed::Mediated | Handed::Passthrough => {
+                    models.set_of(wanted.iter().map(String::as_str))
+                }
+            },
             topology: self.terms.topology,
-            exposure: Exposure::Mediated,
+            exposure: ask.handed.exposure(),
             ..Demand::new(ask.gpus, ask.amount)
         };
         let containers = self.containers.iter().map(demand).collect();
@@ -157,6 +169,11 @@ impl Ask {
     pub fn sentence(&self) -> String {
         let each = self.containers.iter().map(|ask| {
             let gpus = if ask.gpus == GpuCount::ONE { "GPU" } else { "GPUs" };
+            match &ask.handed {
+                Handed::Mediated => {}
+                Handed::Passthrough => return format!("{} {gpus} by passthrough", ask.gpus),
+                Handed::Mig(profile) => return format!("a MIG instance {profile}"),
+            }
             match ask.amount {
                 Amount::Whole => format!("{} whole {gpus}", ask.gpus),
                 Amount::Part { memory, share } => {
@@ -175,7 +192,35 @@ impl Ask {
     }
 }
 
-fn amount(request: ContainerRequest) -> Amount {
+/// What GPUs of a model are called in the engine's table as far as they are cut into instances of a
+/// profile: those are devices of their own there. No product's name has such a character.
+pub(crate) fn instance_class(model: &str, profile: &str) -> String {
+    format!("{model}\u{1f}{profile}")
+}
+
+/// The instances of a profile, of these models or, without any, of all.
+fn instances_of(models: &ModelTable, profile: &MigProfile, wanted: &[String]) -> ModelSet {
+    let of = models.names().filter(|(name, _)| {
+        name.split_once('\u{1f}').is_some_and(|(model, of)| {
+            of == profile.as_str() && (wanted.is_empty() || wanted.iter().any(|w| w == model))
+        })
+    });
+    of.fold(ModelSet::NONE, |set, (_, class)| set.with(class))
+}
+
+/// The GPUs of a model, whole and in instances: what a quota on the model counts.
+pub(crate) fn all_of(models: &ModelTable, model: &str) -> ModelSet {
+    let of = models
+        .names()
+        .filter(|(name, _)| name.split_once('\u{1f}').map_or(*name, |(parent, _)| parent) == model);
+    of.fold(ModelSet::NONE, |set, (_, class)| set.with(class))
+}
+
+fn amount(request: &ContainerRequest) -> Amount {
+    if let Handed::Mig(profile) = &request.handed {
+        let (memory, share) = (ComputeShare::WHOLE, mig_share(profile.slices()));
+        return Amount::Part { memory: MemoryAsk::Percent(memory), share: Some(share.into()) };
+    }
     match request.memory {
         // A whole GPU is whole: whatever share was asked for, nobody else gets in.
         None => Amount::Whole,
@@ -209,7 +254,7 @@ fn larger(a: Amount, b: Amount) -> Option<Amount> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpuzone_core::{ComputeShare, MemoryBytes};
+    use gpuzone_core::MemoryBytes;
 
     fn container(
         name: &str,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use gpuzone_api::kubernetes::{
     DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_SHARE_RESOURCE, ResourceName, ResourceNames, SchedulerName,
+    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, ResourceName,
+    ResourceNames, ResourcePrefix, SchedulerName,
 };
 use gpuzone_core::engine::Policy;
 
@@ -72,6 +73,12 @@ pub struct Config {
     /// The resource by which they ask for a share of the time, in per cent.
     #[arg(long, default_value = DEFAULT_SHARE_RESOURCE)]
     pub share_resource: ResourceName,
+    /// The resource by which they ask for whole GPUs by passthrough.
+    #[arg(long, default_value = DEFAULT_PASSTHROUGH_RESOURCE)]
+    pub passthrough_resource: ResourceName,
+    /// What stands before a MIG profile in the resource by which they ask for an instance of it.
+    #[arg(long, default_value = DEFAULT_MIG_PREFIX)]
+    pub mig_prefix: ResourcePrefix,
     /// What placements are to be good for, where a pod does not say: pack, spread or fragmentation.
     #[arg(long, default_value_t = Policy::default())]
     pub policy: Policy,
@@ -82,6 +89,10 @@ pub struct Config {
     /// httpTimeout.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub group_seconds: u64,
+    /// How long a pod that asks for no more than is guaranteed to its quota waits for room before pods
+    /// that borrow it are evicted, in seconds; without it, none is.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub reclaim_seconds: Option<u64>,
     /// How often at most a Node is touched so that waiting pods are looked at, in milliseconds.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=600_000))]
     pub wake_milliseconds: u64,
@@ -119,6 +130,8 @@ impl Config {
             memory_mib: self.memory_resource.clone(),
             memory_percent: self.memory_percent_resource.clone(),
             share: self.share_resource.clone(),
+            passthrough: self.passthrough_resource.clone(),
+            mig: self.mig_prefix.clone(),
         }
     }
 

@@ -9,10 +9,9 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::binder::Binder;
@@ -21,13 +20,15 @@ use crate::shared::{Role, Shared};
 use crate::view::{PodName, PodView};
 use crate::wire::{
     Args, BindArgs, BindResult, FilterResult, HostPriority, MetaPod, MetaVictims, Nodes,
-    PreemptArgs, PreemptResult,
+    PreemptArgs, PreemptResult, Text,
 };
 
 /// A request's body comes within this time.
 const BODY: Duration = Duration::from_secs(10);
 /// More requests are not served at a time.
 const AT_ONCE: usize = 256;
+/// Bytes of a short answer.
+const SMALL: usize = 512;
 
 /// What the handlers have.
 #[derive(Clone)]
@@ -109,27 +110,35 @@ async fn metrics(State(app): State<App>) -> Result<Response, Bad> {
 }
 
 /// What a verb is asked with.
-async fn read<T: DeserializeOwned>(request: Request, verb: Verb) -> Result<T, Bad> {
-    let wrong = |error| format!("not what {} is asked with: {error}", verb.as_str());
-    body(request, wrong).await
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8], verb: Verb) -> Result<T, Bad> {
+    parse(body, |error| format!("not what {} is asked with: {error}", verb.as_str()))
 }
 
-/// A body in the time that it has, read as what it should be; `wrong` says what it is not.
-/// Kubernetes sends `application/json`; whoever does not is not refused for that.
-pub(crate) async fn body<T: DeserializeOwned>(
-    request: Request,
+/// A body as what it should be; `wrong` says what it is not.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(
+    body: &'a [u8],
     wrong: impl FnOnce(serde_json::Error) -> String,
 ) -> Result<T, Bad> {
+    serde_json::from_slice(body).map_err(|error| Bad(StatusCode::BAD_REQUEST, wrong(error)))
+}
+
+/// A body in the time that it has. Kubernetes sends `application/json`; whoever does not is not
+/// refused for that.
+pub(crate) async fn body(request: Request) -> Result<Bytes, Bad> {
     let bytes = axum::RequestExt::extract::<Bytes, _>(request);
     let bytes = tokio::time::timeout(BODY, bytes).await;
     let bytes =
         bytes.map_err(|_| Bad(StatusCode::REQUEST_TIMEOUT, "the body did not come".into()))?;
-    let bytes = bytes.map_err(|error| Bad(error.status(), error.body_text()))?;
-    serde_json::from_slice(&bytes).map_err(|error| Bad(StatusCode::BAD_REQUEST, wrong(error)))
+    bytes.map_err(|error| Bad(error.status(), error.body_text()))
 }
 
-fn json<T: Serialize>(answer: &T) -> Response {
-    Json(answer).into_response()
+/// An answer of about so many bytes.
+fn json<T: Serialize>(answer: &T, about: usize) -> Response {
+    let mut text = Vec::with_capacity(about);
+    match serde_json::to_writer(&mut text, answer) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => Bad(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 fn view(app: &App, pod: &k8s_openapi::api::core::v1::Pod) -> Result<PodView, Bad> {
@@ -139,17 +148,18 @@ fn view(app: &App, pod: &k8s_openapi::api::core::v1::Pod) -> Result<PodView, Bad
 }
 
 /// The names of nodes that came whole.
-fn names(nodes: Option<&Nodes>) -> Result<Vec<String>, Bad> {
+fn names<'a>(nodes: Option<&Nodes<'a>>) -> Result<Vec<Text<'a>>, Bad> {
     let names = nodes.map_or(Ok(Vec::new()), Nodes::names);
     names.map_err(|error| Bad(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 async fn filter(State(app): State<App>, request: Request) -> Result<Response, Bad> {
     let began = Instant::now();
-    let Args { pod, nodes, node_names } = read(request, Verb::Filter).await?;
+    let body = body(request).await?;
+    let Args { pod, nodes, node_names } = read(&body, Verb::Filter)?;
     let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
     let names = node_names.as_ref().unwrap_or(&whole);
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names: Vec<&str> = names.iter().map(Text::as_str).collect();
     let now = app.shared.now();
     let filtered = app.shared.index().filter(&pod, &names, now);
     let filtered = match filtered {
@@ -157,7 +167,7 @@ async fn filter(State(app): State<App>, request: Request) -> Result<Response, Ba
         Err(error) => {
             let error = error.to_string();
             app.metrics.count(Verb::Filter, false, began.elapsed());
-            return Ok(json(&FilterResult { error, ..FilterResult::default() }));
+            return Ok(json(&FilterResult { error, ..FilterResult::default() }, SMALL));
         }
     };
     let mut result = FilterResult::default();
@@ -185,25 +195,27 @@ async fn filter(State(app): State<App>, request: Request) -> Result<Response, Ba
         });
     }
     app.metrics.count(Verb::Filter, true, began.elapsed());
-    Ok(json(&result))
+    Ok(json(&result, body.len()))
 }
 
 async fn prioritize(State(app): State<App>, request: Request) -> Result<Response, Bad> {
     let began = Instant::now();
-    let Args { pod, nodes, node_names } = read(request, Verb::Prioritize).await?;
+    let body = body(request).await?;
+    let Args { pod, nodes, node_names } = read(&body, Verb::Prioritize)?;
     let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
     let names = node_names.as_ref().unwrap_or(&whole);
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names: Vec<&str> = names.iter().map(Text::as_str).collect();
     let ranks = app.shared.index().prioritize(&pod, &names);
     app.metrics.count(Verb::Prioritize, ranks.is_ok(), began.elapsed());
     let ranks = ranks.map_err(|error| Bad(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let about = names.iter().map(|name| name.len() + 24).sum();
     let priorities = names.iter().zip(ranks).map(|(host, score)| HostPriority { host, score });
-    Ok(json(&priorities.collect::<Vec<_>>()))
+    Ok(json(&priorities.collect::<Vec<_>>(), about))
 }
 
 async fn bind(State(app): State<App>, request: Request) -> Result<Response, Bad> {
     let began = Instant::now();
-    let args: BindArgs = read(request, Verb::Bind).await?;
+    let args: BindArgs = read(&body(request).await?, Verb::Bind)?;
     let pod = format!("{}/{}", args.pod_namespace, args.pod_name);
     let bound = app.binder.bind(args).await;
     app.metrics.count(Verb::Bind, bound.is_ok(), began.elapsed());
@@ -211,12 +223,13 @@ async fn bind(State(app): State<App>, request: Request) -> Result<Response, Bad>
         tracing::info!(pod, %error, "not bound");
         error.to_string()
     });
-    Ok(json(&BindResult { error: error.unwrap_or_default() }))
+    Ok(json(&BindResult { error: error.unwrap_or_default() }, SMALL))
 }
 
 async fn preempt(State(app): State<App>, request: Request) -> Result<Response, Bad> {
     let began = Instant::now();
-    let args: PreemptArgs = read(request, Verb::Preempt).await?;
+    let body = body(request).await?;
+    let args: PreemptArgs = read(&body, Verb::Preempt)?;
     let pod = view(&app, &args.pod)?;
     let meta = args.node_name_to_meta_victims.unwrap_or_default();
     let whole = args.node_name_to_victims.unwrap_or_default().into_iter().map(|(node, victims)| {
@@ -235,7 +248,7 @@ async fn preempt(State(app): State<App>, request: Request) -> Result<Response, B
         }
     }
     app.metrics.count(Verb::Preempt, true, began.elapsed());
-    Ok(json(&result))
+    Ok(json(&result, body.len()))
 }
 
 async fn explain(
@@ -244,11 +257,11 @@ async fn explain(
 ) -> Result<Response, Bad> {
     let why = app.shared.index().explain(&PodName { namespace, name });
     let unknown = "no such pod that asks for GPUs is known here";
-    why.map(|why| json(&why)).ok_or_else(|| Bad(StatusCode::NOT_FOUND, unknown.into()))
+    why.map(|why| json(&why, SMALL)).ok_or_else(|| Bad(StatusCode::NOT_FOUND, unknown.into()))
 }
 
 async fn quotas(State(app): State<App>) -> Response {
     let reports = app.shared.index().quota_reports();
     let reports = reports.into_iter().map(|report| (report.name.clone(), report));
-    json(&reports.collect::<std::collections::BTreeMap<_, _>>())
+    json(&reports.collect::<std::collections::BTreeMap<_, _>>(), SMALL)
 }

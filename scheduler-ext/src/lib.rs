@@ -25,6 +25,7 @@ pub mod index;
 mod keeper;
 mod leader;
 mod metrics;
+mod reclaim;
 mod run;
 mod shared;
 mod tls;

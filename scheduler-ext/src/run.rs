@@ -17,7 +17,7 @@ use crate::http::{App, health, verbs};
 use crate::metrics::Metrics;
 use crate::shared::Shared;
 use crate::tls::{Files, TlsError, reload};
-use crate::{feeds, follow, keeper, leader, webhook};
+use crate::{feeds, follow, keeper, leader, reclaim, webhook};
 
 /// How long requests that run may go on when it ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -78,6 +78,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             keeper::wake(Arc::clone(&shared), client.clone(), wake),
             keeper::publish(Arc::clone(&shared), client.clone()),
             follow(&config, &shared, &client),
+            take_back(&config, &shared, &client),
         );
     };
     let ending = async {
@@ -109,6 +110,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 async fn follow(config: &Config, shared: &Arc<Shared>, client: &kube::Client) {
     if let Some(follower) = config.follower() {
         follow::follow(Arc::clone(shared), client.clone(), follower).await;
+    }
+}
+
+async fn take_back(config: &Config, shared: &Arc<Shared>, client: &kube::Client) {
+    if let Some(seconds) = config.reclaim_seconds {
+        let patience = Duration::from_secs(seconds);
+        reclaim::take_back(Arc::clone(shared), client.clone(), patience).await;
     }
 }
 

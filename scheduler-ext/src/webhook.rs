@@ -8,7 +8,7 @@ use kube::core::DynamicObject;
 use kube::core::admission::AdmissionReview;
 
 use crate::admission::{Rules, mutate, validate};
-use crate::http::{Bad, body, bounded};
+use crate::http::{Bad, body, bounded, parse};
 
 /// The API server takes no object of more than 3 MiB, and sends two of them at most.
 const LARGEST: usize = 8 << 20;
@@ -25,7 +25,8 @@ pub(crate) fn router(rules: Rules) -> Router {
 }
 
 async fn read(request: Request) -> Result<Review, Bad> {
-    body(request, |error| format!("not an AdmissionReview of admission.k8s.io/v1: {error}")).await
+    let wrong = |error| format!("not an AdmissionReview of admission.k8s.io/v1: {error}");
+    parse(&body(request).await?, wrong)
 }
 
 async fn validating(State(rules): State<Rules>, request: Request) -> Result<Json<Review>, Bad> {

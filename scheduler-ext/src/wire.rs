@@ -1,54 +1,93 @@
 //! What kube-scheduler and an extender say to each other: JSON whose keys are Go's field names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::api::core::v1::Pod;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// What `/filter` and `/prioritize` are asked.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Args {
+pub struct Args<'a> {
     /// The pod.
     pub pod: Pod,
     /// With `nodeCacheCapable: false`, the nodes themselves.
-    #[serde(default)]
-    pub nodes: Option<Nodes>,
+    #[serde(borrow, default)]
+    pub nodes: Option<Nodes<'a>>,
     /// With `nodeCacheCapable: true`, their names.
-    #[serde(default)]
-    pub node_names: Option<Vec<String>>,
+    #[serde(borrow, default)]
+    pub node_names: Option<Vec<Text<'a>>>,
+}
+
+/// A text that stays where it was received, unless it is written with escapes: thousands of names
+/// come with each question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text<'a>(Cow<'a, str>);
+
+impl Text<'_> {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Reader)
+    }
 }
 
 /// A list of nodes. They go back as they came, so nothing of them but their names is read.
 #[derive(Debug, Deserialize, Serialize)]
-pub struct Nodes {
+pub struct Nodes<'a> {
     /// Its own metadata.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<Box<RawValue>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<&'a RawValue>,
     /// The nodes.
-    #[serde(default)]
-    pub items: Option<Vec<Box<RawValue>>>,
+    #[serde(borrow, default)]
+    pub items: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Deserialize)]
-struct Named {
-    metadata: Name,
+struct Named<'a> {
+    #[serde(borrow)]
+    metadata: Name<'a>,
 }
 
 #[derive(Deserialize)]
-struct Name {
-    name: String,
+struct Name<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
 }
 
-impl Nodes {
+impl<'a> Nodes<'a> {
     /// The nodes' names, in their order.
     ///
     /// # Errors
     /// When a node has none.
-    pub fn names(&self) -> Result<Vec<String>, serde_json::Error> {
-        let name = |item: &RawValue| {
-            let named: Named = serde_json::from_str(item.get())?;
+    pub fn names(&self) -> Result<Vec<Text<'a>>, serde_json::Error> {
+        let name = |item: &'a RawValue| {
+            let named: Named<'a> = serde_json::from_str(item.get())?;
             Ok(named.metadata.name)
         };
         self.items.iter().flatten().map(|item| name(item)).collect()
@@ -70,7 +109,7 @@ impl Serialize for Failed<'_> {
 #[serde(rename_all = "PascalCase")]
 pub struct FilterResult<'a> {
     /// The nodes that serve the pod, if nodes were given.
-    pub nodes: Option<Nodes>,
+    pub nodes: Option<Nodes<'a>>,
     /// Their names, if names were given.
     pub node_names: Option<Vec<&'a str>>,
     /// Why the others do not, where taking pods away could help.

@@ -81,6 +81,54 @@ mod tests {
         assert!(metrics.contains(r#"requests_total{verb="bind",answered="true"} 2"#), "{metrics}");
     }
 
+    /// `ExtenderPreemptionArgs` of `k8s.io/kube-scheduler/extender/v1`: what is not given is null, and
+    /// pods are as a 1.35 API server has them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn victims_are_named_in_both_ways_of_asking() {
+        let (api, folder) = (cluster(2, 1).await, folder());
+        let more = ["--gpu-resource", "example.com/dev", "--without-quota", "admit"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let like = |name: &str, priority: i32| {
+            let mut pod = recorded("cache-filter")["Pod"].clone();
+            pod["metadata"]["name"] = json!(name);
+            pod["metadata"]["uid"] = json!(format!("uid-{name}"));
+            pod["spec"]["priority"] = json!(priority);
+            pod
+        };
+        for (name, node) in [("low", "n1"), ("high", "n2")] {
+            api.put("pods", like(name, if name == "low" { 0 } else { 2000 }));
+            assert_eq!(extender.bind(&like(name, 0), node).await, "", "{}", extender.log());
+        }
+        let both = async || extender.metrics().await.contains("pods_bound 2\n");
+        until("both are seen", || extender.log(), both).await;
+        let victims = |named: Value| json!({ "Pods": named, "NumPDBViolations": 1 });
+        let expected = json!({ "NodeNameToMetaVictims":
+            { "n1": { "Pods": [{ "UID": "uid-low" }], "NumPDBViolations": 1 } } });
+        let low = api.get("pods", "default/low").unwrap();
+        for (meta, whole) in [
+            // The one that the scheduler named, or none: it does not know who holds the GPU.
+            (
+                json!({ "n1": victims(json!([{ "UID": "uid-low" }])), "n2": victims(json!([])) }),
+                Value::Null,
+            ),
+            (json!({ "n1": victims(Value::Null), "gone": victims(json!([])) }), Value::Null),
+            (Value::Null, json!({ "n1": victims(json!([low])), "n2": victims(json!([])) })),
+            (Value::Null, json!({ "n1": victims(Value::Null) })),
+        ] {
+            let args = json!({ "Pod": like("urgent", 1000), "NodeNameToVictims": whole,
+                "NodeNameToMetaVictims": meta });
+            let (code, answer) = extender.ask("/preempt", &args).await;
+            assert_eq!((code, &answer), (200, &expected), "{args}");
+        }
+        let mut modest = like("modest", 1000);
+        modest["spec"]["preemptionPolicy"] = json!("Never");
+        let args = json!({ "Pod": modest, "NodeNameToVictims": null,
+            "NodeNameToMetaVictims": { "n1": victims(json!([])) } });
+        let (_, answer) = extender.ask("/preempt", &args).await;
+        assert_eq!(answer, json!({ "NodeNameToMetaVictims": {} }));
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn lost_answers_are_looked_at_and_never_guessed() {
         let (api, folder) = (cluster(2, 1).await, folder());

@@ -8,6 +8,7 @@ mod tests {
     use std::time::Duration;
 
     use gpuzone_core::Exposure;
+    use gpuzone_crds::{GpuNodeStatus, PartitionEntry};
     use gpuzone_scheduler_ext::index::{
         Gate, Index, Look, Moment, ReserveError, Settings, Settled, WithoutQuota,
     };
@@ -197,6 +198,63 @@ mod tests {
         index.apply_gpu_node(&node("n1"), Some(&status(1, 2, 16)));
         assert_eq!(index.take_favours(), BTreeSet::from([node("n1")]));
         assert_eq!(reason(&mut index, &next), "");
+    }
+
+    fn cut(profiles: &[(&str, u32, u64, u32)]) -> GpuNodeStatus {
+        let mut status = status(1, 3, 16);
+        status.gpus[0].exposure = Exposure::Mig;
+        let parts = profiles.iter().map(|(profile, count, gib, percent)| PartitionEntry {
+            profile: (*profile).to_owned(),
+            count: *count,
+            healthy: *count,
+            memory_bytes: gib * GIB,
+            share_percent: Some(*percent),
+        });
+        status.gpus[0].partitions = parts.collect();
+        status.gpus[1].exposure = Exposure::Passthrough;
+        status
+    }
+
+    #[test]
+    fn instances_and_whole_gpus_are_asked_for_by_their_names() {
+        let mut index = index(2, 1);
+        let status = cut(&[("1g.2gb", 2, 2, 14), ("3g.6gb", 1, 6, 42)]);
+        index.apply_gpu_node(&node("n1"), Some(&status));
+        let small = |name: &str| pod("team", name, &[("mig-1g.2gb", 1)]);
+        let exposures = json!([{ "exposure": "mig", "limits": { "memory": "8Gi", "gpus": 2 } }]);
+        let spec = json!({ "namespaceSelector": {}, "exposures": exposures,
+            "models": [{ "model": "Simulated H100", "limits": { "share": 200 } }] });
+        index.apply_quota("q", Some("q"), Some(1), &quota(spec));
+        let said_of = |index: &mut Index, pod: &Value| said(index, pod, &["n1", "n2"]);
+        let [here, there] = said_of(&mut index, &small("a")).try_into().unwrap();
+        assert_eq!(here, None);
+        assert!(there.unwrap().starts_with("needs a MIG instance 1g.2gb: too few GPUs"));
+        let a = bind(&mut index, &small("a"), "n1").unwrap();
+        let placement = a["metadata"]["annotations"]["gpuzone.dev/placement"].to_string();
+        assert!(placement.contains(&gpu_uuid(1, 0)), "{placement}");
+        assert!(placement.contains(r#"\"memory\":\"2Gi\",\"share\":14"#), "{placement}");
+        index.apply_pod(view(&a));
+        let b = bind(&mut index, &pod("team", "b", &[("mig-3g.6gb", 1)]), "n1").unwrap();
+        index.apply_pod(view(&b));
+        // Two instances are what the quota lets be held, although a third is free.
+        let refused = reason(&mut index, &small("c"));
+        assert!(refused.contains("'q' for mig: 2 GPUs used"), "{refused}");
+        index.remove_quota("q");
+        let c = bind(&mut index, &small("c"), "n1").unwrap();
+        index.apply_pod(view(&c));
+        assert!(reason(&mut index, &small("d")).contains("memory free"));
+        // One whole GPU, and one in parts, beside them; nothing takes what is handed over otherwise.
+        let whole = pod("team", "w", &[("passthrough", 1)]);
+        let bound = bind(&mut index, &whole, "n1").unwrap();
+        assert!(bound["metadata"]["annotations"].to_string().contains(&gpu_uuid(1, 1)));
+        index.apply_pod(view(&bound));
+        let second = reason(&mut index, &pod("team", "x", &[("passthrough", 1)]));
+        assert!(second.starts_with("needs 1 GPU by passthrough: "), "{second}");
+        let part = pod("team", "p", &[("gpu", 1), ("memory-mib", 16384)]);
+        bind(&mut index, &part, "n1").unwrap();
+        // An instance that is given back is free, whichever the kubelet had chosen.
+        index.remove_pod(&uid("uid-a"));
+        assert_eq!(reason(&mut index, &small("e")), "");
     }
 
     #[test]

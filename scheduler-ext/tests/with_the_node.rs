@@ -52,6 +52,12 @@ mod tests {
         // The plugin asks the same server.
         api.allow_only(&[&ROLES[..], &[DEVICE_PLUGIN_ACCESS]].concat());
         api.put("nodes", json!({ "metadata": { "name": NODE } }));
+        let spec = json!({ "namespaceSelector": {}, "perPod": { "gpus": 1 } });
+        api.put(
+            "gpuquotas",
+            json!({ "apiVersion": "gpuzone.dev/v1alpha1", "kind": "GpuQuota",
+                "metadata": { "name": "all", "generation": 1 }, "spec": spec }),
+        );
         let kubelet = Kubelet::start(
             &node.folder().join("kubelet"),
             "gpuzone.dev/gpu",
@@ -60,7 +66,7 @@ mod tests {
         );
         let kubelet = kubelet.unwrap();
         let _plugin = plugin(&node, &api);
-        let extender = Extender::start(&api, node.folder(), "ext", &["--without-quota", "admit"]);
+        let extender = Extender::start(&api, node.folder(), "ext", &[]);
         extender.leads().await;
         let log = || {
             let plugin = std::fs::read_to_string(node.folder().join("plugin.log"));

@@ -85,4 +85,8 @@ tolerations: {{- toYaml . | nindent 2 }}
       ignoredByScheduler: true
     - name: {{ .root.Values.resources.share }}
       ignoredByScheduler: true
+    - name: {{ .root.Values.resources.passthrough }}
+    {{- range .root.Values.resources.migProfiles }}
+    - name: {{ $.root.Values.resources.migPrefix }}{{ . }}
+    {{- end }}
 {{- end -}}

@@ -6,7 +6,7 @@ use gpuzone_api::agent::v1::Gpu;
 use gpuzone_api::placements::v1::placements_client::PlacementsClient;
 use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
 use gpuzone_api::{AgentError, ErrorKind, SlotFolder, SlotId, connect_channel};
-use gpuzone_core::{Exposure, GpuUuid};
+use gpuzone_core::{ClusterQuota, Exposure, GpuUuid, Limits, MemoryBytes};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -122,6 +122,23 @@ fn placed_gpus(claim: &Claim) -> Vec<PlacedGpu> {
     claim.placement.grants().iter().map(gpu).collect()
 }
 
+fn quotas_of(claim: &Claim) -> Vec<proto::ClusterQuota> {
+    let limits = |limits: &Limits| {
+        let Limits { memory, gpus, share, groups } = *limits;
+        let memory_bytes = memory.map(MemoryBytes::get);
+        Some(proto::Limits { memory_bytes, gpus, share_percent: share, groups })
+    };
+    let named = |name: String, of: &Limits| proto::NamedLimits { name, limits: limits(of) };
+    let quota = |quota: &ClusterQuota| proto::ClusterQuota {
+        name: quota.name.clone(),
+        limits: limits(&quota.limits),
+        per_group: limits(&quota.per_group),
+        models: quota.models.iter().map(|(model, of)| named(model.clone(), of)).collect(),
+        exposures: quota.exposures.iter().map(|(how, of)| named(how.to_string(), of)).collect(),
+    };
+    claim.quotas.iter().map(quota).collect()
+}
+
 impl AgentLink {
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
@@ -151,6 +168,8 @@ impl AgentLink {
             folder: folder.to_string(),
             program: format!("{pod}/{}", claim.container),
             exposure: in_slot(claim).to_string(),
+            quotas: quotas_of(claim),
+            group: claim.pod.to_string(),
         };
         let mut client = PlacementsClient::new(self.channel().await?);
         within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
@@ -167,6 +186,8 @@ impl AgentLink {
             folder: String::new(),
             program: format!("{pod}/{}", claim.container),
             exposure: Exposure::Passthrough.to_string(),
+            quotas: quotas_of(claim),
+            group: claim.pod.to_string(),
         };
         let mut client = PlacementsClient::new(self.channel().await?);
         within(PLACE_PATIENCE, client.place(asked)).await.map(drop)

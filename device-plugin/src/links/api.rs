@@ -1,7 +1,8 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use gpuzone_api::kubernetes::{NodeName, TENANT_LABEL};
+use gpuzone_api::kubernetes::NodeName;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -10,6 +11,7 @@ use kube::{Api, Client};
 use super::LinkError;
 use super::pods::{Pod, view};
 use crate::claim::PodView;
+use crate::config::WithoutQuota;
 use crate::holders::{PodName, Resources};
 use crate::keep::Pods;
 
@@ -18,9 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The API server.
 #[derive(Clone)]
 pub(crate) struct ApiLink {
-    client: Client,
+    pub(super) client: Client,
     node: NodeName,
     resources: Resources,
+    pub(super) without_quota: WithoutQuota,
 }
 
 fn failed(what: &'static str, error: &kube::Error) -> LinkError {
@@ -58,8 +61,13 @@ pub(crate) async fn within<T>(
 }
 
 impl ApiLink {
-    pub(crate) fn new(client: Client, node: NodeName, resources: Resources) -> Self {
-        Self { client, node, resources }
+    pub(crate) fn new(
+        client: Client,
+        node: NodeName,
+        resources: Resources,
+        without_quota: WithoutQuota,
+    ) -> Self {
+        Self { client, node, resources, without_quota }
     }
 
     /// One pod, as it is now.
@@ -69,11 +77,14 @@ impl ApiLink {
         Ok(pod.and_then(|pod| view(&pod, &self.resources)))
     }
 
-    /// The label of a namespace that names its tenant.
-    pub(crate) async fn tenant_label(&self, namespace: &str) -> Result<Option<String>, LinkError> {
+    /// The labels of a namespace.
+    pub(crate) async fn labels(
+        &self,
+        namespace: &str,
+    ) -> Result<BTreeMap<String, String>, LinkError> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let found = within("get namespaces", namespaces.get(namespace)).await?;
-        Ok(found.metadata.labels.and_then(|mut labels| labels.remove(TENANT_LABEL)))
+        Ok(found.metadata.labels.unwrap_or_default())
     }
 
     fn on_this_node(&self) -> String {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpuzone_api::ErrorKind;
-use gpuzone_api::kubernetes::NodeName;
+use gpuzone_api::kubernetes::{NodeName, TENANT_LABEL};
 use gpuzone_core::PciAddress;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{WholeError, WholeGpu, of_devices};
-use crate::claim::{ClaimError, claim};
+use crate::claim::{Claim, ClaimError, claim};
 use crate::holders::{HolderError, Holders, Holding, PodName};
 use crate::keep::{Verdict, verdict};
 use crate::keeper::{may_clear, runs};
-use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, WholeLease};
+use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, QuotaError, WholeLease};
 
 /// The kubelet waits for 30 s.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -30,6 +30,8 @@ pub(crate) enum WholeLeaseError {
     Holder(#[from] HolderError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     #[error(transparent)]
     Devices(#[from] WholeError),
     #[error("the API server has no pod {0}; if it was deleted, nothing is to be done")]
@@ -96,9 +98,12 @@ impl WholeKeeper {
         let found = self.kubelet.holders().await?.find(devices)?;
         let pod = self.api.pod(&found.pod).await?;
         let pod = pod.ok_or_else(|| WholeLeaseError::NoPod(found.pod.clone()))?;
-        let label = self.api.tenant_label(&found.pod.namespace).await?;
-        let (label, container) = (label.as_deref(), found.container.as_deref());
+        let labels = self.api.labels(&found.pod.namespace).await?;
+        let (label, container) = (labels.get(TENANT_LABEL), found.container.as_deref());
+        let label = label.map(String::as_str);
         let claim = claim(&pod, label, &self.node, container, devices.len())?;
+        let quotas = self.api.quotas(&found.pod.namespace, &labels).await?;
+        let claim = Claim { quotas, ..claim };
         let gpus = self.gpus.borrow().clone();
         let claim = of_devices(claim, devices, &gpus)?;
         for gpu in gpus.iter().filter(|gpu| devices.contains(&gpu.address)) {

@@ -53,6 +53,7 @@ impl Cluster {
         let gpus = gpus.map(|gpu| gpu["uuid"].as_str().unwrap().parse().unwrap()).collect();
         let api = ApiServer::start().await.unwrap();
         api.allow_only(DEVICE_PLUGIN_ACCESS);
+        api.put_quota("all", Some(serde_json::json!({ "namespaceSelector": {} })));
         let mut cluster = Self { node, api, kubelet: None, plugin: None, gpus };
         cluster.start_kubelet(Vec::new());
         cluster

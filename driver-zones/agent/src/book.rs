@@ -12,9 +12,9 @@ use std::path::Path;
 
 use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotId};
 use gpuzone_core::{
-    ApplyError, Demand, Exposure, GpuHealth, GpuUuid, GpuWatch, HealthTerms, Inventory, Lease,
-    LeaseEvent, LeaseId, LeaseState, MemoryBytes, NodeState, PlacementRefusal, QuotaRefusal,
-    Request, ReserveError, Signal, UnknownLease, ZoneId, admit,
+    Admission, ApplyError, Counted, Demand, Exposure, GpuHealth, GpuUuid, GpuWatch, HealthTerms,
+    Inventory, Lease, LeaseEvent, LeaseId, LeaseState, MemoryBytes, NodeState, PlacementRefusal,
+    QuotaRefusal, Request, ReserveError, Signal, UnknownLease, ZoneId, admit,
 };
 use gpuzone_wire::scrub::ScrubGpu;
 use tokio::sync::{mpsc, oneshot};
@@ -162,7 +162,8 @@ impl Refusal {
             Self::Quota(
                 QuotaRefusal::NoQuota(_)
                 | QuotaRefusal::NotUrgent(_)
-                | QuotaRefusal::Exceeded { .. },
+                | QuotaRefusal::Exceeded { .. }
+                | QuotaRefusal::Cluster(_),
             ) => ErrorKind::Quota,
             Self::Reserve(ReserveError::DuplicateLease(_)) | Self::Journal(_) => {
                 ErrorKind::Internal
@@ -235,7 +236,8 @@ impl Book {
     ) -> Result<HeldLease, Refusal> {
         let placement = self.node.place(request)?;
         let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
-        self.reserve_these(id, zone, Exposure::Mediated, demand, holder)
+        let admission = self.admit(demand)?;
+        self.hold(id, zone, Exposure::Mediated, admission, holder)
     }
 
     /// Admits a placement that somebody else chose and sets its GPUs aside, unless the very lease
@@ -272,20 +274,32 @@ impl Book {
         let (tenant, placement) = (wanted.tenant.clone(), wanted.placement.clone());
         let demand = Demand { tenant, placement, time: Default::default() };
         let exposure = wanted.exposure();
-        self.reserve_these(id, zone, exposure, demand, holder).map(Found::New)
+        let mut admission = self.admit(demand)?;
+        if let Some(terms) = &wanted.cluster {
+            let held = self.leases();
+            let counted = held.iter().filter_map(|held| {
+                let (placement, exposure) = (&held.lease.placement, held.exposure());
+                Some(Counted { placement, exposure, under: held.holder.placed()?.under.as_ref()? })
+            });
+            let counted: Vec<Counted<'_>> = counted.collect();
+            admission = admission.within(terms, exposure, &counted, self.node.inventory())?;
+        }
+        self.hold(id, zone, exposure, admission, holder).map(Found::New)
     }
 
-    fn reserve_these(
+    fn admit(&self, demand: Demand) -> Result<Admission, QuotaRefusal> {
+        let held = self.node.holdings(&demand.tenant);
+        admit(self.quotas.of(&demand.tenant), held, demand)
+    }
+
+    fn hold(
         &mut self,
         id: LeaseId,
         zone: ZoneId,
         exposure: Exposure,
-        demand: Demand,
+        admission: Admission,
         holder: Holder,
     ) -> Result<HeldLease, Refusal> {
-        let held = self.node.holdings(&demand.tenant);
-        let quota = self.quotas.of(&demand.tenant).cloned();
-        let admission = admit(quota.as_ref(), held, demand)?;
         // Tried on a copy, for the journal comes before the change and may refuse.
         let mut node = self.node.clone();
         let lease = node.reserve_as(id, zone, exposure, admission)?.clone();

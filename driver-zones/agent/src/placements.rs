@@ -1,11 +1,13 @@
 //! Leases of GPUs that somebody else chose: the service for those who place them.
 
+mod quotas;
+
 use std::sync::Arc;
 
 use gpuzone_api::placements::v1 as proto;
 use gpuzone_api::placements::v1::placements_server::Placements;
 use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotFolder, SlotId};
-use gpuzone_core::{ComputeShare, Exposure, Grant, MemoryBytes, Placement, TenantId};
+use gpuzone_core::{ClusterTerms, ComputeShare, Exposure, Grant, MemoryBytes, Placement, TenantId};
 use tonic::{Request, Response, Status};
 
 use crate::convert;
@@ -30,6 +32,8 @@ pub struct Wanted {
     pub at: At,
     /// What runs, for listings.
     pub program: String,
+    /// Under which quotas of the cluster, if any hold for it.
+    pub cluster: Option<ClusterTerms>,
 }
 
 impl Wanted {
@@ -85,7 +89,17 @@ fn at(exposure: &str, slot: &str, folder: &str, placement: &Placement) -> Result
 }
 
 fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
-    let proto::PlaceRequest { holder, tenant, gpus, slot, folder, program, exposure } = message;
+    let proto::PlaceRequest {
+        holder,
+        tenant,
+        gpus,
+        slot,
+        folder,
+        program,
+        exposure,
+        quotas,
+        group,
+    } = message;
     let grant = |gpu: proto::PlacedGpu| {
         let memory = MemoryBytes::new(gpu.memory_bytes);
         Ok(Grant {
@@ -102,6 +116,7 @@ fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
         at: at(&exposure, &slot, &folder, &placement)?,
         placement,
         program: shown(&program),
+        cluster: quotas::terms(quotas, &group)?,
     })
 }
 
@@ -223,6 +238,8 @@ mod tests {
             folder: "0000000000000001".into(),
             program: "team-a/train\u{1b}[2J".into(),
             exposure: String::new(),
+            quotas: Vec::new(),
+            group: String::new(),
         }
     }
 

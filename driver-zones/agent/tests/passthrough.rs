@@ -44,6 +44,8 @@ mod tests {
             folder: String::new(),
             program: "team/app".into(),
             exposure: "passthrough".into(),
+            quotas: Vec::new(),
+            group: String::new(),
         }
     }
 

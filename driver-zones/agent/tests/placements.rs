@@ -37,6 +37,8 @@ mod tests {
             folder: format!("{folder:016x}"),
             program: "team/app".into(),
             exposure: String::new(),
+            quotas: Vec::new(),
+            group: String::new(),
         }
     }
 
@@ -188,6 +190,8 @@ mod tests {
             folder: format!("{:016x}", 1),
             program: "team/app".into(),
             exposure: "mig".into(),
+            quotas: Vec::new(),
+            group: String::new(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod cluster_quota;
 pub mod devices;
 pub mod engine;
 mod exposure;
@@ -26,6 +27,7 @@ mod time_terms;
 mod units;
 mod usage;
 
+pub use cluster_quota::{ClusterQuota, ClusterTerms, Counted, Limits, OverClusterQuota, Under};
 pub use exposure::{Exposure, InvalidExposure};
 pub use health::{
     Cause, GpuHealth, GpuWatch, HealthTerms, Level, Noted, Recovered, Signal, Xid, XidClass,

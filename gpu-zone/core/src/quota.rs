@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{MemoryBytes, Placement, Priority, TenantId, TimeTerms};
+use crate::{MemoryBytes, OverClusterQuota, Placement, Priority, TenantId, TimeTerms};
 
 /// What a tenant may hold at once. A limit that is left out is no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,9 @@ pub enum QuotaRefusal {
         "tenant '{0}' may not have latency-critical leases on this node; ask for batch, or an operator writes latency_critical = true under [tenants.{0}] or [tenants.default] in the agent's configuration"
     )]
     NotUrgent(TenantId),
+    /// More of something than a quota of the cluster grants.
+    #[error(transparent)]
+    Cluster(Box<OverClusterQuota>),
     /// More of something than the quota grants.
     #[error(
         "quota of tenant '{tenant}': {what} {held} held + {asked} asked is more than the {limit} granted"

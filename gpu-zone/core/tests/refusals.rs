@@ -8,10 +8,11 @@
 use std::collections::BTreeSet;
 
 use gpuzone_core::{
-    Cause, ComputeCapability, ComputeShare, Demand, Exposure, Gpu, GpuBacking, GpuCount, GpuHealth,
-    GpuUuid, Grant, HealthTerms, Holdings, Inventory, InventoryError, Lease, LeaseEvent, LeaseId,
-    LeaseState, MemoryBytes, MigInstance, NodeState, PciAddress, Placement, Priority, Request,
-    ReserveError, Signal, TenantQuota, TimeTerms, Timestamp, ZoneId, admit, mig_share,
+    Cause, ClusterQuota, ClusterTerms, ComputeCapability, ComputeShare, Counted, Demand, Exposure,
+    Gpu, GpuBacking, GpuCount, GpuHealth, GpuUuid, Grant, HealthTerms, Holdings, Inventory,
+    InventoryError, Lease, LeaseEvent, LeaseId, LeaseState, Limits, MemoryBytes, MigInstance,
+    NodeState, PciAddress, Placement, Priority, Request, ReserveError, Signal, TenantQuota,
+    TimeTerms, Timestamp, Under, ZoneId, admit, mig_share,
 };
 
 fn gpu(index: u8, gib: u64) -> Gpu {
@@ -163,6 +164,59 @@ fn quota_refusals_name_limit_held_and_asked() {
     let overflow =
         Holdings { memory: MemoryBytes::MAX, share: u32::MAX, gpus: u32::MAX, leases: u32::MAX };
     assert!(admit(Some(&exact), overflow, demand()).is_err());
+}
+
+#[test]
+fn a_quota_of_the_cluster_holds_for_what_the_node_sees_of_it() {
+    let node = node();
+    let placement = node.place(&ask(1, Some("8Gi"), Some(50))).unwrap();
+    let limits = |gib, groups| Limits {
+        memory: Some(MemoryBytes::gib(gib)),
+        groups: Some(groups),
+        ..Limits::default()
+    };
+    let under =
+        |group: &str, quota: &str| Under { group: group.into(), quotas: [quota.to_owned()].into() };
+    let held = [under("a", "q"), under("b", "q"), under("c", "other")];
+    let say = |quota: ClusterQuota, group: &str, exposure| {
+        let demand = Demand {
+            tenant: "acme".parse().unwrap(),
+            placement: placement.clone(),
+            time: Default::default(),
+        };
+        let admission = admit(Some(&TenantQuota::default()), Holdings::default(), demand).unwrap();
+        let counted =
+            |under| Counted { placement: &placement, exposure: Exposure::Mediated, under };
+        let held: Vec<Counted<'_>> = held.iter().map(counted).collect();
+        let quotas = vec![ClusterQuota { name: "q".into(), ..quota }];
+        let terms = ClusterTerms { group: group.into(), quotas };
+        let within = admission.within(&terms, exposure, &held, node.inventory());
+        within.err().map(|refusal| refusal.to_string())
+    };
+    let of = |limits| ClusterQuota { limits, ..Default::default() };
+    let here = Exposure::Mediated;
+    assert_eq!(say(of(limits(24, 3)), "d", here), None);
+    assert_eq!(
+        say(of(limits(23, 3)), "d", here).unwrap(),
+        "quota 'q' of the cluster: memory 16Gi held on this node + 8Gi asked is more than the 23Gi granted"
+    );
+    assert!(say(of(limits(24, 2)), "d", here).unwrap().contains("pods 2 held"));
+    assert_eq!(say(of(limits(24, 2)), "b", here), None, "a pod's second container is no new pod");
+    let per_group = |gib| ClusterQuota { per_group: limits(gib, 1), ..Default::default() };
+    assert_eq!(say(per_group(8), "d", here), None);
+    assert!(say(per_group(8), "a", here).unwrap().contains("for one pod: memory 8Gi held"));
+    let model = |name: &str| ClusterQuota {
+        models: vec![(name.into(), limits(16, 9))],
+        ..Default::default()
+    };
+    assert!(say(model("H200"), "d", here).unwrap().contains("for 'H200'"));
+    assert_eq!(say(model("L4"), "d", here), None);
+    let exposed = ClusterQuota {
+        exposures: vec![(Exposure::Passthrough, limits(0, 9))],
+        ..Default::default()
+    };
+    assert_eq!(say(exposed.clone(), "d", here), None);
+    assert!(say(exposed, "d", Exposure::Passthrough).unwrap().contains("for passthrough"));
 }
 
 #[test]

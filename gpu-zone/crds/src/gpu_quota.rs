@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use gpuzone_core::{ClusterQuota, Exposure, InvalidExposure, InvalidMemory, Limits, MemoryBytes};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -98,7 +99,7 @@ pub struct ModelLimit {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExposureLimit {
     /// How they are handed over.
-    #[x_kube(validation = Rule::new("self in ['mediated']").message("the only exposure that there is so far is mediated"))]
+    #[x_kube(validation = Rule::new("self in ['mediated', 'passthrough', 'mig']").message("an exposure that a quota limits is mediated, passthrough or mig"))]
     pub exposure: String,
     /// What may be held so.
     pub limits: Amounts,
@@ -123,4 +124,50 @@ pub struct GpuQuotaStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub problem: Option<String>,
+}
+
+/// Why a quota cannot be read, and so lets nothing through.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidQuota {
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] InvalidMemory),
+    /// A way of handing over that is not there.
+    #[error("exposures: {0}")]
+    Exposure(#[from] InvalidExposure),
+}
+
+impl Amounts {
+    /// As limits.
+    ///
+    /// # Errors
+    /// When the memory is no quantity of it.
+    pub fn limits(&self) -> Result<Limits, InvalidMemory> {
+        let memory = self.memory.as_deref().map(str::parse::<MemoryBytes>).transpose()?;
+        Ok(Limits { memory, gpus: self.gpus, share: self.share, groups: self.pods })
+    }
+}
+
+impl GpuQuotaSpec {
+    /// What it lets be held, as the quota of that name.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn quota(&self, name: &str) -> Result<ClusterQuota, InvalidQuota> {
+        let limits = |amounts: &Option<Amounts>| {
+            amounts.as_ref().map_or(Ok(Limits::default()), Amounts::limits)
+        };
+        let models = self.models.iter().map(|of| Ok((of.model.clone(), of.limits.limits()?)));
+        let exposures = self.exposures.iter().map(|of| {
+            let exposure: Exposure = of.exposure.parse()?;
+            Ok((exposure, of.limits.limits()?))
+        });
+        Ok(ClusterQuota {
+            name: name.to_owned(),
+            limits: limits(&self.limits)?,
+            per_group: limits(&self.per_pod)?,
+            models: models.collect::<Result<_, InvalidMemory>>()?,
+            exposures: exposures.collect::<Result<_, InvalidQuota>>()?,
+        })
+    }
 }

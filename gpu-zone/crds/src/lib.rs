@@ -12,5 +12,7 @@ pub use gpu_node::{
     GpuEntry, GpuNode, GpuNodeSpec, GpuNodeStatus, MOST_GPUS, MOST_PROFILES, PartitionEntry,
     inventory_version,
 };
-pub use gpu_quota::{Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, ModelLimit};
+pub use gpu_quota::{
+    Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, InvalidQuota, ModelLimit,
+};
 pub use yaml::{Manifest, YamlError, manifests};

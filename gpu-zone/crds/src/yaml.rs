@@ -1,5 +1,6 @@
 use gpuzone_api::kubernetes::{
     Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS,
+    SCHEDULER_EXT_RECLAIM_ACCESS,
 };
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::CustomResourceExt;
@@ -37,6 +38,7 @@ pub fn manifests() -> Result<Vec<Manifest>, YamlError> {
         manifest("files/rbac/device-plugin.yaml", &rules(DEVICE_PLUGIN_ACCESS))?,
         manifest("files/rbac/scheduler-ext.yaml", &rules(SCHEDULER_EXT_ACCESS))?,
         manifest("files/rbac/scheduler-ext-own.yaml", &rules(SCHEDULER_EXT_OWN_ACCESS))?,
+        manifest("files/rbac/scheduler-ext-reclaim.yaml", &rules(SCHEDULER_EXT_RECLAIM_ACCESS))?,
     ])
 }
 

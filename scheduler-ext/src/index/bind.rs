@@ -15,8 +15,8 @@ use std::time::Duration;
 use gpuzone_api::kubernetes::{
     ContainerName, MAX_PLACEMENT_BYTES, NodeName, PlacementError, PodPlacement, PodUid,
 };
-use gpuzone_core::engine::{Choice, GpuKind, Policy, place};
-use gpuzone_core::{Exposure, Grant, InvalidPlacement, Placement};
+use gpuzone_core::engine::{Choice, Policy, Reason, place};
+use gpuzone_core::{Grant, InvalidPlacement, Placement};
 
 use super::pods::{Held, PodEntry, Stand, holds_of};
 use super::quota::QuotaRefusal;
@@ -261,14 +261,17 @@ impl Index {
         self.order(uid, ticket)
     }
 
-    /// Whether all GPUs of a reservation are still there, healthy and handed over mediated.
+    /// Whether all GPUs of a reservation are still there, healthy, and handed over as they are
+    /// asked for.
     fn still_fits(&self, uid: &PodUid) -> bool {
-        let Some(held) = self.pods.get(uid).and_then(PodEntry::held) else { return false };
+        let Some(entry) = self.pods.get(uid) else { return false };
+        let (Some(held), Some(ask)) = (entry.held(), entry.asks()) else { return false };
         let Some(node) = self.nodes.get(held.node.as_str()) else { return false };
-        let serves = |kind: &GpuKind| kind.healthy && kind.exposure == Exposure::Mediated;
-        held.holds
-            .iter()
-            .all(|hold| node.gpus.iter().any(|(uuid, kind)| *uuid == hold.gpu && serves(kind)))
+        let asked = |exposure| ask.containers.iter().any(|c| c.handed.exposure() == exposure);
+        held.holds.iter().all(|hold| {
+            let mut units = node.gpus.iter().filter(|unit| unit.gpu == hold.gpu);
+            units.any(|unit| unit.kind.healthy && asked(unit.kind.exposure))
+        })
     }
 
     pub(super) fn reservation_mut(&mut self, uid: &PodUid) -> Option<&mut Reservation> {
@@ -320,10 +323,13 @@ impl Index {
         let demand = ask.demand(&self.models);
         let known = self.nodes.get(node.as_str());
         let known = known.ok_or_else(|| ReserveError::NoNode(node.clone()))?;
-        let placed = place(policy, &mix, &known.room, &demand).map_err(|reason| {
-            ReserveError::NoRoom { node: node.clone(), reason: reason.to_string() }
+        let room = known.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);
+        let placed = room.and_then(|room| place(policy, &mix, room, &demand));
+        let placed = placed.map_err(|reason| ReserveError::NoRoom {
+            node: node.clone(),
+            reason: reason.to_string(),
         })?;
-        let uuids = |at: usize| known.gpus.get(at).map(|(uuid, _)| *uuid);
+        let uuids = |at: usize| known.gpus.get(at).map(|unit| unit.gpu);
         write(uid, node, ask, &placed.choice, uuids)
     }
 

@@ -3,13 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gpuzone_core::engine::{
-    Amount, HostDemand, MemoryAsk, NodeRoom, PodDemand, Policy, Reason, Topology, fit, place,
-    rank_scores, why_not,
-};
+use gpuzone_core::engine::{Amount, MemoryAsk, PodDemand, Reason, rank_scores};
 
 use super::bind::State;
-use super::nodes::Node;
 use super::pods::Stand;
 use super::quota::Gates;
 use super::{Index, Moment};
@@ -130,38 +126,48 @@ impl Index {
         let mut sentences = Sentences { ask, made: BTreeMap::new() };
         let demand = ask.demand(&self.models);
         let exact =
-            !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_model());
+            !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_gpu());
         if !exact {
             // What it comes to is the same everywhere, so the quota is asked once.
             if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
                 return Ok(refused);
             }
         }
+        let kind = self.rooms.kind(self.policy_of(ask), &demand);
+        // What it comes to is another on few nodes, so the quota is asked about each once.
+        let mut checked: Vec<Option<Result<(), Refusal>>> = Vec::new();
         let answer = nodes.iter().map(|name| {
             let node = self.nodes.get(*name).filter(|node| node.reported);
-            let node = node.ok_or_else(|| sentences.of(Reason::NoGpu))?;
-            if let Some(answer) = quick(&node.room, &demand) {
-                answer.map_err(|reason| sentences.of(reason))?;
-                if !exact {
-                    return Ok(());
-                }
-            }
-            let choice = fit(&node.room, &demand).map_err(|reason| sentences.of(reason))?;
+            let fits = self.rooms.fits(kind, node.and_then(|node| node.room));
+            let charge = fits.map_err(|reason| sentences.of(reason))?;
             if !exact {
                 return Ok(());
             }
-            let mut asked = super::Usage::of_pod();
-            for given in choice.containers().iter().flatten() {
-                let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
-                asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
+            let place = charge.place();
+            if let Some(Some(known)) = checked.get(place) {
+                return known.clone();
             }
-            let refused = |refusal: super::QuotaRefusal| Refusal {
-                reason: refusal.to_string().into(),
-                hopeless: false,
+            let Some(asked) = self.rooms.charge(kind, charge) else {
+                return Err(sentences.of(Reason::NoGpu));
             };
-            gates.check(&asked).map_err(refused)
+            let answer = gates
+                .check(asked)
+                .map_err(|refusal| Refusal { reason: refusal.to_string().into(), hopeless: false });
+            if checked.len() <= place {
+                checked.resize(place + 1, None);
+            }
+            if let Some(known) = checked.get_mut(place) {
+                *known = Some(answer.clone());
+            }
+            answer
         });
-        Ok(Filtered(answer.collect()))
+        let answer: Vec<Result<(), Refusal>> = answer.collect();
+        if answer.iter().any(Result::is_ok) {
+            self.drop_claim(&pod.uid);
+        } else {
+            self.note_claim(pod, ask, nodes, now);
+        }
+        Ok(Filtered(answer))
     }
 
     fn refused_everywhere(
@@ -211,14 +217,10 @@ impl Index {
         let Ok(Some(ask)) = &pod.ask else { return Ok(vec![0; nodes.len()]) };
         let (policy, mix) = (self.policy_of(ask), self.mix());
         let demand = ask.demand(&self.models);
-        let kind = self.kind_of(policy, &demand);
+        let kind = self.rooms.kind(policy, &demand);
         let scores = nodes.iter().map(|name| {
-            let node = self.nodes.get_mut(*name)?;
-            if let Some(known) = node.known_score(kind) {
-                return known;
-            }
-            let placed = place(policy, &mix, &node.room, &demand).ok();
-            node.learn_score(kind, placed.map(|placed| placed.score))
+            let room = self.nodes.get(*name).and_then(|node| node.room);
+            self.rooms.score(kind, &mix, room)
         });
         let scores: Vec<_> = scores.collect();
         let mut ranks =
@@ -226,23 +228,6 @@ impl Index {
         // A node that does not serve it any more comes last.
         let rank = |score: &Option<_>| score.and_then(|_| ranks.next()).unwrap_or_default();
         Ok(scores.iter().map(rank).collect())
-    }
-
-    /// A number for pods that ask for the same in the same way, while the mix is the same: nodes
-    /// remember their score for it until they change. Only the last few kinds are remembered.
-    fn kind_of(&mut self, policy: Policy, demand: &PodDemand) -> u64 {
-        let same = |(_, known_policy, known): &&(u64, Policy, PodDemand)| {
-            *known_policy == policy && known == demand
-        };
-        if let Some((kind, _, _)) = self.kinds.iter().find(same) {
-            return *kind;
-        }
-        self.next_kind += 1;
-        if self.kinds.len() >= Node::MOST_SCORES {
-            self.kinds.remove(0);
-        }
-        self.kinds.push((self.next_kind, policy, demand.clone()));
-        self.next_kind
     }
 
     /// What a pod that was seen on its node holds, for tests: `(gpu, memory, per cent)`.
@@ -272,68 +257,4 @@ fn depends_on_node(demand: &PodDemand, gates: &Gates) -> bool {
         Amount::Part { memory: MemoryAsk::Bytes(_), share: None } => gates.limit_time(),
         Amount::Part { memory: MemoryAsk::Bytes(_), share: Some(_) } => false,
     })
-}
-
-/// What the engine's `fit` says of one container whose GPUs may be anywhere, which is most pods and
-/// needs no search: one pass over the GPUs. `None` for others.
-fn quick(room: &NodeRoom, demand: &PodDemand) -> Option<Result<(), Reason>> {
-    let [only] = demand.containers.as_slice() else { return None };
-    if only.topology != Topology::Any || demand.host != HostDemand::default() {
-        return None;
-    }
-    Some(why_not(room.gpus(), only).map_or(Ok(()), Err))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use gpuzone_core::engine::{Demand, GpuKind, GpuRoom, HostRoom, ModelTable, ShareMilli};
-    use gpuzone_core::{ComputeShare, Exposure, GpuCount, MemoryBytes};
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn the_short_way_says_what_the_engine_says(
-            gpus in proptest::collection::vec((0u8..2, any::<bool>(), 1u64..4, 0u64..4, 0u16..4), 0..5),
-            count in 1u32..4,
-            ask in 0u64..4,
-            share in 0u32..4,
-            percent: bool,
-            model in 0u8..3,
-        ) {
-            let mut models = ModelTable::default();
-            let names = ["a", "b"];
-            let classes = names.map(|name| models.class_of(name).unwrap());
-            let rooms = gpus.iter().map(|(model, healthy, memory, free, share)| {
-                let kind = GpuKind {
-                    memory: MemoryBytes::gib(*memory),
-                    model: classes[usize::from(*model)],
-                    exposure: Exposure::Mediated,
-                    healthy: *healthy,
-                    numa: None,
-                    nvlink: None,
-                };
-                let share = ShareMilli::new(share * 300).unwrap();
-                GpuRoom::with_free(kind, MemoryBytes::gib(*free), share)
-            });
-            let room = NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap();
-            let share = ComputeShare::new(share * 30).ok().map(ShareMilli::from);
-            let amount = match (ask, percent) {
-                (0, _) => Amount::Whole,
-                (part, true) => {
-                    let part = ComputeShare::new(u32::try_from(part).unwrap() * 30).unwrap();
-                    Amount::Part { memory: MemoryAsk::Percent(part), share }
-                }
-                (gib, false) => {
-                    Amount::Part { memory: MemoryAsk::Bytes(MemoryBytes::gib(gib)), share }
-                }
-            };
-            let mut demand = Demand::new(GpuCount::new(count).unwrap(), amount);
-            if let Some(name) = names.get(usize::from(model)) {
-                demand.models = models.set_of([*name]);
-            }
-            let demand = PodDemand { host: HostDemand::default(), containers: vec![demand] };
-            prop_assert_eq!(quick(&room, &demand).unwrap(), fit(&room, &demand).map(|_| ()));
-        }
-    }
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpuzone_api::kubernetes::{NodeName, PodUid};
-use gpuzone_core::engine::{Placed, place};
+use gpuzone_core::engine::Score;
 
 use super::bind::State;
 use super::pods::{PodEntry, Stand};
@@ -123,7 +123,7 @@ impl Index {
 
     fn plan(&mut self, name: &str, pods: &[PodUid], nodes: &[&str]) -> Result<(), NoPlan> {
         let mut done: Vec<&PodUid> = Vec::new();
-        let mut scores: Option<(Ask, Vec<Option<Placed>>)> = None;
+        let mut scores: Option<(Ask, Vec<Option<Score>>)> = None;
         let mut failed = None;
         for uid in pods {
             let Some(ask) = self.pods.get(uid).and_then(PodEntry::asks).cloned() else {
@@ -136,7 +136,7 @@ impl Index {
                 || nodes.iter().map(|node| self.score(node, &ask)).collect(),
                 |(_, known)| known,
             );
-            let best = known.iter().enumerate().filter_map(|(at, p)| Some((at, p.as_ref()?.score)));
+            let best = known.iter().enumerate().filter_map(|(at, p)| Some((at, (*p)?)));
             // Of equals the first.
             let best = best.reduce(|a, b| if b.1 > a.1 { b } else { a }).map(|(at, _)| at);
             let Some((at, node)) = best.and_then(|at| Some((at, *nodes.get(at)?))) else {
@@ -162,11 +162,12 @@ impl Index {
         })
     }
 
-    fn score(&mut self, node: &str, ask: &Ask) -> Option<Placed> {
+    fn score(&mut self, node: &str, ask: &Ask) -> Option<Score> {
         let (policy, mix) = (self.policy_of(ask), self.mix());
         let demand = ask.demand(&self.models);
+        let kind = self.rooms.kind(policy, &demand);
         let node = self.nodes.get(node).filter(|node| node.exists)?;
-        place(policy, &mix, &node.room, &demand).ok()
+        self.rooms.score(kind, &mix, node.room)
     }
 
     fn plan_one(&mut self, uid: &PodUid, node: &str, ask: &Ask) -> Result<(), String> {

@@ -18,22 +18,26 @@ mod nodes;
 mod pods;
 mod preempt;
 mod quota;
+mod reclaim;
 mod report;
+mod rooms;
 mod usage;
 mod why;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use gpuzone_api::kubernetes::{NodeName, PodUid, ResourceNames, TENANT_LABEL, tenant_of};
-use gpuzone_core::engine::{Mix, ModelTable, PodDemand, Policy, WorkloadMix};
+use gpuzone_core::engine::{Mix, ModelTable, Policy, WorkloadMix};
 use gpuzone_core::{InvalidId, TenantId};
 
 pub use bind::{BindOrder, Gate, Look, Overdue, ReserveError, Settled, Ticket};
 pub use filter::{FilterError, Filtered, Refusal};
 pub use preempt::Victims;
 pub use quota::{QuotaRefusal, WithoutQuota};
+pub use reclaim::Reclaim;
 pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
 pub use why::Why;
@@ -42,6 +46,8 @@ use group::Group;
 use nodes::Node;
 use pods::PodEntry;
 use quota::Quota;
+use reclaim::Claims;
+use rooms::Rooms;
 
 /// A moment, as the time since some start that only ever grows.
 pub type Moment = Duration;
@@ -110,11 +116,12 @@ pub struct Index {
     groups: BTreeMap<(String, String), Group>,
     /// What the pods of a namespace hold.
     usage: BTreeMap<String, Usage>,
+    /// Pods that wait for what is guaranteed to them.
+    claims: Claims,
     arrivals: WorkloadMix,
     mix: Arc<Mix>,
-    /// The kinds of pods that nodes remember a score for.
-    kinds: Vec<(u64, Policy, PodDemand)>,
-    next_kind: u64,
+    /// What is free of nodes, and what that is to kinds of pods.
+    rooms: Rooms,
     tickets: u64,
     epoch: u64,
     /// Nodes on which something changed in waiting pods' favour that wakes nobody by itself.
@@ -129,17 +136,17 @@ impl Index {
         Self {
             settings,
             complete: BTreeSet::new(),
-            nodes: HashMap::new(),
+            nodes: HashMap::default(),
             models: ModelTable::default(),
             namespaces: BTreeMap::new(),
             quotas: BTreeMap::new(),
-            pods: HashMap::new(),
+            pods: HashMap::default(),
             groups: BTreeMap::new(),
             usage: BTreeMap::new(),
+            claims: Claims::default(),
             arrivals: WorkloadMix::default(),
             mix: Arc::default(),
-            kinds: Vec::new(),
-            next_kind: 0,
+            rooms: Rooms::default(),
             tickets: 0,
             epoch: 0,
             favours: BTreeSet::new(),
@@ -198,10 +205,10 @@ impl Index {
     /// What is likely to be asked for next, seen from this cluster.
     fn mix(&mut self) -> Arc<Mix> {
         if self.arrivals.is_due() {
-            let rooms = self.nodes.values().map(|node| &node.room);
-            self.mix = Arc::new(self.arrivals.renew(rooms));
-            // By another mix, another score.
-            self.kinds.clear();
+            let rooms = &self.rooms;
+            let of_nodes = self.nodes.values().filter_map(|node| rooms.get(node.room?));
+            self.mix = Arc::new(self.arrivals.renew(of_nodes.map(Arc::as_ref)));
+            self.rooms.forget_scores();
         }
         Arc::clone(&self.mix)
     }

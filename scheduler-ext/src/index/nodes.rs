@@ -3,11 +3,41 @@
 use std::collections::BTreeSet;
 
 use gpuzone_api::kubernetes::{NodeName, PodUid};
-use gpuzone_core::engine::{GpuKind, GpuRoom, HostRoom, ModelClass, NodeRoom, Score, ShareMilli};
-use gpuzone_core::{GpuUuid, MemoryBytes};
+use gpuzone_core::engine::{GpuKind, GpuRoom, HostRoom, NodeRoom, ShareMilli};
+use gpuzone_core::{ComputeShare, Exposure, GpuUuid, Grant, MemoryBytes};
 use gpuzone_crds::{GpuEntry, GpuNodeStatus};
 
 use super::Index;
+use super::rooms::RoomId;
+use super::usage::Sort;
+use crate::ask::instance_class;
+
+/// Of one GPU and profile no more are read.
+const MOST_INSTANCES: u32 = 16;
+
+/// What a pod can be given: a GPU or a part of it, or one MIG instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// The GPU, or that which the instance is a part of.
+    pub(super) gpu: GpuUuid,
+    /// What it is. Of an instance its own memory, and a model of its own.
+    pub(super) kind: GpuKind,
+    /// What there is to be given of its time: of an instance its part of its GPU's.
+    pub(super) share: ShareMilli,
+}
+
+impl Unit {
+    /// Whether a hold is of it.
+    fn bears(&self, hold: &Grant) -> bool {
+        match self.kind.exposure {
+            // Which instance of a profile it is, the kubelet chooses: all that is said is how large.
+            Exposure::Mig => {
+                hold.memory == self.kind.memory && ShareMilli::from(hold.share) == self.share
+            }
+            Exposure::Mediated | Exposure::Passthrough | Exposure::Vgpu => true,
+        }
+    }
+}
 
 /// A node.
 #[derive(Clone, Debug, Default)]
@@ -16,34 +46,18 @@ pub(super) struct Node {
     pub(super) exists: bool,
     /// Whether the node says which GPUs it has.
     pub(super) reported: bool,
-    pub(super) gpus: Vec<(GpuUuid, GpuKind)>,
-    /// What is free of each, in the same order.
-    pub(super) room: NodeRoom,
+    pub(super) gpus: Vec<Unit>,
+    /// What is free of each, in the same order; `None` without GPUs.
+    pub(super) room: Option<RoomId>,
     /// Those that hold something of it, or will once it reports its GPUs.
     pub(super) pods: BTreeSet<PodUid>,
-    /// How good its room is for some kinds of pods, as long as the room is the same.
-    scores: Vec<(u64, Option<Score>)>,
 }
 
 impl Node {
-    /// Kinds of pods that a score is remembered for.
-    pub(super) const MOST_SCORES: usize = 8;
-
-    pub(super) fn known_score(&self, kind: u64) -> Option<Option<Score>> {
-        self.scores.iter().find(|(of, _)| *of == kind).map(|(_, score)| *score)
-    }
-
-    pub(super) fn learn_score(&mut self, kind: u64, score: Option<Score>) -> Option<Score> {
-        if self.scores.len() >= Self::MOST_SCORES {
-            self.scores.remove(0);
-        }
-        self.scores.push((kind, score));
-        score
-    }
-
-    pub(super) fn model(&self, gpu: GpuUuid) -> Option<ModelClass> {
-        let found = self.gpus.iter().find(|(uuid, _)| *uuid == gpu);
-        found.map(|(_, kind)| kind.model)
+    /// What quotas tell a GPU that is held by.
+    pub(super) fn sort(&self, hold: &Grant) -> Option<Sort> {
+        let found = self.gpus.iter().find(|unit| unit.gpu == hold.gpu && unit.bears(hold));
+        found.map(|unit| (unit.kind.model, unit.kind.exposure))
     }
 
     fn is_nothing(&self) -> bool {
@@ -79,14 +93,9 @@ impl Index {
         let entries = status.map(|status| status.gpus.as_slice()).unwrap_or_default();
         let gpus = self.read_gpus(name, entries);
         let node = self.nodes.entry(name.as_str().into()).or_default();
-        let better = gpus.iter().any(|(uuid, kind)| {
-            let before = node.gpus.iter().find(|(known, _)| known == uuid).map(|(_, kind)| kind);
-            before.is_none_or(|before| {
-                (kind.healthy && !before.healthy)
-                    || kind.memory > before.memory
-                    || kind.exposure != before.exposure
-            })
-        });
+        let count = |units: &[Unit], of: &Unit| units.iter().filter(|unit| *unit == of).count();
+        let more = |unit: &&Unit| count(&gpus, unit) > count(&node.gpus, unit);
+        let better = gpus.iter().filter(|unit| unit.kind.healthy).any(|unit| more(&unit));
         let same = node.gpus == gpus;
         node.reported = status.is_some();
         node.gpus = gpus;
@@ -118,53 +127,104 @@ impl Index {
         }
     }
 
-    fn read_gpus(&mut self, name: &NodeName, entries: &[GpuEntry]) -> Vec<(GpuUuid, GpuKind)> {
+    fn read_gpus(&mut self, name: &NodeName, entries: &[GpuEntry]) -> Vec<Unit> {
         let groups = nvlink_groups(entries);
-        let mut gpus: Vec<(GpuUuid, GpuKind)> = Vec::new();
-        for (entry, nvlink) in entries.iter().zip(groups).take(NodeRoom::MOST_GPUS) {
+        let mut units: Vec<Unit> = Vec::new();
+        for (entry, nvlink) in entries.iter().zip(groups) {
             let memory = MemoryBytes::new(entry.memory_bytes).filter(|memory| !memory.is_zero());
-            let (Ok(uuid), Some(memory), Ok(model)) =
+            let (Ok(gpu), Some(memory), Ok(model)) =
                 (entry.uuid.parse(), memory, self.models.class_of(&entry.model))
             else {
                 tracing::warn!(node = %name, gpu = entry.uuid, "a GPU cannot be read and is not used");
                 continue;
             };
-            if gpus.iter().any(|(known, _)| *known == uuid) {
-                tracing::warn!(node = %name, gpu = %uuid, "a node reports a GPU twice");
+            if units.iter().any(|known| known.gpu == gpu) {
+                tracing::warn!(node = %name, gpu = %gpu, "a node reports a GPU twice");
                 continue;
             }
             let numa = entry.numa_node.and_then(|numa| u16::try_from(numa).ok());
             let (exposure, healthy) = (entry.exposure, entry.healthy);
-            gpus.push((uuid, GpuKind { memory, model, exposure, healthy, numa, nvlink }));
+            let kind = GpuKind { memory, model, exposure, healthy, numa, nvlink };
+            match exposure {
+                Exposure::Mediated | Exposure::Passthrough => {
+                    units.push(Unit { gpu, kind, share: ShareMilli::WHOLE });
+                }
+                Exposure::Mig => self.read_instances(entry, gpu, kind, &mut units),
+                // No pod can ask for one.
+                Exposure::Vgpu => {}
+            }
         }
-        gpus
+        if units.len() > NodeRoom::MOST_GPUS {
+            tracing::warn!(node = %name, most = NodeRoom::MOST_GPUS, "it has more GPUs and instances; the rest is not used");
+            units.truncate(NodeRoom::MOST_GPUS);
+        }
+        units
+    }
+
+    fn read_instances(
+        &mut self,
+        entry: &GpuEntry,
+        gpu: GpuUuid,
+        kind: GpuKind,
+        units: &mut Vec<Unit>,
+    ) {
+        for part in &entry.partitions {
+            let memory = MemoryBytes::new(part.memory_bytes).filter(|memory| !memory.is_zero());
+            let class = self.models.class_of(&instance_class(&entry.model, &part.profile));
+            let share = part.share_percent.and_then(|share| ComputeShare::new(share).ok());
+            let (Some(memory), Ok(model), Some(share)) = (memory, class, share) else {
+                tracing::warn!(%gpu, profile = part.profile, "instances cannot be read and are not used");
+                continue;
+            };
+            for number in 0..part.count.min(MOST_INSTANCES) {
+                let healthy = kind.healthy && number < part.healthy;
+                let kind = GpuKind { memory, model, healthy, ..kind };
+                units.push(Unit { gpu, kind, share: share.into() });
+            }
+        }
     }
 
     /// Computes what is free of a node's GPUs from what its pods hold.
     pub(super) fn refresh(&mut self, name: &str) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        let mut held = vec![(0_u64, 0_u64); node.gpus.len()];
-        for pod in &node.pods {
-            let holds = self.pods.get(pod).and_then(|entry| entry.held()).map(|held| &held.holds);
-            for hold in holds.into_iter().flatten() {
-                let at = node.gpus.iter().position(|(uuid, _)| *uuid == hold.gpu);
-                if let Some((memory, share)) = at.and_then(|at| held.get_mut(at)) {
-                    *memory = memory.saturating_add(hold.memory.get());
-                    *share = share.saturating_add(hold.share.percent().into());
-                }
-            }
-        }
-        let rooms = node.gpus.iter().zip(held).map(|((_, kind), (memory, share))| {
-            let memory = kind.memory.checked_sub(MemoryBytes::saturating(memory));
-            let share = 1000_u64.saturating_sub(share.saturating_mul(10));
-            let share = u16::try_from(share).ok().and_then(ShareMilli::new);
-            let memory = memory.unwrap_or(MemoryBytes::ZERO);
-            GpuRoom::with_free(*kind, memory, share.unwrap_or(ShareMilli::NONE))
-        });
-        node.scores.clear();
-        // No more GPUs are read than a room has.
-        node.room = NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default();
+        let pods = node.pods.iter().filter_map(|pod| self.pods.get(pod)?.held());
+        let room = room_of(&node.gpus, pods.flat_map(|held| &held.holds));
+        node.room = self.rooms.replace(node.room, room);
     }
+}
+
+/// What `holds` leave of a node.
+pub(super) fn room_of<'a>(units: &[Unit], holds: impl Iterator<Item = &'a Grant>) -> NodeRoom {
+    let mut held = vec![(0_u64, 0_u64); units.len()];
+    for hold in holds {
+        let at = place_of(units, &held, hold);
+        if let Some((memory, share)) = at.and_then(|at| held.get_mut(at)) {
+            *memory = memory.saturating_add(hold.memory.get());
+            *share = share.saturating_add(hold.share.percent().into());
+        }
+    }
+    let rooms = units.iter().zip(held).map(|(unit, (memory, share))| {
+        let memory = unit.kind.memory.checked_sub(MemoryBytes::saturating(memory));
+        let share = u64::from(unit.share.get()).saturating_sub(share.saturating_mul(10));
+        let share = u16::try_from(share).ok().and_then(ShareMilli::new);
+        let memory = memory.unwrap_or(MemoryBytes::ZERO);
+        GpuRoom::with_free(unit.kind, memory, share.unwrap_or(ShareMilli::NONE))
+    });
+    // No more are read than a room has.
+    NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default()
+}
+
+/// Which unit a hold is of: the GPU that it names or, of instances, one that nobody has, of that GPU
+/// if there is one; a healthy one before others, as the scheduler itself counts.
+fn place_of(units: &[Unit], held: &[(u64, u64)], hold: &Grant) -> Option<usize> {
+    let of = units.iter().zip(held).enumerate().filter(|(_, (unit, _))| unit.bears(hold));
+    let order = |(unit, (memory, _)): (&Unit, &(u64, u64))| match unit.kind.exposure {
+        Exposure::Mig => (*memory > 0, unit.gpu != hold.gpu, !unit.kind.healthy),
+        Exposure::Mediated | Exposure::Passthrough | Exposure::Vgpu => Default::default(),
+    };
+    let of =
+        of.filter(|(_, (unit, _))| unit.kind.exposure == Exposure::Mig || unit.gpu == hold.gpu);
+    of.min_by_key(|(_, at)| order(*at)).map(|(at, _)| at)
 }
 
 /// For each GPU the number of its group that NVLink joins, if it joins it with any.

@@ -38,6 +38,8 @@ pub(super) struct PodEntry {
     /// What it asks for; not kept once it is bound.
     pub(super) ask: Option<Arc<Result<Option<Ask>, AskError>>>,
     pub(super) stand: Stand,
+    /// Whether it is being deleted.
+    pub(super) terminating: bool,
     /// The list that it was last seen in, or after.
     epoch: u64,
 }
@@ -108,6 +110,7 @@ impl Index {
             priority: view.priority,
             ask: Some(Arc::new(view.ask)),
             stand: Stand::Waiting,
+            terminating: false,
             epoch: self.epoch,
         };
         if let (true, Some(ask)) = (new, entry.asks()) {
@@ -137,6 +140,7 @@ impl Index {
             }
             entry.ask = entry.ask.take().filter(|_| has_group(&view));
             entry.priority = view.priority;
+            entry.terminating = view.terminating;
             entry.epoch = self.epoch;
             return;
         }
@@ -147,6 +151,7 @@ impl Index {
             priority: view.priority,
             ask: has_group(&view).then(|| Arc::new(view.ask.clone())),
             stand: Stand::Waiting,
+            terminating: view.terminating,
             epoch: self.epoch,
         };
         self.join_group(&view.uid, &entry);
@@ -164,6 +169,7 @@ impl Index {
         self.favours.extend(node);
         self.unhold(uid);
         self.leave_group(uid);
+        self.claims.forget(uid);
         self.pods.remove(uid);
     }
 
@@ -202,8 +208,8 @@ impl Index {
         let node = self.nodes.get(node.as_str());
         let mut charge = Usage::of_pod();
         for hold in holds {
-            let model = node.and_then(|node| node.model(hold.gpu));
-            charge.add_gpu(model, hold.memory, hold.share.percent().into());
+            let sort = node.and_then(|node| node.sort(hold));
+            charge.add_gpu(sort, hold.memory, hold.share.percent().into());
         }
         charge
     }

@@ -8,10 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpuzone_api::kubernetes::PodUid;
-use gpuzone_core::engine::{GpuRoom, HostRoom, NodeRoom, PodDemand, ShareMilli, fit};
-use gpuzone_core::{GpuUuid, MemoryBytes};
+use gpuzone_core::engine::{NodeRoom, PodDemand, fit};
 
-use super::nodes::Node;
+use super::nodes::{Node, room_of};
 use super::pods::{PodEntry, Stand};
 use super::{Index, Usage};
 use crate::view::PodView;
@@ -22,6 +21,10 @@ pub struct Victims {
     /// Which.
     pub pods: BTreeSet<PodUid>,
 }
+
+/// Whether a pod takes no more than is guaranteed to its quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Guaranteed(pub(super) bool);
 
 impl Index {
     /// For a node and the pods that the scheduler would take away there: all that have to go so
@@ -48,32 +51,59 @@ impl Index {
         Some(Victims { pods: gone })
     }
 
-    /// The next pod to go: of the lowest priority, of a tenant that loses a pod anyhow, and the
-    /// one that holds most, so that few have to go.
     fn next_victim(&self, pod: &PodView, node: &Node, gone: &BTreeSet<PodUid>) -> Option<PodUid> {
         if !pod.preempts {
             return None;
         }
+        let may = |uid: &PodUid| {
+            let lower = self.pods.get(uid).is_some_and(|entry| entry.priority < pod.priority);
+            lower || self.borrows_of(pod, uid, gone)
+        };
+        self.next_of(node, gone, may)
+    }
+
+    /// The next pod to go of those that may be taken: of the lowest priority, of a tenant that loses
+    /// a pod anyhow, and the one that holds most, so that few have to go.
+    pub(super) fn next_of(
+        &self,
+        node: &Node,
+        gone: &BTreeSet<PodUid>,
+        may: impl Fn(&PodUid) -> bool,
+    ) -> Option<PodUid> {
         let hurt: BTreeSet<&str> = gone.iter().filter_map(|uid| self.namespace_of(uid)).collect();
         let candidates = node.pods.iter().filter(|uid| !gone.contains(*uid)).filter_map(|uid| {
             let entry = self.pods.get(uid)?;
             let Stand::Bound(held) = &entry.stand else { return None };
-            let namespace = entry.name.namespace.as_str();
-            let lower = entry.priority < pod.priority;
-            let lent = || {
-                namespace != pod.name.namespace
-                    && entry.priority <= pod.priority
-                    && self.borrows_from(namespace, &pod.name.namespace)
-            };
-            let holds = held.charge.total;
-            let order = (entry.priority, !hurt.contains(namespace), u64::MAX - holds.memory, uid);
-            (holds.gpus > 0 && (lower || lent())).then_some(order)
+            let (holds, spared) =
+                (held.charge.total, !hurt.contains(entry.name.namespace.as_str()));
+            let order = (entry.priority, spared, u64::MAX - holds.memory, uid);
+            (holds.gpus > 0 && may(uid)).then_some(order)
         });
         candidates.min().map(|(_, _, _, uid)| uid.clone())
     }
 
-    fn namespace_of(&self, uid: &PodUid) -> Option<&str> {
+    /// Whether a pod borrows what could be given back to `pod`, when those of `gone` are gone.
+    pub(super) fn borrows_of(&self, pod: &PodView, uid: &PodUid, gone: &BTreeSet<PodUid>) -> bool {
+        let Some(entry) = self.pods.get(uid) else { return false };
+        let namespace = entry.name.namespace.as_str();
+        namespace != pod.name.namespace
+            && entry.priority <= pod.priority
+            && self.borrows_from(namespace, &pod.name.namespace, &self.freed_by(gone))
+    }
+
+    pub(super) fn namespace_of(&self, uid: &PodUid) -> Option<&str> {
         self.pods.get(uid).map(|entry| entry.name.namespace.as_str())
+    }
+
+    /// What pods give back when they go, by namespace.
+    fn freed_by(&self, gone: &BTreeSet<PodUid>) -> BTreeMap<String, Usage> {
+        let mut freed: BTreeMap<String, Usage> = BTreeMap::new();
+        for entry in gone.iter().filter_map(|uid| self.pods.get(uid)) {
+            if let Some(held) = entry.held() {
+                freed.entry(entry.name.namespace.clone()).or_default().add(&held.charge);
+            }
+        }
+        freed
     }
 
     fn serves_without(
@@ -83,40 +113,29 @@ impl Index {
         demand: &PodDemand,
         gone: &BTreeSet<PodUid>,
     ) -> bool {
+        self.served_as(pod, node, demand, gone).is_some()
+    }
+
+    /// When those of `gone` are gone: whether the node serves a pod that its quota lets in, and if
+    /// so, whether it takes no more than is guaranteed to that.
+    pub(super) fn served_as(
+        &self,
+        pod: &PodView,
+        node: &Node,
+        demand: &PodDemand,
+        gone: &BTreeSet<PodUid>,
+    ) -> Option<Guaranteed> {
         let room = self.room_without(node, gone);
-        let Ok(choice) = fit(&room, demand) else { return false };
-        let mut freed: BTreeMap<String, Usage> = BTreeMap::new();
-        for entry in gone.iter().filter_map(|uid| self.pods.get(uid)) {
-            if let Some(held) = entry.held() {
-                freed.entry(entry.name.namespace.clone()).or_default().add(&held.charge);
-            }
-        }
-        let mut asked = Usage::of_pod();
-        for given in choice.containers().iter().flatten() {
-            let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
-            asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
-        }
-        let gates = self.gates(&pod.name.namespace, &freed);
-        gates.is_ok_and(|gates| gates.check(&asked).is_ok())
+        let asked = Usage::of_choice(&room, &fit(&room, demand).ok()?);
+        let gates = self.gates(&pod.name.namespace, &self.freed_by(gone)).ok()?;
+        gates.check(&asked).ok()?;
+        Some(Guaranteed(gates.guarantee(&asked)))
     }
 
     /// What is free of a node when some of its pods are gone.
     fn room_without(&self, node: &Node, gone: &BTreeSet<PodUid>) -> NodeRoom {
         let stay = node.pods.iter().filter(|uid| !gone.contains(*uid));
         let holds = stay.filter_map(|uid| self.pods.get(uid).and_then(PodEntry::held));
-        let mut held: BTreeMap<GpuUuid, (u64, u64)> = BTreeMap::new();
-        for hold in holds.flat_map(|held| &held.holds) {
-            let (memory, share) = held.entry(hold.gpu).or_default();
-            *memory = memory.saturating_add(hold.memory.get());
-            *share += u64::from(hold.share.percent());
-        }
-        let rooms = node.gpus.iter().map(|(uuid, kind)| {
-            let (memory, share) = held.get(uuid).copied().unwrap_or_default();
-            let memory = kind.memory.get().saturating_sub(memory);
-            let share = 1000_u64.saturating_sub(share.saturating_mul(10));
-            let share = u16::try_from(share).ok().and_then(ShareMilli::new).unwrap_or_default();
-            GpuRoom::with_free(*kind, MemoryBytes::saturating(memory), share)
-        });
-        NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default()
+        room_of(&node.gpus, holds.flat_map(|held| &held.holds))
     }
 }

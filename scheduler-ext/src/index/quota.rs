@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use gpuzone_core::MemoryBytes;
-use gpuzone_core::engine::ModelClass;
-use gpuzone_crds::{Amounts, GpuQuotaSpec};
+use gpuzone_core::engine::ModelSet;
+use gpuzone_core::{ClusterQuota, Exposure, Limits, MemoryBytes};
+use gpuzone_crds::{Amounts, GpuQuotaSpec, InvalidQuota};
 use kube::core::{Selector, SelectorExt};
 
 use super::{Amount, Index, Usage};
+use crate::ask::all_of;
 
 /// What a namespace may have that no quota holds for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +20,6 @@ pub enum WithoutQuota {
     /// Whatever there is.
     Admit,
 }
-
-/// Limits; what is left out has none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Limits([Option<u64>; 4]);
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +32,16 @@ pub(super) enum What {
 
 impl What {
     const ALL: [Self; 4] = [Self::Memory, Self::Gpus, Self::Share, Self::Pods];
+
+    /// The limit on it, if there is one.
+    pub(super) fn limit(self, limits: &Limits) -> Option<u64> {
+        match self {
+            Self::Memory => limits.memory.map(MemoryBytes::get),
+            Self::Gpus => limits.gpus.map(u64::from),
+            Self::Share => limits.share.map(u64::from),
+            Self::Pods => limits.groups.map(u64::from),
+        }
+    }
 
     fn of(self, amount: &Amount) -> u64 {
         match self {
@@ -55,37 +62,10 @@ impl What {
     }
 }
 
-impl Limits {
-    fn read(amounts: &Amounts) -> Result<Self, String> {
-        let memory = amounts.memory.as_deref().map(str::parse::<MemoryBytes>).transpose();
-        let memory = memory.map_err(|error| error.to_string())?.map(MemoryBytes::get);
-        let wide = |number: Option<u32>| number.map(u64::from);
-        Ok(Self([memory, wide(amounts.gpus), wide(amounts.share), wide(amounts.pods)]))
-    }
-
-    fn read_opt(amounts: Option<&Amounts>) -> Result<Self, String> {
-        amounts.map_or(Ok(Self::default()), Self::read)
-    }
-
-    pub(super) fn get(&self, what: What) -> Option<u64> {
-        let [memory, gpus, share, pods] = self.0;
-        match what {
-            What::Memory => memory,
-            What::Gpus => gpus,
-            What::Share => share,
-            What::Pods => pods,
-        }
-    }
-}
-
 /// A quota that can be read.
 #[derive(Clone, Debug, Default)]
 struct Terms {
-    limits: Limits,
-    per_pod: Limits,
-    models: Vec<(String, Limits)>,
-    /// Of all, and by each exposure; there is one exposure so far.
-    exposed: Vec<Limits>,
+    own: ClusterQuota,
     cohort: Option<String>,
     guaranteed: Limits,
 }
@@ -104,13 +84,14 @@ pub(super) struct Quota {
 }
 
 impl Quota {
-    fn read(spec: &GpuQuotaSpec, uid: Option<&str>, generation: Option<i64>) -> Self {
+    fn read(name: &str, spec: &GpuQuotaSpec, uid: Option<&str>, generation: Option<i64>) -> Self {
         let selector = Selector::try_from(spec.namespace_selector.clone());
         let (selector, unreadable) = match selector {
             Ok(selector) => (Some(selector), None),
             Err(error) => (None, Some(format!("namespaceSelector: {error}"))),
         };
-        let terms = unreadable.map_or_else(|| Terms::read(spec), Err);
+        let read = || Terms::read(name, spec).map_err(|error| error.to_string());
+        let terms = unreadable.map_or_else(read, Err);
         let uid = uid.map(str::to_owned);
         Self { selector, terms, uid, generation, namespaces: BTreeSet::new() }
     }
@@ -133,7 +114,7 @@ impl Quota {
 
     /// What its pods may hold together; `None` when it cannot be read.
     pub(super) fn limits(&self) -> Option<&Limits> {
-        self.terms.as_ref().ok().map(|terms| &terms.limits)
+        self.terms.as_ref().ok().map(|terms| &terms.own.limits)
     }
 
     pub(super) fn cohort(&self) -> Option<(&str, &Limits)> {
@@ -143,22 +124,12 @@ impl Quota {
 }
 
 impl Terms {
-    fn read(spec: &GpuQuotaSpec) -> Result<Self, String> {
-        let models = spec
-            .models
-            .iter()
-            .map(|model| Ok::<_, String>((model.model.clone(), Limits::read(&model.limits)?)));
-        let exposed = spec.exposures.iter().map(|limit| match limit.exposure.as_str() {
-            "mediated" => Limits::read(&limit.limits),
-            other => Err(format!("exposures: '{other}' is not there; mediated is")),
-        });
+    fn read(name: &str, spec: &GpuQuotaSpec) -> Result<Self, InvalidQuota> {
+        let guaranteed = spec.guaranteed.as_ref().map(Amounts::limits).transpose()?;
         Ok(Self {
-            limits: Limits::read_opt(spec.limits.as_ref())?,
-            per_pod: Limits::read_opt(spec.per_pod.as_ref())?,
-            models: models.collect::<Result<_, _>>()?,
-            exposed: exposed.collect::<Result<_, _>>()?,
+            own: spec.quota(name)?,
             cohort: spec.cohort.clone(),
-            guaranteed: Limits::read_opt(spec.guaranteed.as_ref())?,
+            guaranteed: guaranteed.unwrap_or_default(),
         })
     }
 }
@@ -227,7 +198,8 @@ impl fmt::Display for Exceeded {
 enum Of {
     All,
     Pod,
-    Model(Option<ModelClass>, String),
+    Exposure(Exposure),
+    Model(ModelSet, String),
 }
 
 #[derive(Clone, Debug)]
@@ -263,7 +235,8 @@ impl Gates {
         for gate in &self.gates {
             let amount = match &gate.of {
                 Of::All | Of::Pod => asked.total,
-                Of::Model(model, _) => model.map(|model| asked.of(model)).unwrap_or_default(),
+                Of::Exposure(exposure) => asked.exposed(*exposure),
+                Of::Model(models, _) => asked.of(*models),
             };
             let more = gate.what.of(&amount);
             if more > 0 && gate.used.saturating_add(more) > gate.limit {
@@ -281,6 +254,16 @@ impl Gates {
         Ok(())
     }
 
+    /// Whether a pod that comes to `asked` takes no more than is guaranteed to its quotas, of
+    /// everything that their cohorts lend.
+    pub(super) fn guarantee(&self, asked: &Usage) -> bool {
+        !self.cohorts.is_empty()
+            && self.cohorts.iter().all(|gate| {
+                let more = gate.what.of(&asked.total);
+                gate.used.saturating_add(more) <= gate.guaranteed
+            })
+    }
+
     /// Whether GPU time is limited.
     pub(super) fn limit_time(&self) -> bool {
         self.gates.iter().any(|gate| gate.what == What::Share)
@@ -292,9 +275,13 @@ impl Gates {
         self.gates.is_empty() && self.cohorts.is_empty()
     }
 
-    /// Whether what it comes to depends on the node: limits on models do.
-    pub(super) fn depend_on_model(&self) -> bool {
-        self.gates.iter().any(|gate| matches!(gate.of, Of::Model(..)))
+    /// Whether what it comes to depends on the node's GPUs: of limits on models and ways of handing
+    /// over it does.
+    pub(super) fn depend_on_gpu(&self) -> bool {
+        self.gates.iter().any(|gate| match gate.of {
+            Of::Model(..) | Of::Exposure(_) => true,
+            Of::All | Of::Pod => false,
+        })
     }
 }
 
@@ -303,6 +290,7 @@ impl Gate {
         let of = match &self.of {
             Of::All => String::new(),
             Of::Pod => " for one pod".to_owned(),
+            Of::Exposure(exposure) => format!(" for {exposure}"),
             Of::Model(_, model) => format!(" for '{model}'"),
         };
         QuotaRefusal::Exceeded(Box::new(Exceeded {
@@ -346,7 +334,7 @@ impl Index {
         {
             return;
         }
-        let mut quota = Quota::read(spec, uid, generation);
+        let mut quota = Quota::read(name, spec, uid, generation);
         for (name, namespace) in &self.namespaces {
             quota.choose(name, &namespace.labels);
         }
@@ -424,24 +412,31 @@ impl Index {
         let used = self.used(quota, freed);
         let mut push = |of: Of, limits: &Limits, used: &Amount| {
             for what in What::ALL {
-                if let Some(limit) = limits.get(what) {
+                if let Some(limit) = what.limit(limits) {
                     let (quota, used) = (name.to_owned(), what.of(used));
                     into.gates.push(Gate { quota, of: of.clone(), what, used, limit });
                 }
             }
         };
-        push(Of::Pod, &terms.per_pod, &Amount::default());
-        push(Of::All, &terms.limits, &used.total);
-        terms.exposed.iter().for_each(|limits| push(Of::All, limits, &used.total));
-        for (model, limits) in &terms.models {
-            let class = self.models.names().find(|(name, _)| name == model).map(|(_, c)| c);
-            let used = class.map(|class| used.of(class)).unwrap_or_default();
-            push(Of::Model(class, model.clone()), limits, &used);
+        push(Of::Pod, &terms.own.per_group, &Amount::default());
+        push(Of::All, &terms.own.limits, &used.total);
+        for (exposure, limits) in &terms.own.exposures {
+            push(Of::Exposure(*exposure), limits, &used.exposed(*exposure));
+        }
+        for (model, limits) in &terms.own.models {
+            let of = all_of(&self.models, model);
+            push(Of::Model(of, model.clone()), limits, &used.of(of));
         }
         if let Some(cohort) = &terms.cohort {
             into.cohorts.extend(self.cohort_gates(name, cohort, &terms.guaranteed, &used, freed));
         }
         Ok(())
+    }
+
+    /// Whether what a namespace may hold is a part of a cohort's.
+    pub(super) fn in_cohort(&self, namespace: &str) -> bool {
+        let mut of = self.quotas.values().filter(|quota| quota.namespaces.contains(namespace));
+        of.any(|quota| quota.cohort().is_some())
     }
 
     fn cohort_gates(
@@ -458,7 +453,7 @@ impl Index {
         });
         let of: Vec<_> = of.map(|(quota, own)| (self.used(quota, freed).total, own)).collect();
         let gates = What::ALL.into_iter().filter_map(|what| {
-            let parts = of.iter().filter_map(|(_, own)| own.get(what));
+            let parts = of.iter().filter_map(|(_, own)| what.limit(own));
             // Of what nobody has a guarantee, the cohort says nothing.
             let pool = parts.reduce(u64::saturating_add)?;
             let sum = |sum: u64, (used, _): &(Amount, &Limits)| sum.saturating_add(what.of(used));
@@ -467,7 +462,7 @@ impl Index {
                 cohort: cohort.to_owned(),
                 what,
                 used: what.of(&used.total),
-                guaranteed: guaranteed.get(what).unwrap_or_default(),
+                guaranteed: what.limit(guaranteed).unwrap_or_default(),
                 pool_used: of.iter().fold(0, sum),
                 pool,
             })
@@ -475,18 +470,23 @@ impl Index {
         gates.collect()
     }
 
-    /// Whether pods of a namespace use more than is guaranteed to it: they borrow, and who lends
-    /// may have that back.
-    pub(super) fn borrows_from(&self, namespace: &str, lender: &str) -> bool {
+    /// Whether pods of a namespace use more than is guaranteed to it once `freed` is given back: they
+    /// borrow, and who lends may have that back.
+    pub(super) fn borrows_from(
+        &self,
+        namespace: &str,
+        lender: &str,
+        freed: &BTreeMap<String, Usage>,
+    ) -> bool {
         let cohorts_of = |namespace: &str| {
             let of = self.quotas.values().filter(|quota| quota.namespaces.contains(namespace));
             of.filter_map(|quota| Some((quota.cohort()?, quota))).collect::<Vec<_>>()
         };
         let lending = cohorts_of(lender);
         cohorts_of(namespace).into_iter().any(|((cohort, guaranteed), quota)| {
-            let used = self.used(quota, &BTreeMap::new()).total;
+            let used = self.used(quota, freed).total;
             let mut all = What::ALL.into_iter();
-            let over = all.any(|what| guaranteed.get(what).is_some_and(|g| what.of(&used) > g));
+            let over = all.any(|what| what.limit(guaranteed).is_some_and(|g| what.of(&used) > g));
             let lent = lending
                 .iter()
                 .any(|((name, _), other)| *name == cohort && !other.namespaces.contains(namespace));

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use gpuzone_core::MemoryBytes;
+use gpuzone_core::Limits;
 use gpuzone_crds::{Amounts, GpuQuotaStatus};
 use serde::Serialize;
 
 use super::pods::Stand;
-use super::quota::{Limits, What};
+use super::quota::What;
 use super::{Amount, Index};
 
 /// No more tenants stand in a quota's status.
@@ -45,13 +45,8 @@ pub struct Waiting {
 }
 
 fn limits(limits: &Limits) -> Amounts {
-    let narrow = |what| limits.get(what).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-    Amounts {
-        memory: limits.get(What::Memory).map(|bytes| MemoryBytes::saturating(bytes).to_string()),
-        gpus: narrow(What::Gpus),
-        share: narrow(What::Share),
-        pods: narrow(What::Pods),
-    }
+    let memory = limits.memory.map(|bytes| bytes.to_string());
+    Amounts { memory, gpus: limits.gpus, share: limits.share, pods: limits.groups }
 }
 
 fn amounts(amount: &Amount) -> Amounts {
@@ -71,7 +66,7 @@ impl Index {
             let used = self.used(quota, &BTreeMap::new()).total;
             let borrowed = quota.cohort().map(|(_, guaranteed)| {
                 let over = |what: What, used: u64| {
-                    used.saturating_sub(guaranteed.get(what).unwrap_or(used))
+                    used.saturating_sub(what.limit(guaranteed).unwrap_or(used))
                 };
                 amounts(&Amount {
                     memory: over(What::Memory, used.memory),

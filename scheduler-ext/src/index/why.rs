@@ -94,23 +94,18 @@ impl Index {
         let demand = ask.demand(&self.models);
         found.quota = gates.as_ref().err().cloned();
         for node in self.nodes.values().filter(|node| node.exists && node.reported) {
-            let said = match (fit(&node.room, &demand), &gates) {
+            let room = node.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);
+            let fits = room.and_then(|room| Ok(Usage::of_choice(room, &fit(room, &demand)?)));
+            let said = match (fits, &gates) {
                 (Err(reason), _) => Said::Lacks(reason),
                 (Ok(_), Err(_)) => Said::RoomWithoutQuota,
-                (Ok(choice), Ok(gates)) => {
-                    let mut asked = Usage::of_pod();
-                    for given in choice.containers().iter().flatten() {
-                        let model = node.gpus.get(given.gpu).map(|(_, kind)| kind.model);
-                        asked.add_gpu(model, given.memory, u64::from(given.share.get() / 10));
+                (Ok(asked), Ok(gates)) => match gates.check(&asked) {
+                    Ok(()) => Said::Room,
+                    Err(refusal) => {
+                        found.quota.get_or_insert(refusal);
+                        Said::RoomWithoutQuota
                     }
-                    match gates.check(&asked) {
-                        Ok(()) => Said::Room,
-                        Err(refusal) => {
-                            found.quota.get_or_insert(refusal);
-                            Said::RoomWithoutQuota
-                        }
-                    }
-                }
+                },
             };
             *found.nodes.entry(said).or_default() += 1;
         }

@@ -1,4 +1,4 @@
-use gpuzone_api::kubernetes::PLACEMENT_ANNOTATION;
+use gpuzone_api::kubernetes::{PLACEMENT_ANNOTATION, TENANT_LABEL};
 use http::{Request, Response, StatusCode};
 use kube::client::Body;
 use tower_test::mock;
@@ -13,7 +13,7 @@ fn scripted() -> (ApiLink, Server) {
     let (service, server) = mock::pair::<Request<Body>, Response<Body>>();
     let client = Client::new(service, "default");
     let resources = Resources::One("gpuzone.dev/gpu".parse().unwrap());
-    (ApiLink::new(client, "gpu-1".parse().unwrap(), resources), server)
+    (ApiLink::new(client, "gpu-1".parse().unwrap(), resources, WithoutQuota::Refuse), server)
 }
 
 async fn answer(server: &mut Server, code: u16, body: serde_json::Value) -> String {
@@ -70,12 +70,40 @@ async fn the_tenant_is_read_from_the_namespace() {
     let (api, mut server) = scripted();
     let labelled = serde_json::json!({ "kind": "Namespace", "apiVersion": "v1",
         "metadata": { "name": "team", "labels": { TENANT_LABEL: "acme" } } });
-    let (label, asked) = tokio::join!(api.tenant_label("team"), answer(&mut server, 200, labelled));
-    assert_eq!(label.unwrap().as_deref(), Some("acme"));
+    let (labels, asked) = tokio::join!(api.labels("team"), answer(&mut server, 200, labelled));
+    assert_eq!(labels.unwrap().get(TENANT_LABEL).map(String::as_str), Some("acme"));
     assert_eq!(asked, "/api/v1/namespaces/team");
-    let (label, _) =
-        tokio::join!(api.tenant_label("team"), answer(&mut server, 404, failure(404, "NotFound")));
-    assert!(label.is_err(), "no namespace is no tenant");
+    let (labels, _) =
+        tokio::join!(api.labels("team"), answer(&mut server, 404, failure(404, "NotFound")));
+    assert!(labels.is_err(), "no namespace is no tenant");
+}
+
+#[tokio::test]
+async fn without_quotas_that_are_known_and_hold_nothing_starts() {
+    let (api, mut server) = scripted();
+    let labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
+    let quotas = |selector: serde_json::Value| {
+        serde_json::json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": [
+            { "apiVersion": "gpuzone.dev/v1alpha1", "kind": "GpuQuota", "metadata": { "name": "q" },
+              "spec": { "namespaceSelector": selector, "limits": { "gpus": 1 } } }] })
+    };
+    let (held, asked) = tokio::join!(
+        api.quotas("team", &labels),
+        answer(&mut server, 200, quotas(serde_json::json!({})))
+    );
+    assert_eq!(held.unwrap()[0].limits.gpus, Some(1));
+    assert!(asked.starts_with("/apis/gpuzone.dev/v1alpha1/gpuquotas"), "{asked}");
+    let other = serde_json::json!({ "matchLabels": { "team": "b" } });
+    for (code, body, said) in [
+        (200, quotas(other), "no GpuQuota holds for the namespace 'team'"),
+        (403, failure(403, "Forbidden"), "does not let the device plugin list gpuquotas"),
+        (404, failure(404, "NotFound"), "does not answer"),
+        (503, failure(503, "ServiceUnavailable"), "does not answer"),
+    ] {
+        let (held, _) = tokio::join!(api.quotas("team", &labels), answer(&mut server, code, body));
+        let error = held.unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 fn pod(spec: serde_json::Value, status: serde_json::Value) -> Pod {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use gpuzone_api::{HolderName, SlotFolder, SlotId};
 use gpuzone_core::{
-    Exposure, GpuUuid, GpuWatch, Lease, LeaseId, LeaseState, Placement, Timestamp, ZoneName,
+    Exposure, GpuUuid, GpuWatch, Lease, LeaseId, LeaseState, Placement, Timestamp, Under, ZoneName,
 };
 use gpuzone_hw::line;
 use gpuzone_zone::files::write_atomically;
@@ -59,6 +59,9 @@ pub struct PlacedHolder {
     pub at: At,
     /// In which boot it was placed: it ends with that.
     pub boot: BootId,
+    /// What quotas of the cluster count it under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under: Option<Under>,
 }
 
 /// Where whoever holds a placed lease has its GPUs.

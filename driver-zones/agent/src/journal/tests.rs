@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
-use gpuzone_core::{Cause, Gpu, GpuUuid, Inventory, MemoryBytes, NodeState, Request, TenantQuota};
+use gpuzone_core::{
+    Cause, Gpu, GpuUuid, Inventory, MemoryBytes, NodeState, Request, TenantQuota, Under,
+};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -100,6 +102,7 @@ fn a_placed_lease_is_read_back() {
         name: "pod/6f1/train".parse().unwrap(),
         at: At::Slot { slot: "slot-3".parse().unwrap(), folder: SlotFolder::new(u64::MAX) },
         boot: BootId::current().unwrap(),
+        under: None,
     };
     // As versions before devices wrote it.
     let old = format!(
@@ -110,7 +113,8 @@ fn a_placed_lease_is_read_back() {
     let at = At::Device { exposure: Exposure::Passthrough };
     let mut leases = [lease(1), lease(2)];
     leases[0].holder.by = HeldBy::Placed(placed.clone());
-    leases[1].holder.by = HeldBy::Placed(PlacedHolder { at, ..placed });
+    let under = Under { group: "6f1".into(), quotas: ["team".to_owned()].into() };
+    leases[1].holder.by = HeldBy::Placed(PlacedHolder { at, under: Some(under), ..placed });
     let Scratch { _dir, path } = scratch();
     written(&path, &leases.clone().map(Record::Lease));
     assert_eq!(replay(&path).unwrap().leases, leases);

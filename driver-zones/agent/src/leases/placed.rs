@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gpuzone_api::{AgentError, ErrorKind};
-use gpuzone_core::{LeaseEvent, LeaseId, LeaseState, ZoneId};
+use gpuzone_core::{ClusterTerms, LeaseEvent, LeaseId, LeaseState, ZoneId};
 use gpuzone_ledger::{AuditEvent, AuditKind};
 use gpuzone_zone::BootId;
 use serde_json::json;
@@ -69,7 +69,8 @@ impl Leases {
         wanted: &Wanted,
     ) -> Result<Found, AgentError> {
         let boot = BootId::current().map_err(|error| internal(format!("no boot id: {error}")))?;
-        let placed = PlacedHolder { name: wanted.holder.clone(), at: wanted.at, boot };
+        let under = wanted.cluster.as_ref().map(ClusterTerms::under);
+        let placed = PlacedHolder { name: wanted.holder.clone(), at: wanted.at, boot, under };
         let holder = Holder {
             by: HeldBy::Placed(placed),
             program: wanted.program.clone(),

@@ -20,6 +20,7 @@ pub struct Access {
 pub const DEVICE_PLUGIN_ACCESS: &[Access] = &[
     Access { group: "", resource: "pods", verbs: &["get", "list", "watch"] },
     Access { group: "", resource: "namespaces", verbs: &["get"] },
+    Access { group: "gpuzone.dev", resource: "gpuquotas", verbs: &["list"] },
     Access { group: "gpuzone.dev", resource: "gpunodes", verbs: &["get", "create", "patch"] },
     Access { group: "gpuzone.dev", resource: "gpunodes/status", verbs: &["patch"] },
     Access { group: "events.k8s.io", resource: "events", verbs: &["create", "patch"] },
@@ -48,3 +49,7 @@ pub const SCHEDULER_EXT_OWN_ACCESS: &[Access] = &[
     },
     Access { group: "discovery.k8s.io", resource: "endpointslices", verbs: &["create", "patch"] },
 ];
+
+/// Of the scheduler extender, in the whole cluster, where it takes back what is guaranteed.
+pub const SCHEDULER_EXT_RECLAIM_ACCESS: &[Access] =
+    &[Access { group: "", resource: "pods/eviction", verbs: &["create"] }];

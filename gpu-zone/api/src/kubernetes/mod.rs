@@ -26,7 +26,10 @@ mod placement;
 mod request;
 mod terms;
 
-pub use access::{Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS};
+pub use access::{
+    Access, DEVICE_PLUGIN_ACCESS, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS,
+    SCHEDULER_EXT_RECLAIM_ACCESS,
+};
 pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
@@ -35,7 +38,7 @@ pub use names::{
     SchedulerName, TENANT_LABEL, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
-pub use request::{ContainerRequest, RequestError, ResourceNames};
+pub use request::{ContainerRequest, Handed, RequestError, ResourceNames};
 pub use terms::{
     MODEL_ANNOTATION, POD_GROUP_LABEL, POD_GROUP_SIZE_ANNOTATION, POLICY_ANNOTATION, PodGroup,
     PodTerms, TOPOLOGY_ANNOTATION, TermsError,

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use gpuzone_core::engine::MemoryAsk;
-use gpuzone_core::{ComputeShare, GpuCount, MemoryBytes};
+use gpuzone_core::{ComputeShare, Exposure, GpuCount, InvalidMigProfile, MemoryBytes, MigProfile};
 
 use super::names::shorten;
 use super::{
     DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_SHARE_RESOURCE, InvalidName, ResourceName,
+    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName,
+    ResourceName, ResourcePrefix,
 };
 
 /// The names by which containers ask. A cluster may keep the ones its manifests have.
@@ -22,11 +23,39 @@ pub struct ResourceNames {
     pub memory_percent: ResourceName,
     /// For per cent of each one's time.
     pub share: ResourceName,
+    /// For a number of whole GPUs by passthrough.
+    pub passthrough: ResourceName,
+    /// Before a MIG profile: for one instance of it.
+    pub mig: ResourcePrefix,
+}
+
+/// In which way a container wants its GPUs, and with it by which resource the kubelet counts them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Handed {
+    /// Mediated, in slots.
+    Mediated,
+    /// Whole, by passthrough.
+    Passthrough,
+    /// One MIG instance of this profile.
+    Mig(MigProfile),
+}
+
+impl Handed {
+    /// The exposure that this is of.
+    pub const fn exposure(&self) -> Exposure {
+        match self {
+            Self::Mediated => Exposure::Mediated,
+            Self::Passthrough => Exposure::Passthrough,
+            Self::Mig(_) => Exposure::Mig,
+        }
+    }
 }
 
 /// What one container asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerRequest {
+    /// In which way.
+    pub handed: Handed,
     /// How many GPUs.
     pub gpus: GpuCount,
     /// Memory on each; `None` is whole GPUs.
@@ -62,6 +91,22 @@ pub enum RequestError {
         /// The other.
         percent: ResourceName,
     },
+    /// GPUs in two ways.
+    #[error("{one} and {other} are both asked for; one container gets GPUs in one way")]
+    TwoWays {
+        /// One.
+        one: ResourceName,
+        /// The other.
+        other: ResourceName,
+    },
+    /// Memory or share of what is only had whole.
+    #[error("{asked} is asked for beside {whole}, of which there are no parts; leave it out")]
+    NoParts {
+        /// What is asked for.
+        asked: ResourceName,
+        /// Of what.
+        whole: ResourceName,
+    },
     /// Memory or share, and no GPU to have it of.
     #[error("{asked} is asked for without {gpu}; add {gpu}: 1")]
     NoGpu {
@@ -83,6 +128,8 @@ impl ResourceNames {
             memory_mib: DEFAULT_MEMORY_RESOURCE.parse()?,
             memory_percent: DEFAULT_MEMORY_PERCENT_RESOURCE.parse()?,
             share: DEFAULT_SHARE_RESOURCE.parse()?,
+            passthrough: DEFAULT_PASSTHROUGH_RESOURCE.parse()?,
+            mig: DEFAULT_MIG_PREFIX.parse()?,
         })
     }
 }
@@ -96,25 +143,39 @@ impl ContainerRequest {
         names: &ResourceNames,
         limits: &BTreeMap<String, String>,
     ) -> Result<Option<Self>, RequestError> {
-        let limit = |name: &ResourceName| match limits.get(name.as_str()) {
-            None => Ok(None),
-            Some(text) => match whole(text) {
-                Some(0) => Ok(None),
-                Some(number) => Ok(Some(number)),
-                None => Err(RequestError::NotWhole { resource: name.clone(), text: text.clone() }),
-            },
-        };
+        let limit = |name: &ResourceName| count(name, limits.get(name.as_str()));
         let value = |resource: &ResourceName, reason: String| RequestError::Value {
             resource: resource.clone(),
             reason,
         };
         let (gpus, share) = (limit(&names.gpu)?, limit(&names.share)?);
         let (memory, part) = (limit(&names.memory_mib)?, limit(&names.memory_percent)?);
+        let parts =
+            [(&names.memory_mib, memory), (&names.memory_percent, part), (&names.share, share)];
+        let part_of = parts.into_iter().find(|(_, number)| number.is_some());
+        let whole = whole_devices(names, limits)?;
+        if let Some((_, resource, _)) = &whole
+            && gpus.is_some()
+        {
+            let (one, other) = (names.gpu.clone(), resource.clone());
+            return Err(RequestError::TwoWays { one, other });
+        }
+        if let Some((handed, resource, number)) = whole {
+            if let Some((asked, _)) = part_of {
+                return Err(RequestError::NoParts { asked: asked.clone(), whole: resource });
+            }
+            let gpus = GpuCount::new(u32::try_from(number).unwrap_or(u32::MAX));
+            let gpus = gpus.map_err(|error| value(&resource, error.to_string()))?;
+            return match handed {
+                Handed::Mig(_) if gpus != GpuCount::ONE => {
+                    let reason = "CUDA shows a program one instance; ask for one in each container";
+                    Err(value(&resource, reason.to_owned()))
+                }
+                handed => Ok(Some(Self { handed, gpus, memory: None, share: None })),
+            };
+        }
         let Some(gpus) = gpus else {
-            let asked =
-                [(&names.memory_mib, memory), (&names.memory_percent, part), (&names.share, share)];
-            let lonely = asked.into_iter().find(|(_, number)| number.is_some());
-            return match lonely {
+            return match part_of {
                 None => Ok(None),
                 Some((asked, _)) => {
                     Err(RequestError::NoGpu { asked: asked.clone(), gpu: names.gpu.clone() })
@@ -144,8 +205,45 @@ impl ContainerRequest {
             }
         };
         let share = share.map(|number| percent(&names.share, number)).transpose()?;
-        Ok(Some(Self { gpus, memory, share }))
+        Ok(Some(Self { handed: Handed::Mediated, gpus, memory, share }))
     }
+}
+
+/// A limit's number; 0 is none.
+fn count(name: &ResourceName, limit: Option<&String>) -> Result<Option<u64>, RequestError> {
+    let Some(text) = limit else { return Ok(None) };
+    match whole(text) {
+        Some(0) => Ok(None),
+        Some(number) => Ok(Some(number)),
+        None => Err(RequestError::NotWhole { resource: name.clone(), text: text.clone() }),
+    }
+}
+
+/// What is asked for of GPUs that are handed over whole, or in MIG instances.
+fn whole_devices(
+    names: &ResourceNames,
+    limits: &BTreeMap<String, String>,
+) -> Result<Option<(Handed, ResourceName, u64)>, RequestError> {
+    let mut found: Option<(Handed, ResourceName, u64)> = None;
+    for (name, text) in limits {
+        let Ok(resource) = name.parse::<ResourceName>() else { continue };
+        let handed = match names.mig.profile(&resource) {
+            Some(profile) => {
+                let profile = profile.parse().map_err(|error: InvalidMigProfile| {
+                    RequestError::Value { resource: resource.clone(), reason: error.to_string() }
+                })?;
+                Handed::Mig(profile)
+            }
+            None if resource == names.passthrough => Handed::Passthrough,
+            None => continue,
+        };
+        let Some(number) = count(&resource, Some(text))? else { continue };
+        if let Some((_, one, _)) = found {
+            return Err(RequestError::TwoWays { one, other: resource });
+        }
+        found = Some((handed, resource, number));
+    }
+    Ok(found)
 }
 
 /// A whole number in Kubernetes' notation of quantities: digits, with a suffix or an exponent.
@@ -199,6 +297,26 @@ mod tests {
         let half_of = ComputeShare::new(50).unwrap();
         assert_eq!(half.unwrap().unwrap().memory, Some(MemoryAsk::Percent(half_of)));
         assert_eq!(part.share.map(ComputeShare::percent), Some(50));
+    }
+
+    #[test]
+    fn whole_gpus_and_instances_are_counted_and_nothing_else() {
+        let whole = read(&[("gpuzone.dev/passthrough", "2")]).unwrap().unwrap();
+        assert_eq!((whole.handed, whole.gpus.get()), (Handed::Passthrough, 2));
+        let mig = read(&[("gpuzone.dev/mig-1g.10gb", "1")]).unwrap().unwrap();
+        assert_eq!(mig.handed, Handed::Mig("1g.10gb".parse().unwrap()));
+        let cases: [(&[(&str, &str)], &str); 6] = [
+            (&[("gpuzone.dev/passthrough", "1"), ("gpuzone.dev/gpu", "1")], "in one way"),
+            (&[("gpuzone.dev/mig-1g.10gb", "1"), ("gpuzone.dev/mig-2g.20gb", "1")], "in one way"),
+            (&[("gpuzone.dev/passthrough", "1"), ("gpuzone.dev/share", "5")], "no parts"),
+            (&[("gpuzone.dev/mig-1g.10gb", "2")], "one in each container"),
+            (&[("gpuzone.dev/mig-huge", "1")], "'huge' is no MIG profile"),
+            (&[("gpuzone.dev/passthrough", "all")], "not a whole number"),
+        ];
+        for (limits, part) in cases {
+            let error = read(limits).unwrap_err().to_string();
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
     }
 
     #[test]

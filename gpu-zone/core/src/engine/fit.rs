@@ -352,7 +352,7 @@ fn passed(gpu: &GpuRoom, demand: &Demand) -> usize {
 
 /// What would have to change first for `demand` alone, whatever CPU and memory the node has; `None`
 /// when it would fit. One pass over the GPUs, without a search.
-pub fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
+fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
     if gpus.is_empty() {
         return Some(Reason::NoGpu);
     }

@@ -22,7 +22,7 @@ mod room;
 
 pub use board::{Board, Verdict};
 pub use demand::{Amount, Demand, HostDemand, MemoryAsk, PodDemand, Topology};
-pub use fit::{Choice, Given, Reason, fit, why_not};
+pub use fit::{Choice, Given, Reason, fit};
 pub use mix::{Mix, MixClass, WorkloadMix};
 pub use model::{ModelClass, ModelSet, ModelTable, TooManyModels};
 pub use policy::{InvalidPolicy, Placed, Policy, Score, place};

@@ -44,6 +44,7 @@ struct Objects {
     pods: BTreeMap<(String, String), Value>,
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     patched: BTreeMap<String, Value>,
+    quotas: BTreeMap<String, Value>,
     patches: u64,
     node: node::NodeObjects,
     away: bool,
@@ -196,6 +197,19 @@ impl ApiServer {
         labels.insert(key.into(), value.into());
     }
 
+    /// Puts a `GpuQuota` of that name and spec in its place; `None` removes it.
+    pub fn put_quota(&self, name: &str, spec: Option<Value>) {
+        let mut objects = self.shared.lock();
+        match spec {
+            Some(spec) => {
+                let object = json!({ "apiVersion": "gpuzone.dev/v1alpha1", "kind": "GpuQuota",
+                    "metadata": { "name": name }, "spec": spec });
+                objects.quotas.insert(name.to_owned(), object)
+            }
+            None => objects.quotas.remove(name),
+        };
+    }
+
     /// Whether it answers nobody, from now on.
     pub fn set_away(&self, away: bool) {
         self.shared.lock().away = away;
@@ -293,6 +307,12 @@ async fn get_custom(State(shared): Asked, UrlPath(path): UrlPath<String>) -> Res
         return away;
     }
     let objects = shared.lock();
+    if path == "gpuquotas" {
+        let items: Vec<&Value> = objects.quotas.values().collect();
+        return Json(json!({ "kind": "GpuQuotaList", "apiVersion": "gpuzone.dev/v1alpha1",
+            "metadata": {}, "items": items }))
+        .into_response();
+    }
     // With its status, if that was written.
     let written = objects.patched.get(&format!("{path}/status")).or(objects.patched.get(&path));
     match written {

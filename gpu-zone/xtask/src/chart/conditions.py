@@ -18,8 +18,10 @@ CEL = cel.NewEnv(
 )
 # The resources' names, by the values file.
 NAMES = {
-    "default": ["gpuzone.dev/gpu", "gpuzone.dev/memory-mib", "gpuzone.dev/memory-percent", "gpuzone.dev/share"],
-    "everything": ["nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"],
+    "default": ["gpuzone.dev/gpu", "gpuzone.dev/memory-mib", "gpuzone.dev/memory-percent", "gpuzone.dev/share",
+                "gpuzone.dev/passthrough", "gpuzone.dev/mig-1g.10gb"],
+    "everything": ["nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores",
+                   "nvidia.com/pgpu", "nvidia.com/mig-1g.10gb"],
 }
 
 

@@ -19,6 +19,7 @@ fn wanted(node: &Node, holder: &str, folder: u64) -> Wanted {
             folder: gpuzone_api::SlotFolder::new(folder),
         },
         program: "team/app".into(),
+        cluster: None,
     }
 }
 

@@ -151,6 +151,15 @@ impl ClusterApi {
         self.shared.lock().faults.extend(faults);
     }
 
+    /// Whether a disruption budget keeps a pod, from now on.
+    pub fn protect(&self, key: &str, protected: bool) {
+        let mut store = self.shared.lock();
+        match protected {
+            true => store.protected.insert(key.to_owned()),
+            false => store.protected.remove(key),
+        };
+    }
+
     /// All Bindings that were carried out: pod and node.
     pub fn bindings(&self) -> Vec<(String, String)> {
         self.shared.lock().bound.clone()

@@ -53,6 +53,7 @@ fn refuse((code, message): Refused) -> Response {
         403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
+        429 => "TooManyRequests",
         503 => "ServiceUnavailable",
         _ => "InternalError",
     };
@@ -88,6 +89,9 @@ pub(super) async fn handle(
         }
         (Method::POST, Some(key)) if target.sub.as_deref() == Some("binding") => {
             bind(&shared, &key, &written).await
+        }
+        (Method::POST, Some(key)) if target.sub.as_deref() == Some("eviction") => {
+            evict(&shared, &key, &written, query.contains_key("dryRun"))
         }
         (Method::POST, _) => {
             let mut object = written;
@@ -147,6 +151,31 @@ async fn bind(shared: &Shared, key: &str, binding: &Value) -> Response {
             (StatusCode::CREATED, Json(body)).into_response()
         }
     }
+}
+
+/// As the real one answers: 404, 409 for another UID, 429 where a budget keeps it. A pod that may
+/// go is gone at once.
+fn evict(shared: &Shared, key: &str, eviction: &Value, dry: bool) -> Response {
+    let wanted = &eviction["deleteOptions"]["preconditions"]["uid"];
+    let found = shared.lock().get("pods", key).cloned();
+    let Some(found) = found else { return refuse((404, format!("pods \"{key}\" not found"))) };
+    if !wanted.is_null() && found["metadata"]["uid"] != *wanted {
+        return refuse((409, "Precondition failed: UID in precondition".into()));
+    }
+    if shared.lock().protected.contains(key) {
+        return refuse((
+            429,
+            "Cannot evict pod as it would violate the pod's disruption budget.".into(),
+        ));
+    }
+    if !dry {
+        shared.change(|store| {
+            store.wrote("evict", "pods");
+            store.delete("pods", key);
+        });
+    }
+    let body = json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" });
+    (StatusCode::CREATED, Json(body)).into_response()
 }
 
 /// What a selector of fields lets through; only that by a pod's node is known.

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -28,6 +28,8 @@ pub(super) struct Store {
     pub(super) away: bool,
     pub(super) faults: VecDeque<BindFault>,
     pub(super) bound: Vec<(String, String)>,
+    /// Pods that a disruption budget keeps.
+    pub(super) protected: BTreeSet<Key>,
     pub(super) writes: BTreeMap<(String, Plural), u64>,
 }
 
