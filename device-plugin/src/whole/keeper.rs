@@ -46,8 +46,12 @@ impl WholeLeaseError {
     /// Whether trying again by itself changes nothing: somebody who could answer has refused.
     fn is_final(&self) -> bool {
         match self {
-            Self::Claim(_) | Self::Devices(_) | Self::NotReady(..) => true,
-            Self::Link(LinkError::Refused(error)) => match error.kind {
+            Self::Claim(_)
+            | Self::Devices(_)
+            | Self::NotReady(..)
+            | Self::Quota(QuotaError::Unreadable { .. } | QuotaError::None(_)) => true,
+            Self::Link(LinkError::Refused(error))
+            | Self::Quota(QuotaError::Link(LinkError::Refused(error))) => match error.kind {
                 ErrorKind::InvalidRequest
                 | ErrorKind::Quota
                 | ErrorKind::NoRoom
@@ -60,6 +64,7 @@ impl WholeLeaseError {
                 | LinkError::Denied { .. }
                 | LinkError::Agent(_),
             )
+            | Self::Quota(QuotaError::Link(_))
             | Self::Holder(_)
             | Self::NoPod(_)
             | Self::Slow => false,

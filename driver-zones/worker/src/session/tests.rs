@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::{Lease, Session};
 use crate::driver::{Device, Driver, LaunchBounds};
 use crate::host_room::HostRoom;
-use crate::ledger::{Charge, Ledger};
+use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
 
 const LIMIT: u64 = 1 << 20;

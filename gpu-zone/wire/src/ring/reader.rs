@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytemuck::Zeroable;
 
 use super::RingError;
-use super::ends::Consumer;
+use super::ends::{Consumer, Shared};
 use super::park::{Peer, Spin};
 use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
@@ -123,8 +123,8 @@ impl Reader {
     pub fn has_more(&self) -> bool {
         let next = self.at.head + self.unreleased;
         // A position that cannot be is found when it is read from.
-        let channel = self.region.channel(self.direction);
-        self.at.tail > next || channel.tail.0.load(Ordering::Relaxed) > next
+        let ring = self.region.ring(self.direction);
+        self.at.tail > next || ring.tail().load(Ordering::Relaxed) > next
     }
 
     /// The control part of the record that was received last: a copy of ours.
