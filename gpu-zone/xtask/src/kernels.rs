@@ -11,7 +11,9 @@ use crate::python::{self, run};
 
 /// What makes a working nvcc, without the rest of the toolkit. Another version
 /// writes other PTX, so these are exact.
-const PACKAGES: [&str; 4] = [
+const PACKAGES: [&str; 5] = [
+    // The headers of half precision ask it for the compiler's target.
+    "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
     "nvidia-cuda-crt==13.0.88",

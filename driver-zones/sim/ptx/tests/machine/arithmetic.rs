@@ -95,6 +95,56 @@ mod tests {
     }
 
     #[test]
+    fn less_usual_integer_instructions() {
+        assert_eq!(one("mad.lo.cc.u32 %r2, -1, 2, 3; madc.hi.u32 %r1, -1, 2, 10;"), 12);
+        assert_eq!(one("dp2a.lo.u32.u32 %r1, 0x10002, 0x4030201, 5;"), 9);
+        assert_eq!(one("dp4a.u32.s32 %r1, 0x01010101, 0xff020304, 1;"), 9);
+        assert_eq!(one("mad24.lo.u32 %r1, 3, 4, 5;"), 17);
+        assert_eq!(one("bmsk.clamp.b32 %r1, 4, 8;"), 0xff0);
+        assert_eq!(one("szext.wrap.s32 %r1, 0x80, 8;"), 0xffff_ff80);
+        assert_eq!(one("fns.b32 %r1, 0xb0, 4, 2;"), 5);
+        assert_eq!(one("max.s16x2 %r1, 0xffff0003, 0x0001fffe;"), 0x0001_0003);
+        assert_eq!(one("add.u16x2 %r1, 0xffffffff, 0x00010001;"), 0);
+        assert_eq!(one("min.relu.s32 %r1, -5, 3;"), 0);
+        assert_eq!(one("cnot.b32 %r1, 0;"), 1);
+    }
+
+    #[test]
+    fn conversions_to_pairs_and_small_formats() {
+        assert_eq!(one("cvt.rn.f16x2.f32 %r1, 0f3F800000, 0f40000000;"), 0x3c00_4000);
+        assert_eq!(one("cvt.rn.relu.bf16x2.f32 %r1, 0fBF800000, 0f40000000;"), 0x4000);
+        assert_eq!(one("cvt.rna.tf32.f32 %r1, 0f3F801000;"), 0x3f80_2000);
+        let bytes = "cvt.rn.satfinite.e4m3x2.f32 %rs1, 0f44800000, 0f3F800000;";
+        assert_eq!(one(&format!("{bytes} cvt.u32.u16 %r1, %rs1;")), 0x7e38);
+        assert_eq!(one("mov.b16 %rs1, 0x7e38; cvt.rn.f16x2.e4m3x2 %r1, %rs1;"), 0x5f00_3c00);
+        let bytes = "cvt.rn.satfinite.e5m2x2.f32 %rs1, 0fC0000000, 0f3FC00000;";
+        assert_eq!(one(&format!("{bytes} cvt.u32.u16 %r1, %rs1;")), 0xc03e);
+        assert_eq!(one("cvt.rn.bf16.f32 %rs1, 0f3F808000; cvt.u32.u16 %r1, %rs1;"), 0x3f80);
+        assert_eq!(float("mov.b16 %rs1, 0x3fc0; cvt.f32.bf16 %f1, %rs1;"), 1.5);
+    }
+
+    #[test]
+    fn halves_are_compared_and_given_functions() {
+        let pairs = "mov.b32 %r2, 0x3c004000; mov.b32 %r3, 0x40003c00;";
+        let compared = "setp.lt.f16x2 %p1|%p2, %r2, %r3; selp.u32 %r1, 1, 0, %p1;";
+        assert_eq!(one(&format!("{pairs} {compared} @%p2 add.u32 %r1, %r1, 2;")), 2);
+        assert_eq!(one(&format!("{pairs} set.lt.f16x2.f16x2 %r1, %r2, %r3;")), 0x3c00_0000);
+        assert_eq!(one(&format!("{pairs} set.lt.u32.f16x2 %r1, %r2, %r3;")), 0xffff_0000);
+        let half = |body: &str| one(&format!("{body} cvt.u32.u16 %r1, %rs1;"));
+        assert_eq!(half("mov.b16 %rs2, 0x4200; ex2.approx.f16 %rs1, %rs2;"), 0x4800);
+        assert_eq!(half("mov.b16 %rs2, 0x7f80; tanh.approx.bf16 %rs1, %rs2;"), 0x3f80);
+        let operands = "mov.b16 %rs2, 0x7e00; mov.b16 %rs3, 0x3c00;";
+        assert_eq!(half(&format!("{operands} min.f16 %rs1, %rs2, %rs3;")), 0x3c00);
+        assert_eq!(half(&format!("{operands} min.NaN.f16 %rs1, %rs2, %rs3;")), 0x7fff);
+        // The smallest half is flushed, or it is not.
+        assert_eq!(half("mov.b16 %rs2, 1; abs.ftz.f16 %rs1, %rs2;"), 0);
+        let below = "mov.b16 %rs2, 1; mov.b16 %rs3, 2; setp.lt.f16 %p1, %rs2, %rs3;";
+        assert_eq!(one(&format!("{below} selp.u32 %r1, 1, 0, %p1;")), 1);
+        let below = below.replace("setp.lt.f16", "setp.lt.ftz.f16");
+        assert_eq!(one(&format!("{below} selp.u32 %r1, 1, 0, %p1;")), 0);
+    }
+
+    #[test]
     fn comparisons_with_two_results_and_a_third_operand() {
         let body = "setp.lt.u32 %p1, %r0, 3; setp.gt.and.s32 %p2|%p3, %r0, 0, %p1;
             selp.u32 %r1, 1, 0, %p2; @%p3 add.u32 %r1, %r1, 2; set.eq.u32.u32 %r2, %r0, 5;

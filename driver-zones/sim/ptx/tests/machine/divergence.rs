@@ -177,6 +177,18 @@ mod tests {
     }
 
     #[test]
+    fn lanes_agree_and_elect_one() {
+        let body = "
+            mov.u32 %r2, 5; match.all.sync.b32 %r3|%p1, %r2, -1;
+            match.all.sync.b32 %r4|%p2, %r0, -1; elect.sync %r5|%p3, -1;
+            setp.eq.u32 %p4, %r3, -1; selp.u32 %r1, 1, 0, %p4; @%p1 add.u32 %r1, %r1, 2;
+            setp.eq.u32 %p5, %r4, 0; @%p5 add.u32 %r1, %r1, 4; @!%p2 add.u32 %r1, %r1, 8;
+            add.u32 %r1, %r1, %r5; @%p3 add.u32 %r1, %r1, 16;";
+        let expected: Vec<u32> = (0..32).map(|lane| if lane == 0 { 31 } else { 15 }).collect();
+        assert_eq!(results(body, 32), expected);
+    }
+
+    #[test]
     fn a_lock_within_a_warp_makes_progress() {
         // Each lane takes the lock by spinning; the holder is further on.
         let body = "

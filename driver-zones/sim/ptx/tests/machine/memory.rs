@@ -48,6 +48,35 @@ mod tests {
     }
 
     #[test]
+    fn eight_elements_at_once() {
+        let body = "
+            st.global.v8.b32 [%rd0], {9, 1, 2, 3, 4, 5, 6, 7};
+            ld.global.v8.b32 {%r2, %r3, %r4, %r5, %r6, %r7, %r8, %r9}, [%rd0];
+            mad.lo.u32 %r1, %r2, 10, %r9;";
+        assert_eq!(results(body, 32), vec![97; 32]);
+        assert!(matches!(
+            fault("ld.global.v4.b64 {%rd1, %rd2, %rd3, %rd4}, [%rd0+16];"),
+            Fault::MisalignedAddress { bytes: 32, .. }
+        ));
+    }
+
+    #[test]
+    fn copies_to_shared_memory_fill_with_zeros() {
+        let body = "
+            .shared .align 16 .b8 s[512]; shl.b32 %r2, %r0, 4; mov.u32 %r3, s; add.u32 %r2, %r2, %r3;
+            mov.u32 %r4, 7; st.global.u32 [%rd0+4], %r4; mov.u32 %r5, 4;
+            cp.async.ca.shared.global [%r2], [%rd0], 8; cp.async.wait_all;
+            ld.shared.u32 %r1, [%r2+4];
+            cp.async.ca.shared.global [%r2], [%rd0], 8, %r5; cp.async.commit_group;
+            cp.async.wait_group 0; ld.shared.u32 %r6, [%r2+4]; mad.lo.u32 %r1, %r6, 100, %r1;";
+        assert_eq!(results(body, 32), vec![7; 32]);
+        let wrong = body.replace("mov.u32 %r5, 4", "mov.u32 %r5, 9");
+        assert!(matches!(fault(&wrong), Fault::InvalidProgram(_)));
+        let outside = body.replace("shl.b32 %r2, %r0, 4", "shl.b32 %r2, %r0, 5");
+        assert!(matches!(fault(&outside), Fault::IllegalAddress { write: true, .. }));
+    }
+
+    #[test]
     fn accesses_outside_are_faults_in_every_space() {
         let illegal = |body| matches!(fault(body), Fault::IllegalAddress { .. });
         assert!(illegal(".shared .b32 s[8]; ld.shared.u32 %r1, [s+32];"));
