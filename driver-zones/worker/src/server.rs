@@ -20,7 +20,7 @@ use rustix::net::SocketFlags;
 use crate::busy::BusyClock;
 use crate::greetings::Greetings;
 use crate::log;
-use crate::session::{Ended, Lease, Session, SessionPeer, serve};
+use crate::session::{Ended, Lease, LinePlace, Session, SessionPeer, serve};
 
 /// How long a process that connected may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +43,7 @@ struct Tenant {
     peer: Arc<SessionPeer>,
     clock: Arc<BusyClock>,
     region: Arc<OnceLock<Arc<Region>>>,
+    line: LinePlace,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -97,6 +98,9 @@ fn wait(
     for (tenant, events) in watched.iter().zip(events.iter().skip(2)) {
         if events.intersects(gone) {
             tenant.peer.gone.store(true, Ordering::SeqCst);
+            if let Some(line) = tenant.line.get() {
+                line.close();
+            }
             if let Some(region) = tenant.region.get() {
                 region.wake_all();
             }
@@ -150,14 +154,16 @@ fn admit(lease: &Arc<Lease>, socket: OwnedFd, ended: &Arc<OwnedFd>, tenants: &mu
         peer: Arc::default(),
         clock: Arc::default(),
         region: Arc::default(),
+        line: LinePlace::default(),
         done: Arc::default(),
         thread: None,
     };
     let (peer, clock) = (tenant.peer.clone(), tenant.clock.clone());
     let (region, done) = (tenant.region.clone(), tenant.done.clone());
+    let line = tenant.line.clone();
     let (lease, ended) = (lease.clone(), ended.clone());
     let body = move || {
-        let attended = AssertUnwindSafe(|| attend(&lease, &socket, &peer, clock, &region));
+        let attended = AssertUnwindSafe(|| attend(&lease, &socket, &peer, (clock, line), &region));
         if std::panic::catch_unwind(attended).is_err() {
             log::say("a session ended by a fault of the worker's own; others go on");
             lease.poisoned.store(true, Ordering::SeqCst);
@@ -207,7 +213,7 @@ fn attend(
     lease: &Arc<Lease>,
     socket: &Arc<OwnedFd>,
     peer: &SessionPeer,
-    clock: Arc<BusyClock>,
+    (clock, line): (Arc<BusyClock>, LinePlace),
     place: &OnceLock<Arc<Region>>,
 ) {
     let region = match greet(lease, socket.as_fd()) {
@@ -218,7 +224,7 @@ fn attend(
             return;
         }
     };
-    let mut session = Session::new(lease.clone(), clock);
+    let mut session = Session::new(lease.clone(), clock, line);
     match serve(&mut session, region, Spin::default(), peer, socket.as_fd()) {
         Ended::Gone => {}
         ended @ (Ended::Ring(_) | Ended::Call(_)) => {
