@@ -26,7 +26,7 @@ use crate::driver::{Device, Driver, LaunchBounds};
 use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
-use crate::session::{Lease, Rings, Session, SessionPeer};
+use crate::session::{Lease, LinePlace, Rings, Session, SessionPeer};
 use crate::turns::Turns;
 
 /// The lease's memory.
@@ -310,7 +310,7 @@ pub fn ring(lease: &Arc<Lease>, input: &[u8]) -> usize {
     let peer = SessionPeer::default();
     let spin = Spin { time: Duration::ZERO };
     let mut answers = Reader::new(region.clone(), Direction::Reply, spin);
-    let mut session = Session::new(lease.clone(), Arc::default());
+    let mut session = Session::new(lease.clone(), Arc::default(), LinePlace::default());
     let (_tenant, socket) = UnixDatagram::pair().expect("a socket");
     socket.set_nonblocking(true).expect("a socket of ours");
     let mut line = Rings::new(region, spin, socket.as_fd());

@@ -23,7 +23,7 @@ use crate::busy::BusyClock;
 use crate::greetings::Greetings;
 use crate::log;
 use crate::roster::Roster;
-use crate::session::{Ended, Lease, Session, SessionPeer, serve};
+use crate::session::{Ended, Lease, LinePlace, Session, SessionPeer, serve};
 
 /// How long a process that connected may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +48,7 @@ struct Tenant {
     region: Arc<OnceLock<Arc<Region>>>,
     /// It only looks, and holds nothing.
     looks: Arc<AtomicBool>,
+    line: LinePlace,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -105,6 +106,9 @@ fn wait(
     for (tenant, events) in watched.iter().zip(events.iter().skip(2)) {
         if events.intersects(gone) {
             tenant.peer.gone.store(true, Ordering::SeqCst);
+            if let Some(line) = tenant.line.get() {
+                line.close();
+            }
             if let Some(region) = tenant.region.get() {
                 region.wake_all();
             }
@@ -165,15 +169,17 @@ fn admit(
         clock: Arc::default(),
         region: Arc::default(),
         looks: Arc::default(),
+        line: LinePlace::default(),
         done: Arc::default(),
         thread: None,
     };
     let (peer, clock) = (tenant.peer.clone(), tenant.clock.clone());
     let (region, done, looks) = (tenant.region.clone(), tenant.done.clone(), tenant.looks.clone());
+    let line = tenant.line.clone();
     let (lease, ended, roster) = (lease.clone(), ended.clone(), roster.clone());
     let body = move || {
         let attended = AssertUnwindSafe(|| {
-            let visit = Visit { lease: &lease, roster: &roster, socket: socket.as_fd() };
+            let visit = Visit { lease: &lease, roster: &roster, socket: socket.as_fd(), line };
             visit.attend(&peer, clock, &region, &looks);
         });
         if std::panic::catch_unwind(attended).is_err() {
@@ -225,6 +231,7 @@ struct Visit<'a> {
     lease: &'a Arc<Lease>,
     roster: &'a Roster,
     socket: BorrowedFd<'a>,
+    line: LinePlace,
 }
 
 impl Visit<'_> {
@@ -255,7 +262,7 @@ impl Visit<'_> {
         let account = Account::new(self.lease.devices.len());
         account.open();
         let _listed = self.roster.enter(hello.pid, account, clock.clone());
-        let mut session = Session::new(self.lease.clone(), clock);
+        let mut session = Session::new(self.lease.clone(), clock, self.line.clone());
         match serve(&mut session, region, spin(self.lease), peer, self.socket) {
             Ended::Gone => {}
             ended @ (Ended::Ring(_) | Ended::Call(_)) => {

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gpuzone_cuda_abi::CuResult;
 use gpuzone_wire::spec::{Call, ContextId, HostFunction};
@@ -11,8 +11,13 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, So
 
 use super::Session;
 
+/// Where the main thread finds a session's line, to close it when the tenant goes: the session's
+/// own thread may be waiting for work that waits for the tenant.
+pub type LinePlace = Arc<OnceLock<Arc<Line>>>;
+
 /// The way to the tenant's thread that runs them: one number there, the same number back.
-pub(super) struct Line {
+#[derive(Debug)]
+pub struct Line {
     socket: OwnedFd,
     /// One at a time, as CUDA allows.
     turn: Mutex<()>,
@@ -33,7 +38,7 @@ impl Line {
     }
 
     /// Nobody runs any more of them; whoever waits goes on.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 }
@@ -64,19 +69,19 @@ impl Pending {
 
 impl Session {
     pub(super) fn open_line(&mut self, call: &mut Call<'_>) -> Result<(), CuResult> {
-        if self.line.is_some() {
+        if self.line.get().is_some() {
             return Err(CuResult::INVALID_VALUE);
         }
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let pair = rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None);
         let (socket, theirs) = pair.map_err(|_| CuResult::OUT_OF_MEMORY)?;
         call.pieces.hand_over(theirs.as_fd())?;
-        self.line = Some(Arc::new(Line { socket, turn: Mutex::new(()) }));
+        self.line.get_or_init(|| Arc::new(Line { socket, turn: Mutex::new(()) }));
         Ok(())
     }
 
     pub(super) fn pending(&self, function: u64) -> Result<Box<Pending>, CuResult> {
-        let line = self.line.clone().ok_or(CuResult::INVALID_VALUE)?;
+        let line = self.line.get().cloned().ok_or(CuResult::INVALID_VALUE)?;
         Ok(Box::new(Pending { line, function }))
     }
 

@@ -20,6 +20,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use host_functions::{Line, LinePlace};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use serve::Rings;
 pub use serve::{Ended, SessionPeer, serve};
@@ -43,7 +44,6 @@ use crate::ledger::{Charge, Ledger};
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
 use crate::turns::Turns;
-use host_functions::Line;
 use physical::Physical;
 use pools::Pool;
 use shared::Host;
@@ -136,14 +136,14 @@ pub struct Session {
     pools: HashMap<PoolId, Pool>,
     hosts: HashMap<HostId, Host>,
     physical: Physical,
-    line: Option<Arc<Line>>,
+    line: LinePlace,
     image: Vec<u8>,
     image_held: Held,
 }
 
 impl Session {
     /// A session that holds nothing.
-    pub fn new(lease: Arc<Lease>, clock: Arc<BusyClock>) -> Self {
+    pub fn new(lease: Arc<Lease>, clock: Arc<BusyClock>, line: LinePlace) -> Self {
         let image_held = Held::none(&lease.images);
         Self {
             lease,
@@ -159,7 +159,7 @@ impl Session {
             pools: HashMap::new(),
             hosts: HashMap::new(),
             physical: Physical::default(),
-            line: None,
+            line,
             image: Vec::new(),
             image_held,
         }
@@ -202,7 +202,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // No work waits for a tenant that is gone.
-        if let Some(line) = &self.line {
+        if let Some(line) = self.line.get() {
             line.close();
         }
         let contexts: Vec<ContextId> = self.contexts.keys().copied().collect();

@@ -113,7 +113,7 @@ proptest! {
         calls in proptest::collection::vec((any::<u16>(), 0u32..4, control(), any::<bool>()), 1..120),
     ) {
         let (_dir, lease) = lease();
-        let mut session = Session::new(lease.clone(), Arc::default());
+        let mut session = Session::new(lease.clone(), Arc::default(), Arc::default());
         // A context to begin with: without one most calls end early.
         let first = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let first = (Opcode::ContextCreate as u16, 0, first, false);
