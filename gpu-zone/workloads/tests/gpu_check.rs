@@ -14,7 +14,7 @@ mod tests {
         let mut command = Command::new(artifacts.file("gpuzone-gpu-check").unwrap());
         command.arg("--folder").arg(artifacts.root()).arg("--programs").arg(programs);
         command.arg("--kernels").arg(artifacts.kernels());
-        command.args(["--driver", "simulated", "--quick", "--memory", "512Mi"]).args(more);
+        command.args(["--driver", "simulated", "--quick", "--memory", "128Mi"]).args(more);
         Running::start(command).unwrap().finish(Duration::from_secs(120)).unwrap()
     }
 
