@@ -6,6 +6,9 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+
     use gpuzone_api::kubelet::v1beta1::device_plugin_client::DevicePluginClient;
     use gpuzone_api::kubelet::v1beta1::{
         AllocateRequest, ContainerAllocateRequest, PreStartContainerRequest,
@@ -15,6 +18,8 @@ mod tests {
     use serde_json::json;
 
     use super::support::{Cluster, NODE};
+
+    const NOBODY: u32 = 65_534;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_pod_runs_a_kernel_through_its_slot() {
@@ -315,5 +320,127 @@ mod tests {
         cluster.admit(&pod).await;
         let container = cluster.start_container(&pod, "app").await;
         cluster.works(&container);
+    }
+
+    /// The kubelet runs them by itself: what the API server has is a mirror with another UID, if it
+    /// has one, and nobody placed it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_static_pod_gets_nothing_and_disturbs_nobody() {
+        let mut cluster = Cluster::start().await;
+        let other = cluster.small_pod("other");
+        cluster.admit(&other).await;
+        let works = cluster.start_container(&other, "app").await;
+        let own = Pod::new("kube-system", "static-n", "0123456789abcdef0123456789abcdef", 1);
+        cluster.kubelet().admit(&own).await.unwrap();
+        let said = cluster.refusal(&own).await;
+        assert!(said.contains("has no pod kube-system/static-n"), "{said}");
+        let mirror = Pod { uid: "uid-of-the-mirror".into(), ..own.clone() };
+        cluster.api.put(&mirror, NODE, "Pending", false);
+        let said = cluster.refusal(&own).await;
+        assert!(said.contains("leave spec.nodeName out"), "{said}");
+        // Somebody writes a placement for the kubelet's pod into the mirror: it is another's.
+        let forged = cluster.placed(own.clone(), &[("app", &[cluster.grant(0, 1)])]);
+        let forged = Pod { uid: mirror.uid.clone(), ..forged };
+        cluster.api.put(&forged, NODE, "Pending", false);
+        let said = cluster.refusal(&own).await;
+        assert!(said.contains("made for another pod"), "{said}");
+        // It starts without PreStartContainer, and nobody answers in its slot.
+        cluster.api.put(&mirror, NODE, "Pending", false);
+        cluster.kill_plugin();
+        cluster.until("the plugin's end", async |c| c.kubelet().allocatable() == 0).await;
+        let container = cluster.start_container(&own, "app").await;
+        cluster.api.put(&mirror, NODE, "Running", true);
+        cluster.start_plugin();
+        cluster.registered().await;
+        cluster.until("a word", async |c| c.log().contains("it runs without a lease")).await;
+        cluster.fails(&container);
+        cluster.works(&works);
+        assert_eq!(cluster.node.leases().unwrap().len(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn folders_that_it_may_not_use_are_named_as_root() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can start a plugin as somebody else");
+            return;
+        }
+        let cluster = Cluster::without_plugin().await;
+        // The state folder is the agent's user's.
+        let mut command = cluster.plugin_command();
+        let output = match command.uid(NOBODY).gid(NOBODY).output() {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                println!("skipped: this checkout is not for everybody's eyes");
+                return;
+            }
+            other => other.unwrap(),
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains("the plugin needs to write there"),
+            "{said}"
+        );
+        assert!(said.contains(&cluster.node.state_dir().display().to_string()), "{said}");
+
+        // Folders of its own, and a kubelet's that it cannot look into.
+        let folder = tempfile::Builder::new().prefix("gz-").tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let state = folder.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
+        let kubeconfig = cluster.api.kubeconfig(folder.path()).unwrap();
+        std::fs::set_permissions(&kubeconfig, PermissionsExt::from_mode(0o644)).unwrap();
+        let kubelet = cluster.node.folder().join("kubelet");
+        std::fs::set_permissions(&kubelet, PermissionsExt::from_mode(0o700)).unwrap();
+        let log = folder.path().join("log");
+        let mut command = cluster.plugin_over(&state, &kubeconfig);
+        command.uid(NOBODY).gid(NOBODY);
+        let mut plugin = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+        let said = async |_: &Cluster| {
+            let said = std::fs::read_to_string(&log).unwrap();
+            said.contains("cannot look into the kubelet's folder")
+        };
+        cluster.until("a word of the kubelet's folder", said).await;
+        // It may look, and not write.
+        for path in [cluster.node.folder(), &kubelet, &kubelet.join("device-plugins")] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let said = async |_: &Cluster| {
+            let said = std::fs::read_to_string(&log).unwrap();
+            said.contains("the plugin needs to write in that folder")
+        };
+        cluster.until("a word of what it may not write", said).await;
+        plugin.kill().unwrap();
+        plugin.wait().unwrap();
+    }
+
+    /// `cargo test -p gpuzone-device-plugin --test end_to_end how_soon -- --ignored --nocapture`
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "a measurement: prints how soon a new pod works after each restart"]
+    async fn how_soon_a_new_pod_works_after_a_restart() {
+        let mut cluster = Cluster::start().await;
+        for round in 0..5 {
+            for what in ["kubelet", "plugin", "agent"] {
+                match what {
+                    "plugin" => cluster.kill_plugin(),
+                    "agent" => cluster.node.kill_agent().unwrap(),
+                    _ => {}
+                }
+                let began = std::time::Instant::now();
+                match what {
+                    "kubelet" => cluster.restart_kubelet(),
+                    "plugin" => cluster.start_plugin(),
+                    _ => cluster.node.start_agent().unwrap(),
+                }
+                cluster.registered().await;
+                let pod = cluster.small_pod(&format!("{what}-{round}"));
+                cluster.admit(&pod).await;
+                let container = cluster.start_container(&pod, "app").await;
+                let took = began.elapsed();
+                cluster.works(&container);
+                println!("after a restart of the {what}: {} ms", took.as_millis());
+                cluster.delete(&pod);
+                cluster.leases(0).await;
+            }
+        }
     }
 }

@@ -139,4 +139,43 @@ mod tests {
         assert!(said.contains("cannot be handed over now"), "{said}");
         assert!(cluster.node.leases().unwrap().is_empty());
     }
+
+    /// The device nodes are the container's from Allocate on, and the kubelet may skip
+    /// PreStartContainer.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_has_a_gpu_without_a_lease_keeps_it_from_all_others() {
+        let (mut cluster, _sysfs) = start().await;
+        let rightful = whole_pod(&cluster, "team", "late");
+        let bare = Pod::new("team", "bare", "uid-bare", 1);
+        for pod in [&rightful, &bare] {
+            cluster.admit(pod).await;
+        }
+        cluster.kill_plugin();
+        allocatable(&cluster, 0).await;
+        for pod in [&rightful, &bare] {
+            let container = cluster.start_container(pod, "app").await;
+            assert!(container.nodes().contains("/dev/vfio/vfio"), "{:?}", container.nodes());
+        }
+        cluster.start_plugin();
+        // One has a right to a lease, and gets it; what the other has is nobody's after it.
+        cluster.leases(1).await;
+        let held = cluster.kubelet().devices(&bare, "app").pop_first().unwrap();
+        let condemned = async |cluster: &Cluster| {
+            let listed = cluster.node.json(&["gpus"]).unwrap();
+            let gpus = listed["gpus"].as_array().unwrap().iter();
+            let mut out = gpus.filter(|gpu| gpu["health"] == "quarantined");
+            out.next().is_some_and(|gpu| {
+                let why = gpu["quarantine"].as_str().unwrap();
+                assert_eq!(gpu["pci_address"], held.as_str());
+                assert!(why.contains("team/bare/app has it without a lease"), "{why}");
+                out.next().is_none()
+            })
+        };
+        cluster.until("the quarantine", condemned).await;
+        allocatable(&cluster, 1).await;
+        let audit = std::fs::read_to_string(cluster.node.state_dir().join("audit.log"));
+        assert!(audit.unwrap_or_default().contains("without a lease"), "{}", cluster.log());
+        let leases = cluster.node.leases().unwrap();
+        assert_eq!((leases.len(), leases[0].0["program"].as_str()), (1, Some("team/late/app")));
+    }
 }

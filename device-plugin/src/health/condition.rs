@@ -133,27 +133,15 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::NodeGpus;
+    use super::super::fixtures::gpu;
     use super::*;
 
     fn word(healths: &[Option<(&str, bool)>]) -> Word {
-        let gpu = |(index, health): (usize, &Option<(&str, bool)>)| GpuEntry {
-            uuid: format!("GPU-{index}"),
-            index: u32::try_from(index).unwrap(),
-            model: "H200".into(),
-            memory_bytes: 1,
-            compute_capability: "9.0".into(),
-            numa_node: None,
-            nvlink_peers: Vec::new(),
-            mig_capable: false,
-            simulated: false,
-            exposure: Default::default(),
-            partitions: Vec::new(),
-            healthy: health.is_none(),
-            reason: health.map(|_| "why".into()),
-            cause: health.map(|(cause, _)| cause.into()),
-            needs_operator: health.is_some_and(|(_, operator)| operator),
+        let out = |(index, health): (u32, &Option<(&str, bool)>)| {
+            let operator = health.is_some_and(|(_, operator)| operator);
+            gpu(index, health.map(|(cause, _)| cause), operator)
         };
-        let gpus = healths.iter().enumerate().map(gpu).collect();
+        let gpus = (0..).zip(healths).map(out).collect();
         let status = GpuNodeStatus::new("nvidia", gpus);
         Word::Says(Arc::new(NodeGpus {
             status,

@@ -12,6 +12,8 @@
 
 mod condition;
 mod events;
+#[cfg(test)]
+mod fixtures;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};

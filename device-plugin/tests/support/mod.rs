@@ -1,7 +1,7 @@
 //! A node of the real agent and the real plugin, with stand-ins of kubelet and API server.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -87,15 +87,21 @@ impl Cluster {
     }
 
     pub(crate) fn plugin_command(&self) -> Command {
+        let kubeconfig = self.api.kubeconfig(self.node.folder()).unwrap();
+        self.plugin_over(&self.node.state_dir(), &kubeconfig)
+    }
+
+    /// A plugin with another state folder.
+    pub(crate) fn plugin_over(&self, state: &Path, kubeconfig: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-zone-device-plugin"));
         let library = self.node.artifacts().file("libgpuzone_cuda.so").unwrap();
         command.args(["--node", NODE, "--slots", "64"]).arg("--library").arg(library);
         command.arg("--run-dir").arg(self.node.run_dir());
-        command.arg("--state-dir").arg(self.node.state_dir());
+        command.arg("--state-dir").arg(state);
         command.arg("--kubelet-dir").arg(self.node.folder().join("kubelet/device-plugins"));
         let socket = self.node.folder().join("kubelet/pod-resources/kubelet.sock");
         command.arg("--pod-resources").arg(socket);
-        command.arg("--kubeconfig").arg(self.api.kubeconfig(self.node.folder()).unwrap());
+        command.arg("--kubeconfig").arg(kubeconfig);
         command.stdin(Stdio::null()).env("RUST_LOG", "info,gpuzone_device_plugin=debug");
         command
     }

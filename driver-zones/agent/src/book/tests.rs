@@ -137,6 +137,32 @@ fn what_the_journal_does_not_take_does_not_happen() {
     assert_eq!(node.book.leases(), before);
 }
 
+/// What is known of GPUs' health on a full disk: what gets worse is taken in and said not to be
+/// written, what gets better is not; and what was written last is what the next agent knows.
+#[test]
+fn health_that_cannot_be_written_down_only_gets_worse() {
+    let mut node = node();
+    let (sick, well) = (inventory().gpus()[0].uuid, inventory().gpus()[1].uuid);
+    let at = Timestamp::from_nanoseconds;
+    let failed = [Signal::ScrubFailed("residue".into())];
+    assert!(node.book.observe(sick, &failed, at(1)).written.is_ok());
+    let disk = std::mem::replace(
+        &mut node.book.journal,
+        Journal::on(std::fs::File::options().write(true).open("/dev/full").unwrap()),
+    );
+    let worse = node.book.observe(well, &failed, at(2));
+    assert!(worse.is_change() && !node.book.serves(well), "it serves nobody until the agent ends");
+    assert!(worse.written.unwrap_err().to_string().contains("/dev/full"));
+    let better = node.book.clear(sick, at(3));
+    assert!(better.written.is_err() && better.before == better.after);
+    assert!(!node.book.serves(sick), "what is not written down clears nothing");
+    let reopened = node.reopened();
+    assert_eq!((reopened.serves(sick), reopened.serves(well)), (false, true));
+    // There is room again.
+    node.book.journal = disk;
+    assert!(node.book.clear(sick, at(4)).written.is_ok() && node.book.serves(sick));
+}
+
 #[tokio::test]
 async fn work_is_done_even_if_nobody_waits_for_it() {
     let node = node();
