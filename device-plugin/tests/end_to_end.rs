@@ -186,7 +186,7 @@ mod tests {
         );
         cluster.admit(&greedy).await;
         let said = cluster.refusal(&greedy).await;
-        assert!(said.contains("'research' of the cluster for one pod: memory 0B held"), "{said}");
+        assert!(said.contains("'research' of the cluster for one pod: memory 0 held"), "{said}");
         // What is held here counts, over an agent that starts anew, too.
         cluster.api.put_quota("research", quota(json!({ "limits": { "pods": 1, "gpus": 2 } })));
         let (a, b) = (cluster.small_pod("a"), cluster.small_pod("b"));

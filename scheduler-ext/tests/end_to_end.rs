@@ -85,7 +85,7 @@ mod tests {
     /// pods are as a 1.35 API server has them.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn victims_are_named_in_both_ways_of_asking() {
-        let (api, folder) = (cluster(2, 1).await, folder());
+        let (api, folder) = (cluster(2, 2).await, folder());
         let more = ["--gpu-resource", "example.com/dev", "--without-quota", "admit"];
         let extender = Extender::start(&api, folder.path(), "a", &more);
         extender.leads().await;

@@ -221,7 +221,7 @@ mod tests {
         let status = cut(&[("1g.2gb", 2, 2, 14), ("3g.6gb", 1, 6, 42)]);
         index.apply_gpu_node(&node("n1"), Some(&status));
         let small = |name: &str| pod("team", name, &[("mig-1g.2gb", 1)]);
-        let exposures = json!([{ "exposure": "mig", "limits": { "memory": "8Gi", "gpus": 2 } }]);
+        let exposures = json!([{ "exposure": "mig", "limits": { "memory": "64Gi", "gpus": 2 } }]);
         let spec = json!({ "namespaceSelector": {}, "exposures": exposures,
             "models": [{ "model": "Simulated H100", "limits": { "share": 200 } }] });
         index.apply_quota("q", Some("q"), Some(1), &quota(spec));
