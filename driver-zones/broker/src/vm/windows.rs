@@ -120,15 +120,18 @@ impl Windows {
                     "share": true,
                 }),
             )?;
-            monitor.execute(
-                "device_add",
-                json!({
-                    "driver": "ivshmem-plain",
-                    "id": device,
-                    "memdev": &name,
-                    "bus": window_bus(number),
-                }),
-            )?;
+            let device = json!({
+                "driver": "ivshmem-plain",
+                "id": device,
+                "memdev": &name,
+                "bus": window_bus(number),
+            });
+            if let Err(error) = monitor.execute("device_add", device) {
+                // Nobody would ask for it again.
+                let _ = monitor.execute("object-del", json!({ "id": &name }));
+                let _ = monitor.execute("remove-fd", json!({ "fdset-id": fdset }));
+                return Err(error);
+            }
             Ok(())
         });
         plugged?;
@@ -144,8 +147,7 @@ impl Windows {
         });
         let named = named.unwrap_or_default();
         let names = named.as_array().into_iter().flatten();
-        let names: Vec<&str> =
-            names.filter_map(|object| object.get("name")?.as_str()).collect();
+        let names: Vec<&str> = names.filter_map(|object| object.get("name")?.as_str()).collect();
         for number in 0..number {
             let name = names.iter().find(|name| name.starts_with(&prefix(number)));
             let Some(name) = name else { continue };
