@@ -131,8 +131,8 @@ impl Node {
         };
         let minor = minor.parse().map_err(|_| format!("'{minor}' is no minor number"))?;
         let numbers = devices.lines().filter_map(|line| line.trim().split_once(' '));
-        let major = numbers.filter(|(_, found)| found.trim() == name).map(|(major, _)| major);
-        let major = major.last().and_then(|major| major.parse().ok());
+        let mut major = numbers.filter(|(_, found)| found.trim() == name).map(|(major, _)| major);
+        let major = major.next_back().and_then(|major| major.parse().ok());
         let major =
             major.ok_or_else(|| format!("no driver is called '{name}' in /proc/devices"))?;
         Ok(Self { path: path.to_owned(), major, minor })

@@ -63,6 +63,9 @@ pub struct MicroVm {
     pub kernel: PathBuf,
     /// The initial file system: what `cargo xtask guest-image` builds.
     pub image: PathBuf,
+    /// Which files those two have to be, by path; checked before each start.
+    #[serde(default)]
+    pub digests: BTreeMap<PathBuf, String>,
     /// How its processors are made.
     pub accelerator: Accelerator,
     /// Bytes of its memory.

@@ -25,6 +25,11 @@ pub struct MicroVmTable {
     kernel: PathBuf,
     /// The guest's initial file system, as `cargo xtask guest-image` builds it.
     image: PathBuf,
+    /// What they have to be, like `sha256:…`; a microVM of other files is not started.
+    #[serde(default)]
+    kernel_digest: Option<Digest>,
+    #[serde(default)]
+    image_digest: Option<Digest>,
     /// QEMU.
     #[serde(default = "qemu")]
     qemu: PathBuf,
@@ -43,6 +48,24 @@ pub struct MicroVmTable {
     /// Functions that it gets, bound to VFIO already.
     #[serde(default)]
     devices: Vec<String>,
+}
+
+/// A file's digest: `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Digest(String);
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits = text.strip_prefix("sha256:").unwrap_or_default();
+        let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        match digits.len() == 64 && digits.bytes().all(hex) {
+            true => Ok(Self(text)),
+            false => Err(format!("'{text}' is no digest: write sha256: and 64 hexadecimal digits")),
+        }
+    }
 }
 
 fn qemu() -> PathBuf {
@@ -124,14 +147,18 @@ impl Config {
         let maker = self.launcher.clone().unwrap_or_default();
         let device_memory = self.zone.device_memory.limits();
         let sandbox = Sandbox { maker, read, write, devices, require, users, device_memory };
-        let MicroVmTable { kernel, image, qemu, accelerator, memory, cpus, windows, devices } =
-            table;
+        let MicroVmTable { kernel, image, kernel_digest, image_digest, .. } = table;
+        let MicroVmTable { qemu, accelerator, memory, cpus, windows, devices, .. } = table;
+        let digests = [(&kernel, kernel_digest), (&image, image_digest)];
+        let digest = |(path, digest): (&PathBuf, Option<Digest>)| Some((path.clone(), digest?.0));
+        let digests = digests.into_iter().filter_map(digest).collect();
         let memory = memory.unwrap_or(MemoryBytes::mib(512)).get();
         let confinement = host;
         let microvm = MicroVm {
             qemu,
             kernel,
             image,
+            digests,
             accelerator,
             memory,
             processors: cpus,
@@ -141,5 +168,32 @@ impl Config {
             confinement,
         };
         Some(InMicroVm { microvm, driver, sandbox })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Result<MicroVmTable, String> {
+        toml::from_str(text).map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    #[test]
+    fn a_machine_needs_a_kernel_and_an_image_and_a_digest_is_one() {
+        let files = "kernel = \"k\"\nimage = \"i\"\n";
+        let usual = table(files).unwrap();
+        assert_eq!((usual.accelerator, usual.cpus, usual.windows), (Accelerator::Auto, 2, 16));
+        let beside = usual.beside(Path::new("/etc/gz")).unwrap();
+        assert_eq!((beside.kernel, beside.image), ("/etc/gz/k".into(), "/etc/gz/i".into()));
+        let digest = format!("{files}image_digest = \"sha256:{}\"", "0a".repeat(32));
+        assert!(table(&digest).unwrap().image_digest.is_some());
+        for wrong in ["sha256:0a", "0a", &format!("sha256:{}", "0A".repeat(32))] {
+            let error = table(&format!("{files}kernel_digest = {wrong:?}")).unwrap_err();
+            assert!(error.contains("is no digest"), "{error}");
+        }
+        for wrong in ["kernel = \"k\"", "accelerator = \"xen\"", "colour = 1"] {
+            assert!(table(wrong).is_err(), "{wrong}");
+        }
     }
 }

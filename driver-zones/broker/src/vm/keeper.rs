@@ -1,7 +1,7 @@
 //! The microVM: made, or taken over from an earlier owner.
 
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gpuzone_wire::control::{Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
@@ -11,6 +11,7 @@ use gpuzone_zone::microvm::{
 };
 use gpuzone_zone::sandbox::{Policy, UserRanges};
 use gpuzone_zone::{Zone, ZoneState, Zones};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
 use crate::paths::ZonePaths;
@@ -31,6 +32,12 @@ pub(super) enum KeepError {
     Zone(String),
     #[error("its control port cannot be had: {0}")]
     Port(#[from] io::Error),
+    #[error("cannot read {}: {source}", .path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is {found} and not {wanted}, which the configuration names; put the right file there, or its digest under [zone.microvm]", .path.display()
+    )]
+    Digest { path: PathBuf, wanted: String, found: String },
 }
 
 /// Makes the microVM of a driver zone.
@@ -75,11 +82,26 @@ impl Keeper {
         Ok((zone, false))
     }
 
+    /// The microVM, if there is one.
+    pub(super) fn there(&self) -> Option<Zone<MicroVms>> {
+        self.zones.get(NAME)
+    }
+
     pub(super) fn monitor(&self) -> PathBuf {
         self.folder.join(format!("{NAME}.qmp"))
     }
 
+    /// Fails unless the files are those that the configuration means.
+    async fn check_files(&self) -> Result<(), KeepError> {
+        let digests = self.vm.digests.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            digests.iter().try_for_each(|(path, digest)| check(path, digest))
+        });
+        checked.await.map_err(io::Error::other)?
+    }
+
     async fn order(&self) -> Result<Order, KeepError> {
+        self.check_files().await?;
         let accelerator = *self.accelerator.get_or_try_init(|| self.choose()).await?;
         let MicroVm { qemu, kernel, image, memory, processors, windows, devices, .. } =
             self.vm.clone();
@@ -155,6 +177,26 @@ impl Keeper {
     }
 }
 
+fn check(path: &Path, wanted: &str) -> Result<(), KeepError> {
+    let unreadable = |source| KeepError::File { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece).map_err(unreadable)? {
+            0 => break,
+            length => hash.update(piece.get(..length).unwrap_or_default()),
+        }
+    }
+    let digits =
+        hash.finalize().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let found = format!("sha256:{digits}");
+    if found == wanted {
+        return Ok(());
+    }
+    Err(KeepError::Digest { path: path.to_owned(), wanted: wanted.to_owned(), found })
+}
+
 /// An error and what is behind it, in one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -167,4 +209,22 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_file_is_named_with_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, "abc").unwrap();
+        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        check(&path, abc).unwrap();
+        std::fs::write(&path, "abd").unwrap();
+        let error = check(&path, abc).unwrap_err();
+        assert!(matches!(&error, KeepError::Digest { wanted, .. } if wanted == abc), "{error}");
+        assert!(check(&dir.path().join("none"), abc).is_err());
+    }
 }

@@ -189,8 +189,15 @@ impl Link {
             }
             waiting.answers.insert(id, asked);
         }
+        let limit = limit_of(&request);
         self.send(&ToGuest::Ask { id, request: Box::new(request) })?;
-        answered.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        match tokio::time::timeout(limit, answered).await {
+            Ok(answer) => answer.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+            Err(_) => {
+                self.waiting().answers.remove(&id);
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
     }
 
     /// How the guest is.
@@ -214,6 +221,19 @@ impl Link {
 
     pub(super) fn forget_session(&self, id: SessionId) {
         self.waiting().sessions.remove(&id);
+    }
+}
+
+/// How long an answer is waited for: longer than the guest's broker takes in the worst case.
+const fn limit_of(request: &Request) -> Duration {
+    match request {
+        Request::Start(_) => Duration::from_secs(60),
+        Request::Stop { .. } => Duration::from_secs(25),
+        Request::Scrub(order) => Duration::from_millis(order.limit_ms.saturating_add(30_000)),
+        Request::Hello { .. } | Request::Status | Request::Acknowledge { .. } => {
+            Duration::from_secs(5)
+        }
+        Request::Shutdown => Duration::from_secs(30),
     }
 }
 

@@ -51,6 +51,5 @@ pub(crate) async fn run(config: BrokerConfig, vm: MicroVm) -> Result<(), RunErro
     tracing::info!(zone = %zone_dir.display(), "serving, in a microVM");
     serve::serve(Arc::clone(&relay), listener).await.map_err(zone)?;
     kept.abort();
-    relay.power_off().await.map_err(zone)?;
     remove(&paths.control_socket()).map_err(zone)
 }

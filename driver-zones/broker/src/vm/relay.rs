@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often the guest is asked what was used: what a microVM's sudden end can lose.
 const LOOK: Duration = Duration::from_secs(1);
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
+/// So many looks without an answer in a row, three seconds each, and it is taken for dead.
+const MOST_MISSING: u32 = 60;
 const OFF_LIMIT: Duration = Duration::from_secs(10);
 
 /// A slot's folder in the guest.
@@ -59,6 +62,8 @@ pub(super) struct Relay {
     /// Starts, ends and arming again, one after the other.
     turn: AsyncMutex<()>,
     failed: watch::Sender<Option<String>>,
+    /// The machine is to end, and no other to come.
+    closing: AtomicBool,
 }
 
 /// A slot's socket, and who came in by it.
@@ -72,7 +77,8 @@ impl Relay {
     pub(super) fn new(keeper: Keeper, book: Book) -> Arc<Self> {
         let (machine, failed) = (watch::Sender::new(None), watch::Sender::new(None));
         let (slots, turn) = (Mutex::default(), AsyncMutex::default());
-        Arc::new(Self { keeper, book, machine, slots, turn, failed })
+        let closing = AtomicBool::new(false);
+        Arc::new(Self { keeper, book, machine, slots, turn, failed, closing })
     }
 
     /// Waits until the microVM serves; an error when the first one cannot be made.
@@ -93,7 +99,11 @@ impl Relay {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let began = Instant::now();
-            match self.run_one().await {
+            let ran = self.run_one().await;
+            if self.closing.load(Ordering::SeqCst) {
+                return;
+            }
+            match ran {
                 Ok(reason) => {
                     tracing::error!(%reason, "the driver zone's microVM ended; a new one takes over");
                     self.book.machine_gone(&format!("the driver zone's microVM ended: {reason}"));
@@ -160,7 +170,7 @@ impl Relay {
         tokio::select! {
             exit = zone.ended() => { exit?; Ok("it went".to_owned()) }
             () = link.broken.notified() => Ok("it says no more".to_owned()),
-            () = self.look(&machine) => Ok("nobody looks".to_owned()),
+            () = self.look(&machine) => Ok("it does not answer".to_owned()),
         }
     }
 
@@ -186,21 +196,26 @@ impl Relay {
         );
     }
 
-    /// Asks again and again what was used.
+    /// Asks again and again what was used, until too many answers in a row are missing.
     async fn look(&self, machine: &Machine) {
-        loop {
+        let mut missing = 0;
+        while missing < MOST_MISSING {
             sleep(LOOK).await;
-            if !self.book.orders().is_empty() {
-                self.ask_status(machine).await;
-            }
+            let answered = if self.book.orders().is_empty() {
+                matches!(timeout(STATUS_LIMIT, machine.link.health()).await, Ok(Ok(_)))
+            } else {
+                self.ask_status(machine).await
+            };
+            missing = if answered { 0 } else { missing + 1 };
         }
     }
 
-    async fn ask_status(&self, machine: &Machine) {
+    /// Whether it answered.
+    async fn ask_status(&self, machine: &Machine) -> bool {
         let asked = timeout(STATUS_LIMIT, machine.link.ask(Request::Status)).await;
-        if let Ok(Ok(Reply::Leases { leases })) = asked {
-            self.book.heard(leases);
-        }
+        let Ok(Ok(Reply::Leases { leases })) = asked else { return false };
+        self.book.heard(leases);
+        true
     }
 
     fn machine(&self) -> Option<Machine> {
@@ -230,19 +245,14 @@ impl Relay {
         let reply = self.arm(&machine.link, &order).await;
         let opened = match &reply {
             Reply::Leases { .. } => self.open_door(&order).map_err(|error| error.to_string()),
-            Reply::Refused { .. } | Reply::Hello { .. } | Reply::Scrubbed { .. } | Reply::Bye => {
-                self.book.end(order.lease, None);
-                return reply;
-            }
+            Reply::Refused { reason } => Err(reason.clone()),
+            Reply::Hello { .. } | Reply::Scrubbed { .. } | Reply::Bye => Err("nonsense".to_owned()),
         };
-        match opened {
-            Ok(()) => reply,
-            Err(reason) => {
-                let _ = machine.link.ask(Request::Stop { lease: order.lease }).await;
-                self.book.end(order.lease, None);
-                Reply::Refused { reason }
-            }
-        }
+        let Err(reason) = opened else { return reply };
+        // It may serve all the same, where only the answer was late.
+        let _ = machine.link.ask(Request::Stop { lease: order.lease }).await;
+        self.book.end(order.lease, None);
+        Reply::Refused { reason }
     }
 
     async fn stop(&self, lease: LeaseId) -> Reply {
@@ -328,10 +338,11 @@ impl Relay {
         }
     }
 
-    /// Ends the microVM; nothing of it is left.
-    pub(super) async fn power_off(&self) -> io::Result<()> {
+    /// Ends the microVM for good; nothing of it is left.
+    async fn power_off(&self) -> io::Result<()> {
+        self.closing.store(true, Ordering::SeqCst);
         let machine = self.machine.send_replace(None);
-        let Ok((zone, _)) = self.keeper.machine().await else { return Ok(()) };
+        let Some(zone) = self.keeper.there() else { return Ok(()) };
         if let Some(machine) = machine
             && machine.link.send(&ToGuest::PowerOff).is_ok()
         {
@@ -421,7 +432,14 @@ impl Answers for Relay {
                 for order in self.book.orders() {
                     self.stop(order.lease).await;
                 }
-                Reply::Bye
+                // Whoever hears the answer believes that nothing is left.
+                match self.power_off().await {
+                    Ok(()) => Reply::Bye,
+                    Err(error) => {
+                        let reason = format!("the driver zone's microVM cannot be ended: {error}");
+                        Reply::Refused { reason }
+                    }
+                }
             }
         }
     }

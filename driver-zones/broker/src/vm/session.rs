@@ -116,7 +116,7 @@ fn in_window(
         carry(id, socket, link, &session);
         Ok(())
     });
-    // The worker has let go of the window when this is answered.
+    // The guest's end is closed when this is answered, and the worker has been told.
     if !session.over.load(Ordering::SeqCst) && link.send(&ToGuest::Close { session: id }).is_ok() {
         let _ = heard.recv_timeout(CLOSE_LIMIT);
     }

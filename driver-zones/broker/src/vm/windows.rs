@@ -120,15 +120,18 @@ impl Windows {
                     "share": true,
                 }),
             )?;
-            monitor.execute(
-                "device_add",
-                json!({
-                    "driver": "ivshmem-plain",
-                    "id": device,
-                    "memdev": &name,
-                    "bus": window_bus(number),
-                }),
-            )?;
+            let device = json!({
+                "driver": "ivshmem-plain",
+                "id": device,
+                "memdev": &name,
+                "bus": window_bus(number),
+            });
+            if let Err(error) = monitor.execute("device_add", device) {
+                // Nobody would ask for it again.
+                let _ = monitor.execute("object-del", json!({ "id": &name }));
+                let _ = monitor.execute("remove-fd", json!({ "fdset-id": fdset }));
+                return Err(error);
+            }
             Ok(())
         });
         plugged?;

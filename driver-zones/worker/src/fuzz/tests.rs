@@ -45,7 +45,8 @@ fn lengths() -> &'static [usize] {
     static LENGTHS: OnceLock<Vec<usize>> = OnceLock::new();
     LENGTHS.get_or_init(|| {
         arena(|arena| *arena = Arena::default());
-        let mut session = Session::new(lease().expect("a lease"), Arc::default(), LinePlace::default());
+        let mut session =
+            Session::new(lease().expect("a lease"), Arc::default(), LinePlace::default());
         let mut is_call = |opcode: Opcode, length: &usize| {
             let mut call = Call { context: ContextId(0), bulk: Bulk::NONE, pieces: &mut Nowhere };
             let control = vec![0; *length];

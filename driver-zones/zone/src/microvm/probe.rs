@@ -90,7 +90,7 @@ fn payload() -> [u8; 512] {
 pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
     let failed = |source| ProbeError::Io { accelerator, source };
     let sector = sector_file().map_err(failed)?;
-    let drive = "file=/proc/self/fd/0,format=raw,if=ide,readonly=on";
+    let drive = "file=/proc/self/fd/0,format=raw,if=ide";
     let cpu = match accelerator {
         Accelerator::Kvm => "host",
         Accelerator::Tcg => "max",

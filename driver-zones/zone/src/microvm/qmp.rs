@@ -145,18 +145,17 @@ mod tests {
     fn with(said: &'static [u8]) -> Result<Value, QmpError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let writer = std::thread::spawn(move || {
+            let mut asked = String::new();
+            BufReader::new(&theirs).read_line(&mut asked).unwrap();
             // The reader may have had enough before the end.
             let _ = (&theirs).write_all(said);
-            let mut rest = Vec::new();
-            let _ = theirs.shutdown(std::net::Shutdown::Write);
-            let _ = (&theirs).read_to_end(&mut rest);
-            rest
+            asked
         });
         let mut monitor = Monitor { stream: BufReader::new(ours) };
         let answer = monitor.execute("query-status", json!({}));
         drop(monitor);
         let asked = writer.join().unwrap();
-        assert!(asked.starts_with(b"{") && asked.ends_with(b"\n"));
+        assert!(asked.starts_with('{') && asked.ends_with('\n'));
         answer
     }
 
@@ -182,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_line_without_end_and_events_without_end_are_errors() {
-        let endless: &'static [u8] = Vec::leak(vec![b'x'; (MAX_LINE as usize) + 10]);
+        let endless: &'static [u8] = Vec::leak(vec![b'x'; usize::try_from(MAX_LINE).unwrap() + 10]);
         assert!(with(endless).is_err());
         let events: &'static [u8] = Vec::leak(b"{\"event\":\"X\"}\n".repeat(MOST_LINES + 1));
         assert!(with(events).is_err());
