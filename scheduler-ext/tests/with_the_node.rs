@@ -52,7 +52,7 @@ mod tests {
         // The plugin asks the same server.
         api.allow_only(&[&ROLES[..], &[DEVICE_PLUGIN_ACCESS]].concat());
         api.put("nodes", json!({ "metadata": { "name": NODE } }));
-        let spec = json!({ "namespaceSelector": {}, "perPod": { "gpus": 1 } });
+        let spec = json!({ "namespaceSelector": {}, "perPod": { "gpus": 2 } });
         api.put(
             "gpuquotas",
             json!({ "apiVersion": "gpuzone.dev/v1alpha1", "kind": "GpuQuota",
@@ -114,6 +114,9 @@ mod tests {
         kubelet.remove(&admitted);
         api.delete("pods", "team/train");
         until("the lease's end", log, async || node.leases().unwrap().is_empty()).await;
-        assert_eq!(extender.filter(&both, &[NODE]).await["NodeNames"], json!([NODE]));
+        until("both are free", log, async || {
+            extender.filter(&both, &[NODE]).await["NodeNames"] == json!([NODE])
+        })
+        .await;
     }
 }

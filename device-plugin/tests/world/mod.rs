@@ -88,6 +88,7 @@ impl World {
     async fn of(seed: u64, folder: TempDir, agent: Agent) -> Self {
         std::fs::write(folder.path().join("lib.so"), "").unwrap();
         let api = ApiServer::start().await.unwrap();
+        api.put_quota("all", Some(serde_json::json!({ "namespaceSelector": {} })));
         Self {
             seed,
             folder,
@@ -335,15 +336,20 @@ impl World {
         let end = Instant::now() + Duration::from_secs(40);
         loop {
             let holders = self.check().await;
+            let mut waiting = false;
             for run in self.pods.clone() {
                 let uid = run.pod.uid.clone();
                 match run.next() {
-                    Next::Finish(_) => self.bring_on(&uid, 0).await,
+                    Next::Finish(_) => {
+                        waiting = true;
+                        self.bring_on(&uid, 0).await;
+                    }
                     Next::Start(startable) => {
                         let missing = |c: &gpuzone_testkit::kubernetes::ContainerSpec| {
                             !run.states.contains_key(&c.name)
                         };
                         if let Some(at) = startable.iter().position(missing) {
+                            waiting |= run.placed;
                             self.bring_on(&uid, at).await;
                         }
                     }
@@ -352,7 +358,7 @@ impl World {
             let lasting = |r: &&Running| r.placed && r.kind != ContainerKind::Init;
             let all = self.running.values().filter(lasting).all(|running| running.served);
             let rightful = self.rightful();
-            if all && holders.as_ref() == Some(&rightful) {
+            if all && !waiting && holders.as_ref() == Some(&rightful) {
                 return;
             }
             let seed = self.seed;

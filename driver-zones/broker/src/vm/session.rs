@@ -6,8 +6,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use gpuzone_core::LeaseId;
-use gpuzone_wire::hello::{self, Hello, HelloError, Welcome};
+use gpuzone_wire::hello::{self, HelloError, Welcome};
 use gpuzone_wire::ring::{Carrier, RegionError, RingSizes};
+use gpuzone_wire::view::Opening;
 use gpuzone_wire::zone_link::{SessionId, ToGuest};
 
 use super::link::{self, Link, Told};
@@ -71,7 +72,13 @@ pub(super) fn serve(
     machine: impl FnOnce() -> Option<Machine>,
 ) -> Result<(), SessionError> {
     hello::limit_waiting(socket, HELLO_LIMIT)?;
-    let (hello, _) = hello::receive::<Hello>(socket)?;
+    let hello = match hello::receive::<Opening>(socket)?.0 {
+        Opening::Work(hello) => hello,
+        Opening::Look(_) => {
+            let reason = "NVML does not reach into a driver zone that is a microVM";
+            return Err(SessionError::Refused(reason.to_owned()));
+        }
+    };
     let machine = machine().ok_or_else(|| {
         let reason = "the driver zone's microVM is being started; try again in a moment";
         SessionError::Refused(reason.to_owned())
