@@ -42,7 +42,7 @@ impl Physical {
     }
 
     /// Bytes of the memory.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn bytes(&self) -> u64 {
         self.memory.values().map(|memory| memory.charge.bytes()).sum()
     }

@@ -78,7 +78,7 @@ impl Session {
     }
 
     /// Bytes of them.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn kept_bytes(&self) -> u64 {
         let blocks = self.pools.values().flat_map(|pool| &pool.free);
         blocks.map(|block| block.charge.bytes()).sum()
