@@ -261,8 +261,13 @@ impl Session {
             return Err(CuResult::INVALID_VALUE);
         }
         self.trim(id, 0, true)?;
-        // What came from it and is in use goes back to the driver when it is freed.
-        self.pools.remove(&id).map(drop).ok_or(CuResult::INVALID_VALUE)
+        self.pools.remove(&id).ok_or(CuResult::INVALID_VALUE)?;
+        // What came from it and is in use goes back to the driver when it is freed: the number may
+        // be another pool's by then.
+        for held in self.allocations.values_mut().filter(|held| held.pool == Some(id)) {
+            held.pool = None;
+        }
+        Ok(())
     }
 
     /// A context is gone, and with it what pools had of it. Answers the charges.
