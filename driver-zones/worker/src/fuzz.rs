@@ -110,12 +110,16 @@ pub struct Outcome {
     pub errors: Vec<(u16, CuResult)>,
 }
 
-/// Has a session read the input from its ring until there is no more, or it ends.
+/// Has a session read the input from its ring until there is no more, or it ends. The driver
+/// refuses one request of `refuse_each`, if that is not 0.
 ///
 /// # Panics
 /// When the session does what it must not.
-pub fn ring(lease: &Arc<Lease>, input: &[u8]) -> Outcome {
-    arena(|arena| *arena = Arena::default());
+pub fn ring(lease: &Arc<Lease>, input: &[u8], refuse_each: usize) -> Outcome {
+    arena(|arena| {
+        *arena = Arena::default();
+        arena.refuse_each = refuse_each;
+    });
     let (file, region) = Region::create(SIZES).expect("memory for rings");
     let region = Arc::new(region);
     fill(&File::from(file), input).expect("written");
@@ -151,7 +155,7 @@ pub fn ring(lease: &Arc<Lease>, input: &[u8]) -> Outcome {
     drop(session);
     assert_eq!(lease.ledger.free_and_total(0), (LIMIT, LIMIT), "memory stays charged");
     assert_eq!((lease.images.held(), lease.pinned.held()), (0, 0), "the host's memory stays held");
-    watching::run_host_functions();
+    arena::run_host_functions();
     let (wrong, left) = arena(|arena| (arena.wrong.take(), arena.left()));
     assert!(wrong.is_none() && left.is_none(), "{wrong:?}, {left:?}");
     outcome

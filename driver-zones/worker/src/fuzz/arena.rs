@@ -37,6 +37,9 @@ pub(super) struct Arena {
     last: usize,
     places: u64,
     pub(super) current: usize,
+    /// Every so many requests one is refused; 0: none.
+    pub(super) refuse_each: usize,
+    requests: usize,
     /// By handle: what it is, and in what it is; a context is in nothing.
     handles: HashMap<usize, (Kind, usize)>,
     /// By first address: bytes, and whose: a context's, or a module's.
@@ -60,7 +63,21 @@ pub(super) fn arena<T>(act: impl FnOnce(&mut Arena) -> T) -> T {
     ARENA.with(|arena| act(&mut arena.borrow_mut()))
 }
 
+/// Runs what waited for a tenant that is gone.
+pub(super) fn run_host_functions() {
+    for (function, data) in arena(|arena| std::mem::take(&mut arena.waiting)) {
+        // SAFETY: each for the only time.
+        unsafe { function(data) };
+    }
+}
+
 impl Arena {
+    /// Whether the driver has no room for this one.
+    pub(super) fn refuses(&mut self) -> bool {
+        self.requests += 1;
+        self.refuse_each > 0 && self.requests.is_multiple_of(self.refuse_each)
+    }
+
     pub(super) fn expect(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if !holds && self.wrong.is_none() {
             self.wrong = Some(what());
@@ -170,7 +187,6 @@ impl Arena {
         self.touch(call, at, bytes.unwrap_or(u64::MAX));
     }
 
-    /// Whether all of it is host memory that the driver knows; of other memory it knows nothing.
     pub(super) fn register(&mut self, address: usize, bytes: usize) {
         self.expect_context();
         let is_new = self.hosts.insert(address, (bytes, self.current)).is_none();

@@ -85,6 +85,7 @@ proptest! {
     fn records_of_any_kind_do_no_harm(
         records in records(),
         spoilt in prop_oneof![9 => Just(0u64), 1 => any::<u64>(), 1 => 0u64..64],
+        refuse_each in prop_oneof![1 => Just(0usize), 1 => 2usize..40],
         flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
     ) {
         let mut input = [&spoilt.to_le_bytes()[..], &bytes(&beginning()), &records].concat();
@@ -92,12 +93,12 @@ proptest! {
             let at = at.index(input.len());
             input[at] ^= with;
         }
-        ring(&lease().expect("a lease"), &input);
+        ring(&lease().expect("a lease"), &input, refuse_each);
     }
 
     #[test]
     fn bytes_of_any_kind_do_no_harm(input in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        ring(&lease().expect("a lease"), &input);
+        ring(&lease().expect("a lease"), &input, 0);
     }
 }
 
@@ -112,7 +113,7 @@ fn each_call_that_is_well_made_is_done() {
     let made: HashSet<u16> = calls.iter().map(|made| made.opcode).collect();
     let missing = Opcode::ALL.iter().filter(|opcode| !made.contains(&(**opcode as u16)));
     assert_eq!(missing.collect::<Vec<&Opcode>>(), Vec::<&Opcode>::new(), "add them to `calls`");
-    let outcome = ring(&lease().expect("a lease"), &input(&calls));
+    let outcome = ring(&lease().expect("a lease"), &input(&calls), 0);
     assert_eq!(outcome, Outcome { calls: calls.len(), errors: Vec::new() });
 }
 
@@ -120,7 +121,7 @@ fn each_call_that_is_well_made_is_done() {
 fn what_fuzzing_found_or_began_with_does_no_harm() {
     let lease = lease().expect("a lease");
     for file in std::fs::read_dir(corpus()).expect("the corpus is checked in") {
-        ring(&lease, &std::fs::read(file.expect("an entry").path()).expect("readable"));
+        ring(&lease, &std::fs::read(file.expect("an entry").path()).expect("readable"), 0);
     }
     // The calls' numbers and fields change; then the corpus has to be written anew.
     let calls = std::fs::read(corpus().join("each-call")).expect("readable");
@@ -133,7 +134,7 @@ fn records_that_are_drawn_are_calls() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let lease = lease().expect("a lease");
     let mut draw = || records().new_tree(&mut runner).expect("a value").current();
-    let drawn = |_| ring(&lease, &[input(&beginning()), draw()].concat());
+    let drawn = |_| ring(&lease, &[input(&beginning()), draw()].concat(), 0);
     let drawn: Vec<Outcome> = (0..50).map(drawn).collect();
     let calls: usize = drawn.iter().map(|outcome| outcome.calls).sum();
     let refused: usize = drawn.iter().map(|outcome| outcome.errors.len()).sum();
@@ -154,8 +155,20 @@ fn a_pool_with_the_number_of_an_earlier_one_has_nothing_of_it() {
         made(&PoolTrim { pool, keep: 0 }),
     ];
     let calls = [beginning(), pools()[..2].to_vec(), again.to_vec()].concat();
-    let outcome = ring(&lease().expect("a lease"), &input(&calls));
+    let outcome = ring(&lease().expect("a lease"), &input(&calls), 0);
     assert_eq!(outcome, Outcome { calls: calls.len(), errors: Vec::new() });
+}
+
+/// Whichever request the driver refuses: what it has given out stays charged, and comes back.
+#[test]
+fn what_the_driver_refuses_is_undone() {
+    let lease = lease().expect("a lease");
+    let again = [pools()[..5].to_vec(), vec![pools()[1].clone()]].concat();
+    let again = input(&[beginning(), again].concat());
+    for refuse_each in 1..200 {
+        ring(&lease, &input(&each_call()), refuse_each);
+        ring(&lease, &again, refuse_each);
+    }
 }
 
 /// The driver that watches would see it: what must not be asked is found out.
@@ -213,7 +226,7 @@ fn write_the_corpus_anew() {
     let lease = lease().expect("a lease");
     let mut draw = || records().new_tree(&mut runner).expect("a value").current();
     let drawn = std::iter::repeat_with(|| [input(&beginning()), draw()].concat());
-    let long = drawn.filter(|input| ring(&lease, input).calls > 40).take(6);
+    let long = drawn.filter(|input| ring(&lease, input, 0).calls > 40).take(6);
     for (number, input) in long.enumerate() {
         write(&format!("records-{number}"), &input);
     }

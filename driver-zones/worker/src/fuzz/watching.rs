@@ -8,7 +8,7 @@ use gpuzone_cuda_abi::{
     LaunchConfig, MemoryAccess, PhysicalProperties, memory_type,
 };
 
-use super::arena::{Kind, arena};
+use super::arena::{Arena, Kind, arena};
 use crate::driver::Driver;
 
 /// Defines functions of the driver that watch, and the driver that has them.
@@ -17,6 +17,9 @@ macro_rules! watching {
         $(
             #[allow(clippy::too_many_arguments, reason = "CUDA's function has as many")]
             unsafe extern "C" fn $name($($argument: $type),*) -> CuResult {
+                if !ENDS.contains(stringify!($name)) && arena(Arena::refuses) {
+                    return CuResult::OUT_OF_MEMORY;
+                }
                 $body
                 CuResult::SUCCESS
             }
@@ -100,13 +103,9 @@ fn start(function: CUfunction, stream: CUstream, arguments: *mut *mut c_void) {
     read(unsafe { *arguments }, 8);
 }
 
-/// Runs what waited for a tenant that is gone.
-pub(super) fn run_host_functions() {
-    for (function, data) in arena(|arena| std::mem::take(&mut arena.waiting)) {
-        // SAFETY: each for the only time.
-        unsafe { function(data) };
-    }
-}
+/// What a driver does not refuse.
+const ENDS: &str = "context_destroy context_set_current memory_free host_unregister address_free \
+    physical_release physical_unmap module_unload link_destroy stream_destroy event_destroy";
 
 static CODE: &[u8; 64] = &[0x7f; 64];
 
@@ -430,11 +429,11 @@ watching! {
         });
     }
 
-    fn stream_synchronize(stream: CUstream) {
+    fn stream_query(stream: CUstream) {
         arena(|arena| arena.expect_stream(stream.addr()));
     }
 
-    fn stream_query(stream: CUstream) {
+    fn stream_synchronize(stream: CUstream) {
         arena(|arena| arena.expect_stream(stream.addr()));
     }
 
@@ -460,11 +459,11 @@ watching! {
         });
     }
 
-    fn event_synchronize(event: CUevent) {
+    fn event_query(event: CUevent) {
         arena(|arena| arena.expect_a(Kind::Event, event.addr()));
     }
 
-    fn event_query(event: CUevent) {
+    fn event_synchronize(event: CUevent) {
         arena(|arena| arena.expect_a(Kind::Event, event.addr()));
     }
 

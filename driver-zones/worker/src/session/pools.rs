@@ -127,14 +127,15 @@ impl Session {
             return self.reserve(context, request.pool, bytes);
         };
         if !block.done.is_null() {
-            // SAFETY: a stream of the current context and an event of it, destroyed once: the
-            // driver keeps what a stream waits for.
-            let waits = unsafe {
-                let waits = (self.lease.driver.stream_wait_event)(stream, block.done, 0);
-                let _ = (self.lease.driver.event_destroy)(block.done);
-                waits
-            };
-            self.ask(waits)?;
+            let driver = &self.lease.driver;
+            // SAFETY: a stream of the current context and an event of it.
+            let waits = unsafe { (driver.stream_wait_event)(stream, block.done, 0) };
+            if let Err(error) = self.ask(waits) {
+                self.pool(request.pool)?.free.push(block);
+                return Err(error);
+            }
+            // SAFETY: the block's event, destroyed once: the driver keeps what a stream waits for.
+            let _ = unsafe { (self.lease.driver.event_destroy)(block.done) };
         }
         self.hand_out(request.pool, block.context, block.pointer, block.bytes, block.charge);
         Ok(block.pointer)
