@@ -2,11 +2,17 @@
 //! tests and the fuzz target (`driver-zones/worker/fuzz`) both enter here.
 //!
 //! Whatever the bytes: no panic; the driver is only ever given memory that the session has; caps
-//! and limit hold after each call; and when the session ends, everything has come back.
+//! and limit hold after each call, and the driver has given out no more than is charged; and when
+//! the session ends, everything has come back.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::{c_char, c_void};
+mod arena;
+mod watching;
+
+#[cfg(test)]
+mod calls;
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -14,20 +20,20 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpuzone_cuda_abi::{
-    CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream, CuResult, DeviceAttribute,
-};
+use gpuzone_cuda_abi::{CuResult, DeviceAttribute};
+use gpuzone_wire::codec::{Field, Source};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::hello::DeviceInfo;
-use gpuzone_wire::ring::{Direction, MAX_CONTROL, Reader, Region, RingSizes, Spin};
+use gpuzone_wire::ring::{Direction, MAX_CONTROL, Reader, Region, RingSizes, Spin, flag};
 use gpuzone_wire::stats::{StatsFile, StatsWriter};
 
-use crate::driver::{Device, Driver, LaunchBounds};
+use crate::driver::{Device, LaunchBounds};
 use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
 use crate::session::{Lease, LinePlace, Rings, Session, SessionPeer};
 use crate::turns::Turns;
+use arena::{Arena, arena};
 
 /// The lease's memory.
 pub const LIMIT: u64 = 64 << 10;
@@ -47,211 +53,9 @@ pub fn caps() -> Caps {
         streams: 3,
         events: 3,
         allocations: 3,
+        pools: 3,
+        pinned_bytes: 3 * 4096,
         ..Caps::default()
-    }
-}
-
-/// What the driver has given out.
-#[derive(Default)]
-struct Arena {
-    last: usize,
-    current: usize,
-    contexts: HashSet<usize>,
-    /// By first address: bytes, and whose: a context's, or a module's.
-    memory: BTreeMap<u64, (u64, usize)>,
-    modules: BTreeMap<usize, usize>,
-    /// The first thing that should not have been asked.
-    wrong: Option<String>,
-}
-
-thread_local! {
-    // A session is its thread's, and so is what it asks.
-    static ARENA: RefCell<Arena> = RefCell::default();
-}
-
-fn arena<T>(act: impl FnOnce(&mut Arena) -> T) -> T {
-    ARENA.with(|arena| act(&mut arena.borrow_mut()))
-}
-
-impl Arena {
-    fn new_number(&mut self) -> usize {
-        self.last += 1;
-        self.last
-    }
-
-    fn expect(&mut self, holds: bool, what: impl FnOnce() -> String) {
-        if !holds && self.wrong.is_none() {
-            self.wrong = Some(what());
-        }
-    }
-
-    fn touch(&mut self, call: &str, address: u64, bytes: usize) {
-        let held = self.memory.range(..=address).next_back();
-        let end = address.checked_add(bytes as u64);
-        let within = held.is_some_and(|(base, (size, _))| end.is_some_and(|e| e <= base + size));
-        self.expect(within, || format!("{call} of {bytes} bytes at {address:#x}"));
-    }
-
-    fn place(&mut self, bytes: u64, owner: usize) -> u64 {
-        // Far apart, so that a step too far hits nothing.
-        let address = (self.new_number() as u64) << 32;
-        self.memory.insert(address, (bytes, owner));
-        address
-    }
-}
-
-/// Defines functions of the driver that watch.
-macro_rules! watching {
-    ($(fn $name:ident($($argument:ident: $type:ty),*) $body:block)*) => {$(
-        unsafe extern "C" fn $name($($argument: $type),*) -> CuResult {
-            $body
-            CuResult::SUCCESS
-        }
-    )*};
-}
-
-watching! {
-    fn context_create(place: *mut CUcontext, _flags: u32, _device: CUdevice) {
-        let made = arena(|arena| {
-            let made = arena.new_number();
-            arena.contexts.insert(made);
-            arena.current = made;
-            made
-        });
-        // SAFETY: the worker gives a place for the answer.
-        unsafe { *place = std::ptr::without_provenance_mut(made) };
-    }
-
-    fn context_destroy(context: CUcontext) {
-        arena(|arena| {
-            let known = arena.contexts.remove(&context.addr());
-            arena.expect(known, || "the end of a context that is none".to_owned());
-            let ended: Vec<usize> = arena.modules.iter()
-                .filter(|(_, of)| **of == context.addr()).map(|(module, _)| *module).collect();
-            arena.memory.retain(|_, (_, owner)| *owner != context.addr() && !ended.contains(owner));
-            arena.modules.retain(|_, of| *of != context.addr());
-        });
-    }
-
-    fn context_set_current(context: CUcontext) {
-        arena(|arena| {
-            let known = context.is_null() || arena.contexts.contains(&context.addr());
-            arena.expect(known, || "a current context that is none".to_owned());
-            arena.current = context.addr();
-        });
-    }
-
-    fn memory_allocate(place: *mut CUdeviceptr, bytes: usize) {
-        let address = arena(|arena| arena.place(bytes as u64, arena.current));
-        // SAFETY: as above.
-        unsafe { *place = address };
-    }
-
-    fn memory_free(address: CUdeviceptr) {
-        arena(|arena| {
-            let known = arena.memory.remove(&address).is_some();
-            arena.expect(known, || format!("memory given back that is none: {address:#x}"));
-        });
-    }
-
-    fn copy_to_device(target: CUdeviceptr, source: *const c_void, bytes: usize, _on: CUstream) {
-        // SAFETY: the worker says that so many bytes can be read there.
-        let read = unsafe { std::slice::from_raw_parts(source.cast::<u8>(), bytes) };
-        std::hint::black_box(read.iter().fold(0u8, |sum, byte| sum ^ byte));
-        arena(|arena| arena.touch("a copy to", target, bytes));
-    }
-
-    fn copy_to_host(target: *mut c_void, source: CUdeviceptr, bytes: usize, _on: CUstream) {
-        // SAFETY: the worker says that so many bytes can be written there.
-        unsafe { std::ptr::write_bytes(target.cast::<u8>(), 0x5a, bytes) };
-        arena(|arena| arena.touch("a copy from", source, bytes));
-    }
-
-    fn copy_on_device(target: CUdeviceptr, source: CUdeviceptr, bytes: usize, _on: CUstream) {
-        arena(|arena| {
-            arena.touch("a copy to", target, bytes);
-            arena.touch("a copy from", source, bytes);
-        });
-    }
-
-    fn set_8(target: CUdeviceptr, _value: u8, count: usize, _on: CUstream) {
-        arena(|arena| arena.touch("a set", target, count));
-    }
-
-    fn set_16(target: CUdeviceptr, _value: u16, count: usize, _on: CUstream) {
-        arena(|arena| arena.touch("a set", target, count.saturating_mul(2)));
-    }
-
-    fn set_32(target: CUdeviceptr, _value: u32, count: usize, _on: CUstream) {
-        arena(|arena| arena.touch("a set", target, count.saturating_mul(4)));
-    }
-
-    fn module_load(
-        place: *mut CUmodule, _image: *const c_void, _count: u32, _options: *mut u32,
-        _values: *mut *mut c_void
-    ) {
-        let made = arena(|arena| {
-            let made = arena.new_number();
-            arena.modules.insert(made, arena.current);
-            made
-        });
-        // SAFETY: as above.
-        unsafe { *place = std::ptr::without_provenance_mut(made) };
-    }
-
-    fn module_unload(module: CUmodule) {
-        arena(|arena| {
-            let known = arena.modules.remove(&module.addr()).is_some();
-            arena.expect(known, || "the end of a module that is none".to_owned());
-            arena.memory.retain(|_, (_, owner)| *owner != module.addr());
-        });
-    }
-
-    fn module_global(
-        place: *mut CUdeviceptr, bytes: *mut usize, module: CUmodule, _name: *const c_char
-    ) {
-        let address = arena(|arena| {
-            let known = arena.modules.contains_key(&module.addr());
-            arena.expect(known, || "a variable of a module that is none".to_owned());
-            arena.place(64, module.addr())
-        });
-        // SAFETY: as above, twice.
-        unsafe { (*place, *bytes) = (address, 64) };
-    }
-}
-
-unsafe extern "C" fn one_parameter(
-    _: CUfunction,
-    index: usize,
-    offset: *mut usize,
-    size: *mut usize,
-) -> CuResult {
-    if index > 0 {
-        return CuResult::INVALID_VALUE;
-    }
-    // SAFETY: as above, twice.
-    unsafe { (*offset, *size) = (0, 8) };
-    CuResult::SUCCESS
-}
-
-fn driver() -> Driver {
-    Driver {
-        context_create,
-        context_destroy,
-        context_set_current,
-        memory_allocate,
-        memory_free,
-        copy_to_device,
-        copy_to_host,
-        copy_on_device,
-        set_8,
-        set_16,
-        set_32,
-        module_load,
-        module_unload,
-        module_global,
-        function_parameter: one_parameter,
-        ..Driver::idle()
     }
 }
 
@@ -272,7 +76,7 @@ pub fn lease() -> std::io::Result<Arc<Lease>> {
     let bounds = LaunchBounds::of(&attributes);
     let info = DeviceInfo { name: "watching".to_owned(), uuid: [1; 16], memory: LIMIT, attributes };
     Ok(Arc::new(Lease {
-        driver: driver(),
+        driver: watching::driver(),
         driver_version: 13_000,
         devices: vec![Device { ordinal: 0, info, copies_lazily: false, bounds }],
         turns: Turns::new(1),
@@ -297,13 +101,25 @@ fn fill(rings: &File, input: &[u8]) -> std::io::Result<()> {
     rings.write_all_at(&(honest ^ u64::from_le_bytes(*spoilt)).to_ne_bytes(), 0)
 }
 
-/// Has a session read the input from its ring until there is no more, or it ends; how many calls
-/// it took for ones.
+/// What became of an input's records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Records that were taken for calls.
+    pub calls: usize,
+    /// The errors that were answered, with the numbers of their calls.
+    pub errors: Vec<(u16, CuResult)>,
+}
+
+/// Has a session read the input from its ring until there is no more, or it ends. The driver
+/// refuses one request of `refuse_each`, if that is not 0.
 ///
 /// # Panics
 /// When the session does what it must not.
-pub fn ring(lease: &Arc<Lease>, input: &[u8]) -> usize {
-    arena(|arena| *arena = Arena::default());
+pub fn ring(lease: &Arc<Lease>, input: &[u8], refuse_each: usize) -> Outcome {
+    arena(|arena| {
+        *arena = Arena::default();
+        arena.refuse_each = refuse_each;
+    });
     let (file, region) = Region::create(SIZES).expect("memory for rings");
     let region = Arc::new(region);
     fill(&File::from(file), input).expect("written");
@@ -314,25 +130,33 @@ pub fn ring(lease: &Arc<Lease>, input: &[u8]) -> usize {
     let (_tenant, socket) = UnixDatagram::pair().expect("a socket");
     socket.set_nonblocking(true).expect("a socket of ours");
     let mut line = Rings::new(region, spin, socket.as_fd());
-    let mut calls = 0;
+    let mut outcome = Outcome::default();
     while let Ok(true) = line.next(&mut session, Some(Duration::ZERO), &peer) {
-        calls += 1;
+        outcome.calls += 1;
         while let Some(answer) =
             answers.receive(Some(Duration::ZERO), &peer).expect("the worker's own records")
         {
-            assert!(answer.header.opcode < u16::MAX && answers.control().len() <= MAX_CONTROL);
+            let (opcode, control) = (answer.header.opcode, answers.control());
+            assert!(opcode < u16::MAX && control.len() <= MAX_CONTROL);
+            if answer.header.flags & flag::PIECE == 0 {
+                let status = u32::get(&mut Source::new(control)).expect("an answer's status");
+                let error = CuResult(status).ok().err();
+                outcome.errors.extend(error.map(|error| (opcode, error)));
+            }
         }
         if let Some(wrong) = arena(|arena| arena.wrong.take()) {
             panic!("the driver was asked for {wrong}");
         }
         session.assert_within_caps();
+        let (free, total) = lease.ledger.free_and_total(0);
+        let given = arena(|arena| arena.given());
+        assert!(given <= total - free, "{given} bytes given out, {} charged", total - free);
     }
     drop(session);
     assert_eq!(lease.ledger.free_and_total(0), (LIMIT, LIMIT), "memory stays charged");
-    let (wrong, left) = arena(|arena| (arena.wrong.take(), arena.contexts.len()));
-    assert!(wrong.is_none() && left == 0, "{wrong:?}, {left} contexts left");
-    calls
+    assert_eq!((lease.images.held(), lease.pinned.held()), (0, 0), "the host's memory stays held");
+    arena::run_host_functions();
+    let (wrong, left) = arena(|arena| (arena.wrong.take(), arena.left()));
+    assert!(wrong.is_none() && left.is_none(), "{wrong:?}, {left:?}");
+    outcome
 }
-
-#[cfg(test)]
-mod tests;

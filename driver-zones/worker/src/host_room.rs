@@ -19,6 +19,12 @@ impl HostRoom {
     pub fn new(most: u64) -> Arc<Self> {
         Arc::new(Self { most, held: AtomicU64::new(0) })
     }
+
+    /// Bytes of it that are held.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
 }
 
 /// Bytes that are held until this is dropped.
@@ -68,6 +74,6 @@ mod tests {
         drop(other);
         one.grow(6).unwrap();
         drop(one);
-        assert_eq!(room.held.load(Ordering::Relaxed), 0);
+        assert_eq!(room.held(), 0);
     }
 }

@@ -80,7 +80,7 @@ impl Ledger {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Charge {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes

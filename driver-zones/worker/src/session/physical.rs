@@ -42,7 +42,7 @@ impl Physical {
     }
 
     /// Bytes of the memory.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn bytes(&self) -> u64 {
         self.memory.values().map(|memory| memory.charge.bytes()).sum()
     }
@@ -185,10 +185,11 @@ impl Session {
                 let mapped = (driver.physical_map)(at, bytes, 0, memory, 0).ok();
                 let done = mapped.and_then(|()| {
                     let access = write_access(ordinal);
-                    (driver.physical_access)(at, bytes, &raw const access, 1).ok()?;
-                    (driver.set_8)(at, 0, bytes, zeroing).ok()?;
-                    let waited = (driver.stream_synchronize)(zeroing).ok();
-                    waited.and((driver.physical_unmap)(at, bytes).ok())
+                    let set = (driver.physical_access)(at, bytes, &raw const access, 1).ok();
+                    let set = set.and_then(|()| (driver.set_8)(at, 0, bytes, zeroing).ok());
+                    let done = set.and_then(|()| (driver.stream_synchronize)(zeroing).ok());
+                    // Whatever came of it: what stays mapped stays taken.
+                    done.and((driver.physical_unmap)(at, bytes).ok())
                 });
                 done.and((driver.address_free)(at, bytes).ok())
             });

@@ -78,7 +78,7 @@ impl Session {
     }
 
     /// Bytes of them.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn kept_bytes(&self) -> u64 {
         let blocks = self.pools.values().flat_map(|pool| &pool.free);
         blocks.map(|block| block.charge.bytes()).sum()
@@ -127,14 +127,15 @@ impl Session {
             return self.reserve(context, request.pool, bytes);
         };
         if !block.done.is_null() {
-            // SAFETY: a stream of the current context and an event of it, destroyed once: the
-            // driver keeps what a stream waits for.
-            let waits = unsafe {
-                let waits = (self.lease.driver.stream_wait_event)(stream, block.done, 0);
-                let _ = (self.lease.driver.event_destroy)(block.done);
-                waits
-            };
-            self.ask(waits)?;
+            let driver = &self.lease.driver;
+            // SAFETY: a stream of the current context and an event of it.
+            let waits = unsafe { (driver.stream_wait_event)(stream, block.done, 0) };
+            if let Err(error) = self.ask(waits) {
+                self.pool(request.pool)?.free.push(block);
+                return Err(error);
+            }
+            // SAFETY: the block's event, destroyed once: the driver keeps what a stream waits for.
+            let _ = unsafe { (self.lease.driver.event_destroy)(block.done) };
         }
         self.hand_out(request.pool, block.context, block.pointer, block.bytes, block.charge);
         Ok(block.pointer)
@@ -261,8 +262,13 @@ impl Session {
             return Err(CuResult::INVALID_VALUE);
         }
         self.trim(id, 0, true)?;
-        // What came from it and is in use goes back to the driver when it is freed.
-        self.pools.remove(&id).map(drop).ok_or(CuResult::INVALID_VALUE)
+        self.pools.remove(&id).ok_or(CuResult::INVALID_VALUE)?;
+        // What came from it and is in use goes back to the driver when it is freed: the number may
+        // be another pool's by then.
+        for held in self.allocations.values_mut().filter(|held| held.pool == Some(id)) {
+            held.pool = None;
+        }
+        Ok(())
     }
 
     /// A context is gone, and with it what pools had of it. Answers the charges.
