@@ -114,9 +114,11 @@ mod tests {
         let socket = world.folder.path().join("run/agent.sock");
         let _ = std::fs::remove_file(&socket);
         let _hung = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let end = Instant::now() + Duration::from_secs(30);
         while world.pods.is_empty() {
             let pod = world.simple_pod();
             world.add(pod).await;
+            assert!(Instant::now() < end, "no pod is admitted");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let kubelet = world.kubelet.as_ref().unwrap();

@@ -86,7 +86,9 @@ impl World {
     }
 
     async fn of(seed: u64, folder: TempDir, agent: Agent) -> Self {
-        std::fs::write(folder.path().join("lib.so"), "").unwrap();
+        for library in ["lib.so", "libgpuzone_nvml.so"] {
+            std::fs::write(folder.path().join(library), "").unwrap();
+        }
         let api = ApiServer::start().await.unwrap();
         api.put_quota("all", Some(serde_json::json!({ "namespaceSelector": {} })));
         Self {
@@ -355,6 +357,9 @@ impl World {
                     }
                 }
             }
+            // Without a plugin nothing is wrong, nor right.
+            let kubelet = self.kubelet.as_ref();
+            waiting |= kubelet.is_none_or(|k| k.allocatable() == 0) && self.pods.is_empty();
             let lasting = |r: &&Running| r.placed && r.kind != ContainerKind::Init;
             let all = self.running.values().filter(lasting).all(|running| running.served);
             let rightful = self.rightful();
