@@ -2,7 +2,7 @@
 
 mod sweep;
 
-pub(crate) use sweep::runs;
+pub(crate) use sweep::{REGULARLY, runs};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::mig::{Instance, InstanceError, of_instance};
 use crate::slots::{FolderError, Slots};
 
 /// The kubelet waits for 30 s; what is not done by then fails with an answer of ours.
-const PATIENCE: Duration = Duration::from_secs(25);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(25);
 
 /// Why a container gets no lease now. `kubectl describe` shows the sentence.
 #[derive(Debug, thiserror::Error)]

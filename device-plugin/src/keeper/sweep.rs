@@ -17,7 +17,7 @@ use crate::links::{LinkError, PlacedLease};
 use crate::slots::Slots;
 
 /// How often it is looked when nothing else asks for it.
-const REGULARLY: Duration = Duration::from_secs(20);
+pub(crate) const REGULARLY: Duration = Duration::from_secs(20);
 /// How many leases are ended, or made, at a time.
 const AT_ONCE: usize = 8;
 

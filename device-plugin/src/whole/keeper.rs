@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use gpuzone_api::ErrorKind;
 use gpuzone_api::kubernetes::{NodeName, TENANT_LABEL};
@@ -13,13 +12,8 @@ use super::{WholeError, WholeGpu, of_devices};
 use crate::claim::{Claim, ClaimError, claim};
 use crate::holders::{HolderError, Holders, Holding, PodName};
 use crate::keep::{Verdict, verdict};
-use crate::keeper::{may_clear, runs};
+use crate::keeper::{PATIENCE, REGULARLY, may_clear, runs};
 use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, QuotaError, WholeLease};
-
-/// The kubelet waits for 30 s.
-const PATIENCE: Duration = Duration::from_secs(25);
-/// How often it is looked when nothing else asks for it.
-const REGULARLY: Duration = Duration::from_secs(20);
 
 /// Why a container does not start with its GPUs now.
 #[derive(Debug, thiserror::Error)]
