@@ -6,6 +6,7 @@
 mod edge;
 mod errors;
 mod functions;
+mod processes;
 
 pub use edge::{
     INVALID, NO_PERMISSION, NOT_FOUND, NOT_SUPPORTED, Out, Return, TOO_SMALL, Text, UNINITIALIZED,
@@ -14,6 +15,7 @@ pub use edge::{
 pub use errors::error_text;
 pub use functions::{FUNCTIONS, changes_the_device};
 pub use nvml_wrapper_sys::bindings;
+pub use processes::{NO_INSTANCE, microseconds_now};
 
 /// What every call answers, with success as `Ok`.
 pub type Answer<T = ()> = Result<T, Return>;

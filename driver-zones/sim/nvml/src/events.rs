@@ -9,11 +9,9 @@ use nvml_wrapper_sys::bindings::*;
 
 use crate::state::{Device, Handle, handle, known, node};
 use gpuzone_nvml_abi::Answer;
-use gpuzone_nvml_abi::{INVALID, NOT_SUPPORTED, Out, Return, entry_points};
+use gpuzone_nvml_abi::{INVALID, NO_INSTANCE, NOT_SUPPORTED, Out, Return, entry_points};
 
 const TIMEOUT: Return = Return(nvmlReturn_enum_NVML_ERROR_TIMEOUT);
-/// No MIG instance.
-const NO_INSTANCE: u32 = u32::MAX;
 const SUPPORTED: u64 = (nvmlEventTypeXidCriticalError | nvmlEventTypeDoubleBitEccError) as u64;
 
 /// A set's handle: a number that was given out, never an address.

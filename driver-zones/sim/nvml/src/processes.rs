@@ -1,16 +1,10 @@
 //! Who uses a GPU.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use gpuzone_sim_device::{GpuProcess, MigConfig, SimulatedGpu};
 use nvml_wrapper_sys::bindings::*;
 
 use crate::state::{Device, Handle, known};
-use gpuzone_nvml_abi::Answer;
-use gpuzone_nvml_abi::{Out, entry_points, put_list};
-
-/// No MIG instance.
-const NO_INSTANCE: u32 = u32::MAX;
+use gpuzone_nvml_abi::{Answer, NO_INSTANCE, Out, entry_points, microseconds_now, put_list};
 
 /// The processes with a context, and the GPU instance that it is on; a program that only looks at
 /// devices is not one.
@@ -28,11 +22,6 @@ fn users(device: Handle) -> Answer<Vec<(GpuProcess, u32)>> {
         found.extend(processes.filter(uses).map(|process| (process, instance)));
     }
     Ok(found)
-}
-
-fn microseconds_now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 entry_points! {

@@ -1,14 +1,11 @@
 //! Who uses a GPU: the lease's own processes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use gpuzone_nvml_abi::bindings::*;
-use gpuzone_nvml_abi::{Answer, NOT_SUPPORTED, Out, entry_points, put_list};
+use gpuzone_nvml_abi::{
+    Answer, NO_INSTANCE, NOT_SUPPORTED, Out, entry_points, microseconds_now, put_list,
+};
 
 use crate::state::{Device, Handle};
-
-/// No MIG instance.
-const NO_INSTANCE: u32 = u32::MAX;
 
 /// The processes that have memory on the GPU, and how much: with a context each has some.
 fn users(device: Handle) -> Answer<Vec<(u32, u64, Option<u32>)>> {
@@ -33,11 +30,6 @@ fn compute(device: Handle, count: Out<u32>, infos: Out<nvmlProcessInfo_t>) -> An
 fn none(device: Handle, count: Out<u32>) -> Answer {
     Device::of(device)?;
     count.put(0)
-}
-
-fn microseconds_now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 entry_points! {
