@@ -26,7 +26,9 @@ const SLOTS: u16 = 1024;
 const CALLS: usize = 5000;
 
 fn plugin(folder: &Path, api: &ApiServer) -> Child {
-    std::fs::write(folder.join("lib.so"), "").unwrap();
+    for library in ["lib.so", "libgpuzone_nvml.so"] {
+        std::fs::write(folder.join(library), "").unwrap();
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-zone-device-plugin"));
     command.args(["--node", "n", "--slots", &SLOTS.to_string()]);
     for (flag, name) in [
@@ -39,7 +41,7 @@ fn plugin(folder: &Path, api: &ApiServer) -> Child {
         command.arg(flag).arg(folder.join(name));
     }
     command.arg("--kubeconfig").arg(api.kubeconfig(folder).unwrap());
-    command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    command.env("RUST_LOG", "error").stdin(Stdio::null()).spawn().unwrap()
 }
 
 /// Median and 99th percentile.
@@ -106,6 +108,7 @@ fn main() {
                 .unwrap();
         let mut plugin = plugin(folder.path(), &api);
         while kubelet.allocatable() != usize::from(SLOTS) {
+            assert!(plugin.try_wait().unwrap().is_none(), "the plugin ended before it was asked");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let socket = kubelet.folder().join("gpuzone.dev_gpu.sock");

@@ -30,6 +30,28 @@ use super::member::{Member, Stretch};
 /// Shorter turns are not worth the change: earnings add up until they are worth this.
 pub(super) const SHORTEST: i64 = 1_000_000;
 
+/// What is free of charge in a turn that others wait for, besides a quarter of it: about what it
+/// takes to hear of a turn and to give it back, in nanoseconds.
+const CHANGE_OF_TURNS: u64 = 100_000;
+
+/// Time of a turn in which the GPU did not work, as far as it is free of charge.
+struct Unused {
+    /// While nobody else waited.
+    alone: u64,
+    /// While somebody did.
+    contended: u64,
+}
+
+/// What is free of charge of a turn that was `held` so long, for the last `waited` of it with
+/// somebody waiting, in which the GPU worked for `used`.
+fn unused(held: u64, waited: u64, used: u64) -> Unused {
+    let unused = held.saturating_sub(used);
+    let part = u128::from(unused) * u128::from(waited) / u128::from(held.max(1));
+    let part = u64::try_from(part).unwrap_or(unused).min(unused);
+    let free = (waited / 4).saturating_add(CHANGE_OF_TURNS).min(waited / 2);
+    Unused { alone: unused - part, contended: part.min(free) }
+}
+
 /// What a lease gets of a GPU's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Terms {
@@ -163,9 +185,9 @@ impl Schedule {
         }
     }
 
-    /// A lease gives its turn back. `used` is how long it says that the GPU worked for it: it
-    /// counts between half of the turn and the whole turn, for a turn that is kept and not used
-    /// is lost to the others.
+    /// A lease gives its turn back. `used` is how long it says that the GPU worked for it. Of the
+    /// time in which others waited only a small part may be unused free of charge ([`unused`]): a
+    /// turn that is kept is lost to them, worked or not.
     pub(crate) fn yielded(&mut self, lease: LeaseId, used: u64, wants: bool, now: Monotonic) {
         if self.turn.as_ref().is_none_or(|turn| turn.lease != lease) {
             // It had none: said after it was forgotten, and of no consequence.
@@ -173,15 +195,11 @@ impl Schedule {
         }
         let Some(turn) = self.turn.take() else { return };
         let held = now.nanoseconds_since(turn.granted);
-        let used = used.clamp(held / 2, held);
-        let unused = held - used;
+        let since = turn.contended.map_or(now, |since| since.max(turn.granted));
+        let unused = unused(held, now.nanoseconds_since(since), used);
         let Some(member) = self.members.get_mut(&lease) else { return };
         member.charge(turn.stretch(now));
-        // The deficit was charged as far as others waited at all.
-        let since = turn.contended.map_or(now, |since| since.max(turn.granted));
-        let part = u128::from(unused) * u128::from(now.nanoseconds_since(since));
-        let contended = u64::try_from(part / u128::from(held.max(1))).unwrap_or(0);
-        member.give_back(unused, contended);
+        member.give_back(unused.alone.saturating_add(unused.contended), unused.contended);
         member.pause(u64::try_from(self.quantum).unwrap_or(0), turn.recalled, now);
         self.want_if(lease, wants, now);
     }

@@ -125,7 +125,7 @@ fn one_that_does_not_yield_is_named_once() {
 }
 
 #[test]
-fn a_liar_is_charged_for_half_of_what_it_held() {
+fn what_is_held_while_another_waits_is_charged_used_or_not() {
     let at = |ms: u64| Monotonic::from_nanoseconds(ms * MILLISECOND);
     let mut schedule = Schedule::new(FairTime::default());
     for n in 0..2 {
@@ -136,6 +136,27 @@ fn a_liar_is_charged_for_half_of_what_it_held() {
     assert_eq!(granted.len(), 1);
     let Action::Grant { lease: first, .. } = granted[0] else { panic!("{granted:?}") };
     let before = schedule.members[&first].deficit;
-    schedule.yielded(first, 0, false, at(100));
-    assert_eq!(schedule.members[&first].deficit, before - signed(50 * MILLISECOND));
+    schedule.yielded(first, 0, false, at(80));
+    let free = 20 * MILLISECOND + super::CHANGE_OF_TURNS;
+    assert_eq!(schedule.members[&first].deficit, before - signed(80 * MILLISECOND - free));
+}
+
+#[test]
+fn a_cap_counts_what_was_used_where_nobody_waited() {
+    let at = |ms: u64| Monotonic::from_nanoseconds(ms * MILLISECOND);
+    let mut schedule = Schedule::new(FairTime::default());
+    let mut terms = Tenant::new(50, vec![], 0).terms;
+    terms.cap = ComputeShare::new(30).ok();
+    schedule.join(lease(0), terms, at(0));
+    schedule.want(lease(0), at(0));
+    assert_eq!(schedule.poll(at(0)), [grant(0)]);
+    let over = schedule.wake_at(at(0)).unwrap();
+    assert_eq!(schedule.poll(over), [Action::Recall { lease: lease(0) }]);
+    // One that used none of it goes on at once; one that used all of it has to wait.
+    schedule.yielded(lease(0), 0, true, over);
+    assert_eq!(schedule.poll(over), [grant(0)]);
+    let over = schedule.wake_at(over).unwrap();
+    assert_eq!(schedule.poll(over), [Action::Recall { lease: lease(0) }]);
+    schedule.yielded(lease(0), u64::MAX, true, over);
+    assert_eq!(schedule.poll(over), []);
 }
