@@ -11,6 +11,7 @@ mod tests {
     use gpuzone_api::placements::v1::placements_client::PlacementsClient;
     use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
     use gpuzone_api::{AgentError, ErrorKind, connect_channel};
+    use gpuzone_core::GpuUuid;
     use gpuzone_testkit::Sysfs;
     use rustix::process::Signal;
 
@@ -79,7 +80,9 @@ mod tests {
         let asked = agent::ListGpusRequest {};
         let gpus = node.client().await.list_gpus(asked).await.unwrap().into_inner().gpus;
         assert_eq!(gpus[1].exposure, "vgpu");
-        gpus[1].partitions.clone()
+        let mut parts = gpus[1].partitions.clone();
+        parts.sort_by(|one, other| one.id.cmp(&other.id));
+        parts
     }
 
     async fn until_no_lease(node: &Node) {
@@ -171,7 +174,8 @@ mod tests {
         let text = std::fs::read_to_string(node.path("agent.toml")).unwrap();
         node.write("agent.toml", &text.replace("count = 2", "count = 1"));
         node.start_agent().await;
-        assert_eq!(sysfs.mdevs(), [again.id]);
+        let first = GPU.parse::<GpuUuid>().unwrap().vgpu(0).to_string();
+        assert_eq!(sysfs.mdevs(), [first.trim_start_matches("VGPU-")]);
     }
 
     #[tokio::test]
