@@ -61,6 +61,8 @@ impl Leases {
                 None => self.quarantine(grant.gpu, &reason).await?,
             }
         }
+        // What is made anew may be opened elsewhere, and whoever hands it on has to know.
+        self.health_changed();
         Ok(())
     }
 
