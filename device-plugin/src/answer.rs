@@ -110,6 +110,8 @@ pub fn cdi_spec(libraries: &Libraries) -> serde_json::Value {
 
 /// CDI's kind of whole GPUs.
 pub const CDI_WHOLE_KIND: &str = "gpuzone.dev/passthrough";
+/// CDI's kind of vGPUs.
+pub const CDI_VGPU_KIND: &str = "gpuzone.dev/vgpu";
 
 /// By which of the kernel's interfaces VMs of this node open functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -133,7 +135,7 @@ impl VfioInterface {
 /// A PCI function that a VM takes over by VFIO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VfioDevice {
-    /// Its name among CDI devices: the PCI address.
+    /// Its name among CDI devices: the PCI address, or the vGPU's name.
     pub name: String,
     /// Its own device node.
     pub node: String,
@@ -166,6 +168,7 @@ impl VfioDevice {
 /// finds the nodes below `/dev/vfio`, plugs the functions into the VM, and needs to know nothing
 /// else.
 pub fn vfio(
+    kind: &str,
     interface: VfioInterface,
     handover: Handover,
     devices: &[VfioDevice],
@@ -179,7 +182,7 @@ pub fn vfio(
         host_path: path.to_owned(),
         permissions: "mrw".to_owned(),
     };
-    let cdi = |device: &VfioDevice| CdiDevice { name: format!("{CDI_WHOLE_KIND}={}", device.name) };
+    let cdi = |device: &VfioDevice| CdiDevice { name: format!("{kind}={}", device.name) };
     let cdi_devices = match handover {
         Handover::Cdi => devices.iter().map(cdi).collect(),
         Handover::Mounts => Vec::new(),
@@ -192,8 +195,12 @@ pub fn vfio(
     }
 }
 
-/// The CDI specification (version 0.6.0) of whole GPUs. One without devices is none.
-pub fn cdi_whole_spec(interface: VfioInterface, devices: &[VfioDevice]) -> serde_json::Value {
+/// The CDI specification (version 0.6.0) of whole GPUs, or of vGPUs. One without devices is none.
+pub fn cdi_vfio_spec(
+    kind: &str,
+    interface: VfioInterface,
+    devices: &[VfioDevice],
+) -> serde_json::Value {
     let device = |device: &VfioDevice| {
         let nodes = [interface.container_node(), &device.node];
         let nodes = nodes.map(|path| serde_json::json!({ "path": path, "permissions": "mrw" }));
@@ -201,7 +208,7 @@ pub fn cdi_whole_spec(interface: VfioInterface, devices: &[VfioDevice]) -> serde
     };
     serde_json::json!({
         "cdiVersion": "0.6.0",
-        "kind": CDI_WHOLE_KIND,
+        "kind": kind,
         "devices": devices.iter().map(device).collect::<Vec<_>>(),
     })
 }
@@ -274,18 +281,26 @@ mod tests {
             answer.devices.iter().map(|node| node.host_path.clone()).collect()
         };
         let group = made(VfioInterface::Group);
-        let answer = vfio(VfioInterface::Group, Handover::Cdi, &group);
+        let answer = vfio(CDI_WHOLE_KIND, VfioInterface::Group, Handover::Cdi, &group);
         assert_eq!(nodes(&answer), ["/dev/vfio/vfio", "/dev/vfio/12", "/dev/vfio/7"]);
         assert_eq!(answer.cdi_devices[2].name, "gpuzone.dev/passthrough=0000:af:00.0");
         assert!(answer.mounts.is_empty() && answer.envs.is_empty());
-        let spec = cdi_whole_spec(VfioInterface::Group, &group);
+        let spec = cdi_vfio_spec(CDI_VGPU_KIND, VfioInterface::Group, &group);
+        assert_eq!(spec["kind"], "gpuzone.dev/vgpu");
         assert_eq!(spec["devices"][2]["name"], "0000:af:00.0");
         assert_eq!(spec["devices"][2]["containerEdits"]["deviceNodes"][1]["path"], "/dev/vfio/7");
-        let answer =
-            vfio(VfioInterface::Iommufd, Handover::Mounts, &made(VfioInterface::Iommufd)[..1]);
+        let answer = vfio(
+            CDI_VGPU_KIND,
+            VfioInterface::Iommufd,
+            Handover::Mounts,
+            &made(VfioInterface::Iommufd)[..1],
+        );
         assert_eq!(nodes(&answer), ["/dev/iommu", "/dev/vfio/devices/vfio0"]);
         // Nothing names a device that no specification has.
         assert!(answer.cdi_devices.is_empty());
-        assert_eq!(vfio(VfioInterface::Group, Handover::Cdi, &[]), Default::default());
+        assert_eq!(
+            vfio(CDI_WHOLE_KIND, VfioInterface::Group, Handover::Cdi, &[]),
+            Default::default()
+        );
     }
 }

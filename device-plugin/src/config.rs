@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use gpuzone_api::kubernetes::{
-    DEFAULT_GPU_RESOURCE, DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, NodeName, ResourceName,
-    ResourcePrefix,
+    DEFAULT_GPU_RESOURCE, DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_VGPU_PREFIX,
+    NodeName, ResourceName, ResourcePrefix,
 };
 use gpuzone_api::{Directories, SlotId};
 
@@ -34,7 +34,11 @@ pub struct Config {
     /// where the agent has any.
     #[arg(long, default_value = DEFAULT_MIG_PREFIX)]
     pub mig_prefix: ResourcePrefix,
-    /// By which of the kernel's interfaces this node's VMs open whole GPUs.
+    /// What stands before a vGPU type in the resource by which pods ask for one of its vGPUs, where
+    /// the agent has any.
+    #[arg(long, default_value = DEFAULT_VGPU_PREFIX)]
+    pub vgpu_prefix: ResourcePrefix,
+    /// By which of the kernel's interfaces this node's VMs open whole GPUs and vGPUs.
     #[arg(long, value_enum, default_value = "group")]
     pub vfio: VfioInterface,
     /// How many slots the node has: how many containers can hold a GPU, or a part of one, at a

@@ -1,4 +1,5 @@
-//! What the kubelet is told that there is, as the agent says it: slots, whole GPUs, MIG instances.
+//! What the kubelet is told that there is, as the agent says it: slots, whole GPUs, vGPUs, MIG
+//! instances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,6 +25,7 @@ use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 /// When whole GPUs could not be listed, it is tried again so much later.
 const LIST_AGAIN: Duration = Duration::from_secs(10);
 const CDI_WHOLE_FILE: &str = "gpuzone.dev-passthrough.json";
+const CDI_VGPU_FILE: &str = "gpuzone.dev-vgpu.json";
 
 /// Registers whole GPUs as soon as the agent has one: a node without any does not list the
 /// resource.
@@ -75,16 +77,49 @@ pub(crate) async fn register_profiles(
     }
 }
 
-/// The specification of whole GPUs; none where there is none, for runtimes take no empty one.
-fn write_cdi_whole(
+/// Registers each type of vGPUs as soon as the agent has one of it. One that goes is one without
+/// devices from then on.
+pub(crate) async fn register_vgpus(
+    config: &Config,
+    keeper: &WholeKeeper,
+    door: impl Fn(String) -> WholeDoor,
+) {
+    let mut vgpus = keeper.gpus.clone();
+    let (mut offered, mut registered) = (BTreeSet::new(), JoinSet::new());
+    loop {
+        let now = vgpus.borrow_and_update().clone();
+        for kind in now.iter().filter_map(|vgpu| vgpu.profile.clone()) {
+            if !offered.insert(kind.clone()) {
+                continue;
+            }
+            let Some(resource) = config.vgpu_prefix.of(&kind) else {
+                tracing::error!(kind, prefix = %config.vgpu_prefix, "no resource can be called so");
+                continue;
+            };
+            tracing::info!(%resource, "vGPUs are offered");
+            let registration = Registration::new(&config.kubelet_dir, resource, door(kind));
+            registered.spawn(registration.keep());
+        }
+        if vgpus.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A file of CDI, and the kind that it has the devices of.
+type CdiFile = (&'static str, &'static str);
+
+/// The specification of devices; none where there is none, for runtimes take no empty one.
+fn write_cdi_devices(
     folder: &Path,
+    (file, kind): CdiFile,
     interface: VfioInterface,
     ready: &[VfioDevice],
 ) -> Result<(), RunError> {
     if !ready.is_empty() {
-        return write_cdi(folder, CDI_WHOLE_FILE, &answer::cdi_whole_spec(interface, ready));
+        return write_cdi(folder, file, &answer::cdi_vfio_spec(kind, interface, ready));
     }
-    let path = folder.join(CDI_WHOLE_FILE);
+    let path = folder.join(file);
     match std::fs::remove_file(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(RunError::Cdi { path, source })
@@ -104,6 +139,7 @@ pub(crate) struct Offers<'a> {
     pub(crate) config: &'a Config,
     pub(crate) listings: &'a watch::Sender<Listing>,
     pub(crate) whole: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
+    pub(crate) vgpus: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
     pub(crate) instances: &'a watch::Sender<Arc<Vec<Instance>>>,
 }
 
@@ -136,25 +172,35 @@ impl Offers<'_> {
         });
     }
 
-    /// Lists whole GPUs as the agent has them now.
+    /// Lists whole GPUs and vGPUs as the agent has them now.
     ///
     /// # Errors
     /// When runtimes cannot be told of them: a container would name devices that nobody knows.
-    fn whole(&self, gpus: &[WholeGpu]) -> Result<(), RunError> {
-        if self.whole.borrow().as_slice() == gpus {
+    fn devices(&self, gpus: &NodeGpus) -> Result<(), RunError> {
+        self.list(self.whole, (CDI_WHOLE_FILE, answer::CDI_WHOLE_KIND), &gpus.whole)?;
+        self.list(self.vgpus, (CDI_VGPU_FILE, answer::CDI_VGPU_KIND), &gpus.vgpus)
+    }
+
+    fn list(
+        &self,
+        listed: &watch::Sender<Arc<Vec<WholeGpu>>>,
+        cdi: CdiFile,
+        gpus: &[WholeGpu],
+    ) -> Result<(), RunError> {
+        if listed.borrow().as_slice() == gpus {
             return Ok(());
         }
         let ready: Vec<_> = gpus.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
         if let Some(folder) = &self.config.cdi_dir {
-            write_cdi_whole(folder, self.config.vfio, &ready)?;
+            write_cdi_devices(folder, cdi, self.config.vfio, &ready)?;
         }
-        tracing::info!(gpus = gpus.len(), ready = ready.len(), "whole GPUs are listed anew");
+        tracing::info!(kind = cdi.1, gpus = gpus.len(), ready = ready.len(), "listed anew");
         for gpu in gpus {
             if let Err(trouble) = &gpu.ready {
-                tracing::warn!(address = %gpu.address, trouble, "it cannot be handed over now");
+                tracing::warn!(device = %gpu.id, trouble, "it cannot be handed over now");
             }
         }
-        self.whole.send_replace(Arc::new(gpus.to_vec()));
+        listed.send_replace(Arc::new(gpus.to_vec()));
         Ok(())
     }
 }
@@ -168,7 +214,7 @@ pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_
             Word::Says(gpus) => {
                 offers.slots(&gpus);
                 offers.instances(&gpus.instances);
-                offers.whole(&gpus.whole)
+                offers.devices(&gpus)
             }
             Word::None | Word::Silent(_) => Ok(()),
         };
@@ -176,7 +222,7 @@ pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_
             match listed {
                 Ok(()) => std::future::pending().await,
                 Err(error) => {
-                    tracing::error!(error = sentence(&error), "whole GPUs are listed as before");
+                    tracing::error!(error = sentence(&error), "devices are listed as before");
                     tokio::time::sleep(LIST_AGAIN).await;
                 }
             }

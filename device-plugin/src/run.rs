@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use gpuzone_api::kubernetes::{ResourceName, ResourcePrefix};
+use gpuzone_core::Exposure;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
@@ -20,7 +21,7 @@ use crate::keeper::{Keeper, Kind};
 use crate::kubelet::Registration;
 use crate::links::{AgentLink, ApiLink, KubeletLink};
 use crate::mig::Instance;
-use crate::offers::{Offers, list, list_gpus, register_profiles, register_whole};
+use crate::offers::{Offers, list, list_gpus, register_profiles, register_vgpus, register_whole};
 use crate::slots::{OpenError, Slots};
 use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 
@@ -37,9 +38,11 @@ pub enum RunError {
     NoLibrary(PathBuf),
     /// Two resources with one name.
     #[error(
-        "--mig-prefix {prefix} makes {resource} a MIG profile; choose one that no other resource begins with"
+        "{flag} {prefix} makes {resource} one of its own; choose one that no other resource begins with"
     )]
     Prefix {
+        /// Which flag.
+        flag: &'static str,
         /// The prefix.
         prefix: ResourcePrefix,
         /// What begins with it.
@@ -68,18 +71,29 @@ fn libraries(config: &Config) -> Result<Libraries, RunError> {
     Ok(Libraries { cuda: found(config.library.clone())?, nvml: found(config.nvml_library())? })
 }
 
+/// No name may be of two families.
+fn check_prefixes(config: &Config) -> Result<(), RunError> {
+    let families = [("--mig-prefix", &config.mig_prefix), ("--vgpu-prefix", &config.vgpu_prefix)];
+    for (flag, prefix) in families {
+        let others = families.iter().filter(|(other, _)| *other != flag);
+        let others = others.filter_map(|(_, other)| other.of("x"));
+        let fixed = [config.resource.clone(), config.passthrough_resource.clone()];
+        if let Some(resource) =
+            fixed.into_iter().chain(others).find(|name| prefix.profile(name).is_some())
+        {
+            return Err(RunError::Prefix { flag, prefix: prefix.clone(), resource });
+        }
+    }
+    Ok(())
+}
+
 /// Runs the plugin until it is told to end. Pods go on without it.
 ///
 /// # Errors
 /// When it cannot start.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let libraries = Arc::new(libraries(&config)?);
-    for resource in [&config.resource, &config.passthrough_resource] {
-        if config.mig_prefix.profile(resource).is_some() {
-            let (prefix, resource) = (config.mig_prefix.clone(), resource.clone());
-            return Err(RunError::Prefix { prefix, resource });
-        }
-    }
+    check_prefixes(&config)?;
     let slots = Arc::new(Slots::open(&config.state_dir)?);
     if let Some(folder) = &config.cdi_dir {
         write_cdi(folder, CDI_FILE, &answer::cdi_spec(&libraries))?;
@@ -88,7 +102,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let reporter = Reporter::new(client.clone(), config.node.clone());
     let (words, said) = watch::channel(Word::None);
     let (whole, whole_gpus) = watch::channel(Arc::default());
-    let whole_keeper = Arc::new(whole_keeper(&config, client.clone(), whole_gpus));
+    let resources = Resources::One(config.passthrough_resource.clone());
+    let whole_keeper =
+        device_keeper(&config, client.clone(), Exposure::Passthrough, resources, whole_gpus);
+    let whole_keeper = Arc::new(whole_keeper);
+    let (vgpu, vgpus) = watch::channel(Arc::default());
+    let resources = Resources::Family(config.vgpu_prefix.clone());
+    let vgpu_keeper =
+        Arc::new(device_keeper(&config, client.clone(), Exposure::Vgpu, resources, vgpus));
     let (cut, instances) = watch::channel(Arc::default());
     let mig_keeper = mig_keeper(&config, client.clone(), Arc::clone(&slots), instances.clone());
     let mig_keeper = Arc::new(mig_keeper);
@@ -103,14 +124,23 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mig_door = |listing| door(&mig_keeper, listing);
     let door = door(&keeper, listing);
     let registration = Registration::new(&config.kubelet_dir, config.resource.clone(), door);
-    let whole_door = WholeDoor {
-        keeper: Arc::clone(&whole_keeper),
+    let device_door = |keeper: &Arc<WholeKeeper>, profile| WholeDoor {
+        keeper: Arc::clone(keeper),
         interface: config.vfio,
         handover: config.handover(),
+        profile,
     };
+    let whole_door = device_door(&whole_keeper, None);
+    let vgpu_door = |profile| device_door(&vgpu_keeper, Some(profile));
     let resource = config.passthrough_resource.clone();
     let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door);
-    let offers = Offers { config: &config, listings: &listings, whole: &whole, instances: &cut };
+    let offers = Offers {
+        config: &config,
+        listings: &listings,
+        whole: &whole,
+        vgpus: &vgpu,
+        instances: &cut,
+    };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Process)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
     tokio::select! {
@@ -120,7 +150,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         () = sweep_instances(&mig_keeper, instances.clone()) => {}
         () = register_whole(whole_registration, &whole_keeper) => {}
         () = whole_keeper.sweep_regularly() => {}
-        () = stir(&keeper, &mig_keeper, &whole_keeper) => {}
+        () = register_vgpus(&config, &vgpu_keeper, vgpu_door) => {}
+        () = vgpu_keeper.sweep_regularly() => {}
+        () = stir(&keeper, &mig_keeper, [&whole_keeper, &vgpu_keeper]) => {}
         () = health::follow(&keeper.agent, config.vfio, &words) => {}
         () = reporter.report(said.clone()) => {}
         () = list_gpus(said, offers) => {}
@@ -184,14 +216,16 @@ async fn sweep_instances(keeper: &Keeper, mut instances: watch::Receiver<Arc<Vec
     }
 }
 
-fn whole_keeper(
+fn device_keeper(
     config: &Config,
     client: kube::Client,
+    exposure: Exposure,
+    resources: Resources,
     gpus: watch::Receiver<Arc<Vec<WholeGpu>>>,
 ) -> WholeKeeper {
     let node = config.node.clone();
-    let resources = Resources::One(config.passthrough_resource.clone());
     WholeKeeper {
+        exposure,
         kubelet: KubeletLink::new(&config.pod_resources, resources.clone()),
         api: ApiLink::new(client, node.clone(), resources, config.without_quota),
         agent: AgentLink::new(config.directories().agent_socket()),
@@ -219,11 +253,11 @@ pub(crate) fn write_cdi(
 }
 
 /// Looks for leases that are over whenever a pod of this node goes.
-async fn stir(keeper: &Keeper, mig: &Keeper, whole: &WholeKeeper) {
+async fn stir(keeper: &Keeper, mig: &Keeper, devices: [&WholeKeeper; 2]) {
     let mut ends = std::pin::pin!(keeper.api.ends());
     while ends.next().await.is_some() {
         keeper.stirred.notify_one();
         mig.stirred.notify_one();
-        whole.stirred.notify_one();
+        devices.iter().for_each(|keeper| keeper.stirred.notify_one());
     }
 }

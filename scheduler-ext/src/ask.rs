@@ -9,7 +9,7 @@ use gpuzone_api::kubernetes::{
 use gpuzone_core::engine::{
     Amount, Demand, HostDemand, MemoryAsk, ModelSet, ModelTable, PodDemand, ShareMilli,
 };
-use gpuzone_core::{ComputeShare, GpuCount, MigProfile, mig_share};
+use gpuzone_core::{ComputeShare, GpuCount, mig_share};
 
 /// What kind of container it is, as far as its GPUs are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +151,8 @@ impl Ask {
         let wanted = &self.terms.models;
         let demand = |ask: &ContainerAsk| Demand {
             models: match &ask.handed {
-                Handed::Mig(profile) => instances_of(models, profile, wanted),
+                Handed::Mig(profile) => instances_of(models, profile.as_str(), wanted),
+                Handed::Vgpu(kind) => instances_of(models, kind.as_str(), wanted),
                 Handed::Mediated | Handed::Passthrough if wanted.is_empty() => ModelSet::ANY,
                 Handed::Mediated | Handed::Passthrough => {
                     models.set_of(wanted.iter().map(String::as_str))
@@ -173,6 +174,7 @@ impl Ask {
                 Handed::Mediated => {}
                 Handed::Passthrough => return format!("{} {gpus} by passthrough", ask.gpus),
                 Handed::Mig(profile) => return format!("a MIG instance {profile}"),
+                Handed::Vgpu(kind) => return format!("a vGPU {kind}"),
             }
             match ask.amount {
                 Amount::Whole => format!("{} whole {gpus}", ask.gpus),
@@ -199,10 +201,10 @@ pub(crate) fn instance_class(model: &str, profile: &str) -> String {
 }
 
 /// The instances of a profile, of these models or, without any, of all.
-fn instances_of(models: &ModelTable, profile: &MigProfile, wanted: &[String]) -> ModelSet {
+fn instances_of(models: &ModelTable, profile: &str, wanted: &[String]) -> ModelSet {
     let of = models.names().filter(|(name, _)| {
         name.split_once('\u{1f}').is_some_and(|(model, of)| {
-            of == profile.as_str() && (wanted.is_empty() || wanted.iter().any(|w| w == model))
+            of == profile && (wanted.is_empty() || wanted.iter().any(|w| w == model))
         })
     });
     of.fold(ModelSet::NONE, |set, (_, class)| set.with(class))

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use gpuzone_api::kubernetes::{
     DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, ResourceName,
-    ResourceNames, ResourcePrefix, SchedulerName,
+    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, DEFAULT_VGPU_PREFIX,
+    ResourceName, ResourceNames, ResourcePrefix, SchedulerName,
 };
 use gpuzone_core::engine::Policy;
 
@@ -79,6 +79,9 @@ pub struct Config {
     /// What stands before a MIG profile in the resource by which they ask for an instance of it.
     #[arg(long, default_value = DEFAULT_MIG_PREFIX)]
     pub mig_prefix: ResourcePrefix,
+    /// What stands before a vGPU type in the resource by which they ask for one of it.
+    #[arg(long, default_value = DEFAULT_VGPU_PREFIX)]
+    pub vgpu_prefix: ResourcePrefix,
     /// What placements are to be good for, where a pod does not say: pack, spread or fragmentation.
     #[arg(long, default_value_t = Policy::default())]
     pub policy: Policy,
@@ -132,6 +135,7 @@ impl Config {
             share: self.share_resource.clone(),
             passthrough: self.passthrough_resource.clone(),
             mig: self.mig_prefix.clone(),
+            vgpu: self.vgpu_prefix.clone(),
         }
     }
 

@@ -216,6 +216,29 @@ mod tests {
     }
 
     #[test]
+    fn vgpus_are_asked_for_by_their_type() {
+        let mut index = index(2, 1);
+        let mut status = cut(&[("nvidia-592", 2, 4, 25)]);
+        status.gpus[0].exposure = Exposure::Vgpu;
+        index.apply_gpu_node(&node("n1"), Some(&status));
+        let small = |name: &str| pod("team", name, &[("vgpu-nvidia-592", 1)]);
+        let other = pod("team", "o", &[("vgpu-nvidia-593", 1)]);
+        let refused = reason(&mut index, &other);
+        assert!(refused.starts_with("needs a vGPU nvidia-593: too few GPUs"), "{refused}");
+        for name in ["a", "b"] {
+            let bound = bind(&mut index, &small(name), "n1").unwrap();
+            let placement = bound["metadata"]["annotations"]["gpuzone.dev/placement"].to_string();
+            assert!(placement.contains(&gpu_uuid(1, 0)), "{placement}");
+            assert!(placement.contains(r#"\"memory\":\"4Gi\",\"share\":25"#), "{placement}");
+            index.apply_pod(view(&bound));
+        }
+        assert_ne!(reason(&mut index, &small("c")), "");
+        // One that is given back is free.
+        index.remove_pod(&uid("uid-a"));
+        assert_eq!(reason(&mut index, &small("c")), "");
+    }
+
+    #[test]
     fn instances_and_whole_gpus_are_asked_for_by_their_names() {
         let mut index = index(2, 1);
         let status = cut(&[("1g.2gb", 2, 2, 14), ("3g.6gb", 1, 6, 42)]);

@@ -89,4 +89,7 @@ tolerations: {{- toYaml . | nindent 2 }}
     {{- range .root.Values.resources.migProfiles }}
     - name: {{ $.root.Values.resources.migPrefix }}{{ . }}
     {{- end }}
+    {{- range .root.Values.resources.vgpuTypes }}
+    - name: {{ $.root.Values.resources.vgpuPrefix }}{{ . }}
+    {{- end }}
 {{- end -}}

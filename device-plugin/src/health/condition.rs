@@ -144,6 +144,7 @@ mod tests {
         let gpus = (0..).zip(healths).map(out).collect();
         let status = GpuNodeStatus::new("nvidia", gpus);
         Word::Says(Arc::new(NodeGpus {
+            vgpus: Vec::new(),
             status,
             numa: Default::default(),
             whole: Vec::new(),

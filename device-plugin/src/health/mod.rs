@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use crate::answer::VfioInterface;
 use crate::links::{AgentLink, numa_nodes};
 use crate::mig::{Instance, instances};
-use crate::whole::{WholeGpu, whole_gpus};
+use crate::whole::{WholeGpu, vgpus, whole_gpus};
 
 pub(crate) use report::Reporter;
 
@@ -64,6 +64,8 @@ pub(crate) struct NodeGpus {
     pub(crate) numa: BTreeSet<u32>,
     /// Those that containers get whole.
     pub(crate) whole: Vec<WholeGpu>,
+    /// The vGPUs.
+    pub(crate) vgpus: Vec<WholeGpu>,
     /// Those that containers get one of.
     pub(crate) instances: Vec<Instance>,
 }
@@ -72,7 +74,9 @@ impl NodeGpus {
     fn of(state: &WatchGpusReply, interface: VfioInterface) -> Self {
         let whole = whole_gpus(&state.gpus, interface);
         let status = status(&state.driver, &state.gpus, &whole);
-        Self { status, numa: numa_nodes(&state.gpus), whole, instances: instances(&state.gpus) }
+        let vgpus = vgpus(&state.gpus, interface);
+        let (numa, instances) = (numa_nodes(&state.gpus), instances(&state.gpus));
+        Self { status, numa, whole, vgpus, instances }
     }
 
     /// Whether a GPU takes new leases in slots.

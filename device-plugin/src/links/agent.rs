@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -90,15 +90,18 @@ fn read(lease: proto::PlacedLease) -> Option<PlacedLease> {
     })
 }
 
-/// Behind the holder's name, so that a container may have both kinds of lease.
-const WHOLE: &str = "/passthrough";
+/// Behind the holder's name, so that a container may have several kinds of lease.
+fn suffix(exposure: Exposure) -> String {
+    format!("/{exposure}")
+}
 
-fn read_whole(lease: proto::PlacedLease) -> Option<WholeLease> {
-    if lease.exposure != Exposure::Passthrough.as_str() {
+fn read_whole(lease: proto::PlacedLease, exposure: Exposure) -> Option<WholeLease> {
+    if lease.exposure != exposure.as_str() {
         return None;
     }
+    let holder = lease.holder.strip_suffix(&suffix(exposure))?;
     Some(WholeLease {
-        holder: PodHolder::parse(&lease.holder.strip_suffix(WHOLE)?.parse().ok()?)?,
+        holder: PodHolder::parse(&holder.parse().ok()?)?,
         name: pod_of(&lease.program),
         gpus: lease.gpus.iter().filter_map(|gpu| gpu.gpu_uuid.parse().ok()).collect(),
         id: lease.id,
@@ -113,8 +116,9 @@ fn in_slot(claim: &Claim) -> Exposure {
     }
 }
 
-fn placed_gpus(claim: &Claim) -> Vec<PlacedGpu> {
+fn placed_gpus(claim: &Claim, nodes: &BTreeMap<GpuUuid, String>) -> Vec<PlacedGpu> {
     let gpu = |grant: &gpuzone_core::Grant| PlacedGpu {
+        node: nodes.get(&grant.gpu).cloned().unwrap_or_default(),
         gpu_uuid: grant.gpu.to_string(),
         memory_bytes: grant.memory.get(),
         share_percent: grant.share.percent(),
@@ -163,7 +167,7 @@ impl AgentLink {
         let asked = proto::PlaceRequest {
             holder: holder.to_string(),
             tenant: claim.tenant.to_string(),
-            gpus: placed_gpus(claim),
+            gpus: placed_gpus(claim, &BTreeMap::new()),
             slot: slot.to_string(),
             folder: folder.to_string(),
             program: format!("{pod}/{}", claim.container),
@@ -175,17 +179,24 @@ impl AgentLink {
         within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
     }
 
-    /// The lease of a claim on whole GPUs, which the container has itself.
-    pub(crate) async fn place_whole(&self, claim: &Claim, pod: &PodName) -> Result<(), LinkError> {
+    /// The lease of a claim on whole GPUs or vGPUs, which the container has itself: it opens these
+    /// nodes.
+    pub(crate) async fn place_whole(
+        &self,
+        exposure: Exposure,
+        claim: &Claim,
+        nodes: &BTreeMap<GpuUuid, String>,
+        pod: &PodName,
+    ) -> Result<(), LinkError> {
         let holder = PodHolder { pod: claim.pod.clone(), container: claim.container.clone() };
         let asked = proto::PlaceRequest {
-            holder: format!("{holder}{WHOLE}"),
+            holder: format!("{holder}{}", suffix(exposure)),
             tenant: claim.tenant.to_string(),
-            gpus: placed_gpus(claim),
+            gpus: placed_gpus(claim, nodes),
             slot: String::new(),
             folder: String::new(),
             program: format!("{pod}/{}", claim.container),
-            exposure: Exposure::Passthrough.to_string(),
+            exposure: exposure.to_string(),
             quotas: quotas_of(claim),
             group: claim.pod.to_string(),
         };
@@ -193,11 +204,14 @@ impl AgentLink {
         within(PLACE_PATIENCE, client.place(asked)).await.map(drop)
     }
 
-    /// All leases of pods on whole GPUs.
-    pub(crate) async fn whole_leases(&self) -> Result<Vec<WholeLease>, LinkError> {
+    /// All leases of pods on whole GPUs, or on vGPUs.
+    pub(crate) async fn whole_leases(
+        &self,
+        exposure: Exposure,
+    ) -> Result<Vec<WholeLease>, LinkError> {
         let mut client = PlacementsClient::new(self.channel().await?);
         let listed = within(PATIENCE, client.list(proto::ListRequest {})).await?;
-        Ok(listed.leases.into_iter().filter_map(read_whole).collect())
+        Ok(listed.leases.into_iter().filter_map(|lease| read_whole(lease, exposure)).collect())
     }
 
     /// All leases of pods that appear in slots.

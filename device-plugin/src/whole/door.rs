@@ -1,4 +1,4 @@
-//! The service of whole GPUs, as the kubelet calls it.
+//! The service of whole GPUs, or of one type of vGPUs, as the kubelet calls it.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -12,11 +12,10 @@ use gpuzone_api::kubelet::v1beta1::{
     PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse,
 };
-use gpuzone_core::PciAddress;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
-use super::{WholeGpu, WholeKeeper, devices};
+use super::{DeviceId, WholeGpu, WholeKeeper, devices};
 use crate::answer::{self, Handover, VfioDevice, VfioInterface};
 use crate::choose;
 use crate::door::options;
@@ -28,12 +27,14 @@ pub(crate) struct WholeDoor {
     pub(crate) keeper: Arc<WholeKeeper>,
     pub(crate) interface: VfioInterface,
     pub(crate) handover: Handover,
+    /// The type of its vGPUs, if they are those.
+    pub(crate) profile: Option<String>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn addresses(ids: &[String]) -> Result<BTreeSet<PciAddress>, Status> {
-    let read: Result<BTreeSet<PciAddress>, _> = ids.iter().map(|id| id.parse()).collect();
+fn addresses(ids: &[String]) -> Result<BTreeSet<DeviceId>, Status> {
+    let read: Result<BTreeSet<DeviceId>, _> = ids.iter().map(|id| id.parse()).collect();
     let read = read.map_err(|error| {
         Status::invalid_argument(format!(
             "the kubelet names a device that this plugin never listed: {error}"
@@ -48,13 +49,17 @@ fn addresses(ids: &[String]) -> Result<BTreeSet<PciAddress>, Status> {
 impl WholeDoor {
     /// What a container gets. A device that cannot be opened now gives nothing, and
     /// PreStartContainer says why: an error here would kill the pod for good.
-    fn answer(&self, asked: &BTreeSet<PciAddress>, gpus: &[WholeGpu]) -> ContainerAllocateResponse {
+    fn answer(&self, asked: &BTreeSet<DeviceId>, gpus: &[WholeGpu]) -> ContainerAllocateResponse {
         let ready: Vec<VfioDevice> = gpus
             .iter()
-            .filter(|gpu| asked.contains(&gpu.address))
+            .filter(|gpu| asked.contains(&gpu.id))
             .filter_map(|gpu| gpu.ready.clone().ok())
             .collect();
-        answer::vfio(self.interface, self.handover, &ready)
+        let kind = match self.profile {
+            Some(_) => answer::CDI_VGPU_KIND,
+            None => answer::CDI_WHOLE_KIND,
+        };
+        answer::vfio(kind, self.interface, self.handover, &ready)
     }
 }
 
@@ -73,7 +78,10 @@ impl DevicePlugin for WholeDoor {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
         let listings = WatchStream::new(self.keeper.gpus.clone());
-        let messages = listings.map(|gpus| Ok(ListAndWatchResponse { devices: devices(&gpus) }));
+        let profile = self.profile.clone();
+        let messages = listings.map(move |gpus| {
+            Ok(ListAndWatchResponse { devices: devices(&gpus, profile.as_deref()) })
+        });
         Ok(Response::new(Box::pin(messages)))
     }
 
@@ -82,7 +90,7 @@ impl DevicePlugin for WholeDoor {
         request: Request<PreferredAllocationRequest>,
     ) -> Answer<PreferredAllocationResponse> {
         let gpus = self.keeper.gpus.borrow().clone();
-        let place = |id: &str| gpus.iter().position(|gpu| gpu.address.to_string() == id);
+        let place = |id: &str| gpus.iter().position(|gpu| gpu.id.to_string() == id);
         let numa = |id: &str| gpus.get(place(id)?)?.numa_node;
         let rank = |id: &str| place(id).and_then(|at| u64::try_from(at).ok()).unwrap_or(u64::MAX);
         let chosen = request.into_inner().container_requests.into_iter().map(|asked| {

@@ -1,14 +1,14 @@
-//! Makes the leases of whole GPUs, and ends them.
+//! Makes the leases of whole GPUs and of vGPUs, and ends them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gpuzone_api::ErrorKind;
 use gpuzone_api::kubernetes::{NodeName, TENANT_LABEL};
-use gpuzone_core::PciAddress;
+use gpuzone_core::Exposure;
 use tokio::sync::{Mutex, Notify, watch};
 
-use super::{WholeError, WholeGpu, of_devices};
+use super::{DeviceId, WholeError, WholeGpu, of_devices};
 use crate::claim::{Claim, ClaimError, claim};
 use crate::holders::{HolderError, Holders, Holding, PodName};
 use crate::keep::{Verdict, verdict};
@@ -31,7 +31,7 @@ pub(crate) enum WholeLeaseError {
     #[error("the API server has no pod {0}; if it was deleted, nothing is to be done")]
     NoPod(PodName),
     #[error("GPU {0} cannot be handed over now: {1}")]
-    NotReady(PciAddress, String),
+    NotReady(DeviceId, String),
     #[error("the lease was not made within {PATIENCE:?}; it is tried again")]
     Slow,
 }
@@ -66,8 +66,10 @@ impl WholeLeaseError {
     }
 }
 
-/// Makes and ends leases of whole GPUs. One for the node.
+/// Makes and ends leases of whole GPUs, or of vGPUs. One of each for the node.
 pub(crate) struct WholeKeeper {
+    /// Whose leases it keeps.
+    pub(crate) exposure: Exposure,
     pub(crate) kubelet: KubeletLink,
     pub(crate) api: ApiLink,
     pub(crate) agent: AgentLink,
@@ -84,7 +86,7 @@ impl WholeKeeper {
     /// often it is asked, it is the same lease.
     pub(crate) async fn prepare(
         &self,
-        devices: &BTreeSet<PciAddress>,
+        devices: &BTreeSet<DeviceId>,
     ) -> Result<(), WholeLeaseError> {
         let made = async {
             let _turn = self.turn.lock().await;
@@ -93,7 +95,7 @@ impl WholeKeeper {
         tokio::time::timeout(PATIENCE, made).await.unwrap_or(Err(WholeLeaseError::Slow))
     }
 
-    async fn prepare_in_turn(&self, devices: &BTreeSet<PciAddress>) -> Result<(), WholeLeaseError> {
+    async fn prepare_in_turn(&self, devices: &BTreeSet<DeviceId>) -> Result<(), WholeLeaseError> {
         let found = self.kubelet.holders().await?.find(devices)?;
         let pod = self.api.pod(&found.pod).await?;
         let pod = pod.ok_or_else(|| WholeLeaseError::NoPod(found.pod.clone()))?;
@@ -105,17 +107,21 @@ impl WholeKeeper {
         let claim = Claim { quotas, ..claim };
         let gpus = self.gpus.borrow().clone();
         let claim = of_devices(claim, devices, &gpus)?;
-        for gpu in gpus.iter().filter(|gpu| devices.contains(&gpu.address)) {
-            if let Err(trouble) = &gpu.ready {
-                return Err(WholeLeaseError::NotReady(gpu.address, trouble.clone()));
-            }
+        let mut nodes = BTreeMap::new();
+        for gpu in gpus.iter().filter(|gpu| devices.contains(&gpu.id)) {
+            match &gpu.ready {
+                Ok(ready) => nodes.insert(gpu.gpu, ready.node.clone()),
+                Err(trouble) => {
+                    return Err(WholeLeaseError::NotReady(gpu.id.clone(), trouble.clone()));
+                }
+            };
         }
-        match self.agent.place_whole(&claim, &pod.name).await {
+        match self.agent.place_whole(self.exposure, &claim, &nodes, &pod.name).await {
             Ok(()) => Ok(()),
             // What is in its way may be leases of pods that are gone.
             Err(LinkError::Refused(error)) if may_clear(&error) => {
                 self.sweep().await;
-                Ok(self.agent.place_whole(&claim, &pod.name).await?)
+                Ok(self.agent.place_whole(self.exposure, &claim, &nodes, &pod.name).await?)
             }
             Err(error) => Err(error.into()),
         }
@@ -142,19 +148,19 @@ impl WholeKeeper {
     /// Ends the leases of pods that are gone.
     async fn sweep(&self) {
         // In this order: what is listed as a lease was a pod's before the pods are listed.
-        let Ok(leases) = self.agent.whole_leases().await else { return };
+        let Ok(leases) = self.agent.whole_leases(self.exposure).await else { return };
         if leases.is_empty() {
             return;
         }
         let pods = self.api.pods().await.ok();
-        let holders: Option<Holders<PciAddress>> = self.kubelet.holders().await.ok();
+        let holders: Option<Holders<DeviceId>> = self.kubelet.holders().await.ok();
         let gpus = self.gpus.borrow().clone();
         for lease in leases {
             let device = gpus.iter().find(|gpu| lease.gpus.first() == Some(&gpu.gpu));
             // What the agent does not list, nobody can be said to hold.
             let Some(device) = device else { continue };
             let (pod, name) = (&lease.holder.pod, lease.name.as_ref());
-            let verdict = verdict(pod, name, &device.address, pods.as_ref(), holders.as_ref());
+            let verdict = verdict(pod, name, &device.id, pods.as_ref(), holders.as_ref());
             match verdict {
                 Verdict::Keep => {}
                 Verdict::End(reason) => self.end(&lease, reason).await,
@@ -176,9 +182,9 @@ impl WholeKeeper {
             return;
         }
         let (Ok(leases), Ok(pods), Ok(holders)) = (
-            self.agent.whole_leases().await,
+            self.agent.whole_leases(self.exposure).await,
             self.api.pods().await,
-            self.kubelet.holders::<PciAddress>().await,
+            self.kubelet.holders::<DeviceId>().await,
         ) else {
             return;
         };
@@ -203,10 +209,10 @@ impl WholeKeeper {
     }
 
     /// Has nobody else get what a container has without the right to it.
-    async fn condemn(&self, holding: &Holding<PciAddress>, error: &WholeLeaseError) {
+    async fn condemn(&self, holding: &Holding<DeviceId>, error: &WholeLeaseError) {
         let gpus = self.gpus.borrow().clone();
         let held_by = format!("{}/{}", holding.pod, holding.container);
-        for gpu in gpus.iter().filter(|gpu| holding.devices.contains(&gpu.address)) {
+        for gpu in gpus.iter().filter(|gpu| holding.devices.contains(&gpu.id)) {
             let said = self.agent.condemn(gpu.gpu, held_by.clone(), error.to_string()).await;
             if let Err(error) = said {
                 tracing::error!(gpu = %gpu.gpu, %error, "it is not kept from others yet");

@@ -156,6 +156,8 @@ impl Refusal {
                 | ReserveError::Exposed { .. }
                 | ReserveError::NotWhole { .. }
                 | ReserveError::InMigMode(_)
+                | ReserveError::CutIntoVgpus(_)
+                | ReserveError::Excluded { .. }
                 | ReserveError::Quarantined(_)
                 | ReserveError::Suspended(_),
             ) => ErrorKind::NoRoom,
@@ -203,7 +205,7 @@ impl Book {
             node.set_watch(gpu, watch);
         }
         for lease in leases {
-            match node.restore(lease.lease.clone()) {
+            match node.restore(lease.lease.clone(), lease.exposure()) {
                 Ok(_) => kept.push(lease),
                 Err(reason) => {
                     let lost_lease = LostLease { lease, reason };

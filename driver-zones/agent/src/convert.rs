@@ -4,7 +4,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     ComputeShare, Exposure, Gpu, GpuCount, GpuHealth, GpuUuid, Inventory, LeaseId, MemoryBytes,
-    MigInstance, Noted, Priority, Request, TimeTerms, Timestamp, Xid, ZoneName,
+    MigInstance, Noted, Priority, Request, TimeTerms, Timestamp, Vgpu, Xid, ZoneName,
 };
 use gpuzone_hw::{GpuUse, NotReady, VfioFunction};
 use gpuzone_wire::control::LeaseStatus;
@@ -170,6 +170,38 @@ pub(crate) fn partition(instance: &MigInstance, room: &GpuRoom) -> proto::Partit
     }
 }
 
+/// A vGPU, what is left of it, and whether it can be handed over now.
+pub(crate) fn vgpu(
+    vgpu: &Vgpu,
+    id: String,
+    room: &GpuRoom,
+    vfio: Option<&Result<VfioFunction, NotReady>>,
+) -> proto::Partition {
+    let (vfio, not_ready) = handed(vfio);
+    proto::Partition {
+        id,
+        profile: vgpu.kind.to_string(),
+        memory_bytes: vgpu.memory.get(),
+        share_percent: vgpu.share.percent(),
+        leases: room.leases,
+        out_of_service: room.health.why().map(|(_, reason)| reason.to_owned()),
+        vfio,
+        not_ready,
+        uuid: vgpu.uuid.to_string(),
+    }
+}
+
+/// What a VM opens, or why it cannot.
+fn handed(
+    vfio: Option<&Result<VfioFunction, NotReady>>,
+) -> (Option<proto::VfioFunction>, Option<String>) {
+    match vfio {
+        Some(Ok(function)) => (Some(vfio_function(function)), None),
+        Some(Err(error)) => (None, Some(error.to_string())),
+        None => (None, None),
+    }
+}
+
 pub(crate) fn gpu(
     gpu: &Gpu,
     handover: Handover<'_>,
@@ -180,11 +212,7 @@ pub(crate) fn gpu(
     let recovered = room.watch.recovered();
     let waits = matches!(room.health, GpuHealth::Quarantined { .. });
     let reason = why.map(|(_, reason)| reason.to_owned());
-    let (vfio, not_ready) = match handover.vfio {
-        Some(Ok(function)) => (Some(vfio_function(function)), None),
-        Some(Err(error)) => (None, Some(error.to_string())),
-        None => (None, None),
-    };
+    let (vfio, not_ready) = handed(handover.vfio);
     proto::Gpu {
         uuid: gpu.uuid.to_string(),
         index: gpu.index,

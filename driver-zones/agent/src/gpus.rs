@@ -13,7 +13,8 @@ use gpuzone_hw::{
     SysfsRoot, VfioFunction,
 };
 
-use crate::config::{Config, DriverKind, PassthroughGpu};
+use crate::config::{Config, DriverKind, PassthroughGpu, VgpuGpu};
+use crate::passthrough::vgpus;
 
 /// The GPUs and the library that knows them.
 pub struct Gpus {
@@ -23,6 +24,7 @@ pub struct Gpus {
     inventory: Inventory,
     driver_version: String,
     passthrough: Vec<PassthroughGpu>,
+    vgpus: Vec<VgpuGpu>,
     sysfs: SysfsRoot,
     /// Those whose events are not heard.
     unheard: Mutex<BTreeSet<GpuUuid>>,
@@ -92,6 +94,7 @@ impl Gpus {
             inventory,
             driver_version,
             passthrough: config.gpus.passthrough.clone(),
+            vgpus: config.gpus.vgpu.clone(),
             sysfs: config.sysfs.clone(),
             unheard: Mutex::default(),
         })
@@ -148,12 +151,20 @@ impl Gpus {
         &self.driver_version
     }
 
-    /// The GPUs that are handed over by passthrough, and whether each can be now.
+    /// The GPUs that are handed over by passthrough, and the vGPUs; and whether each can be now.
     pub fn vfio(&self) -> BTreeMap<GpuUuid, Result<VfioFunction, NotReady>> {
         let addresses: BTreeSet<PciAddress> =
             self.passthrough.iter().map(|gpu| gpu.address).collect();
         let look = |gpu: &PassthroughGpu| (gpu.uuid, self.sysfs.vfio(gpu.address, &addresses));
-        self.passthrough.iter().map(look).collect()
+        let look_at = |vgpu: vgpus::Wanted<'_>| (vgpu.uuid(), vgpu.ready(&self.sysfs, &addresses));
+        let vgpus = vgpus::all(&self.vgpus).map(look_at);
+        self.passthrough.iter().map(look).chain(vgpus).collect()
+    }
+
+    /// What the machine calls a vGPU.
+    pub(crate) fn vgpu_id(&self, vgpu: GpuUuid) -> String {
+        let found = vgpus::find(&self.vgpus, vgpu);
+        found.map_or_else(|| vgpu.to_string(), |found| found.id(&self.sysfs))
     }
 
     /// The functions of GPUs and of what goes with them, as sysfs shows them now.
@@ -186,7 +197,8 @@ impl Gpus {
 /// another driver.
 fn with_passthrough(inventory: Inventory, config: &Config) -> Result<Inventory, DiscoveryError> {
     let mut gpus = inventory.gpus().to_vec();
-    for wanted in &config.gpus.passthrough {
+    let cut = config.gpus.vgpu.iter().map(|cut| &cut.gpu);
+    for wanted in config.gpus.passthrough.iter().chain(cut) {
         match inventory.gpu(wanted.uuid) {
             Some(found) if found.pci != wanted.address => {
                 let (gpu, said, found) = (wanted.uuid, wanted.address, found.pci);
@@ -200,8 +212,11 @@ fn with_passthrough(inventory: Inventory, config: &Config) -> Result<Inventory, 
             }
         }
     }
-    let exposures = config.gpus.passthrough.iter().map(|gpu| (gpu.uuid, Exposure::Passthrough));
-    Ok(Inventory::new(gpus)?.exposing(exposures.collect()))
+    let whole = config.gpus.passthrough.iter().map(|gpu| (gpu.uuid, Exposure::Passthrough));
+    let cut = config.gpus.vgpu.iter().map(|cut| (cut.gpu.uuid, Exposure::Vgpu));
+    let inventory = Inventory::new(gpus)?.exposing(whole.chain(cut).collect());
+    let vgpus = vgpus::all(&config.gpus.vgpu).map(|vgpu| vgpu.vgpu());
+    Ok(inventory.with_vgpus(vgpus.collect())?)
 }
 
 /// The same, with GPUs in MIG mode as their instances.

@@ -1,29 +1,77 @@
 //! GPUs that are handed over whole, where the configuration leaves that to the agent: bound to
-//! VFIO at its start, and cleared between two tenants.
+//! VFIO at its start, and cleared between two tenants. And those that are handed over as vGPUs.
+
+pub(crate) mod vgpus;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gpuzone_core::{GpuUuid, PciAddress};
-use gpuzone_hw::actions::{Change, Devices, JournalError, KernelFiles, Places, Recovery};
+use gpuzone_core::{GpuUuid, PciAddress, Timestamp};
+use gpuzone_hw::actions::{
+    Change, Devices, JournalError, KernelFiles, Places, Recovery, SimulatedKernel, Write, Writes,
+};
 use gpuzone_hw::alias::ModuleAliases;
 use gpuzone_hw::turnover::{Between, TurnoverRecord, between_tenants};
 use gpuzone_hw::vfio::{DevRoot, Interface, Opening};
 use gpuzone_hw::{ProcRoot, SysfsRoot};
 use uuid::Uuid;
 
-use crate::config::{Config, PassthroughGpu};
+use crate::config::{Config, DriverKind, PassthroughGpu, VgpuGpu};
 use crate::errors::{internal, sentence};
+use crate::usage::now;
 
 /// The journal of what was done to devices, beside that of leases.
 const JOURNAL: &str = "devices";
 
-/// The devices that are the agent's to bind and to reset.
+/// Who acts on what is written to sysfs: the kernel, or a stand-in for a folder of simulated GPUs.
+enum NodeFiles {
+    Kernel(KernelFiles),
+    Simulated(SimulatedKernel),
+}
+
+impl NodeFiles {
+    fn of(config: &Config) -> Self {
+        match config.driver {
+            // The configuration is refused without a folder of its own for sysfs.
+            DriverKind::Simulated if config.sysfs != SysfsRoot::default() => {
+                Self::Simulated(SimulatedKernel::new(config.sysfs.0.clone()))
+            }
+            DriverKind::Simulated | DriverKind::Nvidia => Self::Kernel(KernelFiles),
+        }
+    }
+}
+
+impl Writes for NodeFiles {
+    fn write(&mut self, write: &Write) -> io::Result<()> {
+        match self {
+            Self::Kernel(files) => files.write(write),
+            Self::Simulated(kernel) => kernel.write(write),
+        }
+    }
+}
+
+/// How a device was cleared between two tenants.
+pub(crate) enum Turned {
+    /// Reset, and looked at.
+    Reset(TurnoverRecord),
+    /// A vGPU, taken away and made anew; its memory is its driver's to clear.
+    Remade {
+        /// When that began.
+        began: Timestamp,
+        /// When it was there again.
+        ended: Timestamp,
+    },
+}
+
+/// The devices that are the agent's to bind, to cut and to reset.
 pub struct Passthrough {
-    devices: Arc<Mutex<Devices>>,
+    devices: Arc<Mutex<Devices<NodeFiles>>>,
     gpus: Vec<PassthroughGpu>,
+    vgpus: Vec<VgpuGpu>,
+    sysfs: SysfsRoot,
 }
 
 impl Passthrough {
@@ -35,8 +83,9 @@ impl Passthrough {
     /// When it is not known what was done to devices.
     pub fn start(config: &Config) -> Result<Option<Self>, JournalError> {
         let path = config.directories.state.join(JOURNAL);
-        let wanted = config.gpus.passthrough.iter().any(|gpu| gpu.bind || gpu.reset.is_some());
-        if !wanted && !path.exists() {
+        let (gpus, vgpus) = (&config.gpus.passthrough, &config.gpus.vgpu);
+        let wanted = gpus.iter().any(|gpu| gpu.bind || gpu.reset.is_some());
+        if !wanted && vgpus.is_empty() && !path.exists() {
             return Ok(None);
         }
         let places = Places {
@@ -44,7 +93,7 @@ impl Passthrough {
             proc: ProcRoot::default(),
             aliases: aliases(&config.sysfs),
         };
-        let (mut devices, recovered) = Devices::open(places, &path, KernelFiles)?;
+        let (mut devices, recovered) = Devices::open(places, &path, NodeFiles::of(config))?;
         for was in recovered {
             match was.now {
                 Recovery::Stuck(reason) => {
@@ -59,8 +108,10 @@ impl Passthrough {
                 }
             }
         }
-        give_back(&mut devices, &config.gpus.passthrough);
-        for gpu in config.gpus.passthrough.iter().filter(|gpu| gpu.bind) {
+        give_back(&mut devices, gpus, &vgpus::bound(&config.sysfs, vgpus));
+        vgpus::give_back(&mut devices, vgpus);
+        vgpus::make_all(&mut devices, vgpus);
+        for gpu in gpus.iter().filter(|gpu| gpu.bind) {
             match devices.bind(gpu.address, &BTreeSet::new()) {
                 Ok(bound) if bound.changed => {
                     tracing::info!(gpu = %gpu.uuid, address = %gpu.address, driver = bound.driver, with = ?bound.with, "bound");
@@ -73,12 +124,14 @@ impl Passthrough {
             }
         }
         let devices = Arc::new(Mutex::new(devices));
-        Ok(Some(Self { devices, gpus: config.gpus.passthrough.clone() }))
+        let (gpus, vgpus, sysfs) = (gpus.clone(), vgpus.clone(), config.sysfs.clone());
+        Ok(Some(Self { devices, gpus, vgpus, sysfs }))
     }
 
     /// Whether a GPU is the agent's to clear between tenants.
     pub fn resets(&self, gpu: GpuUuid) -> bool {
-        self.opening(gpu).is_some()
+        let vgpu = vgpus::find(&self.vgpus, gpu);
+        self.opening(gpu).is_some() || vgpu.is_some_and(|vgpu| vgpu.of.gpu.reset.is_some())
     }
 
     fn opening(&self, gpu: GpuUuid) -> Option<(PciAddress, Interface)> {
@@ -86,10 +139,38 @@ impl Passthrough {
         Some((found.address, found.reset?))
     }
 
-    /// Resets a GPU and looks whether what was in its memory is gone; `None` when that is not left
-    /// to the agent. An error is as good as a memory that was kept: nothing shows that it is clear.
-    pub async fn turn_over(&self, gpu: GpuUuid) -> Option<Result<TurnoverRecord, String>> {
-        let (address, interface) = self.opening(gpu)?;
+    /// Resets a GPU and looks whether what was in its memory is gone, or makes a vGPU anew; `None`
+    /// when that is not left to the agent. An error is as good as a memory that was kept: nothing
+    /// shows that it is clear.
+    pub(crate) async fn turn_over(&self, gpu: GpuUuid) -> Option<Result<Turned, String>> {
+        let Some(vgpu) = vgpus::find(&self.vgpus, gpu) else {
+            return Some(self.reset(self.opening(gpu)?).await.map(Turned::Reset));
+        };
+        let opening = vgpu.opening(&self.sysfs, vgpu.of.gpu.reset?);
+        Some(match opening {
+            Ok(Some(opening)) => self.reset(opening).await.map(Turned::Reset),
+            Ok(None) => self.remake(gpu).await,
+            Err(error) => Err(sentence(&error)),
+        })
+    }
+
+    /// Takes a vGPU away and makes it anew.
+    async fn remake(&self, vgpu: GpuUuid) -> Result<Turned, String> {
+        let (devices, vgpus, began) = (Arc::clone(&self.devices), self.vgpus.clone(), now());
+        let remake = move || {
+            let mut devices = devices.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(vgpu) = vgpus::find(&vgpus, vgpu) else { return Ok(()) };
+            vgpu.remake(&mut devices).map_err(|error| sentence(&error))
+        };
+        let remade = tokio::task::spawn_blocking(remake).await;
+        remade.map_err(|error| internal(error.to_string()).message)??;
+        Ok(Turned::Remade { began, ended: now() })
+    }
+
+    async fn reset(
+        &self,
+        (address, interface): (PciAddress, Interface),
+    ) -> Result<TurnoverRecord, String> {
         let devices = Arc::clone(&self.devices);
         let turn = move || {
             let opening = Opening { address, interface, token: None };
@@ -101,11 +182,11 @@ impl Passthrough {
         };
         // A device that hangs keeps its own thread waiting and nobody else.
         let turned = tokio::task::spawn_blocking(turn).await;
-        Some(match turned {
+        match turned {
             Ok(Ok(record)) => Ok(record),
             Ok(Err(error)) => Err(sentence(&error)),
             Err(error) => Err(internal(error.to_string()).message),
-        })
+        }
     }
 }
 
@@ -123,9 +204,13 @@ fn aliases(sysfs: &SysfsRoot) -> ModuleAliases {
 }
 
 /// What was bound here and is not to be any more.
-fn give_back(devices: &mut Devices, gpus: &[PassthroughGpu]) {
-    let wanted: BTreeSet<PciAddress> =
-        gpus.iter().filter(|gpu| gpu.bind).map(|gpu| gpu.address).collect();
+fn give_back<W: Writes>(
+    devices: &mut Devices<W>,
+    gpus: &[PassthroughGpu],
+    vgpus: &BTreeSet<PciAddress>,
+) {
+    let whole = gpus.iter().filter(|gpu| gpu.bind).map(|gpu| gpu.address);
+    let wanted: BTreeSet<PciAddress> = whole.chain(vgpus.iter().copied()).collect();
     let bound = devices.kept().iter().filter_map(|action| match action.changes.first()? {
         Change::Binding { address, .. } => Some(*address),
         Change::Functions { .. }

@@ -2,12 +2,16 @@
 
 mod quotas;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gpuzone_api::placements::v1 as proto;
 use gpuzone_api::placements::v1::placements_server::Placements;
 use gpuzone_api::{AgentError, ErrorKind, HolderName, SlotFolder, SlotId};
-use gpuzone_core::{ClusterTerms, ComputeShare, Exposure, Grant, MemoryBytes, Placement, TenantId};
+use gpuzone_core::{
+    ClusterTerms, ComputeShare, Exposure, GpuUuid, Grant, MemoryBytes, Placement, TenantId,
+};
+use gpuzone_hw::VfioFunction;
 use tonic::{Request, Response, Status};
 
 use crate::convert;
@@ -32,6 +36,8 @@ pub struct Wanted {
     pub at: At,
     /// What runs, for listings.
     pub program: String,
+    /// What its holder opens, where it was told before.
+    pub nodes: BTreeMap<GpuUuid, String>,
     /// Under which quotas of the cluster, if any hold for it.
     pub cluster: Option<ClusterTerms>,
 }
@@ -72,18 +78,23 @@ fn at(exposure: &str, slot: &str, folder: &str, placement: &Placement) -> Result
             "exposure 'mig' is of a MIG instance, named by its MIG-… UUID, and nothing else is",
         ));
     }
+    let vgpus = placement.grants().iter().filter(|grant| grant.gpu.is_vgpu()).count();
+    if vgpus != if exposure == Exposure::Vgpu { placement.grants().len() } else { 0 } {
+        return Err(invalid(
+            "exposure 'vgpu' is of vGPUs, named by their VGPU-… UUIDs, and nothing else is",
+        ));
+    }
     match exposure {
         Exposure::Mediated | Exposure::Mig => {
             let slot: SlotId = slot.parse().map_err(invalid)?;
             let folder: SlotFolder = folder.parse().map_err(invalid)?;
             Ok(At::Slot { slot, folder })
         }
-        Exposure::Passthrough if slot.is_empty() && folder.is_empty() => {
+        Exposure::Passthrough | Exposure::Vgpu if slot.is_empty() && folder.is_empty() => {
             Ok(At::Device { exposure })
         }
-        Exposure::Passthrough => Err(invalid("a lease by passthrough appears in no slot")),
-        Exposure::Vgpu => {
-            Err(invalid(format!("exposure '{exposure}' is not handed out by this release")))
+        Exposure::Passthrough | Exposure::Vgpu => {
+            Err(invalid(format!("a lease of exposure '{exposure}' appears in no slot")))
         }
     }
 }
@@ -108,6 +119,9 @@ fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
             share: ComputeShare::new(gpu.share_percent).map_err(invalid)?,
         })
     };
+    let named = gpus.iter().filter(|gpu| !gpu.node.is_empty());
+    let named = named.filter_map(|gpu| Some((gpu.gpu_uuid.parse().ok()?, shown(&gpu.node))));
+    let nodes = named.collect();
     let grants = gpus.into_iter().map(grant).collect::<Result<_, AgentError>>()?;
     let placement = Placement::of(grants).map_err(invalid)?;
     Ok(Wanted {
@@ -116,6 +130,7 @@ fn wanted(message: proto::PlaceRequest) -> Result<Wanted, AgentError> {
         at: at(&exposure, &slot, &folder, &placement)?,
         placement,
         program: shown(&program),
+        nodes,
         cluster: quotas::terms(quotas, &group)?,
     })
 }
@@ -127,6 +142,8 @@ fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
         gpu_uuid: grant.gpu.to_string(),
         memory_bytes: grant.memory.get(),
         share_percent: grant.share.percent(),
+        // Whoever asked was told by the listing.
+        node: String::new(),
     };
     let (slot, folder) = match by.at {
         At::Slot { slot, folder } => (slot.to_string(), folder.to_string()),
@@ -146,6 +163,13 @@ fn placed(held: HeldLease) -> Option<proto::PlacedLease> {
     })
 }
 
+/// Whether this node leads to that function, by either of the kernel's interfaces.
+fn is_opened_by(function: &VfioFunction, node: &str) -> bool {
+    let by_group = format!("/dev/vfio/{}", function.group);
+    let device = function.device.as_ref().map(|device| format!("/dev/vfio/devices/{device}"));
+    node == by_group || Some(node) == device.as_deref()
+}
+
 /// The service.
 pub(crate) struct PlacementService {
     pub(crate) leases: Arc<Leases>,
@@ -161,11 +185,17 @@ impl PlacementService {
         }
         let ready = self.gpus.vfio();
         for grant in wanted.placement.grants() {
-            // One that is not there by passthrough is refused by the book, with its reason.
-            if let Some(Err(error)) = ready.get(&grant.gpu) {
-                let message = format!("GPU {} cannot be handed over now: {error}", grant.gpu);
-                return Err(AgentError { kind: ErrorKind::Driver, message });
-            }
+            let trouble = match (ready.get(&grant.gpu), wanted.nodes.get(&grant.gpu)) {
+                (Some(Err(error)), _) => error.to_string(),
+                (Some(Ok(now)), Some(node)) if !is_opened_by(now, node) => format!(
+                    "its holder was told to open {node}, and it is in group {} now; delete the pod and let it be created again",
+                    now.group
+                ),
+                // One that is not there as a device is refused by the book, with its reason.
+                (Some(Ok(_)) | None, _) => continue,
+            };
+            let message = format!("GPU {} cannot be handed over now: {trouble}", grant.gpu);
+            return Err(AgentError { kind: ErrorKind::Driver, message });
         }
         Ok(())
     }
@@ -181,7 +211,16 @@ impl Placements for PlacementService {
             self.leases.refused(&wanted, &error).await;
             return Err(error.into());
         }
-        let held = self.leases.place(wanted).await?;
+        let held = self.leases.place(wanted.clone()).await?;
+        // Looked at again, for until now whoever had it before could be at its end.
+        if let Err(error) = self.check_ready(&wanted) {
+            let (leases, id) = (Arc::clone(&self.leases), held.lease.id);
+            let ended = async move { leases.end(id, "its holder would open another").await };
+            if let Ok(Err(worse)) = tokio::spawn(ended).await {
+                tracing::error!(lease = %id, error = %worse, "it could not be ended");
+            }
+            return Err(error.into());
+        }
         Ok(Response::new(proto::PlaceReply { lease: placed(held) }))
     }
 
@@ -233,6 +272,7 @@ mod tests {
                 gpu_uuid: "GPU-00000000-0000-0000-0000-000000000001".into(),
                 memory_bytes: 1 << 30,
                 share_percent: 50,
+                node: String::new(),
             }],
             slot: "slot-3".into(),
             folder: "0000000000000001".into(),
@@ -264,7 +304,7 @@ mod tests {
             (|r| r.folder = "../../etc".into(), "'../../etc' names no folder"),
             (|r| r.exposure = "borrowed".into(), "exposure 'borrowed'"),
             (|r| r.exposure = "passthrough".into(), "appears in no slot"),
-            (|r| r.exposure = "vgpu".into(), "not handed out"),
+            (|r| r.exposure = "vgpu".into(), "named by their VGPU-"),
             (|r| r.exposure = "mig".into(), "named by its MIG-"),
             (|r| r.gpus[0].gpu_uuid = INSTANCE.into(), "named by its MIG-"),
         ];

@@ -39,7 +39,12 @@ mod tests {
         proto::PlaceRequest {
             holder: holder.into(),
             tenant: "acme".into(),
-            gpus: vec![PlacedGpu { gpu_uuid: gpu.into(), memory_bytes, share_percent }],
+            gpus: vec![PlacedGpu {
+                gpu_uuid: gpu.into(),
+                memory_bytes,
+                share_percent,
+                node: String::new(),
+            }],
             slot: String::new(),
             folder: String::new(),
             program: "team/app".into(),

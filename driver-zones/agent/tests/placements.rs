@@ -32,6 +32,7 @@ mod tests {
                 gpu_uuid: gpus[0].uuid.clone(),
                 memory_bytes: gib << 30,
                 share_percent: 10,
+                node: String::new(),
             }],
             slot: "slot-3".into(),
             folder: format!("{folder:016x}"),
@@ -185,7 +186,12 @@ mod tests {
         proto::PlaceRequest {
             holder: holder.into(),
             tenant: "acme".into(),
-            gpus: vec![PlacedGpu { gpu_uuid: part.uuid.clone(), memory_bytes, share_percent }],
+            gpus: vec![PlacedGpu {
+                gpu_uuid: part.uuid.clone(),
+                memory_bytes,
+                share_percent,
+                node: String::new(),
+            }],
             slot: part.id.clone(),
             folder: format!("{:016x}", 1),
             program: "team/app".into(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use gpuzone_core::PciAddress;
+use uuid::Uuid;
 
 use crate::SysfsRoot;
 use crate::pci::{FunctionKind, IommuGroup, SysfsError, link_name, parse, required_text};
@@ -62,9 +63,43 @@ pub enum NotReady {
         /// The other one.
         other: PciAddress,
     },
+    /// No mediated device of that name.
+    #[error(
+        "there is no mediated device {0}; the agent makes it at its start, and its log says why it could not"
+    )]
+    NoMdev(Uuid),
+    /// Its driver gives VMs nothing to open.
+    #[error(
+        "the mediated device {0} has no IOMMU group; see whether its driver for VFIO is loaded (vfio_mdev, or the vendor's)"
+    )]
+    NoMdevGroup(Uuid),
+    /// Another vGPU than the one that is handed out, or none.
+    #[error("{address} has {} and is to have a vGPU of type {wanted}; the agent makes it at its start, and its log says why it could not", shown(.found))]
+    NoVgpu {
+        /// Which function.
+        address: PciAddress,
+        /// The type of the one that is there.
+        found: Option<u32>,
+        /// The type that is to be there.
+        wanted: u32,
+    },
+    /// Fewer virtual functions than are handed out.
+    #[error("{physical} has no virtual function number {number} that can be handed out; {why}")]
+    NoFunction {
+        /// Whose.
+        physical: PciAddress,
+        /// Which, from 0.
+        number: u32,
+        /// What is to be done.
+        why: &'static str,
+    },
     /// sysfs is not what it should be.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
+}
+
+fn shown(found: &Option<u32>) -> String {
+    found.map_or_else(|| "no vGPU".to_owned(), |kind| format!("one of type {kind}"))
 }
 
 /// Drivers for VFIO are called so: `vfio-pci`, and the vendors' variants of it.
@@ -91,6 +126,16 @@ impl SysfsRoot {
         if !driver.as_deref().is_some_and(is_vfio) {
             return Err(NotReady::Driver { address, driver });
         }
+        self.alone(address, others)
+    }
+
+    /// A function whose IOMMU group can be handed over with it.
+    fn alone(
+        &self,
+        address: PciAddress,
+        others: &BTreeSet<PciAddress>,
+    ) -> Result<VfioFunction, NotReady> {
+        let folder = self.function(address);
         let IommuGroup { number: group, members } =
             self.group(address)?.ok_or(NotReady::NoGroup(address))?;
         // What is no PCI function is on no PCI driver; the kernel checks it once more.
@@ -100,6 +145,41 @@ impl SysfsRoot {
             }
         }
         Ok(VfioFunction { group, device: self.vfio_name(&folder)? })
+    }
+
+    /// Looks whether a mediated device can be handed over: VFIO has it in a group of its own.
+    ///
+    /// # Errors
+    /// When it cannot; the error says why and what to do.
+    pub fn mediated_vfio(&self, uuid: Uuid) -> Result<VfioFunction, NotReady> {
+        let folder = self.0.join("bus/mdev/devices").join(uuid.to_string());
+        if !folder.is_dir() {
+            return Err(NotReady::NoMdev(uuid));
+        }
+        let group = link_name(&folder.join("iommu_group"))?;
+        let group = group.and_then(|name| name.parse().ok()).ok_or(NotReady::NoMdevGroup(uuid))?;
+        Ok(VfioFunction { group, device: self.vfio_name(&folder)? })
+    }
+
+    /// Looks whether the vGPU of type `wanted` on a virtual function can be handed over. The function
+    /// is on the vendor's driver, which gives VFIO the vGPU.
+    ///
+    /// # Errors
+    /// When it cannot; the error says why and what to do.
+    pub fn vgpu_vfio(
+        &self,
+        address: PciAddress,
+        wanted: u32,
+        others: &BTreeSet<PciAddress>,
+    ) -> Result<VfioFunction, NotReady> {
+        if !self.function(address).is_dir() {
+            return Err(NotReady::Missing(address));
+        }
+        let found = self.current_vgpu(address)?.filter(|kind| *kind != 0);
+        if found != Some(wanted) {
+            return Err(NotReady::NoVgpu { address, found, wanted });
+        }
+        self.alone(address, others)
     }
 
     fn check_member(

@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeShare, Exposure, GpuUuid, MemoryBytes, MigInstance, PciAddress};
+use crate::{ComputeShare, Exposure, GpuUuid, MemoryBytes, MigInstance, PciAddress, Vgpu};
 
 /// Whether a GPU is hardware or this project's simulator. Shown in every listing and report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,26 +74,52 @@ pub struct Inventory {
     /// Of the GPUs whose exposure is [`Exposure::Mig`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     instances: Vec<MigInstance>,
+    /// Of the GPUs whose exposure is [`Exposure::Vgpu`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    vgpus: Vec<Vgpu>,
 }
 
-/// What one lease can hold: a GPU or a part of it, or a MIG instance.
+/// A part of a GPU that one lease holds, all of it: a MIG instance, or a vGPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What it is called.
+    pub uuid: GpuUuid,
+    /// All of its memory.
+    pub memory: MemoryBytes,
+    /// All that it is of its GPU's compute.
+    pub share: ComputeShare,
+}
+
+impl From<&MigInstance> for Part {
+    fn from(of: &MigInstance) -> Self {
+        Self { uuid: of.uuid, memory: of.memory, share: of.share }
+    }
+}
+
+impl From<&Vgpu> for Part {
+    fn from(of: &Vgpu) -> Self {
+        Self { uuid: of.uuid, memory: of.memory, share: of.share }
+    }
+}
+
+/// What one lease can hold: a GPU or a share of it, or a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unit<'a> {
-    /// The GPU, or that which the instance is a part of.
+    /// The GPU, or that which the part is of.
     pub gpu: &'a Gpu,
-    /// The instance, if it is one.
-    pub instance: Option<&'a MigInstance>,
+    /// The part, if it is one.
+    pub part: Option<Part>,
 }
 
 impl Unit<'_> {
     /// All of its memory.
     pub fn memory(&self) -> MemoryBytes {
-        self.instance.map_or(self.gpu.memory, |instance| instance.memory)
+        self.part.map_or(self.gpu.memory, |part| part.memory)
     }
 
     /// All that it is of its GPU's compute.
     pub fn share(&self) -> ComputeShare {
-        self.instance.map_or(ComputeShare::WHOLE, |instance| instance.share)
+        self.part.map_or(ComputeShare::WHOLE, |part| part.share)
     }
 }
 
@@ -132,15 +158,37 @@ pub enum InventoryError {
         "the MIG instances of GPU {0} have more memory or compute than it has; the driver's listing cannot be trusted"
     )]
     Overfull(GpuUuid),
+    /// Two GPUs at one address.
+    #[error("two GPUs are at {0}; the driver's listing, or an address in [[gpu]], is wrong")]
+    DuplicateAddress(PciAddress),
+    /// vGPUs of a GPU that is handed over otherwise.
+    #[error(
+        "the vGPU {vgpu} is of {gpu}, which is no GPU of this node that is handed over as vGPUs"
+    )]
+    OrphanVgpu {
+        /// Which.
+        vgpu: GpuUuid,
+        /// Of what.
+        gpu: GpuUuid,
+    },
+    /// More vGPUs than fit.
+    #[error(
+        "[[gpu]] {0}: its vGPUs have more memory than it has together, or are more than {most}; write a smaller count or memory in [gpu.vgpu]",
+        most = Inventory::MOST_PARTS
+    )]
+    TooManyVgpus(GpuUuid),
 }
 
 impl Inventory {
+    /// The most parts of one GPU.
+    pub const MOST_PARTS: usize = 64;
+
     /// The inventory of these GPUs.
     ///
     /// # Errors
-    /// When two have the same UUID, one has no memory, or one is no GPU.
+    /// When two have the same UUID or address, one has no memory, or one is no GPU.
     pub fn new(mut gpus: Vec<Gpu>) -> Result<Self, InventoryError> {
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut places) = (BTreeSet::new(), BTreeSet::new());
         for gpu in &gpus {
             if !seen.insert(gpu.uuid) {
                 return Err(InventoryError::DuplicateUuid(gpu.uuid));
@@ -148,12 +196,15 @@ impl Inventory {
             if gpu.memory.is_zero() {
                 return Err(InventoryError::NoMemory(gpu.uuid));
             }
-            if gpu.uuid.is_mig() {
+            if gpu.uuid.is_part() {
                 return Err(InventoryError::NotAGpu(gpu.uuid));
+            }
+            if !places.insert(gpu.pci) {
+                return Err(InventoryError::DuplicateAddress(gpu.pci));
             }
         }
         gpus.sort_by_key(|gpu| gpu.index);
-        Ok(Self { gpus, exposures: BTreeMap::new(), instances: Vec::new() })
+        Ok(Self { gpus, ..Self::default() })
     }
 
     /// The same with GPUs handed over as `exposures` say; those that it does not name, mediated.
@@ -205,13 +256,57 @@ impl Inventory {
         Ok(Self { instances, ..self })
     }
 
-    /// How a GPU is handed over; mediated when nobody said otherwise. A MIG instance is handed over
+    /// The same with these vGPUs of GPUs that are handed over as such.
+    ///
+    /// # Errors
+    /// When one is of another GPU, two have one name, or a GPU would have more than it can.
+    pub fn with_vgpus(self, mut vgpus: Vec<Vgpu>) -> Result<Self, InventoryError> {
+        vgpus.sort_by_key(|vgpu| (vgpu.gpu, vgpu.uuid));
+        let mut seen = BTreeSet::new();
+        let mut sums: BTreeMap<GpuUuid, (u64, usize)> = BTreeMap::new();
+        for Vgpu { uuid, gpu, memory, .. } in &vgpus {
+            let known = self.gpu(*gpu).is_some() && self.exposure(*gpu) == Exposure::Vgpu;
+            if !uuid.is_vgpu() || !known {
+                return Err(InventoryError::OrphanVgpu { vgpu: *uuid, gpu: *gpu });
+            }
+            if !seen.insert(*uuid) {
+                return Err(InventoryError::DuplicateUuid(*uuid));
+            }
+            if memory.is_zero() {
+                return Err(InventoryError::NoMemory(*uuid));
+            }
+            let (bytes, count) = sums.entry(*gpu).or_default();
+            *bytes = bytes.saturating_add(memory.get());
+            *count += 1;
+        }
+        for gpu in &self.gpus {
+            let (bytes, count) = sums.get(&gpu.uuid).copied().unwrap_or_default();
+            if bytes > gpu.memory.get() || count > Self::MOST_PARTS {
+                return Err(InventoryError::TooManyVgpus(gpu.uuid));
+            }
+        }
+        Ok(Self { vgpus, ..self })
+    }
+
+    /// How a GPU is handed over; mediated when nobody said otherwise. A part of one is handed over
     /// as such.
     pub fn exposure(&self, gpu: GpuUuid) -> Exposure {
-        match gpu.is_mig() {
-            true => Exposure::Mig,
-            false => self.exposures.get(&gpu).copied().unwrap_or_default(),
+        match (gpu.is_mig(), gpu.is_vgpu()) {
+            (true, _) => Exposure::Mig,
+            (false, true) => Exposure::Vgpu,
+            (false, false) => self.exposures.get(&gpu).copied().unwrap_or_default(),
         }
+    }
+
+    /// The vGPUs of one GPU.
+    pub fn vgpus(&self, gpu: GpuUuid) -> impl Iterator<Item = &Vgpu> {
+        self.vgpus.iter().filter(move |vgpu| vgpu.gpu == gpu)
+    }
+
+    /// The parts that a GPU is handed over as; none where it is not cut.
+    pub(crate) fn parts_of(&self, gpu: GpuUuid) -> impl Iterator<Item = Part> {
+        let instances = self.instances(gpu).map(Part::from);
+        instances.chain(self.vgpus(gpu).map(Part::from))
     }
 
     /// The MIG instances of one GPU.
@@ -219,11 +314,11 @@ impl Inventory {
         self.instances.iter().filter(move |instance| instance.gpu == gpu)
     }
 
-    /// What a GPU is handed over as: itself, or its MIG instances.
+    /// What a GPU is handed over as: itself, or its parts.
     pub fn parts(&self, gpu: GpuUuid) -> Vec<GpuUuid> {
         match self.exposure(gpu) {
-            Exposure::Mig if !gpu.is_mig() => {
-                self.instances(gpu).map(|instance| instance.uuid).collect()
+            Exposure::Mig | Exposure::Vgpu if !gpu.is_part() => {
+                self.parts_of(gpu).map(|part| part.uuid).collect()
             }
             Exposure::Mediated | Exposure::Passthrough | Exposure::Mig | Exposure::Vgpu => {
                 vec![gpu]
@@ -231,17 +326,20 @@ impl Inventory {
         }
     }
 
-    /// What the driver calls so: a GPU, or a MIG instance.
+    /// What is called so: a GPU, or a part of one.
     pub fn unit(&self, uuid: GpuUuid) -> Option<Unit<'_>> {
-        let instance = self.instances.iter().find(|instance| instance.uuid == uuid);
-        let gpu = self.gpu(instance.map_or(uuid, |instance| instance.gpu))?;
-        Some(Unit { gpu, instance })
+        let instances = self.instances.iter().map(|instance| (instance.gpu, Part::from(instance)));
+        let vgpus = self.vgpus.iter().map(|vgpu| (vgpu.gpu, Part::from(vgpu)));
+        let part = instances.chain(vgpus).find(|(_, part)| part.uuid == uuid);
+        let gpu = self.gpu(part.map_or(uuid, |(gpu, _)| gpu))?;
+        Some(Unit { gpu, part: part.map(|(_, part)| part) })
     }
 
-    /// All that a lease can hold, or hold a part of: GPUs, and MIG instances.
+    /// All that a lease can hold, or hold a share of: GPUs, and parts of them.
     pub fn units(&self) -> impl Iterator<Item = GpuUuid> {
         let gpus = self.gpus.iter().map(|gpu| gpu.uuid);
-        gpus.chain(self.instances.iter().map(|instance| instance.uuid))
+        let instances = self.instances.iter().map(|instance| instance.uuid);
+        gpus.chain(instances).chain(self.vgpus.iter().map(|vgpu| vgpu.uuid))
     }
 
     /// All GPUs, by index.

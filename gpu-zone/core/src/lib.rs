@@ -17,6 +17,7 @@ mod exposure;
 mod health;
 mod ids;
 mod inventory;
+mod judge;
 mod lease;
 mod mig;
 mod node;
@@ -26,6 +27,7 @@ mod request;
 mod time_terms;
 mod units;
 mod usage;
+mod vgpu;
 
 pub use cluster_quota::{ClusterQuota, ClusterTerms, Counted, Limits, OverClusterQuota, Under};
 pub use exposure::{Exposure, InvalidExposure};
@@ -34,7 +36,7 @@ pub use health::{
     XidEntry,
 };
 pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
-pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError, Unit};
+pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError, Part, Unit};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
 pub use mig::{InvalidMigProfile, MigInstance, MigProfile, mig_share};
 pub use node::{ApplyError, Lease, NodeState, ReserveError, UnknownLease};
@@ -44,3 +46,4 @@ pub use request::{GpuCount, InvalidGpuCount, Request};
 pub use time_terms::{CapBelowShare, InvalidPriority, Priority, TimeTerms};
 pub use units::{ComputeShare, InvalidMemory, InvalidShare, MemoryBytes, Timestamp};
 pub use usage::{Interval, UsageCounters};
+pub use vgpu::{InvalidVgpuType, Vgpu, VgpuType};

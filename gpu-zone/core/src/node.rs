@@ -2,6 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::{Allocator, Mode};
+use crate::judge;
 use crate::{
     Admission, ComputeShare, Exposure, Gpu, GpuHealth, GpuUuid, GpuWatch, Grant, Holdings,
     IllegalTransition, Inventory, LeaseEvent, LeaseId, LeaseState, MemoryBytes, Placement,
@@ -34,6 +36,8 @@ pub struct Lease {
 pub struct NodeState {
     inventory: Inventory,
     leases: BTreeMap<LeaseId, Lease>,
+    /// Judges what may be given beside what.
+    allocator: Allocator,
     /// What is known of each GPU's health; of the others there is nothing to know.
     watches: BTreeMap<GpuUuid, GpuWatch>,
 }
@@ -78,6 +82,21 @@ pub enum ReserveError {
     /// A whole GPU of which instances are handed over.
     #[error("GPU {0} is in MIG mode: its instances are handed over, and it is not")]
     InMigMode(GpuUuid),
+    /// A whole GPU of which vGPUs are handed over.
+    #[error("GPU {0} is cut into vGPUs: those are handed over, and it is not")]
+    CutIntoVgpus(GpuUuid),
+    /// It is in use in a way that its hardware does not have beside this one.
+    #[error(
+        "GPU {gpu} is in use as {mode} by a lease of before, and its hardware cannot be that and {asked} at once; `gpu-zone ps` lists it, end it first"
+    )]
+    Excluded {
+        /// Which.
+        gpu: GpuUuid,
+        /// How it is used.
+        mode: Mode,
+        /// How it would have to be.
+        asked: Exposure,
+    },
     /// Somebody else took the room since the placement was made.
     #[error("GPU {gpu} has {free} and {free_share}% free, less than the placement needs")]
     Taken {
@@ -105,7 +124,8 @@ struct Free {
 impl NodeState {
     /// A node with these GPUs and no lease.
     pub fn new(inventory: Inventory) -> Self {
-        Self { inventory, leases: BTreeMap::new(), watches: BTreeMap::new() }
+        let allocator = judge::allocator(&inventory);
+        Self { inventory, allocator, leases: BTreeMap::new(), watches: BTreeMap::new() }
     }
 
     /// The GPUs.
@@ -139,7 +159,7 @@ impl NodeState {
         self.inventory.unit(gpu).map(|unit| self.free(unit).share)
     }
 
-    /// Whether a GPU serves new leases; `None` for a GPU that is not here. A MIG instance does while
+    /// Whether a GPU serves new leases; `None` for a GPU that is not here. A part of one does while
     /// nothing is wrong with it nor with its GPU.
     pub fn health(&self, gpu: GpuUuid) -> Option<GpuHealth> {
         let unit = self.inventory.unit(gpu)?;
@@ -172,14 +192,14 @@ impl NodeState {
         self.watches.get(&gpu).is_none_or(|watch| watch.health().serves())
     }
 
-    /// What is left of a GPU, or of a MIG instance; of a GPU in MIG mode, what its instances have
-    /// left.
+    /// What is left of a GPU, or of a part of one; of a GPU that is cut, what its parts have left.
     fn free(&self, unit: Unit<'_>) -> Free {
-        let uuid = unit.instance.map_or(unit.gpu.uuid, |instance| instance.uuid);
-        if unit.instance.is_none() && self.inventory.exposure(uuid) == Exposure::Mig {
+        let uuid = unit.part.map_or(unit.gpu.uuid, |part| part.uuid);
+        let cut = matches!(self.inventory.exposure(uuid), Exposure::Mig | Exposure::Vgpu);
+        if unit.part.is_none() && cut {
             let nothing = Free { memory: MemoryBytes::ZERO, share: 0 };
-            return self.inventory.instances(uuid).fold(nothing, |sum, instance| {
-                let free = self.free(Unit { instance: Some(instance), ..unit });
+            return self.inventory.parts_of(uuid).fold(nothing, |sum, part| {
+                let free = self.free(Unit { part: Some(part), ..unit });
                 let memory = sum.memory.get().saturating_add(free.memory.get());
                 Free { memory: MemoryBytes::saturating(memory), share: sum.share + free.share }
             });
@@ -313,7 +333,7 @@ impl NodeState {
             time: demand.time,
             state: LeaseState::Reserved,
         };
-        self.restore(lease)
+        self.restore(lease, asked)
     }
 
     fn check_serves(&self, asked: Exposure, grant: &Grant) -> Result<(), ReserveError> {
@@ -328,8 +348,10 @@ impl NodeState {
         if exposure != asked {
             return Err(ReserveError::Exposed { gpu, exposure, asked });
         }
-        if asked == Exposure::Mig && unit.instance.is_none() {
-            return Err(ReserveError::InMigMode(gpu));
+        match asked {
+            Exposure::Mig if unit.part.is_none() => return Err(ReserveError::InMigMode(gpu)),
+            Exposure::Vgpu if unit.part.is_none() => return Err(ReserveError::CutIntoVgpus(gpu)),
+            Exposure::Mediated | Exposure::Passthrough | Exposure::Mig | Exposure::Vgpu => {}
         }
         let (memory, share) = (unit.memory(), unit.share());
         match asked.is_shared() || (grant.memory == memory && grant.share == share) {
@@ -338,29 +360,52 @@ impl NodeState {
         }
     }
 
-    /// Takes back a lease that a journal recorded, in the state it had. It was admitted once:
-    /// no quota is asked again and a quarantine keeps no old lease out, but the GPUs must have the
-    /// room.
+    /// Takes back a lease that a journal recorded, in the state it had and handed over as it was.
+    /// It was admitted once: no quota is asked again and a quarantine keeps no old lease out, but
+    /// the GPUs must have the room, and not be in use in a way that excludes it.
     ///
     /// # Errors
     /// When the identifier is taken, or the room is not there. Nothing changes then.
-    pub fn restore(&mut self, lease: Lease) -> Result<&Lease, ReserveError> {
+    pub fn restore(&mut self, lease: Lease, as_what: Exposure) -> Result<&Lease, ReserveError> {
         if self.leases.contains_key(&lease.id) {
             return Err(ReserveError::DuplicateLease(lease.id));
         }
         let mut seen = BTreeSet::new();
         for grant in lease.placement.grants() {
-            let unit = self.inventory.unit(grant.gpu).ok_or(ReserveError::UnknownGpu(grant.gpu))?;
-            if !grant.gpu.is_mig() && self.inventory.exposure(grant.gpu) == Exposure::Mig {
-                return Err(ReserveError::InMigMode(grant.gpu));
-            }
-            let free = self.free(unit);
-            if !fits(free, grant) || !seen.insert(grant.gpu) {
-                let (free, free_share) = (free.memory, free.share);
-                return Err(ReserveError::Taken { gpu: grant.gpu, free, free_share });
+            let given = match seen.insert(grant.gpu) {
+                true => self.give(lease.id, as_what, grant),
+                false => Err(self.taken(grant.gpu)),
+            };
+            if let Err(refused) = given {
+                self.allocator.release(lease.id);
+                return Err(refused);
             }
         }
         Ok(self.leases.entry(lease.id).or_insert(lease))
+    }
+
+    /// Has the allocator judge whether a grant can stand beside all others.
+    fn give(&mut self, id: LeaseId, asked: Exposure, grant: &Grant) -> Result<(), ReserveError> {
+        let gpu = grant.gpu;
+        if self.inventory.unit(gpu).is_none() {
+            return Err(ReserveError::UnknownGpu(gpu));
+        }
+        if !gpu.is_mig() && self.inventory.exposure(gpu) == Exposure::Mig {
+            return Err(ReserveError::InMigMode(gpu));
+        }
+        let wanted = judge::portion(&self.inventory, asked, grant);
+        let wanted = wanted.ok_or(ReserveError::UnknownGpu(gpu))?;
+        let mode = wanted.portion.mode();
+        self.allocator.restore(id, wanted).map_err(|refused| match judge::other_mode(&refused) {
+            Some(other) if other != mode => ReserveError::Excluded { gpu, mode: other, asked },
+            Some(_) | None => self.taken(gpu),
+        })
+    }
+
+    fn taken(&self, gpu: GpuUuid) -> ReserveError {
+        let free = self.inventory.unit(gpu).map(|unit| self.free(unit));
+        let free = free.unwrap_or(Free { memory: MemoryBytes::ZERO, share: 0 });
+        ReserveError::Taken { gpu, free: free.memory, free_share: free.share }
     }
 
     /// Moves a lease on. A lease that comes to [`LeaseState::Released`] is forgotten, and what
@@ -374,6 +419,7 @@ impl NodeState {
         let state = lease.state;
         if !state.holds() {
             self.leases.remove(&id);
+            self.allocator.release(id);
         }
         Ok(state)
     }
@@ -391,7 +437,7 @@ pub enum ApplyError {
 }
 
 fn whole(gpu: &Gpu) -> Unit<'_> {
-    Unit { gpu, instance: None }
+    Unit { gpu, part: None }
 }
 
 fn fits(free: Free, grant: &Grant) -> bool {

@@ -155,7 +155,8 @@ impl StateMachineTest for Machine {
                 let journal: Vec<Lease> = system.node.leases().cloned().collect();
                 let mut node = NodeState::new(inventory());
                 for lease in journal {
-                    node.restore(lease).expect("what was held together can be held together again");
+                    node.restore(lease, Exposure::Mediated)
+                        .expect("what was held together can be held together again");
                 }
                 system.node = node;
             }

@@ -224,12 +224,15 @@ fn a_journal_cannot_bring_back_more_than_there_is() {
     let mut node = node();
     let id = lease(&mut node, 1, &ask(1, Some("24Gi"), None));
     let taken: Lease = node.lease(id).unwrap().clone();
-    assert_eq!(node.restore(taken.clone()).unwrap_err(), ReserveError::DuplicateLease(id));
+    assert_eq!(
+        node.restore(taken.clone(), Exposure::Mediated).unwrap_err(),
+        ReserveError::DuplicateLease(id)
+    );
     let other = LeaseId::from_uuid(uuid::Uuid::from_u128(2));
     let twice = Lease { id: other, ..taken.clone() };
-    assert!(matches!(node.restore(twice), Err(ReserveError::Taken { .. })));
+    assert!(matches!(node.restore(twice, Exposure::Mediated), Err(ReserveError::Taken { .. })));
     let mut empty = NodeState::default();
-    assert!(matches!(empty.restore(taken), Err(ReserveError::UnknownGpu(_))));
+    assert!(matches!(empty.restore(taken, Exposure::Mediated), Err(ReserveError::UnknownGpu(_))));
     for event in [LeaseEvent::Drain, LeaseEvent::Drained, LeaseEvent::Scrubbed] {
         node.apply(id, event).unwrap();
     }
@@ -288,7 +291,7 @@ fn a_gpu_in_quarantine_serves_nobody_new() {
     node.apply(held, LeaseEvent::Drain).unwrap();
     node.apply(held, LeaseEvent::Drained).unwrap();
     node.apply(held, LeaseEvent::Scrubbed).unwrap();
-    node.restore(restored).unwrap();
+    node.restore(restored, Exposure::Mediated).unwrap();
     watch.clear(now);
     node.set_watch(large, watch);
     assert_eq!(node.place(&ask(1, Some("4Gi"), None)).unwrap().grants()[0].gpu, large);
@@ -353,7 +356,7 @@ fn a_mig_instance_is_one_leases_and_its_gpu_nobodys() {
     let mut before = NodeState::new(Inventory::new(vec![gpu(0, 16)]).unwrap());
     let id = lease(&mut before, 3, &ask(1, Some("1Gi"), None));
     let old = before.lease(id).unwrap().clone();
-    assert!(matches!(node.restore(old), Err(ReserveError::InMigMode(_))));
+    assert!(matches!(node.restore(old, Exposure::Mediated), Err(ReserveError::InMigMode(_))));
 }
 
 #[test]

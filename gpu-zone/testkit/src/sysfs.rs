@@ -72,4 +72,81 @@ impl Sysfs {
         self.group(address, group)?;
         std::fs::create_dir_all(self.device(address).join(format!("vfio-dev/vfio{group}")))
     }
+
+    /// Lets a function make mediated devices of a type, as many as `count`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn mdev_type(&self, address: &str, kind: &str, count: u32) -> io::Result<()> {
+        let of = self.device(address).join("mdev_supported_types").join(kind);
+        std::fs::create_dir_all(of.join("devices"))?;
+        std::fs::write(of.join("name"), format!("{kind}\n"))?;
+        std::fs::write(of.join("available_instances"), format!("{count}\n"))?;
+        std::fs::create_dir_all(self.0.join("bus/mdev/devices"))?;
+        let class = self.0.join("class/mdev_bus");
+        std::fs::create_dir_all(&class)?;
+        symlink(self.device(address), class.join(address))
+    }
+
+    /// The mediated devices that there are.
+    pub fn mdevs(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.join("bus/mdev/devices")).into_iter().flatten();
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// Lets a function have so many virtual ones, which vfio-pci could take.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn virtual_functions(&self, address: &str, total: u32) -> io::Result<()> {
+        let device = self.device(address);
+        for (file, text) in [
+            ("sriov_totalvfs", total.to_string()),
+            ("sriov_numvfs", "0".into()),
+            ("sriov_drivers_autoprobe", "1".into()),
+            ("vendor", "0x8086".into()),
+            ("device", "0x0bda".into()),
+            (".default", "xe".into()),
+        ] {
+            std::fs::write(device.join(file), format!("{text}\n"))?;
+        }
+        std::fs::create_dir_all(self.0.join("bus/pci/drivers/vfio-pci"))
+    }
+
+    /// Virtual functions `0000:86:00.4` and so on of a function, on which NVIDIA's driver makes vGPUs
+    /// of one type; with groups from 60 on.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn vendor_functions(&self, address: &str, count: u32, kind: u32) -> io::Result<()> {
+        let device = self.device(address);
+        std::fs::write(device.join("sriov_totalvfs"), format!("{count}\n"))?;
+        std::fs::write(device.join("sriov_numvfs"), format!("{count}\n"))?;
+        for number in 0..count {
+            let vf = format!("0000:86:00.{}", 4 + number);
+            self.function(&vf, "0x030200")?;
+            self.bind(&vf, Some("nvidia"))?;
+            self.group(&vf, 60 + number)?;
+            symlink(self.device(&vf), device.join(format!("virtfn{number}")))?;
+            symlink(&device, self.device(&vf).join("physfn"))?;
+            let vgpu = self.device(&vf).join("nvidia");
+            std::fs::create_dir_all(&vgpu)?;
+            std::fs::write(vgpu.join("current_vgpu_type"), "0\n")?;
+            let types = format!("ID    : vGPU Name\n{kind}  : NVIDIA L40S-2B\n");
+            std::fs::write(vgpu.join("creatable_vgpu_types"), types)?;
+        }
+        Ok(())
+    }
+
+    /// Has the simulated kernel of the folder do these wrong, a line each: `refuse NAME`, `kill
+    /// before NAME`, `kill after NAME`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn faults(&self, lines: &str) -> io::Result<()> {
+        std::fs::write(self.0.join("faults"), lines)
+    }
 }

@@ -15,7 +15,7 @@ use crate::ask::instance_class;
 /// Of one GPU and profile no more are read.
 const MOST_INSTANCES: u32 = 16;
 
-/// What a pod can be given: a GPU or a part of it, or one MIG instance.
+/// What a pod can be given: a GPU or a part of it, or one MIG instance or vGPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unit {
     /// The GPU, or that which the instance is a part of.
@@ -31,10 +31,10 @@ impl Unit {
     fn bears(&self, hold: &Grant) -> bool {
         match self.kind.exposure {
             // Which instance of a profile it is, the kubelet chooses: all that is said is how large.
-            Exposure::Mig => {
+            Exposure::Mig | Exposure::Vgpu => {
                 hold.memory == self.kind.memory && ShareMilli::from(hold.share) == self.share
             }
-            Exposure::Mediated | Exposure::Passthrough | Exposure::Vgpu => true,
+            Exposure::Mediated | Exposure::Passthrough => true,
         }
     }
 }
@@ -149,9 +149,9 @@ impl Index {
                 Exposure::Mediated | Exposure::Passthrough => {
                     units.push(Unit { gpu, kind, share: ShareMilli::WHOLE });
                 }
-                Exposure::Mig => self.read_instances(entry, gpu, kind, &mut units),
-                // No pod can ask for one.
-                Exposure::Vgpu => {}
+                Exposure::Mig | Exposure::Vgpu => {
+                    self.read_instances(entry, gpu, kind, &mut units);
+                }
             }
         }
         if units.len() > NodeRoom::MOST_GPUS {
@@ -219,11 +219,12 @@ pub(super) fn room_of<'a>(units: &[Unit], holds: impl Iterator<Item = &'a Grant>
 fn place_of(units: &[Unit], held: &[(u64, u64)], hold: &Grant) -> Option<usize> {
     let of = units.iter().zip(held).enumerate().filter(|(_, (unit, _))| unit.bears(hold));
     let order = |(unit, (memory, _)): (&Unit, &(u64, u64))| match unit.kind.exposure {
-        Exposure::Mig => (*memory > 0, unit.gpu != hold.gpu, !unit.kind.healthy),
-        Exposure::Mediated | Exposure::Passthrough | Exposure::Vgpu => Default::default(),
+        Exposure::Mig | Exposure::Vgpu => (*memory > 0, unit.gpu != hold.gpu, !unit.kind.healthy),
+        Exposure::Mediated | Exposure::Passthrough => Default::default(),
     };
-    let of =
-        of.filter(|(_, (unit, _))| unit.kind.exposure == Exposure::Mig || unit.gpu == hold.gpu);
+    let of = of.filter(|(_, (unit, _))| {
+        matches!(unit.kind.exposure, Exposure::Mig | Exposure::Vgpu) || unit.gpu == hold.gpu
+    });
     of.min_by_key(|(_, at)| order(*at)).map(|(at, _)| at)
 }
 

@@ -1,7 +1,7 @@
 {{/* Whether a pod asks by one of our resources, as CEL. Call with the root. */}}
 {{- define "gpu-zone.asksForGpus" -}}
 {{- $names := list .Values.resources.gpu .Values.resources.memory .Values.resources.memoryPercent .Values.resources.share .Values.resources.passthrough -}}
-(object.spec.containers + object.spec.?initContainers.orValue([])).exists(c, c.?resources.limits.orValue({}).exists(r, r in ['{{ join "', '" $names }}'] || r.startsWith('{{ .Values.resources.migPrefix }}')))
+(object.spec.containers + object.spec.?initContainers.orValue([])).exists(c, c.?resources.limits.orValue({}).exists(r, r in ['{{ join "', '" $names }}'] || r.startsWith('{{ .Values.resources.migPrefix }}') || r.startsWith('{{ .Values.resources.vgpuPrefix }}')))
 {{- end -}}
 
 {{/* How the API server reaches a path of the webhook. Call with (dict "root" $ "path" PATH "ca" BASE64). */}}

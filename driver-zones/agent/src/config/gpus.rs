@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use gpuzone_core::{Exposure, GpuUuid, MemoryBytes, PciAddress};
+use gpuzone_core::devices::PartMode;
+use gpuzone_core::{Exposure, GpuUuid, Inventory, MemoryBytes, PciAddress, VgpuType};
 use gpuzone_hw::vfio::Interface;
 use serde::Deserialize;
 
@@ -24,6 +25,28 @@ pub(super) struct GpuTable {
     reset: bool,
     #[serde(default)]
     vfio: Vfio,
+    vgpu: Option<VgpuTable>,
+}
+
+/// A `[gpu.vgpu]`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VgpuTable {
+    by: By,
+    #[serde(rename = "type")]
+    kind: VgpuType,
+    count: u32,
+    #[serde(deserialize_with = "super::file::memory")]
+    memory: Option<MemoryBytes>,
+}
+
+/// What makes vGPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    Mdev,
+    Vendor,
+    Vf,
 }
 
 /// By which interface of the kernel's the agent opens a device that it resets.
@@ -62,9 +85,51 @@ pub struct PassthroughGpu {
     pub reset: Option<Interface>,
 }
 
+/// What a GPU is cut into, and by what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CutBy {
+    /// Mediated devices of the type with the cut's name.
+    Mdev,
+    /// NVIDIA's vGPUs of the type with this number, on virtual functions that are there.
+    Vendor {
+        /// The number.
+        kind: u32,
+    },
+    /// Virtual functions on their driver for VFIO.
+    Functions,
+}
+
+impl CutBy {
+    /// How the allocator of devices calls it.
+    pub const fn mode(&self) -> PartMode {
+        match self {
+            Self::Mdev => PartMode::Mdev,
+            Self::Vendor { .. } => PartMode::VendorVgpu,
+            Self::Functions => PartMode::Vf,
+        }
+    }
+}
+
+/// A GPU that is handed over as vGPUs, which the agent makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VgpuGpu {
+    /// The GPU. Whether its vGPUs are cleared between tenants is in it, too.
+    pub gpu: PassthroughGpu,
+    /// By what.
+    pub by: CutBy,
+    /// What they are called by size.
+    pub kind: VgpuType,
+    /// How many.
+    pub count: u32,
+    /// Of each.
+    pub memory: MemoryBytes,
+}
+
 /// The GPUs that are not handed over mediated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GpuTables {
+    /// As vGPUs.
+    pub vgpu: Vec<VgpuGpu>,
     /// Whole, by passthrough.
     pub passthrough: Vec<PassthroughGpu>,
     /// As MIG instances. Any GPU in MIG mode is, named here or not.
@@ -79,27 +144,32 @@ pub enum GpuTableError {
     Twice(GpuUuid),
     /// Something that nobody else knows.
     #[error(
-        "[[gpu]] {gpu}: exposure = \"passthrough\" needs {missing}, as `gpu-zone gpus` shows it while the GPU is mediated: its driver does not see it later"
+        "[[gpu]] {gpu}: exposure = \"{exposure}\" needs {missing}, as `gpu-zone gpus` shows it while the GPU is mediated: its driver does not see it later"
     )]
     Incomplete {
         /// Which.
         gpu: GpuUuid,
+        /// How it is to be handed over.
+        exposure: Exposure,
         /// The key.
         missing: &'static str,
     },
-    /// An exposure that this release does not hand out.
+    /// vGPUs without a word on which.
     #[error(
-        "[[gpu]] {gpu}: exposure = \"{exposure}\" is not handed out by this release; write \"mediated\", \"passthrough\" or \"mig\""
+        "[[gpu]] {0}: exposure = \"vgpu\" and a table [gpu.vgpu] with by, type, count and memory belong together; write both, or neither"
     )]
-    NotYet {
+    Uncut(GpuUuid),
+    /// A key of [gpu.vgpu] that makes no sense.
+    #[error("[[gpu]] {gpu}: [gpu.vgpu] {why}")]
+    Cut {
         /// Which.
         gpu: GpuUuid,
-        /// What.
-        exposure: Exposure,
+        /// What is wrong, and what to write.
+        why: String,
     },
     /// The machine's own functions beside simulated GPUs.
     #[error(
-        "[[gpu]] {0}: passthrough beside the simulated driver needs [node] sysfs, a folder that stands for /sys: what sits at that address of this machine is no simulated GPU"
+        "[[gpu]] {0}: passthrough, and vgpu, beside the simulated driver needs [node] sysfs, a folder that stands for /sys: what sits at that address of this machine is no simulated GPU"
     )]
     RealSysfs(GpuUuid),
 }
@@ -113,38 +183,72 @@ pub(super) fn exposed(
 ) -> Result<GpuTables, GpuTableError> {
     let (mut uuids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut found = GpuTables::default();
-    for GpuTable { uuid, exposure, address, model, memory, bind, reset, vfio } in tables {
+    for GpuTable { uuid, exposure, address, model, memory, bind, reset, vfio, vgpu } in tables {
         let same_address = address.is_some_and(|address| !addresses.insert(address));
         if !uuids.insert(uuid) || same_address {
             return Err(GpuTableError::Twice(uuid));
         }
+        if vgpu.is_some() != (exposure == Exposure::Vgpu) {
+            return Err(GpuTableError::Uncut(uuid));
+        }
         match exposure {
             Exposure::Mediated => continue,
-            Exposure::Passthrough => {}
+            Exposure::Passthrough | Exposure::Vgpu => {}
             Exposure::Mig => {
                 found.mig.insert(uuid);
                 continue;
-            }
-            Exposure::Vgpu => {
-                return Err(GpuTableError::NotYet { gpu: uuid, exposure });
             }
         }
         match driver {
             DriverKind::Simulated if !own_sysfs => return Err(GpuTableError::RealSysfs(uuid)),
             DriverKind::Simulated | DriverKind::Nvidia => {}
         }
-        let missing = |missing| GpuTableError::Incomplete { gpu: uuid, missing };
+        let missing = |missing| GpuTableError::Incomplete { gpu: uuid, exposure, missing };
         let memory = memory.filter(|memory| !memory.is_zero());
-        found.passthrough.push(PassthroughGpu {
+        let gpu = PassthroughGpu {
             uuid,
             address: address.ok_or(missing("address"))?,
             model: model.ok_or(missing("model"))?,
             memory: memory.ok_or(missing("memory"))?,
             bind,
             reset: reset.then_some(vfio.into()),
-        });
+        };
+        match vgpu {
+            Some(table) => found.vgpu.push(cut(gpu, table)?),
+            None => found.passthrough.push(gpu),
+        }
     }
     Ok(found)
+}
+
+fn cut(gpu: PassthroughGpu, table: VgpuTable) -> Result<VgpuGpu, GpuTableError> {
+    let wrong = |why: String| GpuTableError::Cut { gpu: gpu.uuid, why };
+    if gpu.bind {
+        let why = "and bind = true: the agent binds what it makes itself; leave bind out";
+        return Err(wrong(why.to_owned()));
+    }
+    let VgpuTable { by, kind, count, memory } = table;
+    if count == 0 || count as usize > Inventory::MOST_PARTS {
+        let most = Inventory::MOST_PARTS;
+        return Err(wrong(format!("count = {count} is not from 1 to {most}")));
+    }
+    let memory = memory.filter(|memory| !memory.is_zero());
+    let memory = memory.ok_or_else(|| wrong("needs memory, that of each vGPU".to_owned()))?;
+    let by = match by {
+        By::Mdev => CutBy::Mdev,
+        By::Vf => CutBy::Functions,
+        By::Vendor => {
+            let number = kind.as_str().strip_prefix("nvidia-").and_then(|text| text.parse().ok());
+            let number = number.filter(|number| *number != 0);
+            let unnamed = || {
+                wrong(format!(
+                    "by = \"vendor\" and type = \"{kind}\": write nvidia- and the type's number, as `gpu-zone gpus --all` shows it"
+                ))
+            };
+            CutBy::Vendor { kind: number.ok_or_else(unnamed)? }
+        }
+    };
+    Ok(VgpuGpu { gpu, by, kind, count, memory })
 }
 
 #[cfg(test)]
@@ -168,10 +272,27 @@ mod tests {
     const WHOLE: &str = "exposure = \"passthrough\"\naddress = \"0000:3b:00.0\"\n\
                          model = \"NVIDIA H100\"\nmemory = \"80Gi\"";
 
+    const CUT: &str =
+        "[gpu.vgpu]\nby = \"mdev\"\ntype = \"nvidia-592\"\ncount = 4\nmemory = \"4Gi\"";
+
+    fn vgpu(cut: &str) -> String {
+        table(1, &(WHOLE.replace("passthrough", "vgpu") + "\n" + cut))
+    }
+
+    #[test]
+    fn a_gpu_is_cut_into_vgpus() {
+        let made = |text: &str| read(&vgpu(text)).unwrap().vgpu.remove(0);
+        let VgpuGpu { by, kind, count, memory, gpu } = made(CUT);
+        assert_eq!((by, kind.as_str(), count), (CutBy::Mdev, "nvidia-592", 4));
+        assert_eq!((memory, gpu.memory), (MemoryBytes::gib(4), MemoryBytes::gib(80)));
+        assert_eq!(made(&CUT.replace("mdev", "vendor")).by, CutBy::Vendor { kind: 592 });
+        assert_eq!(made(&CUT.replace("mdev", "vf")).by, CutBy::Functions);
+    }
+
     #[test]
     fn a_whole_gpu_is_described() {
         let others = table(2, "exposure = \"mediated\"") + &table(3, "exposure = \"mig\"");
-        let GpuTables { passthrough, mig } = read(&(table(1, WHOLE) + &others)).unwrap();
+        let GpuTables { passthrough, mig, .. } = read(&(table(1, WHOLE) + &others)).unwrap();
         assert_eq!((passthrough.len(), passthrough[0].memory), (1, MemoryBytes::gib(80)));
         assert_eq!(passthrough[0].address.to_string(), "0000:3b:00.0");
         assert_eq!(mig, BTreeSet::from([GpuUuid::from_bytes([3; 16])]));
@@ -187,7 +308,13 @@ mod tests {
             (table(1, "exposure = \"passthrough\""), "needs address"),
             (table(1, &WHOLE.replace("80Gi", "0")), "needs memory"),
             (table(1, &WHOLE.replace("model", "# ")), "needs model"),
-            (table(1, "exposure = \"vgpu\""), "is not handed out by this release"),
+            (table(1, "exposure = \"vgpu\""), "belong together"),
+            (table(1, &(WHOLE.to_owned() + "\n" + CUT)), "belong together"),
+            (vgpu(&CUT.replace("count = 4", "count = 65")), "is not from 1 to 64"),
+            (vgpu(&CUT.replace("\"4Gi\"", "\"0\"")), "needs memory, that of each"),
+            (vgpu(&CUT.replace("mdev", "vendor").replace("592", "big")), "the type's number"),
+            (vgpu(&CUT.replace("nvidia-592", "L40S 1B")), "names no vGPU type"),
+            (vgpu(CUT).replace("address", "bind = true\naddress"), "leave bind out"),
             (table(1, "exposure = \"shared\""), "unknown variant"),
             (table(1, "exposure = \"mediated\"\nadress = 1"), "unknown field `adress`"),
             (table(1, "exposure = \"passthrough\"\naddress = \"3b:00\""), "PCI address '3b:00'"),

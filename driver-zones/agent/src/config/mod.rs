@@ -20,7 +20,7 @@ use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
 
-pub use gpus::{GpuTableError, GpuTables, PassthroughGpu};
+pub use gpus::{CutBy, GpuTableError, GpuTables, PassthroughGpu, VgpuGpu};
 pub use libraries::MissingFile;
 pub use microvm::{InMicroVm, MicroVmTable};
 pub use sandbox::ZonePolicy;

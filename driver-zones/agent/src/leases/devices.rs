@@ -9,7 +9,6 @@ use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
     Exposure, GpuUuid, LeaseEvent, LeaseState, MemoryBytes, TenantId, UsageCounters,
 };
-use gpuzone_hw::turnover::TurnoverRecord;
 use gpuzone_ledger::{AuditEvent, AuditKind};
 use gpuzone_wire::scrub::ScrubReport;
 use serde_json::json;
@@ -19,6 +18,7 @@ use crate::audit;
 use crate::errors::{internal, sentence};
 use crate::journal::HeldLease;
 use crate::metrics::ScrubResult;
+use crate::passthrough::Turned;
 use crate::usage::{Used, now};
 
 impl Leases {
@@ -61,33 +61,45 @@ impl Leases {
                 None => self.quarantine(grant.gpu, &reason).await?,
             }
         }
+        // What is made anew may be opened elsewhere, and whoever hands it on has to know.
+        self.health_changed();
         Ok(())
     }
 
-    /// Resets a GPU, and looks whether what was there is gone; `None` where that is not left to the
-    /// agent, the reason where it is not gone. It is in the audit log, on disk, when this returns.
+    /// Resets a GPU, and looks whether what was there is gone, or makes a vGPU anew; `None` where
+    /// that is not left to the agent, the reason where it is not gone. It is in the audit log, on
+    /// disk, when this returns.
     pub(super) async fn turn_over(
         &self,
         gpu: GpuUuid,
         actor: &str,
         subject: String,
         tenant: Option<TenantId>,
-    ) -> Result<Option<Result<TurnoverRecord, String>>, AgentError> {
+    ) -> Result<Option<Result<Turned, String>>, AgentError> {
         let Some(passthrough) = &self.passthrough else { return Ok(None) };
         let Some(turned) = passthrough.turn_over(gpu).await else { return Ok(None) };
         let mut detail = json!({ "gpu": gpu.to_string() });
-        let turned = turned.and_then(|record| {
-            detail["reset"] = json!(record.reset.to_string());
-            detail["seen_bytes"] = json!(record.seen_bytes);
-            detail["places"] = json!(record.places);
-            detail["nanoseconds"] = json!(record.ended.nanoseconds_since(record.began));
-            match &record.condemned {
-                None => Ok(record),
-                Some(why) => Err(why.to_string()),
+        let turned = turned.and_then(|turned| match turned {
+            Turned::Reset(record) => {
+                detail["reset"] = json!(record.reset.to_string());
+                detail["seen_bytes"] = json!(record.seen_bytes);
+                detail["places"] = json!(record.places);
+                detail["nanoseconds"] = json!(record.ended.nanoseconds_since(record.began));
+                match &record.condemned {
+                    None => Ok(Turned::Reset(record)),
+                    Some(why) => Err(why.to_string()),
+                }
+            }
+            Turned::Remade { began, ended } => {
+                detail["reset"] = json!("taken away and made anew");
+                detail["nanoseconds"] = json!(ended.nanoseconds_since(began));
+                Ok(Turned::Remade { began, ended })
             }
         });
         detail["result"] = match &turned {
-            Ok(_) => json!("clear"),
+            Ok(Turned::Reset(_)) => json!("clear"),
+            // Nothing of its memory was looked at, and nothing says so.
+            Ok(Turned::Remade { .. }) => json!("made anew"),
             Err(why) => json!(format!("failed: {why}")),
         };
         let result = if turned.is_ok() { ScrubResult::Clear } else { ScrubResult::Failed };
@@ -121,20 +133,26 @@ impl Leases {
         let Some(turned) = self.turn_over(gpu, actor, gpu.to_string(), None).await? else {
             return Ok(None);
         };
-        let record = turned.map_err(|why| AgentError {
+        let turned = turned.map_err(|why| AgentError {
             kind: ErrorKind::Driver,
             message: format!("GPU {gpu} stays in quarantine: {why}"),
         })?;
-        Ok(Some(ScrubReport {
-            gpu,
-            // A reset says of no byte that it overwrote it.
-            overwritten: MemoryBytes::ZERO,
-            compared: MemoryBytes::saturating(record.places as u64 * 8),
-            left: MemoryBytes::ZERO,
-            method: record.sentence(),
-            nanoseconds: record.ended.nanoseconds_since(record.began),
-            failure: None,
-        }))
+        let (compared, method, nanoseconds) = match turned {
+            Turned::Reset(record) => (
+                MemoryBytes::saturating(record.places as u64 * 8),
+                record.sentence(),
+                record.ended.nanoseconds_since(record.began),
+            ),
+            Turned::Remade { began, ended } => (
+                MemoryBytes::ZERO,
+                "taken away and made anew; its memory is its driver's to clear".to_owned(),
+                ended.nanoseconds_since(began),
+            ),
+        };
+        // Neither says of a byte that it overwrote it.
+        let (overwritten, left) = (MemoryBytes::ZERO, MemoryBytes::ZERO);
+        let failure = None;
+        Ok(Some(ScrubReport { gpu, overwritten, compared, left, method, nanoseconds, failure }))
     }
 
     /// Keeps others from a device that somebody has without a lease.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::{AgentError, ErrorKind};
-use gpuzone_core::GpuUuid;
+use gpuzone_core::{GpuUuid, Vgpu};
 use gpuzone_hw::GpuUse;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -115,7 +115,12 @@ pub(crate) async fn listed(
     };
     let listed = inventory.gpus().iter().map(|gpu| {
         let partition = |instance| Ok(convert::partition(instance, &room(instance.uuid)?));
-        let partitions = inventory.instances(gpu.uuid).map(partition);
+        let vgpu = |vgpu: &Vgpu| {
+            let (id, room) = (gpus.vgpu_id(vgpu.uuid), room(vgpu.uuid)?);
+            Ok(convert::vgpu(vgpu, id, &room, vfio.get(&vgpu.uuid)))
+        };
+        let instances = inventory.instances(gpu.uuid).map(partition);
+        let partitions = instances.chain(inventory.vgpus(gpu.uuid).map(vgpu));
         let partitions = partitions.collect::<Result<_, AgentError>>()?;
         let (exposure, vfio) = (inventory.exposure(gpu.uuid), vfio.get(&gpu.uuid));
         let handover = Handover { exposure, vfio, partitions };
@@ -124,7 +129,7 @@ pub(crate) async fn listed(
     listed.collect()
 }
 
-/// What is left of each GPU and each MIG instance, at one moment.
+/// What is left of each GPU and each part of one, at one moment.
 async fn rooms(leases: &Leases) -> Result<BTreeMap<GpuUuid, GpuRoom>, AgentError> {
     let units: Vec<GpuUuid> = leases.inventory.units().collect();
     let read = move |book: &mut Book| {

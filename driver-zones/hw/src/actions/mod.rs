@@ -19,6 +19,7 @@ mod journal;
 mod partitions;
 mod refusal;
 mod reset;
+mod simulated;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -36,6 +37,7 @@ pub use binding::Bound;
 pub use change::{Binding, Change, Functions, InvalidParent, MdevParent, Subject, Write};
 pub use journal::{Action, JournalError};
 pub use refusal::ActionError;
+pub use simulated::SimulatedKernel;
 
 use change::End;
 use journal::{Journal, Open};

@@ -115,8 +115,10 @@ impl<W: Writes> Devices<W> {
             };
         };
         let group = link_name(&self.mdev(uuid).join("iommu_group"))?;
-        let nodes: BTreeSet<PathBuf> =
+        let mut nodes: BTreeSet<PathBuf> =
             group.into_iter().map(|group| PathBuf::from("/dev/vfio").join(group)).collect();
+        let device = self.places.sysfs.vfio_name(&self.mdev(uuid))?;
+        nodes.extend(device.map(|name| PathBuf::from("/dev/vfio/devices").join(name)));
         let holders = self.places.proc.holders(&nodes)?;
         if let (false, Some(change)) = (holders.is_empty(), kept.changes.first()) {
             return Err(ActionError::Held { subject: change.subject(), holders });

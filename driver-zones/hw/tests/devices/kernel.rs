@@ -1,5 +1,5 @@
-//! What the kernel does about writes to sysfs, on a folder. It records each, and can be told to
-//! refuse one or to take the writing process with it.
+//! The simulated kernel on a folder, with each write recorded. It can be told to refuse one or to
+//! take the writing process with it.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gpuzone_core::PciAddress;
-use gpuzone_hw::actions::{Devices, JournalError, Places, Recovery, Write, Writes};
+use gpuzone_hw::actions::{
+    Devices, JournalError, Places, Recovery, SimulatedKernel, Write, Writes,
+};
 use gpuzone_hw::alias::ModuleAliases;
 use gpuzone_hw::{ProcRoot, SysfsRoot};
 use tempfile::TempDir;
@@ -69,17 +71,10 @@ fn put(path: &Path, text: &str) {
     fs::write(path, format!("{text}\n")).unwrap();
 }
 
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
 fn refused(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-const EINVAL: i32 = 22;
-const EBUSY: i32 = 16;
-const ENODEV: i32 = 19;
 const EIO: i32 = 5;
 
 pub(crate) struct Node {
@@ -258,144 +253,6 @@ impl Kernel {
         Self { root, fault, death, log: Vec::new() }
     }
 
-    fn device(&self, address: &str) -> PathBuf {
-        self.root.join("bus/pci/devices").join(address)
-    }
-
-    fn driver_of(folder: &Path) -> Option<String> {
-        let link = fs::read_link(folder.join("driver")).ok()?;
-        Some(link.file_name().unwrap().to_str().unwrap().to_owned())
-    }
-
-    fn driver_file(&self, driver: &str, file: &str, address: &str) -> io::Result<()> {
-        let folder = self.device(address);
-        let only = read(&folder.join("driver_override"));
-        let now = Self::driver_of(&folder);
-        match file {
-            "unbind" if now.as_deref() == Some(driver) => {
-                link_driver(&folder, None);
-                Ok(())
-            }
-            "bind" if now.is_some() => Err(refused(EBUSY)),
-            "bind" => {
-                let own = read(&folder.join(".default"));
-                let takes = if only == "(null)" { own == driver } else { only == driver };
-                if !takes {
-                    return Err(refused(ENODEV));
-                }
-                link_driver(&folder, Some(driver));
-                Ok(())
-            }
-            _ => Err(refused(ENODEV)),
-        }
-    }
-
-    fn probe(&self, address: &str) {
-        let folder = self.device(address);
-        if Self::driver_of(&folder).is_some() {
-            return;
-        }
-        let only = read(&folder.join("driver_override"));
-        let driver = if only == "(null)" { read(&folder.join(".default")) } else { only };
-        if self.root.join("bus/pci/drivers").join(&driver).is_dir() {
-            link_driver(&folder, Some(&driver));
-        }
-    }
-
-    fn functions(&self, folder: &Path, count: u32) -> io::Result<()> {
-        let now: u32 = read(&folder.join("sriov_numvfs")).parse().unwrap();
-        let total: u32 = read(&folder.join("sriov_totalvfs")).parse().unwrap();
-        if now != 0 && count != 0 {
-            return Err(refused(EBUSY));
-        }
-        if count > total {
-            return Err(refused(34));
-        }
-        let vf = |index: u32| format!("0000:5e:10.{index}");
-        for index in 0..now {
-            let _ = fs::remove_file(folder.join(format!("virtfn{index}")));
-            let _ = fs::remove_dir_all(self.device(&vf(index)));
-            let _ =
-                fs::remove_dir_all(self.root.join(format!("kernel/iommu_groups/{}", 40 + index)));
-        }
-        for index in 0..count {
-            let of = self.device(&vf(index));
-            fs::create_dir_all(&of).unwrap();
-            for (file, text) in
-                [("class", "0x020000"), ("driver_override", "(null)"), (".default", "ixgbe")]
-            {
-                put(&of.join(file), text);
-            }
-            symlink(folder, of.join("physfn")).unwrap();
-            symlink(&of, folder.join(format!("virtfn{index}"))).unwrap();
-            let group = self.root.join(format!("kernel/iommu_groups/{}", 40 + index));
-            fs::create_dir_all(group.join("devices")).unwrap();
-            symlink(&of, group.join("devices").join(vf(index))).unwrap();
-            symlink(&group, of.join("iommu_group")).unwrap();
-            // vfio-pci lets functions of a card that it has go nowhere else.
-            if Self::driver_of(folder).as_deref() == Some("vfio-pci") {
-                put(&of.join("driver_override"), "vfio-pci");
-                link_driver(&of, Some("vfio-pci"));
-            }
-        }
-        put(&folder.join("sriov_numvfs"), &count.to_string());
-        Ok(())
-    }
-
-    fn mdev(&self, kind: &Path, uuid: &str, make: bool) -> io::Result<()> {
-        let left: u32 = read(&kind.join("available_instances")).parse().unwrap();
-        let device = self.root.join("bus/mdev/devices").join(uuid);
-        if make {
-            if left == 0 {
-                return Err(refused(EBUSY));
-            }
-            fs::create_dir_all(&device)?;
-            symlink(kind, device.join("mdev_type"))?;
-            fs::create_dir_all(kind.join("devices").join(uuid))?;
-        } else {
-            fs::remove_dir_all(&device)?;
-            fs::remove_dir_all(kind.join("devices").join(uuid))?;
-        }
-        let left = if make { left - 1 } else { left + 1 };
-        put(&kind.join("available_instances"), &left.to_string());
-        Ok(())
-    }
-
-    fn act(&self, path: &Path, text: &str) -> io::Result<()> {
-        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-        let folder = path.parent().unwrap();
-        match name(path).as_str() {
-            file @ ("bind" | "unbind") => self.driver_file(&name(folder), file, text),
-            "drivers_probe" => {
-                self.probe(text);
-                Ok(())
-            }
-            "driver_override" => {
-                put(path, if text.is_empty() { "(null)" } else { text });
-                Ok(())
-            }
-            "sriov_numvfs" => self.functions(folder, text.parse().unwrap()),
-            "sriov_drivers_autoprobe" | "reset_method" => {
-                put(path, text);
-                Ok(())
-            }
-            "reset" => Ok(()),
-            "current_vgpu_type" => {
-                if read(path) != "0" && text != "0" {
-                    return Err(refused(EINVAL));
-                }
-                put(path, text);
-                Ok(())
-            }
-            "create" => self.mdev(folder, text, true),
-            "remove" => {
-                let kind = fs::read_link(folder.join("mdev_type"))?;
-                self.mdev(&kind, &name(folder), false)
-            }
-            other => panic!("nobody writes {other}"),
-        }
-    }
-
     fn die(&self) -> ! {
         match self.death {
             Death::Unwind => std::panic::resume_unwind(Box::new(Killed)),
@@ -424,7 +281,7 @@ impl Writes for Kernel {
             | Fault::DieBefore(_)
             | Fault::DieAfter(_) => {}
         }
-        let done = self.act(&write.path, &text);
+        let done = SimulatedKernel::new(self.root.clone()).write(write);
         if self.fault == Fault::DieAfter(number) {
             self.die();
         }

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use gpuzone_core::engine::MemoryAsk;
-use gpuzone_core::{ComputeShare, Exposure, GpuCount, InvalidMigProfile, MemoryBytes, MigProfile};
+use gpuzone_core::{
+    ComputeShare, Exposure, GpuCount, InvalidMigProfile, InvalidVgpuType, MemoryBytes, MigProfile,
+    VgpuType,
+};
 
 use super::names::shorten;
 use super::{
     DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
-    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, InvalidName,
-    ResourceName, ResourcePrefix,
+    DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, DEFAULT_VGPU_PREFIX,
+    InvalidName, ResourceName, ResourcePrefix,
 };
 
 /// The names by which containers ask. A cluster may keep the ones its manifests have.
@@ -27,6 +30,8 @@ pub struct ResourceNames {
     pub passthrough: ResourceName,
     /// Before a MIG profile: for one instance of it.
     pub mig: ResourcePrefix,
+    /// Before a type of vGPUs: for one of it.
+    pub vgpu: ResourcePrefix,
 }
 
 /// In which way a container wants its GPUs, and with it by which resource the kubelet counts them.
@@ -38,6 +43,8 @@ pub enum Handed {
     Passthrough,
     /// One MIG instance of this profile.
     Mig(MigProfile),
+    /// One vGPU of this type.
+    Vgpu(VgpuType),
 }
 
 impl Handed {
@@ -47,6 +54,7 @@ impl Handed {
             Self::Mediated => Exposure::Mediated,
             Self::Passthrough => Exposure::Passthrough,
             Self::Mig(_) => Exposure::Mig,
+            Self::Vgpu(_) => Exposure::Vgpu,
         }
     }
 }
@@ -130,6 +138,7 @@ impl ResourceNames {
             share: DEFAULT_SHARE_RESOURCE.parse()?,
             passthrough: DEFAULT_PASSTHROUGH_RESOURCE.parse()?,
             mig: DEFAULT_MIG_PREFIX.parse()?,
+            vgpu: DEFAULT_VGPU_PREFIX.parse()?,
         })
     }
 }
@@ -170,6 +179,9 @@ impl ContainerRequest {
                 Handed::Mig(_) if gpus != GpuCount::ONE => {
                     let reason = "CUDA shows a program one instance; ask for one in each container";
                     Err(value(&resource, reason.to_owned()))
+                }
+                Handed::Vgpu(_) if gpus != GpuCount::ONE => {
+                    Err(value(&resource, "a container gets one vGPU".to_owned()))
                 }
                 handed => Ok(Some(Self { handed, gpus, memory: None, share: None })),
             };
@@ -219,7 +231,7 @@ fn count(name: &ResourceName, limit: Option<&String>) -> Result<Option<u64>, Req
     }
 }
 
-/// What is asked for of GPUs that are handed over whole, or in MIG instances.
+/// What is asked for of GPUs that are handed over whole, in MIG instances, or as vGPUs.
 fn whole_devices(
     names: &ResourceNames,
     limits: &BTreeMap<String, String>,
@@ -227,15 +239,22 @@ fn whole_devices(
     let mut found: Option<(Handed, ResourceName, u64)> = None;
     for (name, text) in limits {
         let Ok(resource) = name.parse::<ResourceName>() else { continue };
-        let handed = match names.mig.profile(&resource) {
-            Some(profile) => {
+        let handed = match (names.mig.profile(&resource), names.vgpu.profile(&resource)) {
+            (None, Some(kind)) => {
+                let kind = kind.parse().map_err(|error: InvalidVgpuType| RequestError::Value {
+                    resource: resource.clone(),
+                    reason: error.to_string(),
+                })?;
+                Handed::Vgpu(kind)
+            }
+            (Some(profile), _) => {
                 let profile = profile.parse().map_err(|error: InvalidMigProfile| {
                     RequestError::Value { resource: resource.clone(), reason: error.to_string() }
                 })?;
                 Handed::Mig(profile)
             }
-            None if resource == names.passthrough => Handed::Passthrough,
-            None => continue,
+            (None, None) if resource == names.passthrough => Handed::Passthrough,
+            (None, None) => continue,
         };
         let Some(number) = count(&resource, Some(text))? else { continue };
         if let Some((_, one, _)) = found {
@@ -305,7 +324,12 @@ mod tests {
         assert_eq!((whole.handed, whole.gpus.get()), (Handed::Passthrough, 2));
         let mig = read(&[("gpuzone.dev/mig-1g.10gb", "1")]).unwrap().unwrap();
         assert_eq!(mig.handed, Handed::Mig("1g.10gb".parse().unwrap()));
-        let cases: [(&[(&str, &str)], &str); 6] = [
+        let vgpu = read(&[("gpuzone.dev/vgpu-nvidia-592", "1")]).unwrap().unwrap();
+        assert_eq!(vgpu.handed, Handed::Vgpu("nvidia-592".parse().unwrap()));
+        assert_eq!(vgpu.handed.exposure(), Exposure::Vgpu);
+        let cases: [(&[(&str, &str)], &str); 8] = [
+            (&[("gpuzone.dev/vgpu-a", "2")], "a container gets one vGPU"),
+            (&[("gpuzone.dev/vgpu-a", "1"), ("gpuzone.dev/gpu", "1")], "in one way"),
             (&[("gpuzone.dev/passthrough", "1"), ("gpuzone.dev/gpu", "1")], "in one way"),
             (&[("gpuzone.dev/mig-1g.10gb", "1"), ("gpuzone.dev/mig-2g.20gb", "1")], "in one way"),
             (&[("gpuzone.dev/passthrough", "1"), ("gpuzone.dev/share", "5")], "no parts"),

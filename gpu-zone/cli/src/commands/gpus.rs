@@ -241,14 +241,20 @@ fn part_row(gpu: &Gpu, part: &Partition) -> [String; 13] {
         part.leases.to_string(),
         printable(&gpu.exposure),
         health.to_owned(),
-        gpu.pci_address.clone(),
-        printable(&part.id),
+        // A virtual function has an address of its own.
+        printable(if part.id.contains(':') { &part.id } else { &gpu.pci_address }),
+        printable(name_of(part)),
     ]
+}
+
+/// What a part is called where it is leased and cleared.
+fn name_of(part: &Partition) -> &str {
+    if part.uuid.is_empty() { &part.id } else { &part.uuid }
 }
 
 /// A line below the table about a part of a GPU that serves nobody new.
 fn part_trouble(part: &Partition) -> Option<String> {
-    let (id, reason) = (printable(&part.id), part.out_of_service.as_ref());
+    let (id, reason) = (printable(name_of(part)), part.out_of_service.as_ref());
     let reason = reason.or(part.not_ready.as_ref())?;
     Some(format!("\n{id} serves no new lease: {}", printable(reason)))
 }
@@ -317,10 +323,13 @@ mod tests {
             out_of_service: out.map(Into::into),
             ..Default::default()
         };
-        let parts = vec![part("MIG-1", None), part("MIG-2", Some("residue\u{1b}[2J"))];
+        let vgpu = Partition { uuid: "VGPU-7".into(), ..part("0000:3b:10.1", Some("open")) };
+        let parts = vec![part("MIG-1", None), part("MIG-2", Some("residue\u{1b}[2J")), vgpu];
         let cut = Gpu { partitions: parts, ..well };
         let said = table(&[cut]);
         assert!(said.contains("- 1g.10gb") && !said.contains('\u{1b}'), "{said}");
         assert!(said.contains("MIG-2 serves no new lease: residue"), "{said}");
+        let named = ["VGPU-7 serves no new lease: open", "0000:3b:10.1"];
+        assert!(named.iter().all(|part| said.contains(part)), "{said}");
     }
 }

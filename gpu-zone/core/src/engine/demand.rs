@@ -31,6 +31,10 @@ impl Amount {
     pub fn on(&self, gpu: &GpuRoom) -> (MemoryBytes, ShareMilli) {
         let total = gpu.kind().memory;
         let (memory, share) = match self {
+            // A vGPU is all of the part that it is: one that somebody has, has no memory left.
+            Self::Whole if gpu.kind().exposure == Exposure::Vgpu => {
+                return (total, gpu.free_share());
+            }
             Self::Whole => return (total, ShareMilli::WHOLE),
             Self::Part { memory, share } => (memory, share),
         };

@@ -6,7 +6,8 @@ use uuid::Uuid;
 use super::{InvalidId, text_serde};
 
 /// The UUID that the driver gives to what runs CUDA programs: a GPU, shown as NVML shows it, `GPU-`
-/// and a hyphenated UUID; or a MIG instance of one, shown as `MIG-` and a hyphenated UUID.
+/// and a hyphenated UUID; or a MIG instance of one, shown as `MIG-` and a hyphenated UUID. Or what
+/// gpu-zone calls a vGPU of a GPU: `VGPU-` and a hyphenated UUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GpuUuid {
     kind: Kind,
@@ -17,6 +18,7 @@ pub struct GpuUuid {
 enum Kind {
     Gpu,
     Mig,
+    Vgpu,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
         match self {
             Self::Gpu => "GPU-",
             Self::Mig => "MIG-",
+            Self::Vgpu => "VGPU-",
         }
     }
 }
@@ -39,6 +42,15 @@ impl GpuUuid {
         Self { kind: Kind::Mig, uuid: Uuid::from_bytes(bytes) }
     }
 
+    /// The vGPU with this number of a GPU: always the same, so that whoever makes it again finds
+    /// that it is there.
+    pub const fn vgpu(self, number: u32) -> Self {
+        // Odd and without a pattern: near UUIDs and near numbers do not meet.
+        const STEP: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+        let bits = self.uuid.as_u128() ^ STEP.wrapping_mul(number as u128 + 1);
+        Self { kind: Kind::Vgpu, uuid: Uuid::from_u128(bits) }
+    }
+
     /// The 16 bytes, as `cuDeviceGetUuid_v2` returns them.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.uuid.as_bytes()
@@ -47,9 +59,22 @@ impl GpuUuid {
     /// Whether it names a MIG instance and no whole GPU.
     pub const fn is_mig(self) -> bool {
         match self.kind {
-            Kind::Gpu => false,
+            Kind::Gpu | Kind::Vgpu => false,
             Kind::Mig => true,
         }
+    }
+
+    /// Whether it names a vGPU.
+    pub const fn is_vgpu(self) -> bool {
+        match self.kind {
+            Kind::Gpu | Kind::Mig => false,
+            Kind::Vgpu => true,
+        }
+    }
+
+    /// Whether it names a part of a GPU and no whole one.
+    pub const fn is_part(self) -> bool {
+        self.is_mig() || self.is_vgpu()
     }
 }
 
@@ -57,14 +82,14 @@ impl FromStr for GpuUuid {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let parsed = [Kind::Gpu, Kind::Mig].into_iter().find_map(|kind| {
+        let parsed = [Kind::Gpu, Kind::Mig, Kind::Vgpu].into_iter().find_map(|kind| {
             let uuid = text.strip_prefix(kind.prefix()).filter(|uuid| uuid.len() == 36)?;
             Some(Self { kind, uuid: Uuid::parse_str(uuid).ok()? })
         });
         parsed.ok_or_else(|| InvalidId {
             kind: "GPU",
             text: text.to_owned(),
-            rule: "write it as 'GPU-' (or 'MIG-') and a UUID, as the listing shows it",
+            rule: "write it as 'GPU-' (or 'MIG-', 'VGPU-') and a UUID, as the listing shows it",
         })
     }
 }
@@ -91,6 +116,10 @@ mod tests {
             let instance = GpuUuid::mig_from_bytes(bytes);
             prop_assert_eq!(instance.to_string().parse(), Ok(instance));
             prop_assert!(instance != gpu && instance.is_mig() && !gpu.is_mig());
+            let vgpus: Vec<GpuUuid> = (0..64).map(|number| gpu.vgpu(number)).collect();
+            prop_assert_eq!(vgpus.iter().collect::<std::collections::BTreeSet<_>>().len(), 64);
+            prop_assert_eq!(vgpus[7].to_string().parse(), Ok(vgpus[7]));
+            prop_assert!(vgpus.iter().all(|vgpu| vgpu.is_vgpu() && vgpu.is_part()));
         }
     }
 

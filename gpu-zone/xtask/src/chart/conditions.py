@@ -19,9 +19,9 @@ CEL = cel.NewEnv(
 # The resources' names, by the values file.
 NAMES = {
     "default": ["gpuzone.dev/gpu", "gpuzone.dev/memory-mib", "gpuzone.dev/memory-percent", "gpuzone.dev/share",
-                "gpuzone.dev/passthrough", "gpuzone.dev/mig-1g.10gb"],
+                "gpuzone.dev/passthrough", "gpuzone.dev/mig-1g.10gb", "gpuzone.dev/vgpu-nvidia-592"],
     "everything": ["nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores",
-                   "nvidia.com/pgpu", "nvidia.com/mig-1g.10gb"],
+                   "nvidia.com/pgpu", "nvidia.com/mig-1g.10gb", "nvidia.com/vgpu-nvidia-592"],
 }
 
 

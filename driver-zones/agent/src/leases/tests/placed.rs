@@ -11,6 +11,7 @@ fn wanted(node: &Node, holder: &str, folder: u64) -> Wanted {
     let share = ComputeShare::new(10).unwrap();
     let placement = Placement::of(vec![Grant { gpu, memory: MemoryBytes::gib(1), share }]).unwrap();
     Wanted {
+        nodes: Default::default(),
         holder: holder.parse().unwrap(),
         tenant: "acme".parse().unwrap(),
         placement,
