@@ -174,7 +174,7 @@ impl Context {
 
     /// Writes what kernels printed to the process's output, as the driver does whenever a
     /// program waits for its work.
-    fn write_prints(&self) {
+    pub(crate) fn write_prints(&self) {
         let (text, lost) = self.prints.take();
         note_lost(lost);
         if !text.is_empty() {

@@ -165,3 +165,34 @@ fn shown((number, value): (i32, i32)) -> (i32, i32) {
     ];
     if absent.contains(&DeviceAttribute(number)) { (number, 0) } else { (number, value) }
 }
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_core::{ComputeShare, MemoryBytes};
+
+    use super::*;
+
+    unsafe extern "C" fn one(place: *mut i32) -> CuResult {
+        // SAFETY: the worker gives a place for the answer.
+        unsafe { *place = 1 };
+        CuResult::SUCCESS
+    }
+
+    unsafe extern "C" fn reaches(place: *mut i32, which: i32, _: CUdevice) -> CuResult {
+        // SAFETY: as above.
+        unsafe { *place = i32::from(which == DeviceAttribute::PAGEABLE_MEMORY_ACCESS.0) };
+        CuResult::SUCCESS
+    }
+
+    #[test]
+    fn a_gpu_whose_kernels_reach_the_worker_serves_nobody() {
+        let share = ComputeShare::new(50).expect("a share");
+        let (gpu, memory) = (GpuUuid::from_bytes([0; 16]), MemoryBytes::gib(1));
+        let grants = [Grant { gpu, memory, share }];
+        let fine = Driver { device_count: one, ..Driver::idle() };
+        assert_eq!(devices(&fine, &grants).expect("one").1.len(), 1);
+        let reaching = Driver { device_attribute: reaches, device_count: one, ..Driver::idle() };
+        let refused = devices(&reaching, &grants).expect_err("refused").to_string();
+        assert!(refused.contains("uvm_disable_hmm=1"), "{refused}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUresult};
 
 use super::{allocate, context, get, module, ok, read};
 use crate::tenant::say;
@@ -72,6 +72,8 @@ pub(super) fn prints() {
         ok(sys::cuMemFree_v2(other));
         say("free", "");
         greeter.greet(1, 6);
+        // A context's end waits for no kernel.
+        while sys::cuStreamQuery(std::ptr::null_mut()) != CUresult::CUDA_SUCCESS {}
         ok(sys::cuDevicePrimaryCtxRelease_v2(0));
     }
     say("end", "");
