@@ -1,8 +1,9 @@
 //! What a session's kernels print.
 
-use gpuzone_cuda_abi::{CUstream, CuResult};
-use gpuzone_wire::spec::{ContextId, Printed};
 use std::time::Duration;
+
+use gpuzone_cuda_abi::{CUevent, CUstream, CuResult};
+use gpuzone_wire::spec::{ContextId, Printed};
 
 use super::Session;
 use crate::driver::Driver;
@@ -89,7 +90,7 @@ impl Session {
     }
 
     /// To be called before an event of the current context is waited for.
-    pub(super) fn before_waiting_for_event(&mut self, event: gpuzone_cuda_abi::CUevent) {
+    pub(super) fn before_waiting_for_event(&mut self, event: CUevent) {
         // SAFETY: an event of the current context.
         self.look_until_done(|driver| unsafe { (driver.event_query)(event) });
     }
