@@ -27,7 +27,13 @@ pub(crate) struct Broker {
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
     scrubs: Scrubs,
+    /// How leases did that were stopped lately. An agent that dies before it has written that down
+    /// has the next one ask again.
+    ended: Mutex<BTreeMap<LeaseId, LeaseStatus>>,
 }
+
+/// As many of them are kept at most.
+const MOST_ENDED: usize = 1024;
 
 /// `None` while the lease is started for the first time, and when that failed.
 type Entry = Arc<AsyncMutex<Option<Lease>>>;
@@ -61,7 +67,22 @@ impl Broker {
         let found = crate::resume::leases(&common, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        Ok(Self { common, paths, leases, scrubs: Scrubs::default() })
+        let (scrubs, ended) = (Scrubs::default(), Mutex::default());
+        Ok(Self { common, paths, leases, scrubs, ended })
+    }
+
+    fn ended(&self) -> MutexGuard<'_, BTreeMap<LeaseId, LeaseStatus>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps how a lease did until its scrub, which comes when the agent has written it down.
+    fn keep_ended(&self, last: LeaseStatus) {
+        let mut ended = self.ended();
+        ended.insert(last.lease, last);
+        while ended.len() > MOST_ENDED {
+            // Identifiers begin with the time at which they were made.
+            ended.pop_first();
+        }
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -77,6 +98,7 @@ impl Broker {
             let same = *lease.order() == order;
             return if same { Ok(lease.status()) } else { Err(StartError::Different(id)) };
         }
+        self.ended().remove(&id);
         let started = self.start_new(order).await;
         match started {
             Ok(started) => Ok(lease.insert(started).status()),
@@ -122,9 +144,11 @@ impl Broker {
         Ok(stats)
     }
 
-    /// Ends a lease; `None` when there is no such lease.
+    /// Ends a lease and answers how it did, again when it was ended lately; `None` when there is no
+    /// such lease.
     pub(crate) async fn stop(&self, id: LeaseId) -> Option<LeaseStatus> {
-        let entry = Arc::clone(self.leases().get(&id)?);
+        let entry = self.leases().get(&id).map(Arc::clone);
+        let Some(entry) = entry else { return self.ended().get(&id).cloned() };
         let mut lease = entry.lock().await;
         let stopped = match lease.take() {
             Some(lease) => {
@@ -132,9 +156,11 @@ impl Broker {
                 let last = lease.stop().await;
                 self.take_away(id, &slot);
                 tracing::info!(lease = %id, "ended");
+                self.keep_ended(last.clone());
                 Some(last)
             }
-            None => None,
+            // Somebody else stopped it while this one waited, or it never began.
+            None => self.ended().get(&id).cloned(),
         };
         drop(lease);
         self.forget(id, &entry);
@@ -144,6 +170,7 @@ impl Broker {
     /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
+        self.ended().remove(&order.lease);
         let turn = self.scrubs.take(&order.gpus).await;
         let lease = order.lease;
         let (log, socket) = (self.paths.scrub_log(lease), self.paths.scrub_turns(lease));

@@ -31,6 +31,7 @@ use crate::driver::{Device, LaunchBounds};
 use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
 use crate::nvml::OwnUse;
+use crate::prints::Prints;
 use crate::session::{Lease, LinePlace, Rings, Session, SessionPeer};
 use crate::turns::Turns;
 use arena::{Arena, arena};
@@ -55,6 +56,7 @@ pub fn caps() -> Caps {
         allocations: 3,
         pools: 3,
         pinned_bytes: 3 * 4096,
+        pinned_pieces: 2,
         ..Caps::default()
     }
 }
@@ -85,6 +87,7 @@ pub fn lease() -> std::io::Result<Arc<Lease>> {
         own_use: OwnUse::unknown(),
         images: HostRoom::new(caps().image_bytes),
         pinned: HostRoom::new(caps().pinned_bytes),
+        prints: Prints::none(caps().print_bytes),
         windows: false,
         caps: caps(),
         poisoned: false.into(),

@@ -51,6 +51,23 @@ impl Held {
         self.bytes += bytes;
         Ok(())
     }
+
+    /// Holds up to `bytes` more, as many as there is room for; answers how many.
+    pub(crate) fn grow_up_to(&mut self, bytes: u64) -> u64 {
+        let (most, mut grown) = (self.room.most, 0);
+        let more = |held: u64| {
+            grown = bytes.min(most.saturating_sub(held));
+            held.checked_add(grown)
+        };
+        let _ = self.room.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        self.bytes += grown;
+        grown
+    }
+
+    /// Holds as many fewer as `other` holds more.
+    pub(crate) fn hand_to(&mut self, other: &mut Self) {
+        other.bytes += std::mem::take(&mut self.bytes);
+    }
 }
 
 impl Drop for Held {
@@ -72,7 +89,12 @@ mod tests {
         assert_eq!(one.grow(1), Err(CuResult::OUT_OF_MEMORY));
         assert_eq!(one.grow(u64::MAX), Err(CuResult::OUT_OF_MEMORY));
         drop(other);
-        one.grow(6).unwrap();
+        one.grow(5).unwrap();
+        let mut more = Held::none(&room);
+        assert_eq!((more.grow_up_to(3), more.grow_up_to(3)), (1, 0));
+        more.hand_to(&mut one);
+        drop(more);
+        assert_eq!(room.held(), 10);
         drop(one);
         assert_eq!(room.held(), 0);
     }

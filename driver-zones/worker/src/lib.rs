@@ -21,6 +21,7 @@ pub mod ledger;
 mod log;
 pub mod nvml;
 mod pace;
+pub mod prints;
 mod roster;
 pub mod scrub;
 pub mod server;

@@ -15,6 +15,7 @@ use gpuzone_worker::driver::{Driver, devices, show_instances};
 use gpuzone_worker::host_room::HostRoom;
 use gpuzone_worker::ledger::Ledger;
 use gpuzone_worker::nvml::OwnUse;
+use gpuzone_worker::prints::Prints;
 use gpuzone_worker::session::Lease;
 use gpuzone_worker::turns::Turns;
 use gpuzone_worker::{harden, scrub, server};
@@ -70,6 +71,10 @@ fn run() -> anyhow::Result<i32> {
             .context("the broker's socket for turns is missing")?;
         turns.listen(listener).context("cannot take turns")?;
     }
+    say_ready().context("the broker does not listen")?;
+    // From here on it is what kernels print.
+    let prints = Prints::of_standard_output(spec.caps.print_bytes)
+        .context("cannot read what kernels print")?;
     let lease = Arc::new(Lease {
         driver,
         driver_version,
@@ -79,20 +84,18 @@ fn run() -> anyhow::Result<i32> {
         own_use: OwnUse::open(&spec.driver.nvml_library),
         images: HostRoom::new(spec.caps.image_bytes),
         pinned: HostRoom::new(spec.caps.pinned_bytes),
+        prints,
         caps: spec.caps,
         poisoned: false.into(),
         turns,
         windows: spec.windows,
     });
-    say_ready().context("the broker does not listen")?;
     Ok(server::run(&lease, &listener)?)
 }
 
-/// Tells the broker, then lets go of standard output.
+/// Tells the broker.
 fn say_ready() -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
     stdout.write_all(b"ready\n")?;
-    stdout.flush()?;
-    let null = File::options().write(true).open("/dev/null")?;
-    Ok(rustix::stdio::dup2_stdout(&null)?)
+    stdout.flush()
 }

@@ -10,6 +10,9 @@ pub const FAT_BINARY_WRAPPER: u32 = 0x4662_43b1;
 /// Bytes of a fat binary's header.
 pub const FAT_HEADER: usize = 16;
 
+/// What kernels call to print, in PTX and among the symbols of machine code.
+const PRINT: &[u8] = b"vprintf";
+
 const ENTRY_HEADER: usize = 64;
 const LZ4: u64 = 0x2000;
 const ZSTD: u64 = 0x8000;
@@ -166,6 +169,15 @@ pub fn unpacked_bytes(image: &[u8]) -> Result<u64, FatError> {
     Ok(entries(image)?.iter().fold(0, add))
 }
 
+/// Whether kernels of this image may print: they can where it names the function that does, and
+/// what is packed may name it.
+pub fn may_print(image: &[u8]) -> bool {
+    let packed = |entry: &Entry<'_>| entry.packing != Packing::Plain;
+    let is_fat = image.starts_with(&FAT_BINARY.to_le_bytes());
+    let hides = is_fat && entries(image).is_ok_and(|entries| entries.iter().any(packed));
+    hides || memchr::memmem::find(image, PRINT).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +195,18 @@ mod tests {
             assert_eq!(unpacked_bytes(&image), Ok(expected));
         }
         assert_eq!(unpacked_bytes(b".version"), Ok(8));
+    }
+
+    #[test]
+    fn what_may_print_names_it_or_is_packed() {
+        assert!(may_print(b"\x7fELF..\0vprintf\0") && !may_print(b"\x7fELF..\0printf\0"));
+        for (text, packing, prints) in [
+            (&b".extern .func vprintf"[..], Packing::Plain, true),
+            (b".version 8.0\n", Packing::Plain, false),
+            (b".version 8.0\n", Packing::Zstd, true),
+        ] {
+            assert_eq!(may_print(&fat_binary_of_ptx(text, packing, 13)), prints);
+        }
     }
 
     #[test]

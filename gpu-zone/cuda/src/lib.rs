@@ -15,6 +15,7 @@ mod graphs;
 mod handles;
 mod host;
 mod images;
+mod prints;
 mod state;
 mod stubs;
 mod tables;

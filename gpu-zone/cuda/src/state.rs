@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub(crate) current_pools: HashMap<usize, PoolId>,
     /// Whether a thread runs what the worker says is due.
     pub(crate) hears_worker: bool,
+    /// Whether kernels may print.
+    pub(crate) prints: bool,
     numbers: u32,
 }
 
@@ -125,6 +127,7 @@ pub(crate) fn initialise() -> Answer {
         pools: HashMap::new(),
         current_pools: HashMap::new(),
         hears_worker: false,
+        prints: false,
         numbers: FIRST_CONTEXT,
     });
     Ok(())
@@ -268,6 +271,13 @@ impl State {
         self.client.call(context, request, Payload::NONE)
     }
 
+    /// Makes a call that waits for work, which may have printed.
+    pub(crate) fn wait<R: Request>(&mut self, context: ContextId, request: &R) -> Answer {
+        let waited = self.call(context, request).map(drop);
+        self.write_prints();
+        waited
+    }
+
     /// Makes a context.
     pub(crate) fn create_context(&mut self, id: ContextId, device: usize, flags: u32) -> Answer {
         let number = u32::try_from(device).map_err(|_| CuResult::INVALID_DEVICE)?;
@@ -298,6 +308,6 @@ impl State {
         self.streams.retain(|_, stream| stream.context != id);
         self.events.retain(|_, context| *context != id);
         self.ranges.retain(|range| range.context != id);
-        self.call(id, &ContextDestroy { context: id }).map(|_| ())
+        self.wait(id, &ContextDestroy { context: id })
     }
 }

@@ -169,6 +169,7 @@ pub(crate) fn example(opcode: Opcode, pointer: DevicePtr) -> Vec<u8> {
         Opcode::EventSynchronize => EventSynchronize { event }.put(into),
         Opcode::EventQuery => EventQuery { event }.put(into),
         Opcode::EventElapsed => EventElapsed { start: event, end: event }.put(into),
+        Opcode::Prints => Prints {}.put(into),
         Opcode::Unsupported => Unsupported { function: 1 }.put(into),
         Opcode::ContextSetLimit => ContextSetLimit { limit: 2, value: BYTES }.put(into),
         Opcode::ModuleKernels => ModuleKernels { module }.put(into),

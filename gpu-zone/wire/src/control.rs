@@ -158,6 +158,10 @@ pub struct Caps {
     pub pools: u32,
     /// Bytes of host memory that all processes of a lease share with their worker.
     pub pinned_bytes: u64,
+    /// Pieces of such memory of a process; each is a file and a mapping of the worker's.
+    pub pinned_pieces: u32,
+    /// Bytes that kernels of all processes of a lease may have printed and nobody has taken yet.
+    pub print_bytes: u64,
 }
 
 impl Default for Caps {
@@ -174,6 +178,8 @@ impl Default for Caps {
             allocations: 1 << 20,
             pools: 64,
             pinned_bytes: 4 << 30,
+            pinned_pieces: 1024,
+            print_bytes: 16 << 20,
         }
     }
 }
@@ -223,7 +229,8 @@ pub enum Request {
     /// Asking again for a lease that is served is no error.
     Start(WorkerOrder),
     /// End the lease's worker, close its slot, forget it; answers with its last counters
-    /// when the process is gone. A lease that is not known is no error.
+    /// when the process is gone, and again until memory of the lease is cleared: an agent may have
+    /// died before it wrote them down. A lease that is not known is no error.
     Stop {
         /// Which.
         lease: LeaseId,

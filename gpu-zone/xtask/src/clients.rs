@@ -6,7 +6,7 @@ use crate::python::environment;
 
 /// Exact versions, without what they would install for machines that have GPUs: compilers of the
 /// CUDA version whose PTX the simulated GPU reads, and no linker but the driver's.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "--no-deps",
     "cuda-bindings==13.5.0",
     "cuda-core==1.2.2",
@@ -17,6 +17,7 @@ const PACKAGES: [&str; 12] = [
     "numpy==2.4.6",
     "nvidia-cuda-nvrtc==13.0.88",
     "nvidia-cuda-runtime==13.0.96",
+    "nvidia-ml-py==13.580.126",
     "nvidia-nvvm==13.0.88",
     "packaging==26.4",
 ];

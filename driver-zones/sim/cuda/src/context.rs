@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -22,6 +22,17 @@ use crate::work::{Work, perform};
 const PRINTS: usize = 1 << 20;
 /// The most that it may say.
 const MOST_PRINTS: usize = 64 << 20;
+
+/// Says how many texts of printf were lost in this process, each time that they have doubled: a
+/// program that prints without end has it said a few dozen times.
+fn note_lost(lost: u64) {
+    static LOST: AtomicU64 = AtomicU64::new(0);
+    let before = LOST.fetch_add(lost, Ordering::Relaxed);
+    let now = before.saturating_add(lost);
+    if now.checked_ilog2() > before.checked_ilog2() {
+        report(&format!("{now} texts of printf were lost so far: its buffer was full"));
+    }
+}
 
 pub(crate) struct Context {
     pub(crate) handle: Word,
@@ -163,11 +174,9 @@ impl Context {
 
     /// Writes what kernels printed to the process's output, as the driver does whenever a
     /// program waits for its work.
-    fn write_prints(&self) {
+    pub(crate) fn write_prints(&self) {
         let (text, lost) = self.prints.take();
-        if lost > 0 {
-            report(&format!("{lost} texts of printf were lost: its buffer was full"));
-        }
+        note_lost(lost);
         if !text.is_empty() {
             let mut output = std::io::stdout().lock();
             let written = output.write_all(&text).and_then(|()| output.flush());

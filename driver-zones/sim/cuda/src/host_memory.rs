@@ -1,8 +1,9 @@
-//! Host memory that the driver gave out or was told of: copies from and to it are asynchronous.
+//! Host memory that the driver gave out or was told of: copies from and to it are asynchronous, and
+//! kernels reach it at the address that it has in this process.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_cuda_abi::CuResult;
 
@@ -11,8 +12,31 @@ use crate::abi::{HostBytes, Word};
 
 const PAGE: usize = 4096;
 
+/// Launches that have reached a piece of memory, and are not over.
+#[derive(Default)]
+struct Launches {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+impl Launches {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A launch that has reached it: the memory stays for as long as this does.
+pub(crate) struct Reached(Arc<Launches>);
+
+impl Drop for Reached {
+    fn drop(&mut self) {
+        *self.0.count() -= 1;
+        self.0.none.notify_all();
+    }
+}
+
 /// A piece of pinned memory.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Pinned {
     pub(crate) address: Word,
     pub(crate) len: usize,
@@ -20,6 +44,7 @@ pub(crate) struct Pinned {
     /// The context it was made in.
     pub(crate) context: Word,
     origin: Origin,
+    launches: Arc<Launches>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,7 +74,8 @@ pub(crate) fn allocate(len: usize, flags: u32, context: Word) -> Answer<Word> {
         return Err(CuResult::OUT_OF_MEMORY);
     }
     let origin = Origin::Allocated;
-    table().insert(address, Pinned { address, len, flags, context, origin });
+    let launches = Arc::default();
+    table().insert(address, Pinned { address, len, flags, context, origin, launches });
     Ok(address)
 }
 
@@ -75,7 +101,8 @@ pub(crate) fn register(bytes: HostBytes, flags: u32, context: Word) -> Answer {
         return Err(CuResult::HOST_MEMORY_ALREADY_REGISTERED);
     }
     let origin = Origin::Registered;
-    table.insert(address, Pinned { address, len, flags, context, origin });
+    let launches = Arc::default();
+    table.insert(address, Pinned { address, len, flags, context, origin, launches });
     Ok(())
 }
 
@@ -86,20 +113,35 @@ pub(crate) fn unregister(address: Word) -> Answer {
 
 fn take(address: Word, origin: Origin, otherwise: CuResult) -> Answer<Pinned> {
     let mut table = table();
-    match table.get(&address) {
-        Some(pinned) if pinned.origin == origin => table.remove(&address).ok_or(otherwise),
-        Some(_) | None => Err(otherwise),
+    table.get(&address).filter(|pinned| pinned.origin == origin).ok_or(otherwise)?;
+    let pinned = table.remove(&address).ok_or(otherwise)?;
+    drop(table);
+    // No launch finds it any more; those that have found it come to their ends first.
+    let over = pinned.launches.none.wait_while(pinned.launches.count(), |count| *count > 0);
+    drop(over.unwrap_or_else(PoisonError::into_inner));
+    Ok(pinned)
+}
+
+/// Has a launch reach the memory that holds `address`: where it begins, its length, and what
+/// keeps it.
+pub(crate) fn reach(address: Word) -> Option<(Word, usize, Reached)> {
+    let table = table();
+    let (start, pinned) = table.range(..=address).next_back()?;
+    if address - start >= pinned.len {
+        return None;
     }
+    *pinned.launches.count() += 1;
+    Some((*start, pinned.len, Reached(Arc::clone(&pinned.launches))))
 }
 
 /// The pinned memory that holds `address`.
 pub(crate) fn find(address: Word) -> Option<Pinned> {
     let table = table();
     let (start, pinned) = table.range(..=address).next_back()?;
-    (address - start < pinned.len).then_some(*pinned)
+    (address - start < pinned.len).then(|| pinned.clone())
 }
 
 /// Whether all of `bytes` is pinned.
 pub(crate) fn is_pinned(bytes: HostBytes) -> bool {
-    find(bytes.address).is_some_and(|p| bytes.address - p.address + bytes.len <= p.len)
+    find(bytes.address).is_some_and(|p| bytes.len <= p.len - (bytes.address - p.address))
 }

@@ -15,8 +15,8 @@
 //!   in a sandbox afterwards.
 //! * It exports what it does and nothing else: a function that is not there is not found.
 //!
-//! Limits: PTX only, of which the linker takes one; no managed memory, peer access, graphs, textures
-//! or device access to host memory; pools reserve what is used; mapped memory is of the first GPU.
+//! Limits: PTX only, of which the linker takes one; no managed memory, peer access, graphs or
+//! textures; pools reserve what is used; mapped memory is of the first GPU.
 
 mod abi;
 mod api;

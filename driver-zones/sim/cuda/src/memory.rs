@@ -9,7 +9,9 @@ use gpuzone_sim_device::{AllocateError, Attachment, DeviceMap};
 use gpuzone_sim_ptx::{DeviceMemory, Region};
 
 use crate::Answer;
+use crate::abi::HostBytes;
 use crate::driver::report;
+use crate::host_memory::{self, Reached};
 use crate::physical::{Mapping, Physical};
 
 /// What stands in device memory.
@@ -107,7 +109,8 @@ impl Memory {
     /// Where `bytes` at `address` lie in this process, if one live allocation holds them all.
     pub(crate) fn host(&self, address: u64, bytes: u64) -> Answer<(*mut u8, usize)> {
         let Some((base, allocation)) = find(&self.live(), address) else {
-            let host = self.physical.host(address, bytes).ok_or(CuResult::INVALID_VALUE)?;
+            let host = self.physical.host(address, bytes).or_else(|| pinned(address, bytes));
+            let host = host.ok_or(CuResult::INVALID_VALUE)?;
             let bytes = usize::try_from(bytes).map_err(|_| CuResult::INVALID_VALUE)?;
             return Ok((host, bytes));
         };
@@ -122,8 +125,15 @@ impl Memory {
     /// What a launch may touch.
     pub(crate) fn view(&self) -> View<'_> {
         let (live, mapped) = (Arc::clone(&self.live()), self.physical.mapped());
-        View { map: self.attachment.map(), live, mapped }
+        View { map: self.attachment.map(), live, mapped, reached: Mutex::default() }
     }
+}
+
+/// Where `bytes` lie that are pinned memory of the host's, which has one address for all.
+fn pinned(address: u64, bytes: u64) -> Option<*mut u8> {
+    let (address, len) = (usize::try_from(address).ok()?, usize::try_from(bytes).ok()?);
+    let bytes = HostBytes::new(address, len).ok()?;
+    host_memory::is_pinned(bytes).then(|| bytes.as_mut_ptr())
 }
 
 fn find(live: &Live, address: u64) -> Option<(u64, Allocation)> {
@@ -157,16 +167,31 @@ pub(crate) struct View<'a> {
     map: &'a DeviceMap,
     live: Arc<Live>,
     mapped: Arc<BTreeMap<u64, Mapping>>,
+    /// Pinned memory of the host, by its address, that the launch has reached.
+    reached: Mutex<BTreeMap<usize, Reached>>,
 }
 
-// SAFETY: the map stays for as long as the process lives. Nothing else touches the bytes of this
+impl View<'_> {
+    fn host_region(&self, address: u64) -> Option<Region> {
+        let (start, len, reached) = host_memory::reach(usize::try_from(address).ok()?)?;
+        let mut all = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(start).or_insert(reached);
+        let (base, host) = (start as u64, std::ptr::with_exposed_provenance_mut(start));
+        Some(Region { base, len: len as u64, host, writable: true })
+    }
+}
+
+// SAFETY: the map stays for as long as the process lives, and pinned memory for as long as the view
+// that has reached it; what the program does to that meanwhile is from outside. Nothing else touches the bytes of this
 // context during a launch: copies and fills are work of the same executor, frees come in their
 // turn, and other contexts and processes have other allocations.
 unsafe impl DeviceMemory for View<'_> {
     fn region(&self, address: u64) -> Option<Region> {
         let Some((base, allocation)) = find(&self.live, address) else {
-            let (base, mapping) = self.mapped.range(..=address).next_back()?;
-            let inside = address - *base < mapping.bytes && mapping.flags != 0;
+            let mapping = self.mapped.range(..=address).next_back();
+            let mapping = mapping.filter(|(base, mapping)| address - **base < mapping.bytes);
+            let Some((base, mapping)) = mapping else { return self.host_region(address) };
+            let inside = mapping.flags != 0;
             let host = std::ptr::with_exposed_provenance_mut(usize::try_from(*base).ok()?);
             let (base, len, writable) = (*base, mapping.bytes, mapping.flags == 3);
             return inside.then_some(Region { base, len, host, writable });

@@ -34,6 +34,11 @@ pub enum DeviceError {
         "GPU {0} of the lease is not among those that the driver shows; it may have fallen off the bus, or the CUDA and the NVML library are of two drivers"
     )]
     Missing(GpuUuid),
+    /// Its kernels reach all memory of whoever runs them.
+    #[error(
+        "GPU {0} lets kernels reach all memory of the process that runs them, so that a tenant's kernel would reach the worker's own; load the module nvidia_uvm with uvm_disable_hmm=1, and where the GPU shares the host's page tables give it out whole"
+    )]
+    HostInReach(GpuUuid),
 }
 
 fn ask(action: &'static str, result: CuResult) -> Result<(), DeviceError> {
@@ -90,6 +95,10 @@ fn device(driver: &Driver, ordinal: CUdevice, grant: &Grant) -> Result<Device, D
             asked.is_success().then_some((attribute.0, value))
         })
         .collect();
+    // Kernels are the tenant's, and the process is this one.
+    if attributes.contains(&(DeviceAttribute::PAGEABLE_MEMORY_ACCESS.0, 1)) {
+        return Err(DeviceError::HostInReach(grant.gpu));
+    }
     let lazy = DeviceAttribute::PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES.0;
     Ok(Device {
         ordinal,
@@ -110,7 +119,6 @@ fn shown((number, value): (i32, i32)) -> (i32, i32) {
     use DeviceAttribute as A;
     let absent = [
         A::UNIFIED_ADDRESSING,
-        A::CAN_MAP_HOST_MEMORY,
         A::COMPUTE_MODE,
         A::MANAGED_MEMORY,
         A::HOST_NATIVE_ATOMIC_SUPPORTED,
@@ -156,4 +164,35 @@ fn shown((number, value): (i32, i32)) -> (i32, i32) {
         A::HOST_ALLOC_DMA_BUF_SUPPORTED,
     ];
     if absent.contains(&DeviceAttribute(number)) { (number, 0) } else { (number, value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_core::{ComputeShare, MemoryBytes};
+
+    use super::*;
+
+    unsafe extern "C" fn one(place: *mut i32) -> CuResult {
+        // SAFETY: the worker gives a place for the answer.
+        unsafe { *place = 1 };
+        CuResult::SUCCESS
+    }
+
+    unsafe extern "C" fn reaches(place: *mut i32, which: i32, _: CUdevice) -> CuResult {
+        // SAFETY: as above.
+        unsafe { *place = i32::from(which == DeviceAttribute::PAGEABLE_MEMORY_ACCESS.0) };
+        CuResult::SUCCESS
+    }
+
+    #[test]
+    fn a_gpu_whose_kernels_reach_the_worker_serves_nobody() {
+        let share = ComputeShare::new(50).expect("a share");
+        let (gpu, memory) = (GpuUuid::from_bytes([0; 16]), MemoryBytes::gib(1));
+        let grants = [Grant { gpu, memory, share }];
+        let fine = Driver { device_count: one, ..Driver::idle() };
+        assert_eq!(devices(&fine, &grants).expect("one").1.len(), 1);
+        let reaching = Driver { device_attribute: reaches, device_count: one, ..Driver::idle() };
+        let refused = devices(&reaching, &grants).expect_err("refused").to_string();
+        assert!(refused.contains("uvm_disable_hmm=1"), "{refused}");
+    }
 }

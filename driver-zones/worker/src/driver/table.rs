@@ -126,6 +126,7 @@ driver! {
     set_rows_32: ["cuMemsetD2D32Async"] (CUdeviceptr, usize, u32, usize, usize, CUstream);
     copy_rows: ["cuMemcpy2DAsync_v2"] (*const [u64; WORDS_2D], CUstream);
     host_register: ["cuMemHostRegister_v2"] (*mut c_void, usize, u32);
+    host_device_pointer: ["cuMemHostGetDevicePointer_v2"] (*mut CUdeviceptr, *mut c_void, u32);
     host_unregister: ["cuMemHostUnregister"] (*mut c_void);
     granularity: ["cuMemGetAllocationGranularity"] (*mut usize, *const PhysicalProperties, u32);
     address_reserve: ["cuMemAddressReserve"] (*mut CUdeviceptr, usize, usize, CUdeviceptr, u64);

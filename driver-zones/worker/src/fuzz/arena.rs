@@ -175,7 +175,9 @@ impl Arena {
     pub(super) fn touch(&mut self, call: &str, address: u64, bytes: u64) {
         let held = self.memory.range(..=address).next_back();
         let within = address.checked_add(bytes).is_some_and(|end| {
-            held.is_some_and(|(base, (size, _))| end <= base + size) || self.is_mapped(address, end)
+            held.is_some_and(|(base, (size, _))| end <= base + size)
+                || self.is_mapped(address, end)
+                || self.is_shared(address, end)
         });
         self.expect(within, || format!("{call} of {bytes} bytes at {address:#x}"));
     }
@@ -191,6 +193,19 @@ impl Arena {
         self.expect_context();
         let is_new = self.hosts.insert(address, (bytes, self.current)).is_none();
         self.expect(is_new && bytes > 0, || "host memory that it knows".to_owned());
+    }
+
+    pub(super) fn device_pointer(&mut self, address: usize) -> u64 {
+        let known = self.hosts.contains_key(&address);
+        self.expect(known, || "where host memory lies that it does not know".to_owned());
+        address as u64
+    }
+
+    /// Whether kernels find so much of host memory there.
+    fn is_shared(&self, address: u64, end: u64) -> bool {
+        let at = usize::try_from(address).unwrap_or(usize::MAX);
+        let host = self.hosts.range(..=at).next_back();
+        host.is_some_and(|(base, (bytes, _))| end <= (*base + *bytes) as u64)
     }
 
     pub(super) fn unregister(&mut self, address: usize) {

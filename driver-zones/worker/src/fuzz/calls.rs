@@ -180,6 +180,7 @@ fn ends() -> Vec<Made> {
         made(&ModuleUnload { module: ModuleId(1) }),
         made(&MemoryFree { pointer: address(1) }),
         made(&Unsupported { function: 3 }),
+        made(&Prints {}),
         made(&ContextDestroy { context: ContextId(1) }),
     ]
 }

@@ -226,6 +226,10 @@ watching! {
         arena(|arena| arena.register(address.addr(), bytes));
     }
 
+    fn host_device_pointer(place: *mut CUdeviceptr, address: *mut c_void, _flags: u32) {
+        answer(place, arena(|arena| arena.device_pointer(address.addr())));
+    }
+
     fn host_unregister(address: *mut c_void) {
         read(address, 1);
         arena(|arena| arena.unregister(address.addr()));

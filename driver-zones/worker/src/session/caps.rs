@@ -18,6 +18,7 @@ impl Session {
         assert!(self.physical.count() <= most(caps.allocations));
         // GPUs' own pools are no tenant's to number.
         assert!(self.pools.len() <= most(caps.pools) + self.lease.devices.len());
+        assert!(self.hosts.len() <= most(caps.pinned_pieces));
         assert!(self.globals.len() <= most(caps.allocations));
         assert!(self.image.len() as u64 <= caps.module_bytes);
         let limits = self.contexts.values().flat_map(|context| context.limits.values());

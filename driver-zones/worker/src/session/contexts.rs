@@ -137,10 +137,11 @@ impl Session {
             self.unregister_all(id);
         }
         let mut context = self.contexts.remove(&id).ok_or(CuResult::INVALID_CONTEXT)?;
-        self.modules.retain(|_, module| module.context != id);
+        let modules = self.modules.extract_if(|_, module| module.context == id);
+        let modules: Vec<Charge> = modules.map(|(_, module)| module.charge).collect();
         self.functions.retain(|_, function| function.context != id);
-        let modules = &self.modules;
-        self.globals.retain(|_, global| modules.contains_key(&global.module));
+        let left = &self.modules;
+        self.globals.retain(|_, global| left.contains_key(&global.module));
         self.streams.retain(|_, (of, _)| *of != id);
         self.events.retain(|_, (of, _)| *of != id);
         if self.current == id {
@@ -156,9 +157,16 @@ impl Session {
             self.lease.turns.end(context.device, None);
         }
         let blocks = self.forget_blocks(id);
+        let held = self.allocations.extract_if(.., |_, held| held.context == id);
+        let mut charges: Vec<Charge> = held.map(|(_, held)| held.charge).collect();
+        charges.extend(blocks.into_iter().chain(modules).chain([context.charge]));
+        charges.extend(context.limits.into_values());
+        if !result.is_success() {
+            // Whether anything of it came back nobody knows.
+            self.lose(std::mem::take(&mut charges));
+        }
         // Charges go last: nobody is told that there is room before there is.
-        self.allocations.retain(|_, allocation| allocation.context != id);
-        drop((context.charge, context.limits, blocks));
+        drop(charges);
         self.ask(result)
     }
 }

@@ -22,6 +22,7 @@ impl Handler for Session {
         _: ContextSynchronize,
     ) -> Answer<ContextIdle> {
         self.enter(call.context)?;
+        self.before_waiting_for_all(call.context);
         // SAFETY: waits for the current context's work.
         let waited = unsafe { (self.lease.driver.context_synchronize)() };
         let waited = self.ask(waited);
@@ -102,7 +103,7 @@ impl Handler for Session {
     }
 
     fn host_allocate(&mut self, call: &mut Call<'_>, r: HostAllocate) -> Answer<HostAllocated> {
-        self.share_memory(call, r.memory, r.bytes).map(|()| HostAllocated {})
+        self.share_memory(call, r.memory, r.bytes).map(|pointer| HostAllocated { pointer })
     }
 
     fn host_free(&mut self, _: &mut Call<'_>, r: HostFree) -> Answer<HostFreed> {
@@ -312,6 +313,10 @@ impl Handler for Session {
 
     fn event_elapsed(&mut self, _: &mut Call<'_>, r: EventElapsed) -> Answer<EventElapsedReply> {
         Ok(EventElapsedReply { milliseconds: self.elapsed(r.start, r.end)? })
+    }
+
+    fn prints(&mut self, _: &mut Call<'_>, _: Prints) -> Answer<Printed> {
+        Ok(self.take_prints())
     }
 
     fn unsupported(&mut self, _: &mut Call<'_>, r: Unsupported) -> Answer<()> {

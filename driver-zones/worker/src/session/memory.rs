@@ -49,7 +49,10 @@ impl Session {
         lease.turns.end(device, None);
         if let Err(error) = self.ask(zeroed) {
             // SAFETY: the memory just allocated, known to nobody.
-            let _ = unsafe { (lease.driver.memory_free)(pointer) };
+            let freed = unsafe { (lease.driver.memory_free)(pointer) };
+            if !freed.is_success() {
+                self.lose([charge]);
+            }
             return Err(error);
         }
         Ok((pointer, charge))
@@ -86,7 +89,7 @@ impl Session {
             variable.map(|(base, held)| base.saturating_add(held.bytes)),
         ];
         let fits = ends.into_iter().flatten().any(|held_end| end <= held_end);
-        if fits || self.physical.cover(pointer.0, bytes) {
+        if fits || self.physical.cover(pointer.0, bytes) || self.hosts_cover(pointer.0, end) {
             Ok(())
         } else {
             Err(CuResult::INVALID_VALUE)
@@ -128,6 +131,7 @@ impl Session {
         let stream = self.stream(call.context, request.stream)?;
         self.enter(call.context)?;
         self.check_range(request.source, request.bytes)?;
+        self.before_waiting(stream);
         let mut at = request.source.0;
         let mut left = request.bytes;
         while left > 0 {
@@ -215,6 +219,7 @@ impl Session {
 
     /// Waits for a stream of the current context.
     pub(super) fn wait_for(&mut self, stream: CUstream) -> Result<(), CuResult> {
+        self.before_waiting(stream);
         // SAFETY: a stream of the current context, or one of CUDA's own.
         let waited = unsafe { (self.lease.driver.stream_synchronize)(stream) };
         let waited = self.ask(waited);

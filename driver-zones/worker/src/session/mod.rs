@@ -11,6 +11,7 @@ mod memory;
 mod modules;
 mod physical;
 mod pools;
+mod prints;
 mod rows;
 mod serve;
 mod shared;
@@ -41,11 +42,14 @@ use crate::busy::{BusyClock, Meter};
 use crate::driver::{Device, Driver};
 use crate::host_room::{Held, HostRoom};
 use crate::ledger::{Charge, Ledger};
+use crate::log;
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
+use crate::prints::Prints;
 use crate::turns::Turns;
 use physical::Physical;
 use pools::Pool;
+use prints::Printing;
 use shared::Host;
 
 /// Kernels that a session may have looked up.
@@ -70,6 +74,8 @@ pub struct Lease {
     pub images: Arc<HostRoom>,
     /// Host memory that is shared with tenants.
     pub pinned: Arc<HostRoom>,
+    /// What kernels print.
+    pub prints: Arc<Prints>,
     /// Caps on each session.
     pub caps: Caps,
     /// Whether some session's context had a fault that a process does not recover from.
@@ -95,8 +101,8 @@ struct Context {
 struct Module {
     context: ContextId,
     driver: CUmodule,
-    /// Held for their drop.
-    _charge: Charge,
+    charge: Charge,
+    /// Held for its drop.
     _image: Held,
 }
 
@@ -137,6 +143,7 @@ pub struct Session {
     hosts: HashMap<HostId, Host>,
     physical: Physical,
     line: LinePlace,
+    printing: Printing,
     image: Vec<u8>,
     image_held: Held,
 }
@@ -145,6 +152,7 @@ impl Session {
     /// A session that holds nothing.
     pub fn new(lease: Arc<Lease>, clock: Arc<BusyClock>, line: LinePlace) -> Self {
         let image_held = Held::none(&lease.images);
+        let printing = Printing::of(&lease);
         Self {
             lease,
             clock,
@@ -160,6 +168,7 @@ impl Session {
             hosts: HashMap::new(),
             physical: Physical::default(),
             line,
+            printing,
             image: Vec::new(),
             image_held,
         }
@@ -193,6 +202,15 @@ impl Session {
         left
     }
 
+    /// Memory that the driver did not take back, and that nothing stands for any more: it stays
+    /// charged for as long as this worker lives, which is until its sessions are over.
+    fn lose(&self, charges: impl IntoIterator<Item = Charge>) {
+        charges.into_iter().for_each(std::mem::forget);
+        if !self.lease.poisoned.swap(true, Ordering::SeqCst) {
+            log::say("the driver did not take memory back; it stays charged until a fresh worker");
+        }
+    }
+
     fn uuid(&self, device: usize) -> GpuUuid {
         let bytes = self.lease.devices.get(device).map(|device| device.info.uuid);
         GpuUuid::from_bytes(bytes.unwrap_or_default())
@@ -205,12 +223,15 @@ impl Drop for Session {
         if let Some(line) = self.line.get() {
             line.close();
         }
+        // What a context still prints is this session's, though nobody is left to read it.
+        self.begin_printing();
         let contexts: Vec<ContextId> = self.contexts.keys().copied().collect();
         for context in contexts {
             // Whatever the driver says, nothing of it is used again.
             let _ = self.end_context(context);
         }
         self.forget_physical();
+        self.end_printing();
     }
 }
 

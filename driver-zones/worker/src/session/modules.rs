@@ -41,6 +41,10 @@ impl Session {
         }
         room(self.modules.len(), self.lease.caps.modules)?;
         self.check_image(&image)?;
+        let prints = image::may_print(&image);
+        if prints {
+            self.expect_prints();
+        }
         // Takes long, and nobody else is to wait for that.
         self.drain();
         let device = self.enter(context)?.device;
@@ -62,7 +66,7 @@ impl Session {
         if self.ask(result).is_ok() {
             match charge {
                 Ok(charge) => {
-                    let module = Module { context, driver: made, _charge: charge, _image: held };
+                    let module = Module { context, driver: made, charge, _image: held };
                     self.modules.insert(request.module, module);
                 }
                 Err(over) => {
@@ -73,7 +77,7 @@ impl Session {
             }
         }
         let (info_log, error_log) = compiler.logs();
-        Ok(ModuleLoaded { loaded: result.0, info_log, error_log })
+        Ok(ModuleLoaded { loaded: result.0, prints, info_log, error_log })
     }
 
     /// Refuses what would not stay small when the driver unpacks it.
@@ -122,8 +126,10 @@ impl Session {
             // SAFETY: a module of the current context; its kernels are in no table any more.
             unsafe { (self.lease.driver.module_unload)(driver) }
         };
+        // What the driver keeps stays charged.
+        self.ask(unloaded)?;
         self.modules.remove(&id);
-        self.ask(unloaded)
+        Ok(())
     }
 
     pub(super) fn look_up_function(

@@ -1,7 +1,7 @@
 //! Memory and addresses apart from each other. Memory is charged when it is made and until it is
 //! released and nothing of it is mapped.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use gpuzone_cuda_abi::{CuResult, MemoryAccess, MemoryLocation, PhysicalProperties};
 use gpuzone_wire::spec::{
@@ -153,9 +153,13 @@ impl Session {
             }
         };
         self.ask(made)?;
-        if let Err(error) = self.zero(context, driver, bytes, ordinal) {
+        let mut stays = false;
+        if let Err(error) = self.zero(context, (driver, bytes), ordinal, &mut stays) {
             // SAFETY: the memory just made, known to nobody.
-            let _ = unsafe { (self.lease.driver.physical_release)(driver) };
+            let released = unsafe { (self.lease.driver.physical_release)(driver) };
+            if stays || !released.is_success() {
+                self.lose([charge]);
+            }
             return Err(error);
         }
         let (bytes, maps, released) = (request.bytes, 0, false);
@@ -164,13 +168,14 @@ impl Session {
         Ok(())
     }
 
-    /// Overwrites memory that nobody has mapped yet, by mapping it for a moment.
+    /// Overwrites memory that nobody has mapped yet, by mapping it for a moment. `stays` when the
+    /// driver did not take that mapping away again.
     fn zero(
         &mut self,
         context: ContextId,
-        memory: u64,
-        bytes: usize,
+        (memory, bytes): (u64, usize),
         ordinal: i32,
+        stays: &mut bool,
     ) -> Result<(), CuResult> {
         let (device, zeroing) = self.enter(context).map(|c| (c.device, c.zeroing))?;
         self.wait_for_turn(device);
@@ -189,7 +194,9 @@ impl Session {
                     let set = set.and_then(|()| (driver.set_8)(at, 0, bytes, zeroing).ok());
                     let done = set.and_then(|()| (driver.stream_synchronize)(zeroing).ok());
                     // Whatever came of it: what stays mapped stays taken.
-                    done.and((driver.physical_unmap)(at, bytes).ok())
+                    let unmapped = (driver.physical_unmap)(at, bytes).ok();
+                    *stays = unmapped.is_err();
+                    done.and(unmapped)
                 });
                 done.and((driver.address_free)(at, bytes).ok())
             });
@@ -210,6 +217,12 @@ impl Session {
             // not.
             unsafe { (self.lease.driver.physical_release)(driver) }
         };
+        if !released.is_success()
+            && let Some(memory) = self.physical.memory.get_mut(&id)
+        {
+            // It is there as before, and charged.
+            memory.released = false;
+        }
         self.forget_memory(id);
         self.ask(released)
     }
@@ -308,21 +321,31 @@ impl Session {
     pub(super) fn forget_physical(&mut self) {
         let Physical { reserved, memory, mapped } = std::mem::take(&mut self.physical);
         let driver = &self.lease.driver;
-        let _gate = self.lease.ledger.close_gate();
+        let gate = self.lease.ledger.close_gate();
         let small = |bytes| usize::try_from(bytes).unwrap_or(0);
+        let mut kept = BTreeSet::new();
         // SAFETY: all of it is this session's, and no context of it has work any more.
         unsafe {
             for (at, mapping) in mapped {
-                let _ = (driver.physical_unmap)(at, small(mapping.bytes));
+                if !(driver.physical_unmap)(at, small(mapping.bytes)).is_success() {
+                    kept.insert(mapping.memory);
+                }
             }
-            for memory in memory.values().filter(|memory| !memory.released) {
-                let _ = (driver.physical_release)(memory.driver);
+            for (id, memory) in memory.iter().filter(|(_, memory)| !memory.released) {
+                if !(driver.physical_release)(memory.driver).is_success() {
+                    kept.insert(*id);
+                }
             }
             for (at, bytes) in reserved {
                 let _ = (driver.address_free)(at, small(bytes));
             }
         }
-        drop(memory);
+        drop(gate);
+        for (id, memory) in memory {
+            if kept.contains(&id) {
+                self.lose([memory.charge]);
+            }
+        }
     }
 }
 

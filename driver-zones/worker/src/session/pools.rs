@@ -240,13 +240,15 @@ impl Session {
     fn release(&mut self, block: Block) {
         let _gate = self.lease.ledger.close_gate();
         // SAFETY: memory and an event of the current context, in no table any more.
-        unsafe {
+        let freed = unsafe {
             if !block.done.is_null() {
                 let _ = (self.lease.driver.event_destroy)(block.done);
             }
-            let _ = (self.lease.driver.memory_free)(block.pointer);
+            (self.lease.driver.memory_free)(block.pointer)
+        };
+        if !freed.is_success() {
+            self.lose([block.charge]);
         }
-        drop(block.charge);
     }
 
     /// Work was waited for: pools give back what they need not keep.

@@ -100,6 +100,7 @@ impl Session {
             // Rows that long go one by one, as other copies do.
             return Err(CuResult::INVALID_VALUE);
         }
+        self.before_waiting(stream);
         let (mut at, mut left) = (r.source.0, r.rows);
         while left > 0 {
             let rows = left.min(at_once);

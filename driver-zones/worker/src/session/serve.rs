@@ -11,7 +11,7 @@ use gpuzone_wire::ring::{
     Direction, Header, MAX_CONTROL, Payload, Peer, Reader, Received, Region, RingError, Spin,
     Writer, flag,
 };
-use gpuzone_wire::spec::{Call, ContextId, Handler, Opcode, Pieces, dispatch};
+use gpuzone_wire::spec::{Call, ContextId, Opcode, Pieces, dispatch};
 
 use super::Session;
 use crate::turns::Pressure;
@@ -146,8 +146,9 @@ impl<'a> Rings<'a> {
         }
         self.answer.clear();
         CuResult::SUCCESS.0.put(&mut self.answer);
-        // A context ends whatever happened before: that is how a program lets go of a fault.
-        let is_asked = wants_reply && opcode != Opcode::ContextDestroy;
+        // A context ends whatever happened before: that is how a program lets go of a fault. And
+        // what kernels printed before it is told.
+        let is_asked = wants_reply && !matches!(opcode, Opcode::ContextDestroy | Opcode::Prints);
         let deferred = if is_asked { pending(self.region.deferred()) } else { None };
         let status = match deferred {
             Some(error) => error,
@@ -160,10 +161,11 @@ impl<'a> Rings<'a> {
                 let mut pieces = RingPieces { replies, header, peer, socket };
                 let context = ContextId(header.context);
                 let mut call = Call { context, bulk: received.bulk, pieces: &mut pieces };
-                let handler: &mut dyn Handler = session;
+                session.begin_printing();
                 let control = self.requests.control();
-                dispatch(handler, opcode, control, &mut call, &mut self.answer)
-                    .map_err(Ended::Call)?
+                let done = dispatch(session, opcode, control, &mut call, &mut self.answer);
+                session.end_printing();
+                done.map_err(Ended::Call)?
             }
         };
         if wants_reply {

@@ -1,17 +1,25 @@
+use std::os::fd::AsFd;
+
 use gpuzone_cuda_abi::CuResult;
-use gpuzone_wire::spec::{Call, ContextId, CopySharedToDevice, CopySharedToHost, HostId};
+use gpuzone_wire::spec::{
+    Call, ContextId, CopySharedToDevice, CopySharedToHost, DevicePtr, HostId,
+};
 use gpuzone_wire::stats::Copied;
 
-use super::Session;
+use super::{Session, room};
 use crate::host_room::Held;
 use crate::shared::SharedMemory;
 
 /// `CU_MEMHOSTREGISTER_PORTABLE`: for all contexts.
 const PORTABLE: u32 = 1;
+/// `CU_MEMHOSTREGISTER_DEVICEMAP`: kernels find it at an address of the device's.
+const DEVICE_MAP: u32 = 2;
 
 /// Memory that the session's tenant maps too.
 pub(super) struct Host {
     memory: SharedMemory,
+    /// Where kernels find it; 0 where they do not.
+    pointer: u64,
     /// In which context the driver knows it; `None` when that is gone.
     registered: Option<ContextId>,
     /// Held for its drop.
@@ -24,28 +32,55 @@ impl Session {
         call: &mut Call<'_>,
         id: HostId,
         bytes: u64,
-    ) -> Result<(), CuResult> {
+    ) -> Result<DevicePtr, CuResult> {
         if bytes == 0 || self.hosts.contains_key(&id) {
             return Err(CuResult::INVALID_VALUE);
         }
+        room(self.hosts.len(), self.lease.caps.pinned_pieces)?;
         self.enter(call.context)?;
         let mut held = Held::none(&self.lease.pinned);
         // What the kernel takes is whole pages.
         let pages = bytes.checked_next_multiple_of(4096).ok_or(CuResult::OUT_OF_MEMORY)?;
         held.grow(pages)?;
         let size = usize::try_from(pages).map_err(|_| CuResult::OUT_OF_MEMORY)?;
-        let memory = SharedMemory::create(size)?;
-        // SAFETY: a mapping of this size, which is unregistered before it goes.
+        let mut memory = SharedMemory::create(size)?;
+        let file = memory.take_file().ok_or(CuResult::OPERATING_SYSTEM)?;
+        let flags = PORTABLE | DEVICE_MAP;
+        // SAFETY: a mapping of this size, which is unregistered before it goes. Whole pages, with
+        // nothing in them that is not the tenant's: kernels reach all of them.
         let registered =
-            unsafe { (self.lease.driver.host_register)(memory.address(), size, PORTABLE) };
+            unsafe { (self.lease.driver.host_register)(memory.address(), size, flags) };
         self.ask(registered)?;
-        let mut host = Host { memory, registered: Some(call.context), _held: held };
-        if let Err(error) = call.pieces.hand_over(host.memory.file()) {
+        let pointer = self.device_pointer(&memory);
+        let mut host = Host { memory, pointer, registered: Some(call.context), _held: held };
+        if let Err(error) = call.pieces.hand_over(file.as_fd()) {
             self.unregister(&mut host);
             return Err(error);
         }
         self.hosts.insert(id, host);
-        Ok(())
+        Ok(DevicePtr(pointer))
+    }
+
+    /// Where kernels find memory that was just registered; 0 where they do not reach it, or where
+    /// the address would tell where other memory of this process lies.
+    fn device_pointer(&self, memory: &SharedMemory) -> u64 {
+        let mut pointer = 0;
+        if !memory.is_apart() {
+            return 0;
+        }
+        // SAFETY: a place for the answer, and memory that the driver knows.
+        let found = unsafe {
+            let ask = self.lease.driver.host_device_pointer;
+            ask(&raw mut pointer, memory.address(), 0)
+        };
+        if found.is_success() { pointer } else { 0 }
+    }
+
+    /// Whether all bytes from an address of the device's on are of one piece that the driver knows.
+    pub(super) fn hosts_cover(&self, at: u64, end: u64) -> bool {
+        let known = self.hosts.values().filter(|host| host.registered.is_some());
+        let mut known = known.filter(|host| host.pointer != 0 && host.pointer <= at);
+        known.any(|host| end - host.pointer <= host.memory.bytes())
     }
 
     /// Gives it back when no copy uses it any more.

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gpuzone_cuda_abi::{CUdeviceptr, CUfunction, CuResult, DeviceAttribute};
+use gpuzone_cuda_abi::{CUcontext, CUdeviceptr, CUfunction, CuResult, DeviceAttribute};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::{Bulk, MAX_BULK};
-use gpuzone_wire::spec::{Call, ContextId, Opcode, Pieces, dispatch};
+use gpuzone_wire::spec::{
+    Call, ContextCreate, ContextId, DevicePtr, MemoryFreeAsync, Opcode, Pieces, PoolAllocate,
+    PoolCreate, PoolId, StreamId, dispatch,
+};
 use gpuzone_wire::stats::{StatsFile, StatsWriter};
 use proptest::prelude::*;
 
@@ -30,6 +33,8 @@ const CAPS: Caps = Caps {
     allocations: 3,
     pools: 3,
     pinned_bytes: 8192,
+    pinned_pieces: 3,
+    print_bytes: 4096,
 };
 
 unsafe extern "C" fn allocate(place: *mut CUdeviceptr, bytes: usize) -> CuResult {
@@ -48,7 +53,15 @@ unsafe extern "C" fn no_parameters(
     CuResult::INVALID_VALUE
 }
 
+fn idle() -> Driver {
+    Driver { memory_allocate: allocate, function_parameter: no_parameters, ..Driver::idle() }
+}
+
 fn lease() -> (tempfile::TempDir, Arc<Lease>) {
+    lease_with(idle())
+}
+
+fn lease_with(driver: Driver) -> (tempfile::TempDir, Arc<Lease>) {
     let dir = tempfile::tempdir().expect("a directory");
     let file = StatsFile::create(&dir.path().join("stats")).expect("created");
     let clone = file.file().try_clone().expect("cloned");
@@ -57,8 +70,6 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
     let name = "idle".to_owned();
     let bounds = LaunchBounds::of(&attributes);
     let info = DeviceInfo { name, uuid: [1; 16], memory: LIMIT, attributes };
-    let driver =
-        Driver { memory_allocate: allocate, function_parameter: no_parameters, ..Driver::idle() };
     let lease = Lease {
         driver,
         driver_version: 13_000,
@@ -69,6 +80,7 @@ fn lease() -> (tempfile::TempDir, Arc<Lease>) {
         own_use: OwnUse::unknown(),
         images: HostRoom::new(CAPS.image_bytes),
         pinned: HostRoom::new(CAPS.pinned_bytes),
+        prints: crate::prints::Prints::none(CAPS.print_bytes),
         caps: CAPS,
         poisoned: false.into(),
         windows: false,
@@ -104,6 +116,42 @@ fn control() -> impl Strategy<Value = Vec<u8>> {
         bytes.truncate(bytes.len() - if cut == 3 { bytes.len().min(1) } else { 0 });
         bytes
     })
+}
+
+unsafe extern "C" fn keeps_memory(_: CUdeviceptr) -> CuResult {
+    CuResult::UNKNOWN
+}
+
+unsafe extern "C" fn keeps_context(_: CUcontext) -> CuResult {
+    CuResult::UNKNOWN
+}
+
+/// Takes 512 bytes of a pool, gives them back, and ends the pool.
+fn end_a_pool(session: &mut Session) -> Result<(), CuResult> {
+    let (context, stream, pool) = (ContextId(1), StreamId::DEFAULT, PoolId(PoolId::FIRST));
+    session.create_context(&ContextCreate { context, device: 0, flags: 0 })?;
+    session.create_pool(&PoolCreate { pool, device: 0, most: 0 })?;
+    let pointer = session.allocate_of_pool(context, &PoolAllocate { pool, bytes: 500, stream })?;
+    session.free_behind(context, &MemoryFreeAsync { pointer: DevicePtr(pointer), stream })?;
+    session.end_pool(pool)
+}
+
+#[test]
+fn what_the_driver_does_not_take_back_stays_charged() {
+    for (driver, before) in [
+        (Driver { memory_free: keeps_memory, ..idle() }, 512),
+        (Driver { context_destroy: keeps_context, ..idle() }, 0),
+    ] {
+        let (_dir, lease) = lease_with(driver);
+        let mut session = Session::new(lease.clone(), Arc::default(), Arc::default());
+        end_a_pool(&mut session).expect("done");
+        assert_eq!(lease.ledger.free_and_total(0).0, LIMIT - before);
+        session.allocate(ContextId(1), 1000).expect("there is room");
+        drop(session);
+        let kept = if before > 0 { before } else { 1000 };
+        assert_eq!(lease.ledger.free_and_total(0).0, LIMIT - kept);
+        assert!(lease.poisoned.load(Ordering::Relaxed), "a fresh worker comes");
+    }
 }
 
 proptest! {

@@ -52,8 +52,11 @@ impl Session {
     /// others may wait for its end.
     pub(super) fn wait_for_turn(&mut self, device: usize) {
         while !self.lease.turns.begin(device, LOOK_EVERY) {
+            // Whoever has it may want to print before it gives it back.
+            self.end_printing();
             self.settle();
         }
+        self.begin_printing();
     }
 
     /// Marks where the work that was given ends, for there is nothing else to do now.

@@ -204,6 +204,7 @@ impl Session {
 
     pub(super) fn wait_for_event(&mut self, id: EventId) -> Result<(), CuResult> {
         let event = self.enter_event(id)?;
+        self.before_waiting_for_event(event);
         // SAFETY: an event of the current context.
         let waited = unsafe { (self.lease.driver.event_synchronize)(event) };
         let waited = self.ask(waited);

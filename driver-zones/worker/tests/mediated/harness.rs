@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -215,6 +215,21 @@ impl Lease {
         Tenant::start(command).finish();
     }
 
+    /// What a role says on its way to a good end.
+    pub(crate) fn output(&self, role: &str, variables: &[(&str, &str)]) -> Output {
+        let mut command = role_of(role);
+        command.env("GPUZONE_SLOT", self.dir.path()).env("LD_LIBRARY_PATH", self.dir.path());
+        command.envs(variables.iter().copied());
+        output_of(command)
+    }
+
+    /// The same on the simulated library itself.
+    pub(crate) fn output_without_us(&self, role: &str) -> Output {
+        let mut command = role_of(role);
+        self.without_us(&mut command);
+        output_of(command)
+    }
+
     /// Has a program use the simulated library itself, on a node of its own.
     pub(crate) fn without_us(&self, command: &mut Command) {
         let folder = self.dir.path().join("direct");
@@ -273,6 +288,12 @@ fn role_of(role: &str) -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     command
+}
+
+fn output_of(mut command: Command) -> Output {
+    let output = command.stderr(Stdio::piped()).output().expect("the tenant runs");
+    assert!(output.status.success(), "{output:?}");
+    output
 }
 
 impl Tenant {

@@ -15,6 +15,7 @@ mod tenant;
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::process::Output;
 
     use gpuzone_wire::control::Caps;
     use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
@@ -161,6 +162,66 @@ mod tests {
     }
 
     #[test]
+    fn kernels_reach_shared_memory_and_nothing_beside_it() {
+        let mut lease = Lease::start(100 * MIB);
+        lease.run("registered");
+        lease.run("beside_pinned");
+        assert_eq!(lease.worker_exit(), Some(EXIT_REPLACE), "a fault");
+    }
+
+    /// What a role says between two marks.
+    fn between<'a>(said: &'a str, begin: &str, end: &str) -> &'a str {
+        let (_, rest) = said.split_once(begin).expect(begin);
+        rest.split_once(end).expect(end).0
+    }
+
+    #[test]
+    fn what_kernels_print_comes_out_of_their_program() {
+        let lease = Lease::start(100 * MIB);
+        let (mediated, direct) = (lease.output("prints", &[]), lease.output_without_us("prints"));
+        let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        let (mediated, direct) = (said(&mediated), said(&direct));
+        let mediated = between(&mediated, "[begin]", "[end]");
+        assert_eq!(mediated, between(&direct, "[begin]", "[end]"));
+        assert_eq!(mediated.matches("block 0 of a program:").count(), 6, "{mediated}");
+    }
+
+    #[test]
+    fn processes_of_a_lease_see_each_their_own_prints() {
+        let lease = Lease::start(100 * MIB);
+        let names = ["one", "another", "third"];
+        let outputs: Vec<Output> = std::thread::scope(|scope| {
+            let start = |name: &'static str| {
+                let lease = &lease;
+                scope.spawn(move || lease.output("prints_often", &[("TENANT_NAME", name)]))
+            };
+            let all = names.map(start);
+            all.into_iter().map(|one| one.join().expect("no panic")).collect()
+        });
+        for (name, output) in names.iter().zip(outputs) {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let lines: Vec<&str> = said.lines().filter(|line| line.contains("block 0")).collect();
+            assert_eq!(lines.len(), 300, "{name}: {said}");
+            for (count, line) in lines.iter().enumerate() {
+                assert!(line.contains(&format!("of {name}: {count:5}|")), "{name}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_lost_and_told() {
+        let caps = Caps { print_bytes: 2000, ..Caps::default() };
+        let output = Lease::start_with(100 * MIB, "", caps).output("prints_too_much", &[]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let first = between(&said, "[begin]", "[after]").trim_start();
+        assert!(first.len() <= 2000 + 16 && first.contains("of a flood:     1|"), "{said}");
+        let then = between(&said, "[after]", "[end]");
+        assert_eq!(then.matches("of a flood:     2|").count(), 1, "{said}");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(errors.contains("bytes that kernels printed are lost"), "{errors}");
+    }
+
+    #[test]
     fn streams_and_contexts_are_as_with_the_driver() {
         ["host_functions", "own_streams", "contexts"].into_iter().for_each(both);
     }
@@ -181,6 +242,7 @@ mod tests {
             allocations: 2,
             pools: 2,
             pinned_bytes: MIB,
+            pinned_pieces: 2,
             ..Caps::default()
         };
         let lease = Lease::start_with(256 * MIB, "", caps);

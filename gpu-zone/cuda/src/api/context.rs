@@ -22,7 +22,7 @@ fn put_device(context: CUcontext, device: *mut CUdevice) -> Answer {
 fn synchronize(context: CUcontext) -> Answer {
     with(|state| {
         let context = meant(state, context)?;
-        state.call(context, &ContextSynchronize {}).map(drop)
+        state.wait(context, &ContextSynchronize {})
     })
 }
 

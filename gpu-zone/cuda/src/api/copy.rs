@@ -12,7 +12,8 @@ use crate::graphs::{FillWork, Work};
 use crate::state::{State, with};
 
 pub(super) fn check(state: &State, pointer: u64, bytes: u64) -> Answer {
-    if state.ranges.cover(pointer, bytes) { Ok(()) } else { Err(CuResult::INVALID_VALUE) }
+    let known = state.ranges.cover(pointer, bytes) || state.hosts.cover_device(pointer, bytes);
+    if known { Ok(()) } else { Err(CuResult::INVALID_VALUE) }
 }
 
 /// Copies to the device in pieces; waits for the last one when told to.
@@ -51,7 +52,9 @@ pub(super) fn to_device(
             // SAFETY: the driver API's contract: `bytes` bytes can be read at the source.
             let payload = unsafe { Payload::at(source.cast::<u8>().add(done), piece) };
             if wait {
-                state.client.call(context, &request, payload)?;
+                let copied = state.client.call(context, &request, payload);
+                state.write_prints();
+                copied?;
             } else {
                 state.client.post(context, &request, payload)?;
             }
@@ -70,7 +73,7 @@ pub(super) fn wait_for(stream: CUstream) -> Answer {
 }
 
 fn idle(state: &mut State, context: ContextId, stream: StreamId) -> Answer {
-    state.call(context, &StreamSynchronize { stream }).map(drop)
+    state.wait(context, &StreamSynchronize { stream })
 }
 
 /// Copies to the host. To memory that is shared with the worker it does not wait unless it is told
@@ -119,6 +122,7 @@ pub(super) fn to_host(
             done += piece.len();
             Ok(())
         });
+        state.write_prints();
         copied?;
         if done == bytes { Ok(()) } else { Err(CuResult::DEVICE_UNAVAILABLE) }
     })

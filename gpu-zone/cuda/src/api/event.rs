@@ -67,7 +67,7 @@ api! {
     fn cuEventSynchronize(event: CUevent) {
         with(|state| {
             let (event, context) = state.event(event)?;
-            state.call(context, &EventSynchronize { event }).map(|_| ())
+            state.wait(context, &EventSynchronize { event })
         })
     }
 

@@ -22,16 +22,16 @@ fn allocate(place: *mut *mut c_void, bytes: usize, flags: u32) -> Answer {
         let context = state.context()?;
         let memory = HostId(state.new_number());
         let wanted = bytes as u64;
-        state.call(context, &HostAllocate { memory, bytes: wanted })?;
+        let device = state.call(context, &HostAllocate { memory, bytes: wanted })?.pointer.0;
         let file = state.client.take_file()?;
-        let start = match map(&file, bytes) {
+        let start = match map(&file, bytes, device) {
             Ok(start) => start,
             Err(error) => {
                 state.call(context, &HostFree { memory })?;
                 return Err(error);
             }
         };
-        state.hosts.add(Host { start, bytes, flags, context, shared: Some(memory) })?;
+        state.hosts.add(Host { start, bytes, flags, context, device, shared: Some(memory) })?;
         put(place, std::ptr::with_exposed_provenance_mut(start))
     })
 }
@@ -73,7 +73,9 @@ api! {
         with(|state| {
             let context = state.context()?;
             let start = memory.addr();
-            state.hosts.add(Host { start, bytes, flags, context, shared: None })
+            // The program's own memory is not the worker's: kernels do not reach it.
+            let (device, shared) = (0, None);
+            state.hosts.add(Host { start, bytes, flags, context, device, shared })
         })
     }
 
@@ -91,9 +93,11 @@ api! {
         }
         with(|state| {
             state.context()?;
-            state.hosts.around(memory.addr()).ok_or(CuResult::INVALID_VALUE)?;
-            // Kernels do not reach host memory.
-            Err(CuResult::NOT_SUPPORTED)
+            let host = state.hosts.around(memory.addr()).ok_or(CuResult::INVALID_VALUE)?;
+            if host.device == 0 {
+                return Err(CuResult::NOT_SUPPORTED);
+            }
+            put(place, host.device + (memory.addr() - host.start) as u64)
         })
     }
 }

@@ -48,7 +48,9 @@ api! {
             let range = state.ranges.get(pointer).filter(|range| range.module.is_none() && range.mapped.is_none());
             let context = range.ok_or(CuResult::INVALID_VALUE)?.context;
             state.ranges.remove(pointer);
-            state.post_release(context, &MemoryFree { pointer: DevicePtr(pointer) })
+            let freed = state.post_release(context, &MemoryFree { pointer: DevicePtr(pointer) });
+            state.write_prints();
+            freed
         })
     }
 

@@ -34,6 +34,7 @@ pub(super) fn load_into(
         error_log: options.error.wanted(),
     };
     let reply = state.call(context, &request)?;
+    state.prints |= reply.prints;
     options.info.write(&reply.info_log);
     options.error.write(&reply.error_log);
     CuResult(reply.loaded).ok()?;
@@ -58,7 +59,9 @@ pub(super) fn unload(state: &mut State, id: ModuleId) -> Answer {
     state.functions.retain(|_, function| function.module != id);
     state.by_name.retain(|(module, _), _| *module != id);
     state.ranges.retain(|range| range.module != Some(id));
-    state.post_release(context, &ModuleUnload { module: id })
+    let unloaded = state.post_release(context, &ModuleUnload { module: id });
+    state.write_prints();
+    unloaded
 }
 
 /// The names of a module's kernels.

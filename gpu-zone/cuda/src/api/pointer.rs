@@ -62,6 +62,9 @@ fn host_attribute(state: &State, place: *mut c_void, wanted: u32, at: u64, host:
         P::CONTEXT => put(place.cast(), handle(Kind::Context, host.context.0)),
         P::MEMORY_TYPE => put(place.cast(), memory_type::HOST),
         P::HOST_POINTER => put(place.cast(), at),
+        P::DEVICE_POINTER if host.device != 0 => {
+            put(place.cast(), host.device + (at - host.start as u64))
+        }
         P::MAPPED => put(place.cast::<u32>(), 1),
         P::IS_MANAGED => put(place.cast::<u32>(), 0),
         P::DEVICE_ORDINAL => put(place.cast(), i32::try_from(device).unwrap_or(0)),

@@ -94,6 +94,7 @@ fn to_host(state: &mut State, slice: &Slice, stream: CUstream) -> Answer {
         done += whole;
         Ok(())
     });
+    state.write_prints();
     copied?;
     if done == rows { Ok(()) } else { Err(CuResult::DEVICE_UNAVAILABLE) }
 }

@@ -61,7 +61,7 @@ api! {
         with(|state| {
             let (stream, context) = state.stream(stream)?;
             state.not_capturing(stream)?;
-            state.call(context, &StreamSynchronize { stream }).map(|_| ())
+            state.wait(context, &StreamSynchronize { stream })
         })
     }
 

@@ -222,8 +222,9 @@ calls! {
           width: u64, rows: u64, stream: StreamId }
 
     /// Takes host memory that both sides share; its file comes over the socket before the answer.
+    /// `pointer` is where kernels find it, 0 where they do not reach it.
     Replied host_allocate: HostAllocate ["cuMemHostAlloc" "cuMemAllocHost_v2"]
-        { memory: HostId, bytes: u64 } -> HostAllocated {}
+        { memory: HostId, bytes: u64 } -> HostAllocated { pointer: DevicePtr }
     /// Gives shared host memory back, once nothing uses it.
     Replied host_free: HostFree ["cuMemFreeHost"] { memory: HostId } -> HostFreed {}
     /// Copies from shared host memory to a device.
@@ -281,11 +282,12 @@ calls! {
     /// Appends the record's bulk bytes to the image of the module that is loaded next.
     Posted module_data: ModuleData [] {}
     /// Loads the collected image. `loaded` is the driver's answer: the logs come either way.
+    /// `prints`: its kernels may print, which is asked for by [`Prints`] from then on.
     Replied module_load: ModuleLoad
         ["cuModuleLoad" "cuModuleLoadData" "cuModuleLoadDataEx" "cuModuleLoadFatBinary"
          "cuLibraryLoadData" "cuLibraryLoadFromFile" "cuLibraryGetModule"]
         { module: ModuleId, settings: Vec<JitSetting>, info_log: u32, error_log: u32 }
-        -> ModuleLoaded { loaded: u32, info_log: Vec<u8>, error_log: Vec<u8> }
+        -> ModuleLoaded { loaded: u32, prints: bool, info_log: Vec<u8>, error_log: Vec<u8> }
     /// Unloads a module, its kernels and variables.
     Posted module_unload: ModuleUnload ["cuModuleUnload" "cuLibraryUnload"] { module: ModuleId }
     /// Names a module's kernels.
@@ -366,4 +368,8 @@ calls! {
 
     /// Counts a call that is not supported; `function` is its position in the list of names.
     Posted unsupported: Unsupported [] { function: u32 }
+
+    /// Takes what the session's kernels printed and the driver has written so far, or the next
+    /// part of it: there is no more when nothing comes. `lost` are bytes that were dropped.
+    Replied prints: Prints [] {} -> Printed { text: Vec<u8>, lost: u64 }
 }

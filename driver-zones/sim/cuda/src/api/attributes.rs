@@ -45,6 +45,7 @@ fn launch_limit(which: A) -> Option<u32> {
         | A::GLOBAL_L1_CACHE_SUPPORTED
         | A::LOCAL_L1_CACHE_SUPPORTED
         | A::UNIFIED_ADDRESSING
+        | A::CAN_MAP_HOST_MEMORY
         | A::UNIFIED_FUNCTION_POINTERS
         | A::COMPUTE_PREEMPTION_SUPPORTED
         | A::MEMORY_POOLS_SUPPORTED

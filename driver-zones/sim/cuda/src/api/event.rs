@@ -71,6 +71,7 @@ entry_points! {
         driver()?;
         let event = handles::event(event)?;
         event.wait(event.newest());
+        event.context().write_prints();
         event.context().check()
     }
 

@@ -106,12 +106,15 @@ entry_points! {
         flags.put(host_memory::find(address).ok_or(CuResult::INVALID_VALUE)?.flags)
     }
 
-    /// Kernels do not reach host memory.
-    fn cuMemHostGetDevicePointer_v2(address: Out<u64>, host: Word, _flags: u32) {
+    /// The same address for all.
+    fn cuMemHostGetDevicePointer_v2(address: Out<u64>, host: Word, flags: u32) {
         address.check()?;
         current()?;
+        if flags != 0 {
+            return Err(CuResult::INVALID_VALUE);
+        }
         host_memory::find(host).ok_or(CuResult::INVALID_VALUE)?;
-        Err(CuResult::NOT_SUPPORTED)
+        address.put(u64::try_from(host).map_err(|_| CuResult::UNKNOWN)?)
     }
 
     fn cuMemHostRegister_v2(address: Word, bytes: usize, flags: u32) {

@@ -38,9 +38,8 @@ fn value(found: &Found, which: P, address: u64) -> Answer<Vec<u8>> {
         (Found::Host(pinned), P::CONTEXT) => handle(pinned.context),
         (Found::Device { .. }, P::MEMORY_TYPE) => word(memory_type::DEVICE),
         (Found::Host(_), P::MEMORY_TYPE) => word(memory_type::HOST),
-        (Found::Device { .. }, P::DEVICE_POINTER) | (Found::Host(_), P::HOST_POINTER) => {
-            wide(address)
-        }
+        (Found::Device { .. }, P::DEVICE_POINTER)
+        | (Found::Host(_), P::DEVICE_POINTER | P::HOST_POINTER) => wide(address),
         (Found::Device { context, .. }, P::DEVICE_ORDINAL) => {
             Ok(context.gpu().ordinal.to_ne_bytes().to_vec())
         }

@@ -26,6 +26,10 @@ pub(super) fn caps() {
         ok(sys::cuMemHostAlloc(&raw mut more, 1 << 20, 0));
         ok(sys::cuMemFreeHost(more));
 
+        let pieces = [(); 2].map(|()| get(|place| sys::cuMemHostAlloc(place, 4096, 0)));
+        assert_eq!(sys::cuMemHostAlloc(&raw mut more, 1, 0), OVER);
+        pieces.into_iter().for_each(|piece| ok(sys::cuMemFreeHost(piece)));
+
         let image = kernels();
         let load = |place| sys::cuModuleLoadData(place, image.as_ptr().cast());
         let modules = [get(load), get(load)];

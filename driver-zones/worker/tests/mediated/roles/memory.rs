@@ -125,9 +125,73 @@ pub(super) fn pinned() {
         ok(sys::cuMemcpyHtoDAsync_v2(there, at, 8192, stream));
         ok(sys::cuStreamSynchronize(stream));
         assert_eq!(read(there, 3), [0x0101_0101; 3]);
+        reached_by_kernels();
         ok(sys::cuMemHostUnregister(at));
         let again = sys::cuMemHostUnregister(at);
         assert_eq!(again, CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
+    }
+}
+
+/// Memory of the host that kernels read and write where it lies.
+fn reached_by_kernels() {
+    let function = super::kernel(c"add_one");
+    // SAFETY: memory of the size that is given, places for the answers.
+    unsafe {
+        let host: *mut u32 = get(|place| sys::cuMemHostAlloc(place, 8192, 2)).cast();
+        let there = get(|place| sys::cuMemHostGetDevicePointer_v2(place, host.cast(), 0));
+        let further = host.add(1000).cast();
+        let further = get(|place| sys::cuMemHostGetDevicePointer_v2(place, further, 0));
+        assert_eq!(further, there + 4000);
+        host.add(1000).write(41);
+        ok(super::add_one(function, DEFAULT, further, 8));
+        ok(sys::cuCtxSynchronize());
+        assert_eq!(
+            [host.add(1000).read(), host.add(1007).read(), host.add(1008).read()],
+            [42, 1, 0]
+        );
+        // By that address it is the device's memory for copies, too.
+        ok(sys::cuMemsetD32_v2(there, 9, 4));
+        assert_eq!(read(there, 5), [9, 9, 9, 9, 0]);
+        assert_eq!(host.add(3).read(), 9);
+        let mut found = 0_u64;
+        let kind = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_POINTER;
+        let at = host.expose_provenance() as u64 + 8;
+        ok(sys::cuPointerGetAttribute((&raw mut found).cast(), kind, at));
+        assert_eq!(found, there + 8);
+        ok(sys::cuMemFreeHost(host.cast()));
+        assert!(sys::cuMemsetD32_v2(there, 1, 1).result().is_err(), "given back");
+    }
+}
+
+/// The program's own memory is none that kernels reach.
+pub(super) fn registered() {
+    context();
+    let mut own = vec![1u8; 8192];
+    let at = own.as_mut_ptr().cast();
+    // SAFETY: memory of the size that is given, which outlives its registration.
+    unsafe {
+        ok(sys::cuMemHostRegister_v2(at, 8192, 2));
+        let mut place = 0;
+        let refused = sys::cuMemHostGetDevicePointer_v2(&raw mut place, at, 0);
+        assert_eq!(refused, CUresult::CUDA_ERROR_NOT_SUPPORTED);
+        ok(sys::cuMemHostUnregister(at));
+    }
+}
+
+/// What lies beside shared memory is out of reach.
+pub(super) fn beside_pinned() {
+    context();
+    let function = super::kernel(c"add_one");
+    // SAFETY: places for the answers.
+    unsafe {
+        let host = get(|place| sys::cuMemHostAlloc(place, 100, 0));
+        let there = get(|place| sys::cuMemHostGetDevicePointer_v2(place, host, 0));
+        let refused = sys::cuMemsetD8_v2(there + 4000, 1, 97);
+        let later = sys::cuCtxSynchronize();
+        assert!(refused.result().is_err() || later.result().is_err());
+        ok(super::add_one(function, DEFAULT, there + 4096, 1));
+        let fault = sys::cuCtxSynchronize();
+        assert_eq!(fault, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     }
 }
 

@@ -5,6 +5,7 @@ mod caps;
 mod code;
 mod graphs;
 mod memory;
+mod prints;
 mod streams;
 
 use std::ffi::{CStr, CString};
@@ -35,6 +36,11 @@ pub(crate) fn play(role: &str) -> bool {
         "pinned" => memory::pinned(),
         "pools" => memory::pools(),
         "mapped" => memory::mapped(),
+        "registered" => memory::registered(),
+        "beside_pinned" => memory::beside_pinned(),
+        "prints" => prints::prints(),
+        "prints_often" => prints::prints_often(),
+        "prints_too_much" => prints::prints_too_much(),
         "unified" => memory::unified(),
         "caps" => caps::caps(),
         "reserved" => caps::reserved(),
