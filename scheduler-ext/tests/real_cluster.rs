@@ -165,8 +165,9 @@ mod tests {
     async fn suite(client: Client, kubeconfig: &Path, scheduler: &Scheduler, size: (u8, u32, u32)) {
         let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
         let (nodes, pods, rounds) = size;
-        let fleet = Fleet::install(client, nodes).await;
+        let mut fleet = Fleet::install(client).await;
         let steps = async {
+            fleet.furnish(nodes).await;
             let more = ["--lease-namespace", NAME];
             let extender = Arc::new(Extender::over(kubeconfig, folder.path(), "ext", &more));
             extender.leads().await;
@@ -221,7 +222,7 @@ mod tests {
         // Who has gpu-zone already is left alone.
         add_node(&api, "n1", 1, 1);
         let client = client(&kubeconfig).await;
-        let refused = AssertUnwindSafe(Fleet::install(client, 1)).catch_unwind().await;
+        let refused = AssertUnwindSafe(Fleet::install(client)).catch_unwind().await;
         assert!(refused.is_err());
         assert_eq!((api.list("gpunodes").len(), api.list("namespaces").len()), (1, 0));
         assert_eq!(api.list("customresourcedefinitions"), Vec::<Value>::new());

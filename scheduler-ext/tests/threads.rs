@@ -37,7 +37,7 @@ mod tests {
     }
 
     enum Happened {
-        Changed(PodView),
+        Changed(Box<PodView>),
         Gone(PodUid),
     }
 
@@ -68,7 +68,7 @@ mod tests {
                 return false;
             };
             (pod.node, pod.placement) = (Some(order.node.clone()), Some(order.placement.clone()));
-            self.log.push(Happened::Changed(pod.clone()));
+            self.log.push(Happened::Changed(Box::new(pod.clone())));
             assert!(self.memory() <= 16 * GIB, "two pods have the same bytes");
             true
         }
@@ -144,7 +144,7 @@ mod tests {
         fn watch(&self) {
             for happened in self.api(|api| std::mem::take(&mut api.log)) {
                 self.index(|index| match happened {
-                    Happened::Changed(pod) => index.apply_pod(pod),
+                    Happened::Changed(pod) => index.apply_pod(*pod),
                     Happened::Gone(uid) => index.remove_pod(&uid),
                 });
             }

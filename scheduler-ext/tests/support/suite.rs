@@ -47,9 +47,8 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Installs what is needed: definitions, a namespace with a quota, and so many nodes of four GPUs
-    /// of 16 GiB. A cluster that has objects of gpu-zone already is left alone.
-    pub(crate) async fn install(client: Client, nodes: u8) -> Self {
+    /// Installs the definitions. A cluster that has objects of gpu-zone already is left alone.
+    pub(crate) async fn install(client: Client) -> Self {
         let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
         let mut fleet = Self { client: client.clone(), nodes: Vec::new(), definitions: Vec::new() };
         for definition in [GpuNode::crd(), GpuQuota::crd()] {
@@ -74,7 +73,13 @@ impl Fleet {
                 "the cluster has {there} GpuNodes and GpuQuotas already; the suite wants one of its own"
             );
         }
-        let namespaces: Api<Namespace> = Api::all(client.clone());
+        fleet
+    }
+
+    /// A namespace with a quota, and so many nodes of four GPUs of 16 GiB.
+    pub(crate) async fn furnish(&mut self, nodes: u8) {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let quotas: Api<GpuQuota> = Api::all(self.client.clone());
         let labels = json!({ "labels": { "kubernetes.io/metadata.name": NAME } });
         apply(&namespaces, NAME, object("v1", "Namespace", NAME, json!({ "metadata": labels })))
             .await;
@@ -83,13 +88,13 @@ impl Fleet {
         let quota = json!({ "spec": spec });
         apply(&quotas, NAME, object("gpuzone.dev/v1alpha1", "GpuQuota", NAME, quota)).await;
         for n in 1..=nodes {
-            fleet.add_node(n).await;
+            self.add_node(n).await;
         }
-        fleet
     }
 
     async fn add_node(&mut self, n: u8) {
         let name = format!("{NAME}-{n}");
+        self.nodes.push(name.clone());
         let nodes: Api<Node> = Api::all(self.client.clone());
         let labels = json!({ "labels": { NAME: "node" } });
         apply(&nodes, &name, object("v1", "Node", &name, json!({ "metadata": labels }))).await;
@@ -108,7 +113,6 @@ impl Fleet {
         node.status = Some(status(n, 4, 16));
         let params = PatchParams::apply(NAME).force();
         gpu_nodes.patch_status(&name, &params, &Patch::Apply(&node)).await.unwrap();
-        self.nodes.push(name);
     }
 
     pub(crate) fn pods(&self) -> Api<Pod> {
