@@ -257,6 +257,30 @@ mod tests {
         assert_eq!(reason(&mut index, &small("e")), "");
     }
 
+    /// The kubelet gives a container any that is alike, so the one that is out may be another's, and the
+    /// scheduler counts only those that are well.
+    #[test]
+    fn of_whole_gpus_that_are_alike_those_that_are_well_are_counted_as_held() {
+        let mut index = index(1, 1);
+        let status = |well: [bool; 2]| {
+            let mut said = status(1, 2, 16);
+            for (gpu, well) in said.gpus.iter_mut().zip(well) {
+                (gpu.exposure, gpu.healthy) = (Exposure::Passthrough, well);
+            }
+            said
+        };
+        index.apply_gpu_node(&node("n1"), Some(&status([true, true])));
+        let whole = |name: &str| pod("team", name, &[("passthrough", 1)]);
+        let bound = bind(&mut index, &whole("a"), "n1").unwrap();
+        assert!(bound["metadata"]["annotations"].to_string().contains(&gpu_uuid(1, 0)));
+        index.apply_pod(view(&bound));
+        assert_eq!(reason(&mut index, &whole("b")), "");
+        index.apply_gpu_node(&node("n1"), Some(&status([false, true])));
+        assert!(reason(&mut index, &whole("b")).starts_with("needs 1 GPU by passthrough: "));
+        index.remove_pod(&uid("uid-a"));
+        assert_eq!(reason(&mut index, &whole("b")), "");
+    }
+
     #[test]
     fn all_quotas_hold_and_deleting_one_widens_none() {
         let settings = Settings { without_quota: WithoutQuota::Refuse, ..settings() };

@@ -292,15 +292,25 @@ mod tests {
         assert_eq!(world.leased(), held.map(|(who, gpu)| (who.to_owned(), gpu.to_string())).into());
         assert_eq!(placed.map(|grant| grant.gpu), [uuid(1), uuid(2)], "the other way round");
 
-        // What it leaves is nobody's until an operator has cleared it, and pods are told so.
+        // What it leaves is nobody's until an operator has cleared it. It was placed on the other, which
+        // the first one holds: none is free.
         world.delete(&second);
         world.until("the lease's end", async |w| w.leased().len() == 1).await;
+        let well = |w: &World| {
+            let said = w.api.get("gpunodes", NODE).unwrap_or_default();
+            let gpus = said["status"]["gpus"].as_array().cloned().unwrap_or_default();
+            gpus.into_iter().map(|gpu| gpu["healthy"] == json!(true)).collect::<Vec<_>>()
+        };
+        world.until("the GpuNode", async |w| well(w) == [true, false, true]).await;
+        let mut answer = Value::Null;
         world
-            .until("the reason", async |w| {
-                let answer = w.extender.filter(&c, &[NODE]).await;
-                answer["FailedNodes"][NODE].as_str().is_some_and(|said| said.contains("healthy"))
+            .until("the refusal", async |w| {
+                answer = w.extender.filter(&c, &[NODE]).await;
+                answer["NodeNames"] == json!([])
             })
             .await;
+        let said = answer["FailedNodes"][NODE].as_str().unwrap_or_default();
+        assert!(said.starts_with("needs 1 GPU by passthrough: "), "{answer}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
