@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::index::{BindOrder, Gate, Look, ReserveError, Settled};
+use crate::index::{BindOrder, Concluded, Doubt, Gate, Look, ReserveError, Settled};
 use crate::shared::{Role, Shared};
 use crate::view::{PodName, PodView};
 use crate::wire::BindArgs;
@@ -167,7 +167,7 @@ impl Binder {
         let annotations = json!({ PLACEMENT_ANNOTATION: order.placement.to_string() });
         let binding = binding(&order.pod, &order.uid, &order.node, annotations);
         let answer = self.send(&order.pod, &binding).await;
-        let (certain, reason) = match answer {
+        let (doubt, reason) = match answer {
             Ok(()) => {
                 self.settle(order, Settled::Written);
                 return Ok(());
@@ -176,32 +176,18 @@ impl Binder {
                 self.settle(order, Settled::Refused);
                 return Err(BindError::Refused(reason));
             }
-            Err(Lost::Conflict(reason)) => (true, reason),
-            Err(Lost::Unsure(reason)) => (false, reason),
+            Err(Lost::Conflict(reason)) => (Doubt::Conflict, reason),
+            Err(Lost::Unsure(reason)) => (Doubt::Lost, reason),
         };
-        let look = self.look(&order.pod, &order.uid).await;
-        match (look, certain) {
-            (Ok(Look::OnNode(view)), _) => {
-                let placed = view.placement.as_ref() == Some(&order.placement);
-                let ours = view.node.as_ref() == Some(&order.node) && placed;
-                let on = view.node.as_ref().map(ToString::to_string).unwrap_or_default();
-                let (now, look) = (self.shared.now(), Look::OnNode(view));
-                self.shared.index().looked(&order.uid, order.ticket, look, now);
-                if ours { Ok(()) } else { Err(BindError::Elsewhere(on)) }
-            }
-            (Ok(Look::Gone), _) => {
-                let now = self.shared.now();
-                self.shared.index().looked(&order.uid, order.ticket, Look::Gone, now);
-                Err(BindError::Gone)
-            }
-            (Ok(Look::Unbound), true) => {
-                self.settle(order, Settled::Refused);
-                Err(BindError::Refused(reason))
-            }
-            (Ok(Look::Unbound) | Err(_), _) => {
-                self.settle(order, Settled::Unsure);
-                Err(BindError::Unsure(reason))
-            }
+        let look = self.look(&order.pod, &order.uid).await.ok();
+        let now = self.shared.now();
+        let concluded = self.shared.index().conclude(order, doubt, look, now);
+        match concluded {
+            Concluded::Bound => Ok(()),
+            Concluded::Elsewhere(on) => Err(BindError::Elsewhere(shown(on.as_ref()))),
+            Concluded::Gone => Err(BindError::Gone),
+            Concluded::Refused => Err(BindError::Refused(reason)),
+            Concluded::Unsure => Err(BindError::Unsure(reason)),
         }
     }
 
@@ -277,8 +263,12 @@ enum Lost {
 fn bound_already(view: &PodView, node: &NodeName) -> Result<(), BindError> {
     match &view.node {
         Some(on) if on == node => Ok(()),
-        on => Err(BindError::Elsewhere(on.as_ref().map(ToString::to_string).unwrap_or_default())),
+        on => Err(BindError::Elsewhere(shown(on.as_ref()))),
     }
+}
+
+fn shown(node: Option<&NodeName>) -> String {
+    node.map(ToString::to_string).unwrap_or_default()
 }
 
 /// The UID makes the API server refuse it for another pod of that name.

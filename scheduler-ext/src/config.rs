@@ -88,10 +88,13 @@ pub struct Config {
     /// What a namespace may have that no GpuQuota holds for.
     #[arg(long, value_enum, default_value = "refuse")]
     pub without_quota: Unquoted,
-    /// How long the pods of a group wait for each other, in seconds; less than the scheduler's
-    /// httpTimeout.
+    /// How long the pods of a group wait for each other at most, in seconds; less than the scheduler's
+    /// httpTimeout. A PodGroup's scheduleTimeoutSeconds can make it shorter.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub group_seconds: u64,
+    /// How often a cluster without PodGroups is asked whether it has them now, in seconds.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub pod_group_look_seconds: u64,
     /// How long a pod that asks for no more than is guaranteed to its quota waits for room before pods
     /// that borrow it are evicted, in seconds; without it, none is.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]

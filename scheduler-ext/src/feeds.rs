@@ -3,17 +3,19 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, future};
 use gpuzone_crds::{GpuNode, GpuQuota};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube::core::PartialObjectMeta;
+use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 
 use crate::index::{Index, Kind, Moment};
+use crate::pod_group;
 use crate::shared::Shared;
 use crate::view::PodView;
 
@@ -24,8 +26,9 @@ fn config() -> watcher::Config {
     watcher::Config::default().page_size(PAGE)
 }
 
-/// Keeps the index as the API server is, for ever.
-pub(crate) async fn feed(shared: Arc<Shared>, client: Client) {
+/// Keeps the index as the API server is, for ever. Where that has no `PodGroup`s, it is asked for them
+/// `again` after so long.
+pub(crate) async fn feed(shared: Arc<Shared>, client: Client, again: Duration) {
     let gpu_nodes = watcher(Api::<GpuNode>::all(client.clone()), config());
     let nodes = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), config());
     let namespaces = watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), config());
@@ -70,6 +73,7 @@ pub(crate) async fn feed(shared: Arc<Shared>, client: Client) {
             |index, name| index.remove_quota(name),
             |index, names| index.keep_quotas(names),
         ),
+        pod_groups(&shared, client.clone(), again),
         pods(&shared, client),
     );
 }
@@ -87,7 +91,57 @@ fn remove_gpu_node(index: &mut Index, name: &str) {
     }
 }
 
-/// Objects that only have a name.
+/// Coscheduling's groups, which few clusters have.
+async fn pod_groups(shared: &Shared, client: Client, again: Duration) {
+    let resource = pod_group::resource();
+    loop {
+        let groups = Api::<DynamicObject>::all_with(client.clone(), &resource);
+        let events = watcher(groups, config());
+        let events = events.take_while(|event| future::ready(!is_no_kind(event)));
+        objects(
+            shared,
+            Kind::PodGroups,
+            events,
+            |index, group| {
+                let (namespace, said) = (group.namespace(), pod_group::read(&group));
+                index.apply_pod_group(&namespace.unwrap_or_default(), &group.name_any(), said);
+            },
+            |index, key| {
+                let (namespace, name) = key.split_once('/').unwrap_or_default();
+                index.remove_pod_group(namespace, name);
+            },
+            |index, keys| index.keep_pod_groups(keys),
+        )
+        .await;
+        {
+            let mut index = shared.index();
+            index.keep_pod_groups(&BTreeSet::new());
+            index.complete(Kind::PodGroups);
+        }
+        tracing::debug!("the API server has no PodGroups; it is asked again in {again:?}");
+        tokio::time::sleep(again).await;
+    }
+}
+
+/// Whether the API server knows no such kind of objects.
+fn is_no_kind<K>(event: &Result<Event<K>, watcher::Error>) -> bool {
+    match event {
+        Err(
+            watcher::Error::InitialListFailed(kube::Error::Api(status))
+            | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+            | watcher::Error::WatchError(status),
+        ) => status.code == 404,
+        Ok(_) | Err(_) => false,
+    }
+}
+
+/// `namespace/name`, or the name of an object that is in no namespace.
+fn key_of<K: Resource>(object: &K) -> String {
+    let name = object.name_any();
+    object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"))
+}
+
+/// Objects that are told apart by their names.
 async fn objects<K: Resource + Debug>(
     shared: &Shared,
     kind: Kind,
@@ -102,7 +156,7 @@ async fn objects<K: Resource + Debug>(
         match event {
             Ok(Event::Init) => listed.clear(),
             Ok(Event::InitApply(object)) => {
-                listed.insert(object.name_any());
+                listed.insert(key_of(&object));
                 apply(&mut shared.index(), object);
             }
             Ok(Event::InitDone) => {
@@ -113,7 +167,7 @@ async fn objects<K: Resource + Debug>(
                 listed = BTreeSet::new();
             }
             Ok(Event::Apply(object)) => apply(&mut shared.index(), object),
-            Ok(Event::Delete(object)) => remove(&mut shared.index(), &object.name_any()),
+            Ok(Event::Delete(object)) => remove(&mut shared.index(), &key_of(&object)),
             Err(error) => broke(kind, &error),
         }
     }

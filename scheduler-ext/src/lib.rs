@@ -25,6 +25,7 @@ pub mod index;
 mod keeper;
 mod leader;
 mod metrics;
+pub mod pod_group;
 mod reclaim;
 mod run;
 mod shared;

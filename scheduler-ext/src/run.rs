@@ -70,9 +70,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Process)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
     let wake = Duration::from_millis(config.wake_milliseconds);
+    let again = Duration::from_secs(config.pod_group_look_seconds);
     let work = async {
         tokio::join!(
-            feeds::feed(Arc::clone(&shared), client.clone()),
+            feeds::feed(Arc::clone(&shared), client.clone(), again),
             leader::elect(Arc::clone(&shared), client.clone(), identity.clone()),
             keeper::look_after(Arc::clone(&shared), binder),
             keeper::wake(Arc::clone(&shared), client.clone(), wake),

@@ -119,7 +119,11 @@ mod tests {
         }
         let mut grouped = pod(&gpu("1"), &json!(null));
         grouped["metadata"]["labels"] = json!({ "scheduling.x-k8s.io/pod-group": "train" });
-        assert!(refusal(&review(&grouped)).contains("gpuzone.dev/pod-group-size"));
+        grouped["metadata"]["annotations"] = json!({ "gpuzone.dev/pod-group-size": "0" });
+        assert!(refusal(&review(&grouped)).contains("gpuzone.dev/pod-group-size: '0' is not"));
+        // Its PodGroup may say how many they are, and nobody is asked for that here.
+        grouped["metadata"]["annotations"] = json!(null);
+        assert_eq!(refusal(&review(&grouped)), "");
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod tests {
     use gpuzone_core::Exposure;
     use gpuzone_crds::{GpuNodeStatus, PartitionEntry};
     use gpuzone_scheduler_ext::index::{
-        Gate, Index, Look, Moment, ReserveError, Settings, Settled, WithoutQuota,
+        Index, Look, Moment, ReserveError, Settings, Settled, WithoutQuota,
     };
     use serde_json::{Value, json};
 
@@ -280,6 +280,30 @@ mod tests {
         assert_eq!(reason(&mut index, &small("e")), "");
     }
 
+    /// The kubelet gives a container any that is alike, so the one that is out may be another's, and the
+    /// scheduler counts only those that are well.
+    #[test]
+    fn of_whole_gpus_that_are_alike_those_that_are_well_are_counted_as_held() {
+        let mut index = index(1, 1);
+        let status = |well: [bool; 2]| {
+            let mut said = status(1, 2, 16);
+            for (gpu, well) in said.gpus.iter_mut().zip(well) {
+                (gpu.exposure, gpu.healthy) = (Exposure::Passthrough, well);
+            }
+            said
+        };
+        index.apply_gpu_node(&node("n1"), Some(&status([true, true])));
+        let whole = |name: &str| pod("team", name, &[("passthrough", 1)]);
+        let bound = bind(&mut index, &whole("a"), "n1").unwrap();
+        assert!(bound["metadata"]["annotations"].to_string().contains(&gpu_uuid(1, 0)));
+        index.apply_pod(view(&bound));
+        assert_eq!(reason(&mut index, &whole("b")), "");
+        index.apply_gpu_node(&node("n1"), Some(&status([false, true])));
+        assert!(reason(&mut index, &whole("b")).starts_with("needs 1 GPU by passthrough: "));
+        index.remove_pod(&uid("uid-a"));
+        assert_eq!(reason(&mut index, &whole("b")), "");
+    }
+
     #[test]
     fn all_quotas_hold_and_deleting_one_widens_none() {
         let settings = Settings { without_quota: WithoutQuota::Refuse, ..settings() };
@@ -408,75 +432,6 @@ mod tests {
         next["metadata"]["annotations"] = json!({ "gpuzone.dev/policy": "spread" });
         let ranks = index.prioritize(&view(&next), &["n1", "n2"]).unwrap();
         assert!(ranks[1] == 10 && ranks[0] < 10, "{ranks:?}");
-    }
-
-    #[test]
-    fn a_group_binds_together_or_not_at_all() {
-        let mut index = index(2, 2);
-        let member = |n: u32| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", 3);
-        index.apply_pod(view(&member(0)));
-        let nodes = ["n1", "n2"];
-        assert!(
-            said(&mut index, &member(0), &nodes)[0]
-                .as_ref()
-                .unwrap()
-                .contains("1 of 3 pods are there")
-        );
-        index.take_favours();
-        index.apply_pod(view(&member(1)));
-        assert!(index.take_favours().is_empty());
-        index.apply_pod(view(&member(2)));
-        assert_eq!(index.take_favours().len(), 1, "who came before is looked at again");
-        index.apply_pod(view(&member(2)));
-        assert!(index.take_favours().is_empty(), "once");
-        let mut orders = Vec::new();
-        for n in 0..3 {
-            let fits = said(&mut index, &member(n), &nodes);
-            let at = fits.iter().position(Option::is_none).unwrap();
-            assert_eq!(fits.iter().filter(|fit| fit.is_none()).count(), 1, "its own place");
-            let order = index.reserve(&view(&member(n)).uid, &node(nodes[at])).unwrap();
-            assert!(order.grouped);
-            orders.push(order);
-            let gate = index.gate(&orders[0].uid, orders[0].ticket);
-            assert_eq!(gate, if n < 2 { Gate::Wait } else { Gate::Open });
-        }
-        assert_eq!(index.gate(&orders[1].uid, orders[1].ticket), Gate::Open);
-        // Another group finds no room for all of it, and so holds nothing.
-        let other = |n: u32| grouped(pod("team", &format!("h{n}"), &[("gpu", 1)]), "h", 2);
-        (0..2).for_each(|n| index.apply_pod(view(&other(n))));
-        let refused = said(&mut index, &other(0), &nodes)[0].clone().unwrap();
-        assert!(
-            refused.contains("needs room for 2 pods at once, and 1 of them have it"),
-            "{refused}"
-        );
-        assert_eq!(index.usage_of("team").total.gpus, 3);
-    }
-
-    #[test]
-    fn a_group_that_does_not_come_together_gives_its_plan_back() {
-        let mut index = index(1, 2);
-        let member = |n: u32| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", 2);
-        (0..2).for_each(|n| index.apply_pod(view(&member(n))));
-        assert_eq!(reason(&mut index, &member(0)), "");
-        let order = index.reserve(&view(&member(0)).uid, &node("n1")).unwrap();
-        assert_eq!(index.usage_of("team").total.gpus, 2);
-        index.expire_groups(T + Duration::from_secs(19));
-        assert_eq!(index.gate(&order.uid, order.ticket), Gate::Wait);
-        index.expire_groups(T + Duration::from_secs(21));
-        assert_eq!(index.gate(&order.uid, order.ticket), Gate::Closed);
-        assert_eq!(index.usage_of("team").total.gpus, 0);
-        // Others have their turn meanwhile.
-        assert!(reason(&mut index, &member(0)).contains("tried again in a moment"));
-        assert_eq!(reason(&mut index, &pod("team", "x", &[("gpu", 2)])), "");
-        index.take_favours();
-        index.expire_groups(T + Duration::from_secs(40));
-        assert!(index.take_favours().is_empty());
-        index.expire_groups(T + Duration::from_secs(41));
-        assert_eq!(index.take_favours().len(), 1, "and then they are looked at again");
-        assert_eq!(
-            index.filter(&view(&member(0)), &["n1"], T + Duration::from_secs(41)).unwrap().0,
-            [Ok(())]
-        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Random interleavings of filters, binds, watch events, lost answers, late requests, lists, lost
-//! GPUs and restarts, against a model of the API server: what is written there never holds more
+//! GPUs, PodGroups that come, change and go, and restarts, against a model of the API server: what is written there never holds more
 //! than there is, quotas hold, groups bind all or none, and nothing is lost or left behind.
 //!
 //! `GPUZONE_MODEL_SEEDS=2000 cargo test -p gpuzone-scheduler-ext --test model` tries more.
@@ -13,7 +13,7 @@ mod tests {
 
     use gpuzone_api::kubernetes::PodUid;
     use gpuzone_scheduler_ext::index::{
-        BindOrder, Gate, Index, Look, Moment, ReserveError, Settled,
+        BindOrder, Doubt, Gate, Index, Look, Moment, ReserveError, Settled,
     };
     use serde_json::{Value, json};
 
@@ -22,22 +22,6 @@ mod tests {
     const NODES: u8 = 3;
     const GPUS: u8 = 2;
     const QUOTA_GIB: u64 = 60;
-
-    /// xorshift64*: the same sequence for a seed everywhere.
-    struct Dice(u64);
-
-    impl Dice {
-        fn below(&mut self, n: u64) -> u64 {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
-        }
-
-        fn one_in(&mut self, n: u64) -> bool {
-            self.below(n) == 0
-        }
-    }
 
     enum Happened {
         Apply(Value),
@@ -65,6 +49,8 @@ mod tests {
         /// A list that is being read: when it began, and what was there then.
         listing: Option<(Moment, Vec<Value>)>,
         sick: BTreeSet<(u8, u8)>,
+        /// Groups' sizes, as their PodGroups say them.
+        sizes: BTreeMap<String, u64>,
         made: u32,
         bound: u32,
     }
@@ -72,7 +58,7 @@ mod tests {
     impl World {
         fn new(seed: u64) -> Self {
             let mut world = Self {
-                dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+                dice: Dice::new(seed),
                 now: Duration::from_secs(1000),
                 index: Index::new(settings()),
                 pods: BTreeMap::new(),
@@ -82,6 +68,7 @@ mod tests {
                 offered: Vec::new(),
                 listing: None,
                 sick: BTreeSet::new(),
+                sizes: BTreeMap::new(),
                 made: 0,
                 bound: 0,
             };
@@ -107,6 +94,8 @@ mod tests {
             namespace(&mut self.index, "team");
             let spec = json!({ "namespaceSelector": {}, "limits": { "memory": format!("{QUOTA_GIB}Gi") } });
             self.index.apply_quota("q", Some("1"), Some(1), &quota(spec));
+            let sizes = self.sizes.clone();
+            sizes.iter().for_each(|(group, size)| self.say_size(group, *size));
             complete(&mut self.index);
             self.offered.clear();
             self.listing = None;
@@ -149,10 +138,30 @@ mod tests {
             let mut pod = pod("team", &name, &limits);
             if self.dice.one_in(4) {
                 let group = format!("g{}", self.dice.below(3));
-                pod = grouped(pod, &group, 2);
+                pod = match self.dice.one_in(3) {
+                    true => labelled(pod, &group),
+                    false => grouped(pod, &group, 2),
+                };
             }
             self.pods.insert(name, pod.clone());
             self.watch.push_back(Happened::Apply(pod));
+        }
+
+        fn say_size(&mut self, group: &str, size: u64) {
+            // 0 is none that a group can have.
+            apply_pod_group(&mut self.index, &pod_group(group, json!({ "minMember": size })));
+        }
+
+        fn change_pod_group(&mut self) {
+            let group = format!("g{}", self.dice.below(3));
+            if self.sizes.contains_key(&group) && self.dice.one_in(2) {
+                self.sizes.remove(&group);
+                self.index.remove_pod_group("team", &group);
+            } else {
+                let size = self.dice.below(5);
+                self.say_size(&group, size);
+                self.sizes.insert(group, size);
+            }
         }
 
         fn some_pod(&mut self) -> Option<Value> {
@@ -285,17 +294,7 @@ mod tests {
             } else {
                 // A conflict: it is looked at.
                 let look = self.look(&post.order.pod.name, &post.order.uid);
-                match look {
-                    Look::Unbound => self.index.settle(
-                        &post.order.uid,
-                        post.order.ticket,
-                        Settled::Refused,
-                        self.now,
-                    ),
-                    look => {
-                        self.index.looked(&post.order.uid, post.order.ticket, look, self.now);
-                    }
-                }
+                self.index.conclude(&post.order, Doubt::Conflict, Some(look), self.now);
             }
         }
 
@@ -316,7 +315,7 @@ mod tests {
         }
 
         fn step(&mut self) {
-            match self.dice.below(40) {
+            match self.dice.below(41) {
                 0..=6 => self.create(),
                 7..=9 => self.delete(),
                 10..=16 => self.deliver(),
@@ -344,6 +343,7 @@ mod tests {
                     }
                     self.report(n);
                 }
+                39 => self.change_pod_group(),
                 _ if self.dice.one_in(4) => self.restart(),
                 _ if self.listing.is_some() => self.end_list(),
                 _ => self.begin_list(),
@@ -409,11 +409,6 @@ mod tests {
         }
     }
 
-    fn seeds(usual: u64) -> u64 {
-        let set = std::env::var("GPUZONE_MODEL_SEEDS").ok();
-        set.and_then(|seeds| seeds.parse().ok()).unwrap_or(usual)
-    }
-
     #[test]
     fn never_two_pods_on_the_same_bytes() {
         let mut bound = 0;
@@ -428,70 +423,5 @@ mod tests {
             bound += world.bound;
         }
         assert!(u64::from(bound) > 6 * seeds(60), "the model did bind pods: {bound}");
-    }
-
-    /// Two groups that each need most of the cluster: whatever order their pods come in, one of
-    /// them runs as a whole, the other holds nothing, and runs when the first is gone.
-    #[test]
-    fn two_groups_never_hold_half_of_what_each_other_needs() {
-        for seed in 1..=seeds(60) {
-            let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-            let mut index = index(2, 2);
-            let member = |group: &str, n: u32| {
-                grouped(pod("team", &format!("{group}{n}"), &[("gpu", 1)]), group, 3)
-            };
-            let mut all: Vec<Value> = Vec::new();
-            for n in 0..3 {
-                all.push(member("a", n));
-                all.push(member("b", n));
-            }
-            all.iter().for_each(|pod| index.apply_pod(view(pod)));
-            let mut now = Duration::from_secs(1);
-            let mut called: Vec<BindOrder> = Vec::new();
-            let mut running: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-            for _ in 0..400 {
-                now += Duration::from_millis(dice.below(3000));
-                index.expire_groups(now);
-                let at = usize::try_from(dice.below(all.len() as u64)).unwrap();
-                let filtered = index.filter(&view(&all[at]), &["n1", "n2"], now).unwrap();
-                let on = ["n1", "n2"].into_iter().zip(&filtered.0).find(|(_, fit)| fit.is_ok());
-                if let Some((on, _)) = on
-                    && let Ok(order) = index.reserve(&view(&all[at]).uid, &node(on))
-                {
-                    assert!(order.grouped);
-                    called.push(order);
-                }
-                called.retain(|order| match index.gate(&order.uid, order.ticket) {
-                    Gate::Open => {
-                        index.settle(&order.uid, order.ticket, Settled::Written, now);
-                        let group = order.pod.name[..1].to_owned();
-                        running.entry(group).or_default().insert(order.pod.name.clone());
-                        false
-                    }
-                    Gate::Wait => true,
-                    Gate::Closed => false,
-                });
-                if running.values().any(|pods| pods.len() == 3) {
-                    break;
-                }
-            }
-            let (group, pods) = running.pop_first().expect("one of them runs");
-            assert_eq!(
-                (pods.len(), running.len()),
-                (3, 0),
-                "seed {seed}: all of {group}, none of the other"
-            );
-            // It goes, and the other one's turn comes.
-            for pod in
-                all.iter().filter(|pod| pods.contains(pod["metadata"]["name"].as_str().unwrap()))
-            {
-                index.remove_pod(&view(pod).uid);
-            }
-            all.retain(|pod| !pods.contains(pod["metadata"]["name"].as_str().unwrap()));
-            now += Duration::from_secs(60);
-            index.expire_groups(now);
-            let filtered = index.filter(&view(&all[0]), &["n1", "n2"], now).unwrap();
-            assert!(filtered.0.iter().any(Result::is_ok), "seed {seed}: {filtered:?}");
-        }
     }
 }

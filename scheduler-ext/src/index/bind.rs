@@ -115,6 +115,30 @@ pub enum Settled {
     Unsure,
 }
 
+/// Why it is not known at once what became of a Binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The API server refuses it as the state is: the pod may be bound already.
+    Conflict,
+    /// No answer came, or none that says it: it may still be carried out.
+    Lost,
+}
+
+/// What became of a Binding that was in doubt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Concluded {
+    /// The pod is where it was to go, with what it was to get.
+    Bound,
+    /// Somebody else bound it, there.
+    Elsewhere(Option<NodeName>),
+    /// There is no such pod any more.
+    Gone,
+    /// It is not bound, and will not be.
+    Refused,
+    /// Nobody knows yet; its place is kept.
+    Unsure,
+}
+
 /// What a look at the API server showed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Look {
@@ -349,6 +373,33 @@ impl Index {
             Settled::Unsure => reservation.state = State::Unsure { since: now },
             Settled::Refused => self.let_go(uid),
         }
+    }
+
+    /// What becomes of a Binding in doubt, whose pod was looked at since; `None` when that failed.
+    pub fn conclude(
+        &mut self,
+        order: &BindOrder,
+        doubt: Doubt,
+        look: Option<Look>,
+        now: Moment,
+    ) -> Concluded {
+        let (settled, concluded) = match (look, doubt) {
+            (Some(Look::OnNode(view)), _) => {
+                let placed = view.placement.as_ref() == Some(&order.placement);
+                let ours = placed && view.node.as_ref() == Some(&order.node);
+                let node = view.node.clone();
+                self.looked(&order.uid, order.ticket, Look::OnNode(view), now);
+                return if ours { Concluded::Bound } else { Concluded::Elsewhere(node) };
+            }
+            (Some(Look::Gone), _) => {
+                self.looked(&order.uid, order.ticket, Look::Gone, now);
+                return Concluded::Gone;
+            }
+            (Some(Look::Unbound), Doubt::Conflict) => (Settled::Refused, Concluded::Refused),
+            (Some(Look::Unbound), Doubt::Lost) | (None, _) => (Settled::Unsure, Concluded::Unsure),
+        };
+        self.settle(&order.uid, order.ticket, settled, now);
+        concluded
     }
 
     /// Takes a reservation back; whoever waits for that room hears of it.

@@ -3,14 +3,17 @@
 //! A group gets a place for all of its pods in one step, or for none: so two groups never hold
 //! half of what each other needs. The pods' binds wait until all have been called, and then go
 //! out together. If they are not all called in time, the whole plan is given back, and the group
-//! waits a while before it makes another, so that others get a turn.
+//! waits a while before it makes another, so that others get a turn. How many they are, [`super::gang`]
+//! says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use gpuzone_api::kubernetes::{NodeName, PodUid};
 use gpuzone_core::engine::Score;
 
 use super::bind::State;
+use super::gang::{Gang, GroupKey, NoGang};
 use super::pods::{PodEntry, Stand};
 use super::{Gate, Index, Moment, Ticket};
 use crate::ask::Ask;
@@ -21,6 +24,8 @@ pub(super) struct Group {
     pub(super) pods: BTreeSet<PodUid>,
     /// When its plan is given back, if there is one and its binds have not gone out.
     until: Option<Moment>,
+    /// How long its pods wait for each other, as it was when the plan was made.
+    patience: Duration,
     /// No plan is made before.
     not_before: Moment,
     /// Its pods were put aside until then.
@@ -32,8 +37,10 @@ pub(super) struct Group {
 /// Why a group has no place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoPlan {
+    #[error(transparent)]
+    NoGang(#[from] NoGang),
     #[error("waits for its group '{name}': {there} of {size} pods are there")]
-    Incomplete { name: String, there: usize, size: u32 },
+    Incomplete { name: String, there: usize, size: usize },
     #[error("its group '{name}' could not start together and is tried again in a moment")]
     Later { name: String },
     #[error("its group '{name}' needs room for {pods} pods at once, and {found} of them have it")]
@@ -62,16 +69,19 @@ impl Index {
     /// Whether all pods of a pod's group are there.
     pub(super) fn is_whole(&self, entry: &PodEntry) -> bool {
         let group = entry.group().and_then(|key| self.groups.get(&key));
-        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map(|group| group.size);
-        group.zip(size).is_some_and(|(group, size)| group.pods.len() >= size as usize)
+        let gang = self.gang(entry).and_then(Result::ok);
+        group.zip(gang).is_some_and(|(group, gang)| group.pods.len() >= gang.size)
     }
 
     /// Whether a pod may only be bound as a part of a plan of its group.
     pub(super) fn group_needs_plan(&self, entry: &PodEntry) -> bool {
         let Some(key) = entry.group() else { return false };
-        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map_or(1, |g| g.size);
         let placed = self.groups.get(&key).map_or(0, |group| self.placed(group));
-        placed < size as usize
+        match self.gang(entry) {
+            None => false,
+            Some(Ok(gang)) => placed < gang.size,
+            Some(Err(_)) => true,
+        }
     }
 
     fn placed(&self, group: &Group) -> usize {
@@ -90,21 +100,18 @@ impl Index {
         if !self.group_needs_plan(entry) {
             return Ok(());
         }
-        let (Some(key), Some(wanted)) =
-            (entry.group(), entry.asks().and_then(|ask| ask.terms.group.clone()))
-        else {
-            return Ok(());
-        };
+        let (Some(key), Some(gang)) = (entry.group(), self.gang(entry)) else { return Ok(()) };
+        let Gang { size, patience, .. } = gang?;
         let Some(group) = self.groups.get(&key) else { return Ok(()) };
-        let (name, size) = (wanted.name, wanted.size);
+        let name = key.1.clone();
         if now < group.not_before {
             return Err(NoPlan::Later { name });
         }
         let there = group.pods.len();
-        if there < size as usize {
+        if there < size {
             return Err(NoPlan::Incomplete { name, there, size });
         }
-        let missing = (size as usize).saturating_sub(self.placed(group));
+        let missing = size.saturating_sub(self.placed(group));
         let waiting = group
             .pods
             .iter()
@@ -112,11 +119,10 @@ impl Index {
         let planned = std::iter::once(uid).chain(waiting).take(missing).cloned();
         let planned: Vec<PodUid> = planned.collect();
         self.plan(&name, &planned, nodes)?;
-        let until = now + self.settings.group_patience;
         if let Some(group) = self.groups.get_mut(&key) {
-            group.until = Some(until);
+            (group.until, group.patience) = (Some(now + patience), patience);
             // Pods that join a group that runs do not wait for those that run.
-            group.open = missing < size as usize && group.open;
+            group.open = missing < size && group.open;
         }
         Ok(())
     }
@@ -185,8 +191,7 @@ impl Index {
     /// Opens a pod's group if all of it has been called or is bound.
     pub(super) fn open_group_of(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.get(uid) else { return };
-        let size = entry.asks().and_then(|ask| ask.terms.group.as_ref()).map_or(1, |g| g.size);
-        let Some(key) = entry.group() else { return };
+        let (Some(key), Some(Ok(gang))) = (entry.group(), self.gang(entry)) else { return };
         let Some(group) = self.groups.get(&key) else { return };
         let come = group.pods.iter().filter(|uid| match self.pods.get(*uid).map(|e| &e.stand) {
             Some(Stand::Bound(_)) => true,
@@ -196,10 +201,23 @@ impl Index {
             },
             Some(Stand::Waiting) | None => false,
         });
-        if come.count() >= size as usize
-            && let Some(group) = self.groups.get_mut(&key)
-        {
+        if come.count() < gang.size {
+            return;
+        }
+        let pods = group.pods.clone();
+        if let Some(group) = self.groups.get_mut(&key) {
             (group.open, group.until) = (true, None);
+        }
+        // The group has become smaller: who has not been called is not waited for, nor waits.
+        self.let_planned_go(pods, |called| !called);
+    }
+
+    fn let_planned_go(&mut self, pods: BTreeSet<PodUid>, which: impl Fn(bool) -> bool) {
+        for uid in pods {
+            match self.reservation_mut(&uid).map(|reservation| reservation.state) {
+                Some(State::Planned { called }) if which(called) => self.let_go(&uid),
+                Some(_) | None => {}
+            }
         }
     }
 
@@ -233,16 +251,11 @@ impl Index {
         }
     }
 
-    fn give_up_plan(&mut self, key: &(String, String), now: Moment) {
-        let later = now + self.settings.group_patience;
+    fn give_up_plan(&mut self, key: &GroupKey, now: Moment) {
         let Some(group) = self.groups.get_mut(key) else { return };
-        (group.until, group.not_before, group.asleep) = (None, later, true);
-        for uid in group.pods.clone() {
-            let planned = self.reservation_mut(&uid).map(|reservation| reservation.state);
-            if matches!(planned, Some(State::Planned { .. })) {
-                self.let_go(&uid);
-            }
-        }
+        (group.until, group.not_before, group.asleep) = (None, now + group.patience, true);
+        let pods = group.pods.clone();
+        self.let_planned_go(pods, |_| true);
     }
 
     /// A pod whose place the scheduler does not offer: its own constraints are against it. It

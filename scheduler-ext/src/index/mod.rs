@@ -2,8 +2,8 @@
 //! questions, without a clock, a lock or a network.
 //!
 //! ```text
-//! GpuNode, Node, Namespace, GpuQuota, Pod ──apply──▶ Index ◀──reserve, settle, looked── binder
-//!                                       filter, prioritize, preempt ──▶ answers
+//! GpuNode, Node, Namespace, GpuQuota, Pod, PodGroup ──apply──▶ Index ◀──reserve, settle, looked── binder
+//!                                                 filter, prioritize, preempt ──▶ answers
 //! ```
 //!
 //! What is free of a GPU is computed from the pods of its node each time that one of them
@@ -13,6 +13,7 @@
 
 mod bind;
 mod filter;
+mod gang;
 mod group;
 mod nodes;
 mod pods;
@@ -33,7 +34,7 @@ use gpuzone_api::kubernetes::{NodeName, PodUid, ResourceNames, TENANT_LABEL, ten
 use gpuzone_core::engine::{Mix, ModelTable, Policy, WorkloadMix};
 use gpuzone_core::{InvalidId, TenantId};
 
-pub use bind::{BindOrder, Gate, Look, Overdue, ReserveError, Settled, Ticket};
+pub use bind::{BindOrder, Concluded, Doubt, Gate, Look, Overdue, ReserveError, Settled, Ticket};
 pub use filter::{FilterError, Filtered, Refusal};
 pub use preempt::Victims;
 pub use quota::{QuotaRefusal, WithoutQuota};
@@ -42,6 +43,7 @@ pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
 pub use why::Why;
 
+use gang::{GroupKey, PodGroups};
 use group::Group;
 use nodes::Node;
 use pods::PodEntry;
@@ -65,7 +67,7 @@ pub struct Settings {
     pub group_patience: Duration,
 }
 
-/// The kinds of objects that the index needs all of before it answers.
+/// The kinds of objects that the index is fed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Inventories of nodes.
@@ -78,10 +80,13 @@ pub enum Kind {
     Quotas,
     /// Pods.
     Pods,
+    /// Coscheduling's groups. A cluster need not have them, and only pods of groups wait for them.
+    PodGroups,
 }
 
 impl Kind {
-    const ALL: [Self; 5] =
+    /// Those that the index needs.
+    const NEEDED: [Self; 5] =
         [Self::GpuNodes, Self::Nodes, Self::Namespaces, Self::Quotas, Self::Pods];
 
     /// Its name in the API.
@@ -92,6 +97,7 @@ impl Kind {
             Self::Namespaces => "namespaces",
             Self::Quotas => "gpuquotas",
             Self::Pods => "pods",
+            Self::PodGroups => "podgroups",
         }
     }
 }
@@ -113,7 +119,8 @@ pub struct Index {
     namespaces: BTreeMap<String, Namespace>,
     quotas: BTreeMap<String, Quota>,
     pods: HashMap<PodUid, PodEntry>,
-    groups: BTreeMap<(String, String), Group>,
+    groups: BTreeMap<GroupKey, Group>,
+    pod_groups: PodGroups,
     /// What the pods of a namespace hold.
     usage: BTreeMap<String, Usage>,
     /// Pods that wait for what is guaranteed to them.
@@ -142,6 +149,7 @@ impl Index {
             quotas: BTreeMap::new(),
             pods: HashMap::default(),
             groups: BTreeMap::new(),
+            pod_groups: PodGroups::new(),
             usage: BTreeMap::new(),
             claims: Claims::default(),
             arrivals: WorkloadMix::default(),
@@ -169,9 +177,10 @@ impl Index {
         self.complete.remove(&kind);
     }
 
-    /// Kinds of which not all objects are known: as long as there are any, nothing is answered.
+    /// Kinds that are needed and of which not all objects are known: as long as there are any, nothing
+    /// is answered.
     pub fn missing(&self) -> Vec<&'static str> {
-        let missing = Kind::ALL.into_iter().filter(|kind| !self.complete.contains(kind));
+        let missing = Kind::NEEDED.into_iter().filter(|kind| !self.complete.contains(kind));
         missing.map(Kind::plural).collect()
     }
 

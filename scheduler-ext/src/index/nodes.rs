@@ -214,17 +214,27 @@ pub(super) fn room_of<'a>(units: &[Unit], holds: impl Iterator<Item = &'a Grant>
     NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default()
 }
 
-/// Which unit a hold is of: the GPU that it names or, of instances, one that nobody has, of that GPU
-/// if there is one; a healthy one before others, as the scheduler itself counts.
+/// Which unit a hold is of. Of a GPU that is shared the one that it names. Of whole GPUs and instances
+/// the kubelet hands out one that is alike, so one that nobody has: a healthy one before others, as the
+/// scheduler itself counts, and then that which is named.
 fn place_of(units: &[Unit], held: &[(u64, u64)], hold: &Grant) -> Option<usize> {
-    let of = units.iter().zip(held).enumerate().filter(|(_, (unit, _))| unit.bears(hold));
-    let order = |(unit, (memory, _)): (&Unit, &(u64, u64))| match unit.kind.exposure {
-        Exposure::Mig | Exposure::Vgpu => (*memory > 0, unit.gpu != hold.gpu, !unit.kind.healthy),
-        Exposure::Mediated | Exposure::Passthrough => Default::default(),
+    let named = units.iter().find(|unit| unit.gpu == hold.gpu && unit.bears(hold));
+    let alike = |unit: &Unit| match named.map(|named| named.kind) {
+        // Of an instance or a vGPU all that is said is how large it is.
+        Some(GpuKind { exposure: part @ (Exposure::Mig | Exposure::Vgpu), .. }) => {
+            unit.kind.exposure == part && unit.bears(hold)
+        }
+        None => matches!(unit.kind.exposure, Exposure::Mig | Exposure::Vgpu) && unit.bears(hold),
+        Some(GpuKind { exposure: Exposure::Passthrough, model, memory, .. }) => {
+            (unit.kind.exposure, unit.kind.model, unit.kind.memory)
+                == (Exposure::Passthrough, model, memory)
+        }
+        Some(GpuKind { exposure: Exposure::Mediated, .. }) => unit.gpu == hold.gpu,
     };
-    let of = of.filter(|(_, (unit, _))| {
-        matches!(unit.kind.exposure, Exposure::Mig | Exposure::Vgpu) || unit.gpu == hold.gpu
-    });
+    let of = units.iter().zip(held).enumerate().filter(|(_, (unit, _))| alike(unit));
+    let order = |(unit, (memory, _)): (&Unit, &(u64, u64))| {
+        (*memory > 0, !unit.kind.healthy, unit.gpu != hold.gpu)
+    };
     of.min_by_key(|(_, at)| order(*at)).map(|(at, _)| at)
 }
 

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use gpuzone_api::kubernetes::{
-    MODEL_ANNOTATION, PodGroup, PodUid, TENANT_LABEL, TOPOLOGY_ANNOTATION,
+    MODEL_ANNOTATION, POD_GROUP_SIZE_ANNOTATION, PodUid, TENANT_LABEL, TOPOLOGY_ANNOTATION,
 };
 use gpuzone_core::engine::{Reason, fit};
 use serde::Serialize;
 
 use super::bind::State;
+use super::gang::NoGang;
 use super::pods::{PodEntry, Stand};
 use super::{Index, QuotaRefusal, Usage};
 use crate::view::PodName;
@@ -25,6 +26,9 @@ pub struct Why {
     /// What it asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asks: Option<String>,
+    /// Which pods it starts together with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// What it holds: GPU, memory, share.
     pub holds: Vec<String>,
     /// What its quota says.
@@ -79,6 +83,7 @@ impl Index {
             pod: name.to_string(),
             stands: stands(entry),
             asks,
+            group: self.group_sentence(entry),
             holds: holds.collect(),
             quota: hindrances.quota.as_ref().map(ToString::to_string),
             nodes: nodes.collect(),
@@ -156,14 +161,26 @@ impl Index {
     }
 
     fn missing_of_group(&self, entry: &PodEntry) -> Option<String> {
-        let PodGroup { name, size } = entry.asks()?.terms.group.as_ref()?;
-        if self.is_whole(entry) {
-            return None;
+        let said = self.gang(entry)?;
+        let (key, whole) = (entry.group()?, self.is_whole(entry));
+        let there = self.groups.get(&key).map_or(0, |group| group.pods.len());
+        let name = key.1;
+        match said {
+            Ok(_) if whole => None,
+            Ok(gang) => Some(format!(
+                "the other pods of its group '{name}' have to be there: {there} of {} are",
+                gang.size
+            )),
+            Err(NoGang::Unread { .. }) => Some(
+                "PodGroups have to be read from the API server: this takes a moment, or the extender's log says why it cannot".to_owned(),
+            ),
+            Err(NoGang::NoSize { .. }) => Some(format!(
+                "somebody has to say how many pods its group '{name}' has: a PodGroup of that name in its namespace, or {POD_GROUP_SIZE_ANNOTATION} on each of them, which have to be created anew for that"
+            )),
+            Err(NoGang::Unreadable { error, .. }) => {
+                Some(format!("the PodGroup '{name}' has to be one that can be read: {error}"))
+            }
         }
-        let there = self.groups.get(&entry.group()?).map_or(0, |group| group.pods.len());
-        Some(format!(
-            "the other pods of its group '{name}' have to be there: {there} of {size} are"
-        ))
     }
 }
 

@@ -76,13 +76,18 @@ pub(crate) struct Extender {
 
 impl Extender {
     pub(crate) fn start(api: &ClusterApi, folder: &Path, name: &str, more: &[&str]) -> Self {
+        Self::over(&api.kubeconfig(folder).unwrap(), folder, name, more)
+    }
+
+    /// Over the API server that a kubeconfig names.
+    pub(crate) fn over(kubeconfig: &Path, folder: &Path, name: &str, more: &[&str]) -> Self {
         let (port, health) = (free_port(), free_port());
         let log = folder.join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-zone-scheduler-ext"));
         command.args(["--insecure", "--identity", name, "--listen", &format!("127.0.0.1:{port}")]);
         command.args(["--health-listen", &format!("127.0.0.1:{health}")]);
-        command.arg("--kubeconfig").arg(api.kubeconfig(folder).unwrap()).args(more);
+        command.arg("--kubeconfig").arg(kubeconfig).args(more);
         command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         Self { child: command.spawn().unwrap(), port, health, log }
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "not every test needs all of it")]
 
 pub(crate) mod extender;
+pub(crate) mod suite;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -75,9 +76,27 @@ pub(crate) fn pod(namespace: &str, name: &str, limits: &[(&str, u64)]) -> Value 
 }
 
 pub(crate) fn grouped(mut pod: Value, group: &str, size: u32) -> Value {
-    pod["metadata"]["labels"] = json!({ "scheduling.x-k8s.io/pod-group": group });
+    pod = labelled(pod, group);
     pod["metadata"]["annotations"] = json!({ "gpuzone.dev/pod-group-size": size.to_string() });
     pod
+}
+
+/// The same, without a word of how many it starts together with.
+pub(crate) fn labelled(mut pod: Value, group: &str) -> Value {
+    pod["metadata"]["labels"] = json!({ "scheduling.x-k8s.io/pod-group": group });
+    pod
+}
+
+/// A `PodGroup` of the namespace `team`, as the API server has it.
+pub(crate) fn pod_group(name: &str, spec: Value) -> Value {
+    json!({ "apiVersion": "scheduling.x-k8s.io/v1alpha1", "kind": "PodGroup",
+        "metadata": { "namespace": "team", "name": name }, "spec": spec })
+}
+
+pub(crate) fn apply_pod_group(index: &mut Index, group: &Value) {
+    let name = group["metadata"]["name"].as_str().unwrap().to_owned();
+    let object = serde_json::from_value(group.clone()).unwrap();
+    index.apply_pod_group("team", &name, gpuzone_scheduler_ext::pod_group::read(&object));
 }
 
 pub(crate) fn view(pod: &Value) -> PodView {
@@ -95,7 +114,8 @@ pub(crate) fn namespace(index: &mut Index, name: &str) {
 }
 
 pub(crate) fn complete(index: &mut Index) {
-    for kind in [Kind::GpuNodes, Kind::Nodes, Kind::Namespaces, Kind::Quotas, Kind::Pods] {
+    use Kind::{GpuNodes, Namespaces, Nodes, PodGroups, Pods, Quotas};
+    for kind in [GpuNodes, Nodes, Namespaces, Quotas, Pods, PodGroups] {
         index.complete(kind);
     }
 }
@@ -115,4 +135,30 @@ pub(crate) fn index_with(settings: Settings, nodes: u8, gpus: u8) -> Index {
     namespace(&mut index, "team");
     complete(&mut index);
     index
+}
+
+/// xorshift64*: the same sequence for a seed everywhere.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
+    }
+
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// How many sequences a model tries.
+pub(crate) fn seeds(usual: u64) -> u64 {
+    let set = std::env::var("GPUZONE_MODEL_SEEDS").ok();
+    set.and_then(|seeds| seeds.parse().ok()).unwrap_or(usual)
 }

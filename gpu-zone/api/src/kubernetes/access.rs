@@ -38,6 +38,8 @@ pub const SCHEDULER_EXT_ACCESS: &[Access] = &[
     Access { group: "gpuzone.dev", resource: "gpunodes", verbs: &["list", "watch"] },
     Access { group: "gpuzone.dev", resource: "gpuquotas", verbs: &["list", "watch"] },
     Access { group: "gpuzone.dev", resource: "gpuquotas/status", verbs: &["patch"] },
+    // Coscheduling's. Clusters that do not have it answer that there is none.
+    Access { group: "scheduling.x-k8s.io", resource: "podgroups", verbs: &["list", "watch"] },
 ];
 
 /// Of the scheduler extender, in its own namespace: who leads, and where that one is reached.

@@ -13,7 +13,7 @@
 //! | pod, annotation | [`TOPOLOGY_ANNOTATION`] | `any`, `same-numa` or `nvlink` |
 //! | pod, annotation | [`POLICY_ANNOTATION`] | `pack`, `spread` or `fragmentation` |
 //! | pod, label | [`POD_GROUP_LABEL`] | pods that start together or not at all |
-//! | pod, annotation | [`POD_GROUP_SIZE_ANNOTATION`] | how many those are |
+//! | pod, annotation | [`POD_GROUP_SIZE_ANNOTATION`] | how many those are, where no `PodGroup` says so |
 //! | pod, annotation | [`PLACEMENT_ANNOTATION`] | [`PodPlacement`], written with the Binding |
 //! | namespace, label | [`TENANT_LABEL`] | the tenant, where it is not the namespace's name |
 //!
@@ -40,6 +40,6 @@ pub use names::{
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, Handed, RequestError, ResourceNames};
 pub use terms::{
-    MODEL_ANNOTATION, POD_GROUP_LABEL, POD_GROUP_SIZE_ANNOTATION, POLICY_ANNOTATION, PodGroup,
-    PodTerms, TOPOLOGY_ANNOTATION, TermsError,
+    GroupSize, GroupTerms, MODEL_ANNOTATION, POD_GROUP_LABEL, POD_GROUP_SIZE_ANNOTATION,
+    POLICY_ANNOTATION, PodTerms, TOPOLOGY_ANNOTATION, TermsError,
 };

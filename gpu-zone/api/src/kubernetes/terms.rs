@@ -13,9 +13,10 @@ pub const MODEL_ANNOTATION: &str = "gpuzone.dev/model";
 pub const TOPOLOGY_ANNOTATION: &str = "gpuzone.dev/topology";
 /// Annotation: what its placement is to be good for, where that is not the cluster's choice.
 pub const POLICY_ANNOTATION: &str = "gpuzone.dev/policy";
-/// Label: pods of one namespace with equal values start together or not at all.
+/// Label: pods of one namespace with equal values start together or not at all. It is Coscheduling's,
+/// whose `PodGroup` of that name says how many those are.
 pub const POD_GROUP_LABEL: &str = "scheduling.x-k8s.io/pod-group";
-/// Annotation: how many pods a group has.
+/// Annotation: how many pods a group has, where no `PodGroup` says so.
 pub const POD_GROUP_SIZE_ANNOTATION: &str = "gpuzone.dev/pod-group-size";
 
 /// More pods than that, a group does not have.
@@ -23,13 +24,35 @@ const MOST_PODS: u32 = 1024;
 /// And no more product names will do.
 const MOST_MODELS: usize = 16;
 
-/// Pods that start together.
+/// How many pods start together: 1 to 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupSize(u32);
+
+impl GroupSize {
+    /// The size, if it can be one.
+    pub fn new(pods: i64) -> Option<Self> {
+        u32::try_from(pods).ok().filter(|pods| (1..=MOST_PODS).contains(pods)).map(Self)
+    }
+
+    /// As a number of pods.
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl std::fmt::Display for GroupSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a pod says of those that it starts together with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodGroup {
+pub struct GroupTerms {
     /// What they are called together, within a namespace.
     pub name: String,
-    /// How many they are.
-    pub size: u32,
+    /// How many they are, if the pod says that.
+    pub size: Option<GroupSize>,
 }
 
 /// What a pod says of all its containers' GPUs.
@@ -42,7 +65,7 @@ pub struct PodTerms {
     /// What the placement is to be good for.
     pub policy: Option<Policy>,
     /// Those that it starts together with.
-    pub group: Option<PodGroup>,
+    pub group: Option<GroupTerms>,
 }
 
 /// An annotation that means nothing.
@@ -59,11 +82,9 @@ pub enum TermsError {
         "{MODEL_ANNOTATION}: '{}' is not 1 to {MOST_MODELS} product names with commas between", shorten(.0)
     )]
     Models(String),
-    /// A group without a size, or with one that cannot be.
-    #[error(
-        "{POD_GROUP_LABEL} says that the pod is one of a group, so {POD_GROUP_SIZE_ANNOTATION} has to say how many those are, 1 to {MOST_PODS}"
-    )]
-    Group,
+    /// No size that a group can have.
+    #[error("{POD_GROUP_SIZE_ANNOTATION}: '{}' is not a number of pods, 1 to {MOST_PODS}", shorten(.0))]
+    GroupSize(String),
 }
 
 impl PodTerms {
@@ -88,13 +109,16 @@ impl PodTerms {
         let models = annotations.get(MODEL_ANNOTATION).map(|text| models(text)).transpose()?;
         let group = labels.get(POD_GROUP_LABEL).map(|name| {
             let size = annotations.get(POD_GROUP_SIZE_ANNOTATION);
-            let size = size.and_then(|size| size.trim().parse().ok());
-            let size = size.filter(|size| (1..=MOST_PODS).contains(size));
-            Ok(PodGroup { name: name.clone(), size: size.ok_or(TermsError::Group)? })
+            Ok(GroupTerms { name: name.clone(), size: size.map(|text| size_of(text)).transpose()? })
         });
         let (models, group) = (models.unwrap_or_default(), group.transpose()?);
         Ok(Self { models, topology, policy, group })
     }
+}
+
+fn size_of(text: &str) -> Result<GroupSize, TermsError> {
+    let size = text.trim().parse().ok().and_then(GroupSize::new);
+    size.ok_or_else(|| TermsError::GroupSize(text.to_owned()))
 }
 
 fn models(text: &str) -> Result<Vec<String>, TermsError> {
@@ -134,7 +158,10 @@ mod tests {
         .unwrap();
         assert_eq!(said.models, ["NVIDIA H100 80GB HBM3", "NVIDIA A100"]);
         assert_eq!((said.topology, said.policy), (Topology::NvLink, Some(Policy::Pack)));
-        assert_eq!(said.group, Some(PodGroup { name: "train".into(), size: 8 }));
+        let size = GroupSize::new(8);
+        assert_eq!(said.group, Some(GroupTerms { name: "train".into(), size }));
+        let said = read(&[], Some("train")).unwrap();
+        assert_eq!(said.group, Some(GroupTerms { name: "train".into(), size: None }));
     }
 
     #[test]
@@ -148,17 +175,21 @@ mod tests {
             let error = read(&[(key, value)], None).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");
         }
-        for size in ["", "0", "1025", "many"] {
+        for size in ["", "0", "-1", "1025", "many"] {
             let said = read(&[(POD_GROUP_SIZE_ANNOTATION, size)], Some("g"));
-            assert_eq!(said, Err(TermsError::Group), "{size}");
+            assert_eq!(said, Err(TermsError::GroupSize(size.to_owned())));
         }
-        assert_eq!(read(&[], Some("g")), Err(TermsError::Group));
     }
 
     proptest! {
         #[test]
         fn any_text_is_answered(text in ".{0,200}") {
-            for key in [TOPOLOGY_ANNOTATION, POLICY_ANNOTATION, MODEL_ANNOTATION] {
+            for key in [
+                TOPOLOGY_ANNOTATION,
+                POLICY_ANNOTATION,
+                MODEL_ANNOTATION,
+                POD_GROUP_SIZE_ANNOTATION,
+            ] {
                 if let Err(error) = read(&[(key, &text)], Some(&text)) {
                     prop_assert!(error.to_string().len() < 600);
                 }

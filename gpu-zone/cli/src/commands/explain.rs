@@ -16,6 +16,7 @@ struct Why {
     pod: String,
     stands: String,
     asks: Option<String>,
+    group: Option<String>,
     holds: Vec<String>,
     quota: Option<String>,
     /// What nodes say, each with how many say it.
@@ -40,6 +41,7 @@ fn text(why: &Why) -> String {
     let mut lines = vec![format!("{} {}", printable(&why.pod), printable(&why.stands))];
     let part = |name: &str, said: &str| format!("  {name:<8}{}", printable(said));
     lines.extend(why.asks.iter().map(|asks| part("asks", asks)));
+    lines.extend(why.group.iter().map(|group| part("group", group)));
     lines.extend(why.holds.iter().map(|held| part("holds", held)));
     lines.extend(why.quota.iter().map(|quota| part("quota", quota)));
     let mut nodes: Vec<(&String, &u64)> = why.nodes.iter().collect();
@@ -65,6 +67,7 @@ mod tests {
             pod: "team/train".into(),
             stands: "waits for a place\u{1b}[2J".into(),
             asks: Some("1 whole GPU".into()),
+            group: Some("'train' of 3 pods".into()),
             nodes: BTreeMap::from([("few".into(), 1), ("no GPU".into(), 12)]),
             changes: vec!["pods have to end".into()],
             ..Why::default()
@@ -76,6 +79,7 @@ mod tests {
             lines,
             [
                 "  asks    1 whole GPU",
+                "  group   'train' of 3 pods",
                 "  nodes   12 nodes: no GPU",
                 "  nodes   1 node: few",
                 "what would have to change:",

@@ -146,6 +146,14 @@ impl ClusterApi {
         self.shared.change(|store| store.away = away);
     }
 
+    /// Whether it knows no objects of a kind, from now on: their definition is not installed.
+    pub fn withhold(&self, plural: &str, withheld: bool) {
+        self.shared.change(|store| match withheld {
+            true => store.withheld.insert(plural.to_owned()),
+            false => store.withheld.remove(plural),
+        });
+    }
+
     /// What goes wrong with the next Bindings, one after the other.
     pub fn fault_bindings(&self, faults: impl IntoIterator<Item = BindFault>) {
         self.shared.lock().faults.extend(faults);

@@ -76,6 +76,9 @@ pub(super) async fn handle(
     let Some(target) = target(uri.path()) else {
         return refuse((404, "no such address".into()));
     };
+    if shared.lock().withheld.contains(&target.plural) {
+        return refuse((404, "the server could not find the requested resource".into()));
+    }
     let written: Value = serde_json::from_slice(&body).unwrap_or_default();
     match (method, target.key()) {
         (Method::GET, None) if query.get("watch").is_some_and(|watch| watch != "false") => {
@@ -223,7 +226,8 @@ fn watch(shared: Arc<Shared>, target: Target, query: &BTreeMap<String, String>) 
                 let new = store.log.get(start..).unwrap_or_default().iter();
                 let new = new.filter(|event| event.plural == target.plural);
                 let new = new.filter(|event| selected(&event.object, &target, &query));
-                (new.map(line).collect::<String>(), store.version, store.away)
+                let away = store.away || store.withheld.contains(&target.plural);
+                (new.map(line).collect::<String>(), store.version, away)
             };
             if away {
                 return None;

@@ -26,6 +26,8 @@ pub(super) struct Store {
     pub(super) objects: BTreeMap<(Plural, Key), Arc<Value>>,
     pub(super) log: Vec<Event>,
     pub(super) away: bool,
+    /// Kinds that it does not know.
+    pub(super) withheld: BTreeSet<Plural>,
     pub(super) faults: VecDeque<BindFault>,
     pub(super) bound: Vec<(String, String)>,
     /// Pods that a disruption budget keeps.

@@ -1,0 +1,230 @@
+//! Against a cluster of one's own: `GPU_ZONE_E2E_KUBECONFIG` names the kubeconfig of an administrator,
+//! and `GPU_ZONE_E2E_KUBE_SCHEDULER` the program `kube-scheduler` of that version. That program runs
+//! here, beside the real extender; the nodes are objects only, so no container starts. It prints how
+//! many pods a second get a node with the extender and without (wanted: 0.9 of it), and removes all
+//! that it made. Without those two it says that it was skipped.
+//!
+//! The same steps run in each test run against a stand-in of an API server, with a stand-in of the
+//! scheduler: that shows that the suite works, and nothing of a cluster.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::panic::AssertUnwindSafe;
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command, Stdio};
+    use std::sync::Arc;
+
+    use futures::FutureExt;
+    use gpuzone_testkit::kubernetes::ClusterApi;
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::{ListParams, PostParams};
+    use kube::{Api, Client, ResourceExt};
+    use serde_json::{Value, json};
+    use tokio::task::JoinHandle;
+
+    use super::support::extender::*;
+    use super::support::suite::*;
+
+    const KUBECONFIG: &str = "GPU_ZONE_E2E_KUBECONFIG";
+    const SCHEDULER: &str = "GPU_ZONE_E2E_KUBE_SCHEDULER";
+
+    /// Who schedules.
+    enum Scheduler {
+        /// A program of Kubernetes.
+        Real { program: PathBuf, kubeconfig: PathBuf },
+        /// One that does what that is known to do, one pod after the other.
+        StandIn,
+    }
+
+    enum Running {
+        Real(Child),
+        StandIn(JoinHandle<()>),
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            match self {
+                Self::Real(child) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
+                Self::StandIn(task) => task.abort(),
+            }
+        }
+    }
+
+    /// A scheduler's configuration, as `docs/scheduler.md` has it.
+    fn configuration(kubeconfig: &Path, extender: Option<u16>) -> Value {
+        let managed = |name: &str, ignored: bool| json!({ "name": format!("gpuzone.dev/{name}"), "ignoredByScheduler": ignored });
+        let extender = extender.map(|port| {
+            json!({ "urlPrefix": format!("http://127.0.0.1:{port}"), "filterVerb": "filter",
+                "prioritizeVerb": "prioritize", "bindVerb": "bind", "preemptVerb": "preempt",
+                "weight": 10, "nodeCacheCapable": true, "ignorable": false, "httpTimeout": "30s",
+                "managedResources": [managed("gpu", false), managed("memory-mib", true),
+                    managed("memory-percent", true), managed("share", true)] })
+        });
+        json!({ "apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+            "clientConnection": { "kubeconfig": kubeconfig, "qps": 2000, "burst": 4000 },
+            "leaderElection": { "leaderElect": false },
+            "profiles": [{ "schedulerName": NAME, "percentageOfNodesToScore": 100 }],
+            "extenders": extender.into_iter().collect::<Vec<_>>() })
+    }
+
+    impl Scheduler {
+        fn start(&self, fleet: &Fleet, folder: &Path, extender: Option<&Arc<Extender>>) -> Running {
+            match self {
+                Self::Real { program, kubeconfig } => {
+                    let file = folder.join("scheduler.json");
+                    let port = extender.map(|extender| extender.port);
+                    std::fs::write(&file, configuration(kubeconfig, port).to_string()).unwrap();
+                    let log = folder.join("scheduler.log");
+                    let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+                    let mut command = Command::new(program);
+                    command.arg("--config").arg(file).arg("--secure-port=0").stderr(log);
+                    Running::Real(command.stdin(Stdio::null()).spawn().unwrap())
+                }
+                Self::StandIn => {
+                    let (pods, nodes) = (fleet.pods(), fleet.nodes.clone());
+                    let extender = extender.cloned();
+                    Running::StandIn(tokio::spawn(async move {
+                        loop {
+                            stand_in(&pods, &nodes, extender.as_deref()).await;
+                            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                        }
+                    }))
+                }
+            }
+        }
+    }
+
+    /// One round over all pods that wait.
+    async fn stand_in(pods: &Api<Pod>, nodes: &[String], extender: Option<&Extender>) {
+        let Ok(listed) = pods.list(&ListParams::default()).await else { return };
+        let waits = |pod: &&Pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none());
+        for pod in listed.items.iter().filter(waits) {
+            let Some(extender) = extender else {
+                let binding = json!({ "apiVersion": "v1", "kind": "Binding",
+                    "metadata": { "name": pod.name_any(), "namespace": NAME },
+                    "target": { "apiVersion": "v1", "kind": "Node", "name": nodes[0] } });
+                let params = PostParams::default();
+                let name = pod.name_any();
+                let bound =
+                    pods.create_subresource::<Value, Value>("binding", &name, &params, &binding);
+                let _ = bound.await;
+                continue;
+            };
+            let pod = serde_json::to_value(pod).unwrap();
+            let all: Vec<&str> = nodes.iter().map(String::as_str).collect();
+            let fits = extender.filter(&pod, &all).await["NodeNames"].clone();
+            let asked = json!({ "Pod": pod, "Nodes": null, "NodeNames": fits });
+            let (_, ranks) = extender.ask("/prioritize", &asked).await;
+            let ranks = ranks.as_array().cloned().unwrap_or_default();
+            let best = ranks.iter().max_by_key(|rank| rank["Score"].as_i64());
+            if let Some(node) = best.and_then(|rank| rank["Host"].as_str()) {
+                extender.bind(&pod, node).await;
+            }
+        }
+    }
+
+    /// Pods a second: without the extender, and with it.
+    async fn compare(
+        fleet: &Fleet,
+        scheduler: &Scheduler,
+        extender: &Arc<Extender>,
+        folder: &Path,
+        pods: u32,
+    ) -> [f64; 2] {
+        let mut rates = [0.0; 2];
+        // The pods are there before the scheduler is, so nobody measures how fast they are created.
+        for (with, rate) in [false, true].into_iter().zip(&mut rates) {
+            let limits: &[(&str, u64)] = match with {
+                true => &[("gpu", 1), ("memory-mib", 1024)],
+                false => &[("gpu", 1)],
+            };
+            let names = fleet.create(if with { "with" } else { "without" }, pods, limits).await;
+            let running = scheduler.start(fleet, folder, with.then_some(extender));
+            *rate = fleet.bound(&names).await;
+            if with {
+                fleet.placed_once(&names).await;
+                let large = fleet.create("large", 1, &[("gpu", 1), ("memory-mib", 1 << 20)]).await;
+                let path = format!("/explain/{NAME}/{}", large.first().unwrap());
+                let said = async || extender.ask(&path, &Value::Null).await.1.to_string();
+                let log = || extender.log();
+                until("its reason", log, async || said().await.contains("even when empty")).await;
+                let pod = fleet.pods().get(large.first().unwrap()).await.unwrap();
+                assert_eq!(pod.spec.unwrap().node_name, None);
+            }
+            drop(running);
+            fleet.delete_pods().await;
+        }
+        rates
+    }
+
+    async fn suite(client: Client, kubeconfig: &Path, scheduler: &Scheduler, size: (u8, u32, u32)) {
+        let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
+        let (nodes, pods, rounds) = size;
+        let mut fleet = Fleet::install(client).await;
+        let steps = async {
+            fleet.furnish(nodes).await;
+            let more = ["--lease-namespace", NAME];
+            let extender = Arc::new(Extender::over(kubeconfig, folder.path(), "ext", &more));
+            extender.leads().await;
+            for round in 1..=rounds {
+                let [without, with] =
+                    compare(&fleet, scheduler, &extender, folder.path(), pods).await;
+                let part = with / without;
+                let who = match scheduler {
+                    Scheduler::Real { .. } => "kube-scheduler",
+                    Scheduler::StandIn => "a stand-in, which says nothing of a cluster",
+                };
+                println!(
+                    "round {round}, {who}: {without:.0} pods/s without the extender, {with:.0} with it: {part:.2} (wanted: 0.9)"
+                );
+            }
+        };
+        // Whatever fails, nothing is left behind.
+        let ended = AssertUnwindSafe(steps).catch_unwind().await;
+        fleet.remove().await;
+        if let Err(panic) = ended {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_real_scheduler_places_pods_by_the_extender() {
+        let (Some(kubeconfig), Some(program)) =
+            (std::env::var_os(KUBECONFIG), std::env::var_os(SCHEDULER))
+        else {
+            eprintln!(
+                "SKIPPED: {KUBECONFIG} names the kubeconfig of a cluster of one's own, and {SCHEDULER} the program kube-scheduler"
+            );
+            return;
+        };
+        let kubeconfig = PathBuf::from(kubeconfig);
+        let scheduler = Scheduler::Real { program: program.into(), kubeconfig: kubeconfig.clone() };
+        suite(client(&kubeconfig).await, &kubeconfig, &scheduler, (20, 500, 3)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_suite_itself_leaves_nothing_behind() {
+        let api = ClusterApi::start().await.unwrap();
+        let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
+        let kubeconfig = api.kubeconfig(folder.path()).unwrap();
+        suite(client(&kubeconfig).await, &kubeconfig, &Scheduler::StandIn, (3, 20, 1)).await;
+        assert_eq!(api.bindings().len(), 40);
+        for kind in
+            ["pods", "nodes", "gpunodes", "gpuquotas", "namespaces", "customresourcedefinitions"]
+        {
+            assert_eq!(api.list(kind), Vec::<Value>::new());
+        }
+        // Who has gpu-zone already is left alone.
+        add_node(&api, "n1", 1, 1);
+        let client = client(&kubeconfig).await;
+        let refused = AssertUnwindSafe(Fleet::install(client)).catch_unwind().await;
+        assert!(refused.is_err());
+        assert_eq!((api.list("gpunodes").len(), api.list("namespaces").len()), (1, 0));
+        assert_eq!(api.list("customresourcedefinitions"), Vec::<Value>::new());
+    }
+}
