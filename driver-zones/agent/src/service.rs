@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::config::ZonePolicy;
+use crate::config::{WorkloadVm, ZonePolicy};
 use crate::convert;
 use crate::errors::internal;
 use crate::gpus::Gpus;
@@ -95,6 +95,7 @@ impl Agent for Service {
             library_dir: directories.shim_dir().display().to_string(),
             zone_limits: Some(convert::zone_limits(&self.zone.limits.limits())),
             zone_users: self.zone.users.ranges().map(convert::zone_users),
+            microvm: self.zone.workload_microvm.as_ref().map(WorkloadVm::message),
         }))
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gpuzone_wire::control::{Reply, Request};
-use gpuzone_wire::zone_link::{ToGuest, ToHost, VERSION};
+use gpuzone_wire::zone_link::{MAX_LINE, ToGuest, ToHost, VERSION};
 
 use crate::broker::Broker;
 use crate::port::{Heard, Port};
@@ -15,10 +15,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Listens to the host, on a thread of its own: the first one takes ends of processes.
 pub(crate) fn serve_in_the_background(port: Port, broker: Broker) {
     std::thread::spawn(move || {
-        let (mut reader, sessions) = (port.reader(), Sessions::default());
+        let (mut reader, sessions) = (port.reader(MAX_LINE), Sessions::default());
         let mut interrupted = false;
         loop {
-            match reader.next() {
+            match reader.next::<ToGuest>() {
                 Heard::Message(message) => {
                     interrupted = false;
                     act(*message, &port, &broker, &sessions);

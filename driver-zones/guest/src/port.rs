@@ -5,8 +5,9 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use gpuzone_wire::zone_link::{MAX_LINE, PORT, ToGuest, ToHost};
 use rustix::event::{PollFd, PollFlags, poll};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 const PORTS: &str = "/sys/class/virtio-ports";
 /// How often the port is looked for, and for how long: its driver may come up later than this.
@@ -21,40 +22,44 @@ pub(crate) struct Port {
 
 /// What came in.
 #[derive(Debug)]
-pub(crate) enum Heard {
-    Message(Box<ToGuest>),
+pub(crate) enum Heard<T> {
+    Message(Box<T>),
     /// The host's end was closed; what was begun is not to be finished.
     Interrupted,
     Nonsense(String),
 }
 
 impl Port {
-    pub(crate) fn find() -> io::Result<Self> {
-        for _ in 0..LOOKS.0 {
-            if let Some(name) = named()? {
-                let path = format!("/dev/{name}");
-                let file = File::options().read(true).write(true).open(path)?;
-                return Ok(Self { file: Arc::new(file), writing: Arc::default() });
-            }
-            std::thread::sleep(LOOKS.1);
-        }
-        Err(io::Error::new(io::ErrorKind::NotFound, format!("no port is called {PORT}")))
+    pub(crate) fn find(name: &str) -> io::Result<Self> {
+        Ok(Self { file: Arc::new(find(name)?), writing: Arc::default() })
     }
 
     /// Sends a message. A host that is away misses it, and says hello when it is back.
-    pub(crate) fn send(&self, message: &ToHost) {
+    pub(crate) fn send<T: Serialize>(&self, message: &T) {
         let Ok(mut line) = serde_json::to_vec(message) else { return };
         line.push(b'\n');
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = (&*self.file).write_all(&line);
     }
 
-    pub(crate) fn reader(&self) -> Reader {
-        Reader { port: self.clone(), buffer: Vec::new(), searched: 0 }
+    /// What it says, in lines of at most `longest` bytes.
+    pub(crate) fn reader(&self, longest: usize) -> Reader {
+        Reader { port: self.clone(), buffer: Vec::new(), searched: 0, longest }
     }
 }
 
-fn named() -> io::Result<Option<String>> {
+/// Opens the port of a name, waiting for its driver.
+pub(crate) fn find(name: &str) -> io::Result<File> {
+    for _ in 0..LOOKS.0 {
+        if let Some(node) = named(name)? {
+            return File::options().read(true).write(true).open(format!("/dev/{node}"));
+        }
+        std::thread::sleep(LOOKS.1);
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("no port is called {name}")))
+}
+
+fn named(wanted: &str) -> io::Result<Option<String>> {
     let ports = match fs::read_dir(PORTS) {
         Ok(ports) => ports,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -63,7 +68,7 @@ fn named() -> io::Result<Option<String>> {
     for port in ports {
         let port = port?;
         let name = fs::read_to_string(port.path().join("name")).unwrap_or_default();
-        if name.trim() == PORT {
+        if name.trim() == wanted {
             return Ok(Some(port.file_name().to_string_lossy().into_owned()));
         }
     }
@@ -74,11 +79,12 @@ pub(crate) struct Reader {
     port: Port,
     buffer: Vec<u8>,
     searched: usize,
+    longest: usize,
 }
 
 impl Reader {
     /// The next thing that the host says. Waits for it.
-    pub(crate) fn next(&mut self) -> Heard {
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Heard<T> {
         let mut piece = [0; 16 << 10];
         loop {
             let fresh = self.buffer.get(self.searched..).unwrap_or_default();
@@ -92,10 +98,10 @@ impl Reader {
                 };
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_LINE {
+            if self.buffer.len() > self.longest {
                 self.buffer.clear();
                 self.searched = 0;
-                return Heard::Nonsense(format!("a line of more than {MAX_LINE} bytes"));
+                return Heard::Nonsense(format!("a line of more than {} bytes", self.longest));
             }
             match (&*self.port.file).read(&mut piece) {
                 // The port reads as ended while the host's end is closed.

@@ -104,7 +104,8 @@ fn open(opening: &Opening) -> Result<(Session, Welcome), OpenError> {
     let to_tenant = bell().map_err(std::io::Error::from)?;
     let socket = hello::connect(&opening.socket, GREETING)?;
     let version = opening.version;
-    let hello = Hello { version, pid: std::process::id(), window: Some(opening.sizes) };
+    let hello =
+        Hello { version, pid: std::process::id(), window: Some(opening.sizes), apart: true };
     hello::send_with(&socket, &hello, &[window.as_fd(), to_worker.as_fd(), to_tenant.as_fd()])?;
     let (welcome, _) = hello::receive::<Welcome>(&socket)?;
     Ok((Session { socket, to_worker, to_tenant }, welcome))

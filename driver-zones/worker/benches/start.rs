@@ -24,7 +24,8 @@ const ROUNDS: usize = 40;
 /// Greets the worker and makes a context, as a program's first call does.
 fn first_call(slot: &std::path::Path) {
     let socket = hello::connect(&slot.join(SOCKET), harness::PATIENCE).expect("connected");
-    let hello = Hello { version: spec::VERSION, pid: std::process::id(), window: None };
+    let hello =
+        Hello { version: spec::VERSION, pid: std::process::id(), window: None, apart: false };
     hello::send(&socket, &hello, None).expect("sent");
     let (welcome, file) = hello::receive::<Welcome>(&socket).expect("a welcome");
     let Welcome::Accepted { sizes, .. } = welcome else { panic!("{welcome:?}") };

@@ -132,7 +132,7 @@ pub fn ring(lease: &Arc<Lease>, input: &[u8], refuse_each: usize) -> Outcome {
     let mut session = Session::new(lease.clone(), Arc::default(), LinePlace::default());
     let (_tenant, socket) = UnixDatagram::pair().expect("a socket");
     socket.set_nonblocking(true).expect("a socket of ours");
-    let mut line = Rings::new(region, spin, socket.as_fd());
+    let mut line = Rings::new(region, spin, Some(socket.as_fd()));
     let mut outcome = Outcome::default();
     while let Ok(true) = line.next(&mut session, Some(Duration::ZERO), &peer) {
         outcome.calls += 1;

@@ -263,7 +263,8 @@ impl Visit<'_> {
         account.open();
         let _listed = self.roster.enter(hello.pid, account, clock.clone());
         let mut session = Session::new(self.lease.clone(), clock, self.line.clone());
-        match serve(&mut session, region, spin(self.lease), peer, self.socket) {
+        let files = (!hello.apart).then_some(self.socket);
+        match serve(&mut session, region, spin(hello.apart), peer, files) {
             Ended::Gone => {}
             ended @ (Ended::Ring(_) | Ended::Call(_)) => {
                 log::say(&format!("a session was ended: {ended}"))
@@ -335,11 +336,11 @@ fn window(sizes: RingSizes, files: Vec<OwnedFd>) -> Result<Region, AttendError> 
     Ok(Region::window(file, sizes, Bells { ours, theirs })?)
 }
 
-/// How long a session looks for more before it sleeps. A sleep at a window costs the other
-/// machine's attention to be ended.
-fn spin(lease: &Lease) -> Spin {
+/// How long a session looks for more before it sleeps. Where the tenant is in another machine, the
+/// end of a sleep costs both machines' attention.
+fn spin(apart: bool) -> Spin {
     let usual = Spin::default();
-    match lease.windows && !usual.time.is_zero() {
+    match apart && !usual.time.is_zero() {
         true => Spin { time: Duration::from_micros(50) },
         false => usual,
     }

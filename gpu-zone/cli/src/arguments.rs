@@ -110,6 +110,14 @@ pub(crate) enum Sandboxing {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ZoneKind {
+    /// A process group that the host's kernel keeps apart.
+    Sandbox,
+    /// A machine of the program's own, with a kernel of its own, in such a sandbox.
+    Microvm,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     /// Who pays: 1 to 63 of a-z, 0-9 and '-'.
@@ -145,6 +153,10 @@ pub(crate) struct Run {
     /// with a warning for the rest, or in none.
     #[arg(long, value_enum, env = "GPUZONE_SANDBOX", default_value_t = Sandboxing::Warn)]
     pub(crate) sandbox: Sandboxing,
+    /// What the program's zone is. A microVM needs --rootfs, whose files lie in its memory, and has
+    /// no network.
+    #[arg(long, value_enum, default_value_t = ZoneKind::Sandbox)]
+    pub(crate) zone_kind: ZoneKind,
     /// What the sandbox has for its root, read-only: a folder, or an OCI image layout, where
     /// DIR:tag or DIR@sha256:... chooses an image; `host` is all of the host's files. Left out:
     /// the system's folders (/usr, /etc, /opt and the like), with the working directory writable.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use gpuzone_wire::client::Client;
-use gpuzone_wire::hello::{self, DeviceInfo, Hello, HelloError, SOCKET, Welcome};
-use gpuzone_wire::ring::{Region, Spin};
+use gpuzone_wire::hello::{self, DeviceInfo, Hello, HelloError, SOCKET, WINDOW_FILES, Welcome};
+use gpuzone_wire::ring::{Bells, Region, RegionError, RingSizes, Spin};
 use gpuzone_wire::spec;
 
 /// Names the slot's directory.
@@ -39,18 +39,28 @@ pub(crate) fn connect() -> Result<Connection, String> {
     let explain = |error: HelloError| {
         format!("{error} ({}); `gpu-zone ps` shows whether the lease is active", path.display())
     };
-    let (socket, welcome, file) = greet_patiently(&path).map_err(explain)?;
-    match (welcome, file) {
-        (Welcome::Refused { reason }, _) => Err(reason),
-        (Welcome::Accepted { sizes, driver_version, devices }, Some(file)) => {
-            let region = Region::open(&file, sizes).map_err(|error| error.to_string())?;
+    let (socket, welcome, files) = greet_patiently(&path).map_err(explain)?;
+    match welcome {
+        Welcome::Refused { reason } => Err(reason),
+        Welcome::Accepted { sizes, driver_version, devices } => {
+            let region = region(files, sizes).ok_or(HelloError::NotUnderstood).map_err(explain)?;
+            let region = region.map_err(|error| error.to_string())?;
             region.keep_from_children();
             watch_forks(&socket);
             let client = Client::new(region, socket, Spin::default());
             Ok(Connection { client, driver_version, devices })
         }
-        (Welcome::Accepted { .. }, None) => Err(explain(HelloError::NotUnderstood)),
     }
+}
+
+/// The rings in what the worker handed over; or, in a machine of this program's own, that machine's
+/// first process, which stands in the worker's place there. `None` when it is neither.
+fn region(files: Vec<OwnedFd>, sizes: RingSizes) -> Option<Result<Region, RegionError>> {
+    if files.len() < WINDOW_FILES {
+        return Some(Region::open(files.into_iter().next()?, sizes));
+    }
+    let [file, theirs, ours] = <[OwnedFd; WINDOW_FILES]>::try_from(files).ok()?;
+    Some(Region::window(file, sizes, Bells { ours, theirs }))
 }
 
 /// Greets the worker, again and again for a while: one that ended a faulty session is being
@@ -67,14 +77,15 @@ fn greet_patiently(path: &Path) -> Result<Greeting, HelloError> {
     }
 }
 
-type Greeting = (OwnedFd, Welcome, Option<OwnedFd>);
+type Greeting = (OwnedFd, Welcome, Vec<OwnedFd>);
 
 fn greet(path: &Path) -> Result<Greeting, HelloError> {
     let socket = hello::connect(path, ANSWER)?;
-    let hello = Hello { version: spec::VERSION, pid: std::process::id(), window: None };
+    let hello =
+        Hello { version: spec::VERSION, pid: std::process::id(), window: None, apart: false };
     hello::send(&socket, &hello, None)?;
-    let (welcome, file) = hello::receive::<Welcome>(&socket)?;
-    Ok((socket, welcome, file))
+    let (welcome, files) = hello::receive_with::<Welcome>(&socket)?;
+    Ok((socket, welcome, files))
 }
 
 fn watch_forks(socket: &OwnedFd) {

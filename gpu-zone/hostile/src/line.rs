@@ -60,7 +60,11 @@ impl Line {
     /// Connects, or learns why not.
     pub(crate) fn try_open(slot: &Path) -> anyhow::Result<Self> {
         let socket = hello::connect(&slot.join(SOCKET), PATIENCE)?;
-        hello::send(&socket, &Hello { version: spec::VERSION, pid: 1, window: None }, None)?;
+        hello::send(
+            &socket,
+            &Hello { version: spec::VERSION, pid: 1, window: None, apart: false },
+            None,
+        )?;
         let (welcome, file) = hello::receive::<Welcome>(&socket)?;
         let sizes = match welcome {
             Welcome::Accepted { sizes, .. } => sizes,

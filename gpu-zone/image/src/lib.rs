@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod blob;
+pub mod cpio;
 mod error;
 mod image;
 mod layer;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::HarnessError;
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
     "gpuzone-cli",
     "gpuzone-agent",
     "gpuzone-broker",
@@ -17,6 +17,7 @@ const PACKAGES: [&str; 11] = [
     "gpuzone-sim-nvml",
     "gpuzone-workloads",
     "gpuzone-hostile",
+    "gpuzone-vm",
     "gpuzone-zone",
 ];
 

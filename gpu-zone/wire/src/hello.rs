@@ -35,9 +35,14 @@ pub struct Hello {
     /// tenant in another machine, and refused from anybody else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<RingSizes>,
+    /// It is said in the place of a tenant in another machine: nothing but the rings' memory can be
+    /// handed over, and a wake costs that machine's attention.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
 }
 
-/// Files that come with a [`Hello`] for a window.
+/// Files that come with a [`Hello`] for a window, or with [`Welcome::Accepted`] to a tenant that is
+/// apart: the rings' memory, what wakes who gets it is last, and what wakes the other side second.
 pub const WINDOW_FILES: usize = 3;
 
 /// From the worker; with [`Welcome::Accepted`] comes the file of the rings.

@@ -24,4 +24,5 @@ pub mod stats;
 pub mod turn;
 pub mod untrusted;
 pub mod view;
+pub mod workload_link;
 pub mod zone_link;

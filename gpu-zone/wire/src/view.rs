@@ -127,7 +127,7 @@ mod tests {
         let opening = |text: &str| serde_json::from_str::<Opening>(text).expect("an opening");
         assert_eq!(opening(r#"{"look":1}"#), Opening::Look(Look { look: 1 }));
         let hello = opening(r#"{"version":3,"pid":7,"more":[]}"#);
-        assert_eq!(hello, Opening::Work(Hello { version: 3, pid: 7, window: None }));
+        assert_eq!(hello, Opening::Work(Hello { version: 3, pid: 7, window: None, apart: false }));
         assert!(serde_json::from_str::<Opening>(r#"{"pid":7}"#).is_err());
     }
 

@@ -8,10 +8,22 @@ use anyhow::{Context, ensure};
 use crate::elf;
 
 /// They load the driver's libraries, or are loaded beside it: linked with the system's libc.
-const NODE: [&str; 5] =
-    ["gpuzone-cli", "gpuzone-agent", "gpuzone-broker", "gpuzone-worker", "gpuzone-zone"];
-const NODE_PROGRAMS: [&str; 5] =
-    ["gpu-zone", "gpu-zoned", "gpu-zone-broker", "gpu-zone-worker", "gpu-zone-sandbox"];
+const NODE: [&str; 6] = [
+    "gpuzone-cli",
+    "gpuzone-agent",
+    "gpuzone-broker",
+    "gpuzone-worker",
+    "gpuzone-zone",
+    "gpuzone-vm",
+];
+const NODE_PROGRAMS: [&str; 6] = [
+    "gpu-zone",
+    "gpu-zoned",
+    "gpu-zone-broker",
+    "gpu-zone-worker",
+    "gpu-zone-sandbox",
+    "gpu-zone-vm",
+];
 const LIBRARIES: [(&str, &str); 4] = [
     ("gpuzone-cuda", "libgpuzone_cuda.so"),
     ("gpuzone-nvml", "libgpuzone_nvml.so"),

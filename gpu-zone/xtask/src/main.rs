@@ -77,11 +77,14 @@ enum Task {
     GpuCheck,
     /// Build what the images have, in release, below `target/dist`.
     Dist,
-    /// Build the initial file system of a driver zone's microVM.
+    /// Build the initial file system of a microVM.
     GuestImage {
-        /// Where it is written.
-        #[arg(long, default_value = "target/guest-image/zone.cpio")]
-        output: PathBuf,
+        /// Of workload zones; left out: of a driver zone.
+        #[arg(long)]
+        workload: bool,
+        /// Where it is written; left out: zone.cpio or workload.cpio below target/guest-image.
+        #[arg(long)]
+        output: Option<PathBuf>,
         /// A folder with a vendor's driver, copied to the image's root as it is.
         #[arg(long)]
         driver: Option<PathBuf>,
@@ -89,8 +92,14 @@ enum Task {
         #[arg(long)]
         module: Vec<PathBuf>,
     },
-    /// A driver zone in a microVM from end to end, under QEMU.
-    MicrovmSuite(Machine),
+    /// Driver and workload zones in microVMs from end to end, under QEMU.
+    MicrovmSuite {
+        #[command(flatten)]
+        machine: Machine,
+        /// Only the part about workload zones.
+        #[arg(long)]
+        workloads: bool,
+    },
     /// What a driver zone in a microVM takes, beside a bare boot of the same kernel.
     MicrovmBench {
         #[command(flatten)]
@@ -144,10 +153,21 @@ fn main() -> ExitCode {
         Task::Chart => chart::check(&repository()),
         Task::GpuCheck => gpu_check::assemble(&repository()),
         Task::Dist => dist::build(&repository()),
-        Task::GuestImage { output, driver, module: modules } => {
-            microvm::build(&repository(), &microvm::Contents { output, driver, modules })
+        Task::GuestImage { workload, output, driver, module: modules } => {
+            let (what, name) = match workload {
+                true => (microvm::For::Workloads, "workload.cpio"),
+                false => (microvm::For::Driver, "zone.cpio"),
+            };
+            let output =
+                output.unwrap_or_else(|| repository().join("target/guest-image").join(name));
+            microvm::build(&repository(), &microvm::Contents { what, output, driver, modules })
         }
-        Task::MicrovmSuite(machine) => microvm::run(&repository(), &machine.into()),
+        Task::MicrovmSuite { machine, workloads: true } => {
+            microvm::run_workloads(&repository(), &machine.into())
+        }
+        Task::MicrovmSuite { machine, workloads: false } => {
+            microvm::run(&repository(), &machine.into())
+        }
         Task::MicrovmBench { machine, zones } => {
             microvm::bench(&repository(), &machine.into(), zones)
         }

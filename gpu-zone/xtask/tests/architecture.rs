@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-workloads", &["gpuzone-core"]),
     ("gpuzone-hostile", &["gpuzone-wire", "gpuzone-cuda-abi"]),
     ("gpuzone-testkit", &["gpuzone-api", "gpuzone-ledger", "gpuzone-core"]),
-    ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-ledger", "gpuzone-core"]),
+    ("gpuzone-xtask", &["gpuzone-testkit", "gpuzone-image", "gpuzone-ledger", "gpuzone-core"]),
     ("gpuzone-device-plugin", &["gpuzone-api", "gpuzone-crds", "gpuzone-core"]),
     ("gpuzone-scheduler-ext", &["gpuzone-api", "gpuzone-crds", "gpuzone-core"]),
     ("gpuzone-hw", &["gpuzone-core"]),
@@ -42,10 +42,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-broker", &["gpuzone-zone", "gpuzone-wire", "gpuzone-core"]),
     ("gpuzone-worker", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-guest", &["gpuzone-wire"]),
+    ("gpuzone-vm", &["gpuzone-zone", "gpuzone-wire", "gpuzone-image"]),
     (
         "gpuzone-agent",
         &[
             "gpuzone-hw",
+            "gpuzone-image",
             "gpuzone-broker",
             "gpuzone-zone",
             "gpuzone-wire",

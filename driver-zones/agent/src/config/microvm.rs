@@ -1,12 +1,15 @@
-//! The configuration's `[zone.microvm]`: the driver zone is a microVM.
+//! The configuration's `[zone.microvm]`: the driver zone is a microVM; and `[zone.workload_microvm]`:
+//! workload zones can be.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gpuzone_api::agent::v1 as proto;
 use gpuzone_core::MemoryBytes;
 use gpuzone_wire::control::{Accelerator, Driver, MicroVm, Sandbox};
 use serde::Deserialize;
 
+use super::boot_file::{self, BootFileError};
 use super::sandbox::simulated_state;
 use super::{Config, DriverKind, SIM_CONFIG_VARIABLE};
 
@@ -17,13 +20,13 @@ const NVIDIA: &str = "/usr/lib/x86_64-linux-gnu";
 /// In which the guest finds the simulated node's description.
 const DESCRIPTION: &str = "simulated.toml";
 
-/// A driver zone's microVM, as it is written.
+/// A microVM, as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MicroVmTable {
-    /// The guest's kernel, a bzImage.
+    /// The guest's kernel, a bzImage: a file, or `oci:DIR@sha256:…#/path`.
     kernel: PathBuf,
-    /// The guest's initial file system, as `cargo xtask guest-image` builds it.
+    /// The guest's initial file system, as `cargo xtask guest-image` builds it; the same.
     image: PathBuf,
     /// What they have to be, like `sha256:…`; a microVM of other files is not started.
     #[serde(default)]
@@ -81,15 +84,67 @@ const fn sixteen() -> u16 {
 }
 
 impl MicroVmTable {
-    /// The same, with paths that are beside the file at `base`.
-    pub(super) fn beside(self, base: &Path) -> std::io::Result<Self> {
-        let whole = |path: PathBuf| std::path::absolute(base.join(path));
-        Ok(Self {
-            kernel: whole(self.kernel)?,
-            image: whole(self.image)?,
-            qemu: whole(self.qemu)?,
-            ..self
-        })
+    /// The same, with paths that are beside the file at `base`; what comes from images is unpacked
+    /// below `images`, and pinned to what it is now.
+    pub(super) fn beside(self, base: &Path, images: &Path) -> Result<Self, BootFileError> {
+        let find = |path: &Path| boot_file::find(path, base, images);
+        let (kernel, kernel_is) = find(&self.kernel)?;
+        let (image, image_is) = find(&self.image)?;
+        let kernel_digest = self.kernel_digest.or(kernel_is.map(Digest));
+        let image_digest = self.image_digest.or(image_is.map(Digest));
+        let qemu = std::path::absolute(base.join(&self.qemu));
+        let qemu = qemu.map_err(|source| BootFileError::Path(self.qemu, source))?;
+        Ok(Self { kernel, image, kernel_digest, image_digest, qemu, ..self })
+    }
+}
+
+/// What workload zones' microVMs are made of: none gets a device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "MicroVmTable")]
+pub struct WorkloadVm(MicroVmTable);
+
+impl TryFrom<MicroVmTable> for WorkloadVm {
+    type Error = String;
+
+    fn try_from(table: MicroVmTable) -> Result<Self, String> {
+        match table.devices.first() {
+            None => Ok(Self(table)),
+            Some(device) => Err(format!(
+                "all workload zones would have {device}, which one machine at a time can; devices are for [zone.microvm]"
+            )),
+        }
+    }
+}
+
+impl WorkloadVm {
+    /// As it is written.
+    pub(super) fn table(&mut self) -> &mut MicroVmTable {
+        &mut self.0
+    }
+
+    /// The same for whoever starts workload zones.
+    pub(crate) fn message(&self) -> proto::MicroVm {
+        let MicroVmTable { kernel, image, kernel_digest, image_digest, .. } = &self.0;
+        let MicroVmTable { qemu, accelerator, memory, cpus, windows, devices: _, .. } = &self.0;
+        let text = |path: &Path| path.display().to_string();
+        let digests = [(kernel, kernel_digest), (image, image_digest)].into_iter();
+        let digest = |(path, digest): (&PathBuf, &Option<Digest>)| {
+            Some((text(path), digest.as_ref()?.0.clone()))
+        };
+        proto::MicroVm {
+            qemu: text(qemu),
+            kernel: text(kernel),
+            image: text(image),
+            digests: digests.filter_map(digest).collect(),
+            accelerator: match accelerator {
+                Accelerator::Auto => "auto".to_owned(),
+                Accelerator::Kvm => "kvm".to_owned(),
+                Accelerator::Tcg => "tcg".to_owned(),
+            },
+            memory_bytes: memory.unwrap_or(MemoryBytes::mib(512)).get(),
+            processors: *cpus,
+            windows: (*windows).into(),
+        }
     }
 }
 
@@ -184,7 +239,7 @@ mod tests {
         let files = "kernel = \"k\"\nimage = \"i\"\n";
         let usual = table(files).unwrap();
         assert_eq!((usual.accelerator, usual.cpus, usual.windows), (Accelerator::Auto, 2, 16));
-        let beside = usual.beside(Path::new("/etc/gz")).unwrap();
+        let beside = usual.beside(Path::new("/etc/gz"), Path::new("/nowhere")).unwrap();
         assert_eq!((beside.kernel, beside.image), ("/etc/gz/k".into(), "/etc/gz/i".into()));
         let digest = format!("{files}image_digest = \"sha256:{}\"", "0a".repeat(32));
         assert!(table(&digest).unwrap().image_digest.is_some());
@@ -192,6 +247,11 @@ mod tests {
             let error = table(&format!("{files}kernel_digest = {wrong:?}")).unwrap_err();
             assert!(error.contains("is no digest"), "{error}");
         }
+        let workload = toml::from_str::<WorkloadVm>(&digest).unwrap().message();
+        assert_eq!((workload.accelerator.as_str(), workload.memory_bytes), ("auto", 512 << 20));
+        assert_eq!(workload.digests.len(), 1);
+        let device = format!("{files}devices = [\"0000:3b:00.0\"]");
+        assert!(table(&device).is_ok() && toml::from_str::<WorkloadVm>(&device).is_err());
         for wrong in ["kernel = \"k\"", "accelerator = \"xen\"", "colour = 1"] {
             assert!(table(wrong).is_err(), "{wrong}");
         }

@@ -1,5 +1,6 @@
 //! The agent's configuration: a TOML file, flags over it, and what follows from both.
 
+mod boot_file;
 mod file;
 mod gpus;
 mod health;
@@ -20,9 +21,10 @@ use gpuzone_wire::control::Caps;
 use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
 
+pub use boot_file::BootFileError;
 pub use gpus::{CutBy, GpuTableError, GpuTables, PassthroughGpu, VgpuGpu};
 pub use libraries::MissingFile;
-pub use microvm::{InMicroVm, MicroVmTable};
+pub use microvm::{InMicroVm, MicroVmTable, WorkloadVm};
 pub use sandbox::ZonePolicy;
 pub use zone::{DeviceMemory, ZoneLimits, ZoneUsers};
 
@@ -157,10 +159,16 @@ pub enum ConfigError {
     /// The running program's own path is not known.
     #[error("cannot tell where this program is, and so not where its libraries are")]
     Executable(#[source] io::Error),
+    /// A microVM's kernel or image.
+    #[error(transparent)]
+    BootFile(#[from] BootFileError),
     /// A directory that cannot be made absolute.
     #[error("cannot tell the whole path of {}", .0.display())]
     Directory(PathBuf, #[source] io::Error),
 }
+
+/// Where images of microVMs are unpacked, in the state folder.
+const IMAGES: &str = "images";
 
 fn at(line: Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(", line {line}"))
@@ -242,11 +250,11 @@ impl Config {
             DriverKind::Nvidia => None,
         };
         let mut zone = file.zone;
-        zone.microvm = zone
-            .microvm
-            .map(|table| table.beside(&base))
-            .transpose()
-            .map_err(|source| ConfigError::Directory(base.clone(), source))?;
+        let workload = zone.workload_microvm.as_mut().map(WorkloadVm::table);
+        let images = directories.state.join(IMAGES);
+        for table in zone.microvm.as_mut().into_iter().chain(workload) {
+            *table = table.clone().beside(&base, &images)?;
+        }
         let sysfs = beside_file(file.node.sysfs)?;
         let gpus = gpus::exposed(file.gpus, driver, sysfs.is_some())?;
         let listen = match file.metrics.listen {

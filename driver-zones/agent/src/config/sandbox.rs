@@ -32,6 +32,8 @@ pub struct ZonePolicy {
     pub device_memory: DeviceMemory,
     /// The driver zone is this microVM, and not a sandbox of the host's.
     pub microvm: Option<super::microvm::MicroVmTable>,
+    /// What workload zones are made of that are microVMs.
+    pub workload_microvm: Option<super::microvm::WorkloadVm>,
 }
 
 impl ZonePolicy {

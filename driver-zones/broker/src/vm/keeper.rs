@@ -1,17 +1,17 @@
 //! The microVM: made, or taken over from an earlier owner.
 
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use gpuzone_wire::control::{Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
 use gpuzone_wire::zone_link::ToGuest;
 use gpuzone_zone::microvm::{
-    Accelerator, Machine, MicroVms, Order, Passthrough, ProbeError, VmSpec, probe,
+    Accelerator, DigestError, Machine, MicroVms, Order, Passthrough, ProbeError, VmSpec,
+    check_digest, probe,
 };
 use gpuzone_zone::sandbox::{Policy, UserRanges};
 use gpuzone_zone::{Zone, ZoneState, Zones};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
 use crate::paths::ZonePaths;
@@ -32,12 +32,8 @@ pub(super) enum KeepError {
     Zone(String),
     #[error("its control port cannot be had: {0}")]
     Port(#[from] io::Error),
-    #[error("cannot read {}: {source}", .path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error(
-        "{} is {found} and not {wanted}, which the configuration names; put the right file there, or its digest under [zone.microvm]", .path.display()
-    )]
-    Digest { path: PathBuf, wanted: String, found: String },
+    #[error(transparent)]
+    File(#[from] DigestError),
 }
 
 /// Makes the microVM of a driver zone.
@@ -95,9 +91,9 @@ impl Keeper {
     async fn check_files(&self) -> Result<(), KeepError> {
         let digests = self.vm.digests.clone();
         let checked = tokio::task::spawn_blocking(move || {
-            digests.iter().try_for_each(|(path, digest)| check(path, digest))
+            digests.iter().try_for_each(|(path, digest)| check_digest(path, digest))
         });
-        checked.await.map_err(io::Error::other)?
+        Ok(checked.await.map_err(io::Error::other)??)
     }
 
     async fn order(&self) -> Result<Order, KeepError> {
@@ -116,6 +112,7 @@ impl Keeper {
             memory,
             processors,
             devices: devices.into_iter().map(passthrough).collect(),
+            ports: Vec::new(),
         };
         let Some(Sandbox { maker, require, users, .. }) = self.vm.confinement.clone() else {
             return Ok(Order { vm, launcher: None, users: None, policy: Policy::default() });
@@ -177,26 +174,6 @@ impl Keeper {
     }
 }
 
-fn check(path: &Path, wanted: &str) -> Result<(), KeepError> {
-    let unreadable = |source| KeepError::File { path: path.to_owned(), source };
-    let mut file = std::fs::File::open(path).map_err(unreadable)?;
-    let mut hash = Sha256::new();
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut piece).map_err(unreadable)? {
-            0 => break,
-            length => hash.update(piece.get(..length).unwrap_or_default()),
-        }
-    }
-    let digits =
-        hash.finalize().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-    let found = format!("sha256:{digits}");
-    if found == wanted {
-        return Ok(());
-    }
-    Err(KeepError::Digest { path: path.to_owned(), wanted: wanted.to_owned(), found })
-}
-
 /// An error and what is behind it, in one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -209,22 +186,4 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_file_is_named_with_what_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        std::fs::write(&path, "abc").unwrap();
-        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        check(&path, abc).unwrap();
-        std::fs::write(&path, "abd").unwrap();
-        let error = check(&path, abc).unwrap_err();
-        assert!(matches!(&error, KeepError::Digest { wanted, .. } if wanted == abc), "{error}");
-        assert!(check(&dir.path().join("none"), abc).is_err());
-    }
 }

@@ -19,7 +19,6 @@ mod keeper;
 mod link;
 mod relay;
 mod session;
-mod windows;
 
 use std::io;
 use std::sync::Arc;

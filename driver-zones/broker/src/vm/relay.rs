@@ -12,7 +12,7 @@ use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{Reply, Request, SlotAccess, VERSION, WorkerOrder};
 use gpuzone_wire::zone_link::ToGuest;
 use gpuzone_zone::Zone;
-use gpuzone_zone::microvm::MicroVms;
+use gpuzone_zone::microvm::{MicroVms, Windows};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::SocketFlags;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -22,7 +22,6 @@ use super::book::Book;
 use super::keeper::{KeepError, Keeper};
 use super::link::Link;
 use super::session::{self, ANSWER_LIMIT};
-use super::windows::Windows;
 use crate::serve::Answers;
 use crate::slot::{self, Slot};
 
@@ -382,7 +381,7 @@ fn receive(
             relay.upgrade().map_or(0, |relay| usize::from(relay.keeper.vm.windows)) < inside.len()
         };
         if most {
-            session::refuse(&socket, &super::windows::WindowError::None.into());
+            session::refuse(&socket, &gpuzone_zone::microvm::WindowError::None.into());
             continue;
         }
         let relay = relay.clone();

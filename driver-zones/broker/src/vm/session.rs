@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use gpuzone_core::LeaseId;
 use gpuzone_wire::hello::{self, HelloError, Welcome};
-use gpuzone_wire::ring::{Carrier, RegionError, RingSizes};
+use gpuzone_wire::ring::{Carrier, RegionError, RingSizes, Side};
 use gpuzone_wire::view::Opening;
 use gpuzone_wire::zone_link::{SessionId, ToGuest};
+use gpuzone_zone::microvm::{Window, WindowError};
 
 use super::link::{self, Link, Told};
 use super::relay::Machine;
-use super::windows::{Window, WindowError};
 
 /// How long a process that connected may take to say hello.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ struct Carried {
 
 impl link::Session for Carried {
     fn bell(&self) {
-        self.carrier.wake_tenant();
+        self.carrier.wake_here();
     }
 
     fn told(&self, what: Told) {
@@ -109,7 +109,7 @@ fn in_window(
     begun: impl FnOnce(),
 ) -> Result<(), SessionError> {
     let (told, heard) = mpsc::sync_channel(4);
-    let carrier = Carrier::open(window.file.as_fd())?;
+    let carrier = Carrier::open(window.file.as_fd(), Side::Worker)?;
     let session = Arc::new(Carried { carrier, over: AtomicBool::new(false), told });
     let id = link.open_session(Arc::<Carried>::clone(&session))?;
     let sizes = RingSizes::default();

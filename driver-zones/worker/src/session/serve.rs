@@ -64,15 +64,16 @@ impl From<RingError> for Ended {
     }
 }
 
-/// Does a tenant's calls until it ends, one way or another.
+/// Does a tenant's calls until it ends, one way or another. Files are handed over by `files`; nothing
+/// reaches a tenant in another machine, which has none.
 pub fn serve(
     session: &mut Session,
     region: Arc<Region>,
     spin: Spin,
     peer: &SessionPeer,
-    socket: BorrowedFd<'_>,
+    files: Option<BorrowedFd<'_>>,
 ) -> Ended {
-    let mut line = Rings::new(region, spin, socket);
+    let mut line = Rings::new(region, spin, files);
     let mut busy = false;
     loop {
         let settle_every = match session.pressure() {
@@ -100,17 +101,17 @@ pub(crate) struct Rings<'a> {
     replies: Writer,
     region: Arc<Region>,
     answer: Vec<u8>,
-    socket: BorrowedFd<'a>,
+    files: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Rings<'a> {
-    pub(crate) fn new(region: Arc<Region>, spin: Spin, socket: BorrowedFd<'a>) -> Self {
+    pub(crate) fn new(region: Arc<Region>, spin: Spin, files: Option<BorrowedFd<'a>>) -> Self {
         Self {
             requests: Reader::new(region.clone(), Direction::Request, spin),
             replies: Writer::new(region.clone(), Direction::Reply, spin),
             region,
             answer: Vec::new(),
-            socket,
+            files,
         }
     }
 
@@ -157,8 +158,8 @@ impl<'a> Rings<'a> {
                     // A tenant that does not read its answers keeps nobody else waiting.
                     session.drain();
                 }
-                let (replies, socket) = (&mut self.replies, self.socket);
-                let mut pieces = RingPieces { replies, header, peer, socket };
+                let (replies, files) = (&mut self.replies, self.files);
+                let mut pieces = RingPieces { replies, header, peer, files };
                 let context = ContextId(header.context);
                 let mut call = Call { context, bulk: received.bulk, pieces: &mut pieces };
                 session.begin_printing();
@@ -223,12 +224,13 @@ struct RingPieces<'a> {
     replies: &'a mut Writer,
     header: Header,
     peer: &'a SessionPeer,
-    socket: BorrowedFd<'a>,
+    files: Option<BorrowedFd<'a>>,
 }
 
 impl Pieces for RingPieces<'_> {
     fn hand_over(&mut self, file: BorrowedFd<'_>) -> Result<(), CuResult> {
-        hello::hand_over(self.socket, file).map_err(|_| CuResult::OUT_OF_MEMORY)
+        let to = self.files.ok_or(CuResult::NOT_SUPPORTED)?;
+        hello::hand_over(to, file).map_err(|_| CuResult::OUT_OF_MEMORY)
     }
 
     fn has_room(&mut self, length: usize) -> bool {

@@ -21,8 +21,12 @@ pub(crate) struct Line {
 /// Connects as a program would.
 pub(crate) fn connect(slot: &Path) -> Line {
     let socket = hello::connect(&slot.join(SOCKET), PATIENCE).expect("connected");
-    hello::send(&socket, &Hello { version: spec::VERSION, pid: 1, window: None }, None)
-        .expect("sent");
+    hello::send(
+        &socket,
+        &Hello { version: spec::VERSION, pid: 1, window: None, apart: false },
+        None,
+    )
+    .expect("sent");
     let (welcome, file) = hello::receive::<Welcome>(&socket).expect("welcome");
     let Welcome::Accepted { sizes, .. } = welcome else { panic!("refused: {welcome:?}") };
     let region = Region::open(file.expect("the rings"), sizes).expect("mapped");

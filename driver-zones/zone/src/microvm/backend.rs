@@ -91,16 +91,29 @@ impl MicroVms {
     }
 
     fn zone(&self, name: &str, inner: SandboxZone) -> MicroVmZone {
-        let at = |suffix: &str| self.folder.join(format!("{name}.{suffix}"));
+        let at = |suffix: &str| self.path(name, suffix);
         MicroVmZone { inner, monitor: at("qmp"), control: at("port"), log: at("qemu.log") }
     }
 
-    fn launch(&self, name: &str, vm: &VmSpec) -> Result<Launch, MicroVmError> {
+    /// Where the zone's sockets and its log are: `qmp` is its monitor, `port` the guest's control
+    /// port, `qemu.log` what QEMU says; further ports go by their names.
+    pub fn path(&self, name: &str, what: &str) -> PathBuf {
+        self.folder.join(format!("{name}.{what}"))
+    }
+
+    /// QEMU as it is started for the zone, with its sockets made and listening. It runs nothing of
+    /// the guest's before its monitor is told so.
+    ///
+    /// # Errors
+    /// When the machine cannot be described, or its files not be made.
+    pub fn launch(&self, name: &str, vm: &VmSpec) -> Result<Launch, MicroVmError> {
         let arguments = command::arguments(name, vm)?;
         let files = || -> io::Result<_> {
-            let at = |suffix: &str| self.folder.join(format!("{name}.{suffix}"));
-            let monitor = listen(&at("qmp"))?;
-            let control = listen(&at("port"))?;
+            let at = |suffix: &str| self.path(name, suffix);
+            let mut inherit = vec![listen(&at("qmp"))?, listen(&at("port"))?];
+            for port in &vm.ports {
+                inherit.push(listen(&at(port))?);
+            }
             let null = || File::options().read(true).write(true).open("/dev/null");
             let mut log = File::options();
             let log =
@@ -112,7 +125,7 @@ impl MicroVms {
                 stdin: null()?.into(),
                 stdout: null()?.into(),
                 stderr: log.into(),
-                inherit: vec![monitor, control],
+                inherit,
             })
         };
         files().map_err(|source| MicroVmError::Files { folder: self.folder.clone(), source })
@@ -239,7 +252,7 @@ impl MicroVmZone {
 }
 
 /// The last line of a log, for an error.
-pub(super) fn last_word(log: &Path) -> String {
+pub fn last_word(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let tail = text.get(text.len().saturating_sub(2048)..).unwrap_or_default();
     let tail = String::from_utf8_lossy(tail).into_owned();

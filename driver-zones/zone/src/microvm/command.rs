@@ -55,6 +55,9 @@ pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<OsString>, Comm
     for path in [&spec.kernel, &spec.image] {
         plain(path)?;
     }
+    for name in spec.ports.iter().map(Path::new) {
+        plain(name)?;
+    }
     add("-name", format!("guest={name}"));
     add("-machine", machine(spec.machine, spec.accelerator));
     add("-cpu", cpu(spec.accelerator).to_owned());
@@ -76,6 +79,9 @@ pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<OsString>, Comm
     add("-chardev", format!("socket,id=monitor,fd={MONITOR_FD},server=on,wait=off"));
     add("-mon", "chardev=monitor,mode=control".into());
     add("-chardev", format!("socket,id=control,fd={CONTROL_FD},server=on,wait=off"));
+    for (n, fd) in (0..spec.ports.len()).zip(CONTROL_FD + 1..) {
+        add("-chardev", format!("socket,id=port{n},fd={fd},server=on,wait=off"));
+    }
     for device in devices(spec)? {
         add("-device", device);
     }
@@ -135,8 +141,12 @@ fn devices(spec: &VmSpec) -> Result<Vec<String>, CommandError> {
             ("pci", windows)
         }
     };
-    devices.push(format!("virtio-serial-{bus},id=serial,max_ports=2"));
+    // The first is for a console, which there is none of.
+    devices.push(format!("virtio-serial-{bus},id=serial,max_ports={}", 2 + spec.ports.len()));
     devices.push(format!("virtserialport,chardev=control,name={PORT}"));
+    for (n, name) in spec.ports.iter().enumerate() {
+        devices.push(format!("virtserialport,chardev=port{n},name={name}"));
+    }
     if windows > MOST_WINDOWS {
         return Err(CommandError::Windows(windows));
     }
@@ -190,6 +200,7 @@ mod tests {
             memory: 256 << 20,
             processors: 2,
             devices,
+            ports: vec!["gpuzone.input".into()],
         }
     }
 
@@ -205,6 +216,11 @@ mod tests {
             assert!(q35.contains(part), "{part}: {q35}");
         }
         assert_eq!(q35.matches("pcie-root-port").count(), 9);
+        assert!(
+            q35.contains("socket,id=port0,fd=5,server=on") && q35.contains("max_ports=3"),
+            "{q35}"
+        );
+        assert!(q35.contains("chardev=port0,name=gpuzone.input"), "{q35}");
         assert!(q35.contains("id=window8,addr=11.0,chassis=9"), "{q35}");
         assert!(q35.contains("kernel-irqchip=split") && q35.contains("intel-iommu"), "{q35}");
         let small = text(&spec(Machine::MicroVm, Vec::new()));

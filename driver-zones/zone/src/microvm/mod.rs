@@ -7,14 +7,18 @@
 
 mod backend;
 mod command;
+mod digest;
 mod probe;
 pub mod qmp;
+mod windows;
 
 use std::path::PathBuf;
 
-pub use backend::{MicroVmError, MicroVmZone, MicroVms, Order};
+pub use backend::{MicroVmError, MicroVmZone, MicroVms, Order, last_word};
 pub use command::{MOST_WINDOWS, WINDOW_BYTES, window_bridge, window_bus};
+pub use digest::{DigestError, check_digest, digest_of};
 pub use probe::{ProbeError, probe};
+pub use windows::{Window, WindowError, Windows};
 
 /// What makes the guest's processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,4 +83,6 @@ pub struct VmSpec {
     pub processors: u32,
     /// What it gets of the host's.
     pub devices: Vec<Passthrough>,
+    /// Names of ports beside the control port, as the guest finds them.
+    pub ports: Vec<String>,
 }

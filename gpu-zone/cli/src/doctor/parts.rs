@@ -17,6 +17,7 @@ pub(crate) fn checks(scope: &Scope, directories: &Directories) -> Vec<Check> {
         own("broker", "gpu-zone-broker", true),
         own("worker", "gpu-zone-worker", true),
         own("sandbox", "gpu-zone-sandbox", false),
+        own("microVM relay", "gpu-zone-vm", false),
         sandbox(),
         own("shim", "libgpuzone_cuda.so", true),
         own("NVML shim", "libgpuzone_nvml.so", true),

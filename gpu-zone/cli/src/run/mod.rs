@@ -7,6 +7,7 @@
 #[allow(unsafe_code, reason = "ties the program's life to this process's between fork and exec")]
 mod child;
 mod image;
+mod microvm;
 mod program;
 pub(crate) mod sandbox;
 pub(crate) mod shared;
@@ -25,7 +26,7 @@ use gpuzone_api::agent::v1::{
 use gpuzone_core::ZoneName;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::arguments::Run;
+use crate::arguments::{Run, ZoneKind};
 use crate::commands::{Context, answer};
 use crate::error::{CliError, Kind};
 use crate::run::program::Program;
@@ -48,6 +49,9 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     };
     let mut agent = context.connect().await?;
     let zone = zone(&mut agent, &run).await?;
+    if run.zone_kind == ZoneKind::Microvm {
+        microvm::check(&run, zone.as_ref())?;
+    }
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
         signals::receive().map_err(|error| CliError::caused(Kind::Internal, &error))?;
@@ -70,9 +74,17 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
         return Err(CliError::new(Kind::Internal, "the agent made a lease and did not say which"));
     };
     context.say(|| format!("{lease} is active"));
-    let zone = Zone::prepare(&options, &context.directories, &granted, &program.file);
-    let code = match zone {
-        Ok(zone) => start(&program, &options, &granted, zone, signals, mask).await,
+    let prepared = match run.zone_kind {
+        ZoneKind::Sandbox => {
+            let zone = Zone::prepare(&options, &context.directories, &granted, &program.file);
+            zone.map(|zone| (program, granted, zone))
+        }
+        ZoneKind::Microvm => microvm::prepare(&options, &context.directories, &granted, &program),
+    };
+    let code = match prepared {
+        Ok((program, granted, zone)) => {
+            start(&program, &options, &granted, zone, signals, mask).await
+        }
         Err(error) => Err(error),
     };
     end(context, &mut agent, lease).await;

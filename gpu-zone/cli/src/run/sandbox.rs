@@ -56,9 +56,19 @@ impl Zone {
             eprintln!("gpu-zone: {message}; --sandbox off says that this is meant");
             return Ok(None);
         };
-        let made = || -> io::Result<Self> {
-            let directory = std::env::current_dir()?;
-            let mut orders = orders(run, directories, granted, program, &directory);
+        let directory = std::env::current_dir();
+        let directory = directory.map_err(|error| CliError::caused(Kind::Internal, &error))?;
+        let orders = orders(run, directories, granted, program, &directory);
+        Self::ordered(launcher, directories, orders).map(Some)
+    }
+
+    /// The zone that `orders` describe.
+    pub(crate) fn ordered(
+        launcher: PathBuf,
+        directories: &Directories,
+        mut orders: Value,
+    ) -> Result<Self, CliError> {
+        let made = move || -> io::Result<Self> {
             // No other process owns this zone than its launcher.
             orders["record"] = json!(std::path::absolute(directories.programs_dir())?);
             let (heard, report) = io::pipe()?;
@@ -71,7 +81,7 @@ impl Zone {
         let failed = |error: io::Error| {
             CliError::new(Kind::Internal, format!("cannot prepare the program's sandbox: {error}"))
         };
-        made().map(Some).map_err(failed)
+        made().map_err(failed)
     }
 
     /// Waits until the program begins, or is known not to.
@@ -245,10 +255,7 @@ pub(crate) fn orders(
     let private: Vec<PathBuf> = view::PRIVATE.iter().map(PathBuf::from).chain(home).collect();
     mounts.extend(of_lease(granted, run.root.folder().is_some()));
     mounts.extend(view::handed(&run.volumes));
-    let demand = match run.demand {
-        Sandboxing::Require => "require",
-        Sandboxing::Warn | Sandboxing::Off => "warn",
-    };
+    let demand = demand(run.demand);
     // With the host's root in its place, the program would be another.
     let features = match run.root.folder() {
         Some(_) => json!({ "mount": "require" }),
@@ -263,13 +270,28 @@ pub(crate) fn orders(
         "directory": directory,
         "network": run.network,
         "own_pids": true,
-        "users": granted.zone_users.map(|users| {
-            json!({ "first": users.first, "each": users.each, "zones": users.zones })
-        }),
+        "users": users(granted),
         "limits": limits(&run.limits, &granted.zone_limits.unwrap_or_default()),
         "filter": "workload",
         "policy": { "default": demand, "features": features },
     })
+}
+
+/// What the launcher does where the machine lacks something.
+pub(super) const fn demand(demand: Sandboxing) -> &'static str {
+    match demand {
+        Sandboxing::Require => "require",
+        Sandboxing::Warn | Sandboxing::Off => "warn",
+    }
+}
+
+/// From where the zone gets users of its own.
+pub(super) fn users(granted: &CreateLeaseReply) -> Value {
+    json!(
+        granted.zone_users.map(|users| {
+            json!({ "first": users.first, "each": users.each, "zones": users.zones })
+        })
+    )
 }
 
 /// The shim and the slot; `own` says that the zone's files are not the host's.
@@ -289,7 +311,7 @@ fn of_lease(granted: &CreateLeaseReply, own: bool) -> Vec<Value> {
 }
 
 /// What the command line says, or else what the agent does.
-fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
+pub(super) fn limits(asked: &ZoneLimits, usual: &proto::ZoneLimits) -> Value {
     let bytes = |asked: Option<MemoryBytes>| asked.map(MemoryBytes::get);
     json!({
         "memory": bytes(asked.host_memory).or(usual.memory_bytes),

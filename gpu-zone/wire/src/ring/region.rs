@@ -190,7 +190,10 @@ impl Region {
         }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(c"gpu-zone-rings", flags).map_err(kernel("make"))?;
-        rustix::fs::ftruncate(&file, file_bytes(sizes)).map_err(kernel("size"))?;
+        // A power of two, as a PCI region's: so it can be shown to another machine as it is. What the
+        // rings do not take is never touched, so it takes no memory.
+        let bytes = file_bytes(sizes).next_power_of_two();
+        rustix::fs::ftruncate(&file, bytes).map_err(kernel("size"))?;
         rustix::fs::fcntl_add_seals(&file, SEALS).map_err(kernel("seal"))?;
         let region = Self::map(&file, sizes)?;
         Ok((file, region))
@@ -212,8 +215,8 @@ impl Region {
         Self::map(file, sizes)
     }
 
-    /// The worker's end of rings in a window: memory that this machine shares with another, where
-    /// the tenant is. Only for a file that the machine's own first process handed over: unlike
+    /// An end of rings in a window: memory that this machine shares with another, where the other
+    /// end is. Only for a file that the machine's own first process handed over: unlike
     /// [`Region::open`], nothing is known of it but its size.
     ///
     /// # Errors
@@ -332,6 +335,16 @@ impl Region {
     }
 }
 
+impl Side {
+    /// The other end.
+    const fn other(self) -> Self {
+        match self {
+            Self::Tenant => Self::Worker,
+            Self::Worker => Self::Tenant,
+        }
+    }
+}
+
 const fn wakes(control: &Control, side: Side) -> &AtomicU32 {
     match side {
         Side::Tenant => &control.tenant_wakes.0,
@@ -339,11 +352,12 @@ const fn wakes(control: &Control, side: Side) -> &AtomicU32 {
     }
 }
 
-/// The first page of a tenant's rings, for whoever carries wakes to a worker in another machine
-/// and back. It knows nothing of what is in the rings.
+/// The first page of a tenant's rings, for whoever carries wakes to the side that is in another
+/// machine, and back. It knows nothing of what is in the rings.
 #[derive(Debug)]
 pub struct Carrier {
     base: NonNull<Control>,
+    away: Side,
 }
 
 // SAFETY: the mapping lives as long as the carrier and consists of atomics only.
@@ -352,18 +366,18 @@ unsafe impl Send for Carrier {}
 unsafe impl Sync for Carrier {}
 
 impl Carrier {
-    /// Of the rings in `file`.
+    /// Of the rings in `file`, whose side `away` is in another machine.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn open(file: impl AsFd) -> Result<Self, RegionError> {
+    pub fn open(file: impl AsFd, away: Side) -> Result<Self, RegionError> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
             mmap(std::ptr::null_mut(), CONTROL_BYTES, protection, MapFlags::SHARED, file, 0)
         };
         let base = NonNull::new(base.map_err(kernel("map"))?.cast()).ok_or(RegionError::Unfit)?;
-        Ok(Self { base })
+        Ok(Self { base, away })
     }
 
     fn control(&self) -> &Control {
@@ -371,22 +385,22 @@ impl Carrier {
         unsafe { self.base.as_ref() }
     }
 
-    /// Waits until the tenant has woken its worker since it had done so `seen` times, or for
-    /// `limit`; how often it has now.
+    /// Waits until the side that is here has woken the other since it had done so `seen` times, or
+    /// for `limit`; how often it has now.
     pub fn wait(&self, seen: u32, limit: std::time::Duration) -> u32 {
-        let wakes = wakes(self.control(), Side::Worker);
+        let wakes = wakes(self.control(), self.away);
         super::park::sleep_at(wakes, seen, limit);
         wakes.load(Ordering::Acquire)
     }
 
-    /// Wakes the tenant, which its worker did in another machine.
-    pub fn wake_tenant(&self) {
-        super::park::wake_at(wakes(self.control(), Side::Tenant));
+    /// Wakes the side that is here, which the other did in its machine.
+    pub fn wake_here(&self) {
+        super::park::wake_at(wakes(self.control(), self.away.other()));
     }
 
-    /// Has [`Carrier::wait`] return, as if the tenant had woken its worker.
+    /// Has [`Carrier::wait`] return, as if the side that is here had woken the other.
     pub fn interrupt(&self) {
-        super::park::wake_at(wakes(self.control(), Side::Worker));
+        super::park::wake_at(wakes(self.control(), self.away));
     }
 }
 

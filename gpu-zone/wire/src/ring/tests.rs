@@ -204,3 +204,20 @@ fn an_unsealed_or_short_file_is_not_mapped() {
     assert!(matches!(Region::create(tiny), Err(RegionError::Unfit)));
     assert!(rustix::fs::ftruncate(&file, 0).is_err(), "the seals hold");
 }
+
+#[test]
+fn a_carrier_hears_the_wakes_of_the_side_that_is_away_and_no_others() {
+    let (file, _region) = Region::create(RingSizes::default()).unwrap();
+    // As a PCI region has to be, for it may be shown to another machine.
+    assert!(rustix::fs::fstat(&file).unwrap().st_size.cast_unsigned().is_power_of_two());
+    let tenants = Carrier::open(&file, Side::Tenant).unwrap();
+    let workers = Carrier::open(&file, Side::Worker).unwrap();
+    let heard = |carrier: &Carrier| carrier.wait(u32::MAX, Duration::ZERO);
+    let before = (heard(&tenants), heard(&workers));
+    // In the worker's place: its tenant, which is away, is woken.
+    workers.wake_here();
+    assert_eq!((heard(&tenants), heard(&workers)), (before.0 + 1, before.1));
+    tenants.wake_here();
+    tenants.interrupt();
+    assert_eq!((heard(&tenants), heard(&workers)), (before.0 + 2, before.1 + 1));
+}

@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use gpuzone_image::cpio::Archive;
 use gpuzone_testkit::{Node, Role};
 
-use super::cpio::Archive;
-use super::image::{self, Contents};
+use super::image::{self, Contents, For};
 use super::suite::{self, Wanted};
 
 const BOOTS: usize = 3;
@@ -27,7 +27,10 @@ const GUEST_MEMORY: &str = "memory-backend-memfd";
 pub(crate) fn bench(repository: &Path, wanted: &Wanted, zones: usize) -> anyhow::Result<()> {
     let image = repository.join("target/guest-image/zone.cpio");
     let modules = wanted.modules.clone();
-    image::build(repository, &Contents { output: image.clone(), driver: None, modules })?;
+    image::build(
+        repository,
+        &Contents { what: For::Driver, output: image.clone(), driver: None, modules },
+    )?;
     let bare = bare_image(repository)?;
     let mut boots = Vec::new();
     let mut ours = Vec::new();

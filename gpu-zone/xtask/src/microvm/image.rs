@@ -1,4 +1,4 @@
-//! `cargo xtask guest-image`: the initial file system of a driver zone's microVM.
+//! `cargo xtask guest-image`: the initial file system of a microVM.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
+use gpuzone_image::cpio::Archive;
 use gpuzone_testkit::Artifacts;
 
-use super::cpio::Archive;
 use crate::elf;
 
 /// Where the image has its driver.
@@ -17,9 +17,20 @@ const DRIVER: &str = "/usr/lib/gpu-zone";
 const PROGRAMS: [&str; 3] = ["gpu-zone-broker", "gpu-zone-worker", "gpu-zone-sandbox"];
 const SIMULATED: [&str; 2] = ["libgpuzone_sim_cuda.so", "libgpuzone_sim_nvml.so"];
 
+/// What a microVM is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// A driver zone: broker, workers, and a driver.
+    Driver,
+    /// Workload zones: the first process alone. A zone's files are put behind it when it starts.
+    Workloads,
+}
+
 /// What goes into an image.
 #[derive(Clone, Debug)]
 pub(crate) struct Contents {
+    /// What it is for.
+    pub(crate) what: For,
     /// Where it is written.
     pub(crate) output: PathBuf,
     /// A vendor's driver: all files of this folder, at the same paths below the image's root.
@@ -34,7 +45,6 @@ pub(crate) struct Contents {
 /// When something is not there, or cannot be built.
 #[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
 pub(crate) fn build(repository: &Path, contents: &Contents) -> anyhow::Result<()> {
-    let artifacts = Artifacts::build()?;
     let work = repository.join("target/guest-image");
     let first = first_process(repository, &work)?;
     let mut archive = Archive::default();
@@ -42,24 +52,10 @@ pub(crate) fn build(repository: &Path, contents: &Contents) -> anyhow::Result<()
         archive.directory(folder);
     }
     archive.file("/init", stripped(&first, &work)?, 0o755);
-    let mut needed = BTreeSet::new();
-    for name in PROGRAMS {
-        let program = artifacts.file(name)?;
-        needed.extend(libraries(program)?);
-        archive.file(&format!("/usr/bin/{name}"), stripped(program, &work)?, 0o755);
-    }
-    for name in SIMULATED {
-        let library = artifacts.file(name)?;
-        needed.extend(libraries(library)?);
-        archive.file(&format!("{DRIVER}/{name}"), stripped(library, &work)?, 0o755);
-    }
-    if let Some(driver) = &contents.driver {
-        vendor(&mut archive, driver, driver)?;
-    }
-    for library in needed {
-        let path = library.display().to_string();
-        if !archive.has(&path) {
-            archive.file(&path, std::fs::canonicalize(&library)?, 0o755);
+    match contents.what {
+        For::Driver => driver_zone(&mut archive, contents, &work)?,
+        For::Workloads => {
+            ensure!(contents.driver.is_none(), "no driver is in a workload zone's image");
         }
     }
     modules(&mut archive, &contents.modules)?;
@@ -70,6 +66,31 @@ pub(crate) fn build(repository: &Path, contents: &Contents) -> anyhow::Result<()
     out.into_inner().context("cannot write the image")?.sync_all()?;
     std::fs::rename(&making, &contents.output)?;
     println!("image      {} ({} KiB)", contents.output.display(), bytes >> 10);
+    Ok(())
+}
+
+fn driver_zone(archive: &mut Archive, contents: &Contents, work: &Path) -> anyhow::Result<()> {
+    let artifacts = Artifacts::build()?;
+    let mut needed = BTreeSet::new();
+    for name in PROGRAMS {
+        let program = artifacts.file(name)?;
+        needed.extend(libraries(program)?);
+        archive.file(&format!("/usr/bin/{name}"), stripped(program, work)?, 0o755);
+    }
+    for name in SIMULATED {
+        let library = artifacts.file(name)?;
+        needed.extend(libraries(library)?);
+        archive.file(&format!("{DRIVER}/{name}"), stripped(library, work)?, 0o755);
+    }
+    if let Some(driver) = &contents.driver {
+        vendor(archive, driver, driver)?;
+    }
+    for library in needed {
+        let path = library.display().to_string();
+        if !archive.has(&path) {
+            archive.file(&path, std::fs::canonicalize(&library)?, 0o755);
+        }
+    }
     Ok(())
 }
 
@@ -88,7 +109,7 @@ fn first_process(repository: &Path, work: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// A copy without what only a debugger reads: all of it would be memory in each guest.
-fn stripped(file: &Path, work: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn stripped(file: &Path, work: &Path) -> anyhow::Result<PathBuf> {
     let name = file.file_name().context("a file has a name")?;
     let copy = work.join("stripped").join(name);
     std::fs::create_dir_all(work.join("stripped"))?;
@@ -99,7 +120,7 @@ fn stripped(file: &Path, work: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The shared libraries that a file needs, and the loader, as this machine has them.
-fn libraries(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn libraries(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(file).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut found = Vec::new();

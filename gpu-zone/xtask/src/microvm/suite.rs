@@ -9,7 +9,8 @@ use anyhow::{Context, ensure};
 use gpuzone_testkit::{Lease, Node, Options, Role, Running};
 use serde_json::Value;
 
-use super::image::{self, Contents};
+use super::image::{self, Contents, For};
+use super::workloads;
 
 /// Of anything in an emulated machine on a busy host.
 pub(super) const LIMIT: Duration = Duration::from_secs(180);
@@ -40,7 +41,12 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let output = repository.join("target/guest-image/zone.cpio");
     image::build(
         repository,
-        &Contents { output: output.clone(), driver: None, modules: wanted.modules.clone() },
+        &Contents {
+            what: For::Driver,
+            output: output.clone(),
+            driver: None,
+            modules: wanted.modules.clone(),
+        },
     )?;
     let mut node = node(wanted, &output)?;
     let done = all(&mut node);
@@ -51,7 +57,8 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
         }
         eprintln!("== agent\n{}", node.agent_log());
     }
-    done
+    done?;
+    workloads::run(repository, wanted)
 }
 
 /// Its image is in its own folder, so that what was left of it would be found.
@@ -79,11 +86,11 @@ fn all(node: &mut Node) -> anyhow::Result<()> {
 }
 
 #[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
-fn say(word: &str, text: &str) {
+pub(super) fn say(word: &str, text: &str) {
     println!("{word:<10} {text}");
 }
 
-fn timed<T>(what: &str, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(super) fn timed<T>(what: &str, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let began = Instant::now();
     let done = act().with_context(|| what.to_owned())?;
     say("ok", &format!("{what} ({:.1} s)", began.elapsed().as_secs_f64()));
@@ -137,7 +144,7 @@ fn machine(node: &Node) -> anyhow::Result<u32> {
     Ok(u32::try_from(pid)?)
 }
 
-fn kill(pid: u32) -> anyhow::Result<()> {
+pub(super) fn kill(pid: u32) -> anyhow::Result<()> {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("no process")?;
     Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
 }
@@ -166,7 +173,7 @@ fn machine_killed(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn only_lease(node: &Node) -> anyhow::Result<Lease> {
+pub(super) fn only_lease(node: &Node) -> anyhow::Result<Lease> {
     node.leases()?.into_iter().next().context("there is no lease")
 }
 

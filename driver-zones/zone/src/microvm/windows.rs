@@ -1,6 +1,6 @@
-//! Windows: memory that one tenant's process and its worker in the microVM share.
+//! Windows: memory that one tenant's process and its worker share, of which one is in a microVM.
 //!
-//! A window is a sealed memory file, plugged into the running machine as a PCI device. It serves
+//! A window is a memory file, plugged into the running machine as a PCI device. It serves
 //! one session and nobody after it: whoever once mapped a file can go on reading it, so no file is
 //! used twice. One is kept plugged in beforehand, for plugging in takes the guest's attention.
 
@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gpuzone_zone::microvm::qmp::{Monitor, QmpError};
-use gpuzone_zone::microvm::{WINDOW_BYTES, window_bridge, window_bus};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde_json::json;
+
+use super::qmp::{Monitor, QmpError};
+use super::{WINDOW_BYTES, window_bridge, window_bus};
 
 /// How long a guest may take to let go of a window. Its bridge serves nobody until it has.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
@@ -22,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// The windows of one microVM.
 #[derive(Debug)]
-pub(super) struct Windows {
+pub struct Windows {
     monitor: PathBuf,
     state: Mutex<State>,
 }
@@ -38,37 +39,40 @@ struct State {
 
 /// A window that is plugged in.
 #[derive(Debug)]
-pub(super) struct Window {
+pub struct Window {
     number: u16,
     /// QEMU's name for the memory.
     name: String,
     /// The memory.
-    pub(super) file: OwnedFd,
+    pub file: OwnedFd,
 }
 
 /// Why there is no window.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WindowError {
+pub enum WindowError {
+    /// All are taken.
     #[error(
-        "the driver zone has no window left: as many processes are connected as it has windows, or are about to leave; end one first, or raise windows under [zone.microvm]"
+        "the microVM has no window left: as many processes are connected as it has windows, or are about to leave; end one first, or raise its windows in the agent's configuration"
     )]
     None,
+    /// Its memory cannot be had.
     #[error("cannot make a window's memory: {0}")]
     Memory(#[from] io::Error),
+    /// QEMU does not take it.
     #[error("cannot plug a window in: {0}")]
     Qmp(#[from] QmpError),
 }
 
 impl Window {
     /// Where the guest finds it.
-    pub(super) fn bridge(&self) -> String {
+    pub fn bridge(&self) -> String {
         window_bridge(self.number)
     }
 }
 
 impl Windows {
     /// Of the machine whose monitor listens at `monitor`, with so many places.
-    pub(super) fn new(monitor: PathBuf, number: u16) -> Self {
+    pub fn new(monitor: PathBuf, number: u16) -> Self {
         let state = State { free: (0..number).collect(), ..State::default() };
         Self { monitor, state: Mutex::new(state) }
     }
@@ -78,28 +82,44 @@ impl Windows {
     }
 
     /// A window that nobody had before.
-    pub(super) fn take(&self) -> Result<Window, WindowError> {
+    ///
+    /// # Errors
+    /// When there is none, or QEMU does not take it.
+    pub fn take(&self) -> Result<Window, WindowError> {
         let mut state = self.state();
         match state.spare.take() {
             Some(spare) => Ok(spare),
-            None => self.plug(&mut state),
+            None => self.plug(&mut state, memory()?),
         }
     }
 
+    /// A window on memory that somebody else made, of [`WINDOW_BYTES`].
+    ///
+    /// # Errors
+    /// When there is none left, the memory has another size, or QEMU does not take it.
+    pub fn show(&self, file: OwnedFd) -> Result<Window, WindowError> {
+        let size = rustix::fs::fstat(&file).map_err(io::Error::from)?.st_size;
+        if u64::try_from(size).ok() != Some(WINDOW_BYTES) {
+            let message = format!("it has {size} bytes, and a window {WINDOW_BYTES}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message).into());
+        }
+        self.plug(&mut self.state(), file)
+    }
+
     /// Has one ready for the next who comes.
-    pub(super) fn prepare(&self) {
+    pub fn prepare(&self) {
         let mut state = self.state();
         if state.spare.is_none() {
-            match self.plug(&mut state) {
+            let plugged = memory().map_err(WindowError::from);
+            match plugged.and_then(|file| self.plug(&mut state, file)) {
                 Ok(window) => state.spare = Some(window),
                 Err(error) => tracing::debug!(%error, "no window is ready"),
             }
         }
     }
 
-    fn plug(&self, state: &mut State) -> Result<Window, WindowError> {
+    fn plug(&self, state: &mut State, file: OwnedFd) -> Result<Window, WindowError> {
         let number = *state.free.first().ok_or(WindowError::None)?;
-        let file = memory()?;
         let fdset = fdset(number);
         // A name that none had before: QEMU aborts when a device comes under one that it has not
         // quite forgotten, and of a device that the guest never used it forgets it late.
@@ -141,7 +161,7 @@ impl Windows {
 
     /// Takes out what an earlier owner plugged in: its sessions are over. Places that the guest
     /// does not give back stay taken.
-    pub(super) fn sweep(&self, number: u16) {
+    pub fn sweep(&self, number: u16) {
         let named = self.with_monitor(&mut self.state(), |monitor| {
             monitor.execute("qom-list", json!({ "path": "/objects" }))
         });
@@ -163,7 +183,7 @@ impl Windows {
 
     /// Takes a window out of the machine. Waits for the guest, which may be slow about it, or
     /// never do it: the place is lost then.
-    pub(super) fn unplug(&self, window: Window) {
+    pub fn unplug(&self, window: Window) {
         let Window { number, name, file } = window;
         drop(file);
         let device = format!("plugged{number}");

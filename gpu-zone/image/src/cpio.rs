@@ -3,8 +3,10 @@
 //! The same files make the same bytes: names are sorted, times are 0, numbers are counted.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -13,7 +15,7 @@ const TRAILER: &str = "TRAILER!!!";
 
 /// What is in an archive, by its path from the root.
 #[derive(Debug, Default)]
-pub(crate) struct Archive(BTreeMap<String, Entry>);
+pub struct Archive(BTreeMap<String, Entry>);
 
 #[derive(Debug)]
 enum Entry {
@@ -25,7 +27,7 @@ enum Entry {
 
 impl Archive {
     /// A folder, and those above it.
-    pub(crate) fn directory(&mut self, path: &str) {
+    pub fn directory(&mut self, path: &str) {
         let mut whole = String::new();
         for part in path.trim_matches('/').split('/').filter(|part| !part.is_empty()) {
             if !whole.is_empty() {
@@ -44,27 +46,72 @@ impl Archive {
     }
 
     /// A file of the host's.
-    pub(crate) fn file(&mut self, path: &str, from: PathBuf, mode: u32) {
+    pub fn file(&mut self, path: &str, from: PathBuf, mode: u32) {
         self.put(path, Entry::File { from, mode });
     }
 
     /// A file with this text.
-    pub(crate) fn text(&mut self, path: &str, text: String) {
+    pub fn text(&mut self, path: &str, text: String) {
         self.put(path, Entry::Text(text));
     }
 
     /// A symbolic link.
-    pub(crate) fn link(&mut self, path: &str, to: &str) {
+    pub fn link(&mut self, path: &str, to: &str) {
         self.put(path, Entry::Link(to.to_owned()));
     }
 
+    /// All that is in a folder, below `path`: folders, files and links. What is no file for another
+    /// machine (devices, sockets, pipes) is left out, as is what this process may not read; so are the
+    /// rights of set-user-id programs.
+    /// The number of bytes in files.
+    ///
+    /// # Errors
+    /// When something cannot be looked at, or the files have more than `most` bytes.
+    pub fn tree(&mut self, path: &str, folder: &Path, most: u64) -> io::Result<u64> {
+        let mut bytes = 0;
+        let mut folders = vec![(path.trim_end_matches('/').to_owned(), folder.to_owned())];
+        while let Some((path, folder)) = folders.pop() {
+            self.directory(&path);
+            let entries = match std::fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+                other => other.map_err(|error| named(&folder, &error))?,
+            };
+            for entry in entries {
+                let from = entry?.path();
+                let name = from.file_name().and_then(std::ffi::OsStr::to_str);
+                let inside = name.map(|name| format!("{path}/{name}"));
+                let inside = inside.ok_or_else(|| named(&from, &"its name is not UTF-8"))?;
+                let found =
+                    std::fs::symlink_metadata(&from).map_err(|error| named(&from, &error))?;
+                if found.is_dir() {
+                    folders.push((inside, from));
+                } else if found.is_symlink() {
+                    let to = std::fs::read_link(&from).map_err(|error| named(&from, &error))?;
+                    let to = to.to_str().ok_or_else(|| named(&from, &"its target is not UTF-8"))?;
+                    self.link(&inside, to);
+                } else if found.is_file() && is_open(&from)? {
+                    bytes += found.len();
+                    if bytes > most {
+                        let message = format!("the files have more than {} MiB", most >> 20);
+                        return Err(named(&folder, &message));
+                    }
+                    self.file(&inside, from, found.permissions().mode() & 0o777);
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Whether there is something at a path.
-    pub(crate) fn has(&self, path: &str) -> bool {
+    pub fn has(&self, path: &str) -> bool {
         self.0.contains_key(path.trim_start_matches('/'))
     }
 
     /// Writes it; the number of bytes.
-    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<u64> {
+    ///
+    /// # Errors
+    /// When a file cannot be read, has grown over what the format holds, or nothing can be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<u64> {
         let mut out = Counted { out, bytes: 0 };
         for (number, (path, entry)) in (1..).zip(&self.0) {
             match entry {
@@ -72,7 +119,8 @@ impl Archive {
                 Entry::Text(text) => out.entry(number, path, REGULAR | 0o644, text.as_bytes())?,
                 Entry::Link(to) => out.entry(number, path, LINK | 0o777, to.as_bytes())?,
                 Entry::File { from, mode } => {
-                    out.entry(number, path, REGULAR | mode, &std::fs::read(from)?)?;
+                    let data = std::fs::read(from).map_err(|error| named(from, &error))?;
+                    out.entry(number, path, REGULAR | mode, &data)?;
                 }
             }
         }
@@ -81,6 +129,19 @@ impl Archive {
         out.pad(512)?;
         Ok(out.bytes)
     }
+}
+
+/// Whether a file may be read.
+fn is_open(path: &Path) -> io::Result<bool> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(named(path, &error)),
+    }
+}
+
+fn named(path: &Path, what: &dyn Display) -> io::Error {
+    io::Error::other(format!("{}: {what}", path.display()))
 }
 
 struct Counted<'a> {
@@ -140,6 +201,25 @@ mod tests {
         two.text("/etc/a", "x".to_owned());
         assert_eq!(bytes(&one), bytes(&two));
         assert!(bytes(&one).len().is_multiple_of(512));
+    }
+
+    #[test]
+    fn a_folder_is_taken_as_it_is_but_for_devices_and_what_is_too_much() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("bin")).expect("made");
+        std::fs::write(folder.path().join("bin/tool"), "program").expect("written");
+        let mode = std::fs::Permissions::from_mode(0o4755);
+        std::fs::set_permissions(folder.path().join("bin/tool"), mode).expect("set");
+        std::os::unix::fs::symlink("bin/tool", folder.path().join("link")).expect("linked");
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket"));
+        let mut archive = Archive::default();
+        assert_eq!(archive.tree("/rootfs", folder.path(), 100).expect("taken"), 7);
+        assert!(archive.has("/rootfs/bin/tool") && archive.has("/rootfs/link"));
+        assert!(!archive.has("/rootfs/socket"));
+        let text = String::from_utf8_lossy(&bytes(&archive)).into_owned();
+        assert!(text.contains("000081ED"), "a file with the mode 755");
+        let error = Archive::default().tree("/r", folder.path(), 6).expect_err("too much");
+        assert!(error.to_string().contains("more than"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,135 @@
+//! The machine: its first file system with the program's files, and QEMU.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gpuzone_image::cpio::Archive;
+use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS};
+use gpuzone_zone::Process;
+use gpuzone_zone::microvm::qmp::{Monitor, QmpError};
+use gpuzone_zone::microvm::{
+    self, DigestError, Machine as Kind, MicroVmError, MicroVms, ProbeError, VmSpec, Windows,
+    check_digest, last_word, probe,
+};
+use gpuzone_zone::sandbox::LaunchError;
+use serde_json::json;
+
+use crate::orders::{Accelerator, Command, Orders};
+
+/// The zone's own folder, which is gone with it.
+const FOLDER: &str = "/tmp";
+const NAME: &str = "workload";
+
+/// A machine that runs.
+pub(crate) struct Booted {
+    pub(crate) machine: Machine,
+    pub(crate) control: UnixStream,
+    /// The program's input, output and error.
+    pub(crate) streams: [UnixStream; 3],
+    pub(crate) windows: Windows,
+    pub(crate) slot: PathBuf,
+}
+
+pub(crate) struct Machine {
+    pub(crate) process: Arc<Process>,
+    log: PathBuf,
+}
+
+impl Machine {
+    pub(crate) fn last_word(&self) -> String {
+        last_word(&self.log)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    #[error(transparent)]
+    Accelerator(#[from] ProbeError),
+    #[error("cannot make the microVM's first file system: {0}")]
+    Image(io::Error),
+    #[error(transparent)]
+    Describe(#[from] MicroVmError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error("{source}; QEMU's last word: {said}")]
+    Monitor { source: QmpError, said: String },
+    #[error("cannot reach the microVM: {0}")]
+    Ports(#[from] io::Error),
+}
+
+pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
+    let orders = &command.orders;
+    for (path, digest) in &orders.digests {
+        check_digest(path, digest)?;
+    }
+    let accelerator = accelerator(orders)?;
+    let folder = Path::new(FOLDER);
+    let image = folder.join("initrd.cpio");
+    first_files(command, &image).map_err(BootError::Image)?;
+    let vm = VmSpec {
+        qemu: orders.qemu.clone(),
+        kernel: orders.kernel.clone(),
+        image,
+        append: MODE.to_owned(),
+        accelerator,
+        machine: Kind::Q35 { windows: orders.windows, iommu: false },
+        memory: orders.memory,
+        processors: orders.processors,
+        devices: Vec::new(),
+        ports: STREAMS.map(str::to_owned).into(),
+    };
+    let vms = MicroVms::new(folder.to_owned());
+    let at = |what: &str| vms.path(NAME, what);
+    let process = Arc::new(vms.launch(NAME, &vm)?.start()?);
+    let machine = Machine { process, log: at("qemu.log") };
+    // All ends are there before the guest says anything.
+    let [input, output, error] = STREAMS;
+    let connect = |what: &str| UnixStream::connect(at(what));
+    let control = connect("port")?;
+    let streams = [connect(input)?, connect(output)?, connect(error)?];
+    let begun =
+        Monitor::connect(&at("qmp")).and_then(|mut monitor| monitor.execute("cont", json!({})));
+    begun.map_err(|source| BootError::Monitor { source, said: machine.last_word() })?;
+    let windows = Windows::new(at("qmp"), orders.windows);
+    Ok(Booted { machine, control, streams, windows, slot: orders.slot.clone() })
+}
+
+/// By a guest that was seen to run, not by a file that opens.
+fn accelerator(orders: &Orders) -> Result<microvm::Accelerator, ProbeError> {
+    let kvm = microvm::Accelerator::Kvm;
+    match orders.accelerator {
+        Accelerator::Tcg => Ok(microvm::Accelerator::Tcg),
+        Accelerator::Kvm => probe(&orders.qemu, kvm).map(|()| kvm),
+        Accelerator::Auto => match probe(&orders.qemu, kvm) {
+            Ok(()) => Ok(kvm),
+            Err(error) => {
+                eprintln!("gpu-zone-vm: {error}; the processor is emulated, which is slow");
+                Ok(microvm::Accelerator::Tcg)
+            }
+        },
+    }
+}
+
+/// The guest's own image, and behind it what is this zone's.
+fn first_files(command: &Command, path: &Path) -> io::Result<()> {
+    let Command { orders, order } = command;
+    let mut archive = Archive::default();
+    // They lie in the guest's memory, twice while its kernel unpacks them.
+    let most = orders.memory / 3;
+    let taken = archive.tree(ROOT, &orders.root, most).map_err(|error| {
+        let hint =
+            "the files of a microVM's root lie in a third of its memory; --host-memory gives it more";
+        io::Error::new(error.kind(), format!("{error} ({hint})"))
+    })?;
+    archive.tree(LIBRARIES, &orders.libraries, most.saturating_sub(taken))?;
+    archive.text(ORDER, serde_json::to_string(order)?);
+    let mut out = BufWriter::new(File::create(path)?);
+    io::copy(&mut File::open(&orders.image)?, &mut out)?;
+    archive.write(&mut out)?;
+    out.flush()
+}

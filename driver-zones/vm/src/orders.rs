@@ -1,0 +1,116 @@
+//! What the command line says. It is a contract between programs (docs/driver-zones.md): `gpu-zone`
+//! writes it, with paths as the zone shows them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use gpuzone_wire::workload_link::Order;
+use serde::Deserialize;
+
+/// The machine, and what of the zone it gets.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Orders {
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) image: PathBuf,
+    /// What files have to be.
+    #[serde(default)]
+    pub(crate) digests: BTreeMap<PathBuf, String>,
+    pub(crate) accelerator: Accelerator,
+    /// Bytes.
+    pub(crate) memory: u64,
+    pub(crate) processors: u32,
+    /// Most processes of the program's that are connected at once.
+    pub(crate) windows: u16,
+    /// The program's files.
+    pub(crate) root: PathBuf,
+    /// The shim's libraries.
+    pub(crate) libraries: PathBuf,
+    /// The lease's slot.
+    pub(crate) slot: PathBuf,
+    /// The program's working directory, in its root.
+    pub(crate) directory: PathBuf,
+    pub(crate) pids: Option<u64>,
+    /// Bytes in each private folder.
+    pub(crate) scratch: Option<u64>,
+}
+
+/// What makes the guest's processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Accelerator {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+/// The machine, and what it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Command {
+    pub(crate) orders: Orders,
+    pub(crate) order: Order,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error("usage: gpu-zone-vm ORDERS -- FILE NAME [ARG]...")]
+    Usage,
+    #[error("the orders cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{0} is not UTF-8, and only that reaches a program in a microVM")]
+    Text(String),
+}
+
+impl Command {
+    pub(crate) fn read(words: Vec<OsString>) -> Result<Self, CommandError> {
+        let text = |word: OsString| {
+            let wrong = |word: OsString| CommandError::Text(word.display().to_string());
+            word.into_string().map_err(wrong)
+        };
+        let mut words = words.into_iter();
+        let orders = text(words.next().ok_or(CommandError::Usage)?)?;
+        if words.next().is_none_or(|word| word != "--") {
+            return Err(CommandError::Usage);
+        }
+        let file = PathBuf::from(words.next().ok_or(CommandError::Usage)?);
+        let name = text(words.next().ok_or(CommandError::Usage)?)?;
+        let arguments = words.map(text).collect::<Result<_, _>>()?;
+        let orders: Orders = serde_json::from_str(&orders)?;
+        let variables = std::env::vars_os().map(|(name, value)| Ok((text(name)?, text(value)?)));
+        let environment = variables.collect::<Result<_, CommandError>>()?;
+        let Orders { directory, pids, scratch, .. } = orders.clone();
+        let order = Order { file, name, arguments, environment, directory, pids, scratch };
+        Ok(Self { orders, order })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ORDERS: &str = r#"{"qemu":"/q","kernel":"/k","image":"/i","accelerator":"tcg",
+        "memory":1,"processors":1,"windows":1,"root":"/guest/root","libraries":"/guest/lib",
+        "slot":"/guest/slot","directory":"/","pids":7,"scratch":null}"#;
+
+    fn read(words: &[&str]) -> Result<Command, CommandError> {
+        Command::read(words.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn a_program_has_a_name_and_what_is_no_order_is_refused() {
+        let command = read(&[ORDERS, "--", "/bin/sh", "sh", "-c", "exit 3"]).unwrap();
+        assert_eq!((command.order.name.as_str(), command.order.pids), ("sh", Some(7)));
+        assert_eq!(command.order.arguments, ["-c", "exit 3"]);
+        for wrong in [&[][..], &[ORDERS], &[ORDERS, "--", "/bin/sh"], &[ORDERS, "/bin/sh", "sh"]] {
+            assert!(matches!(read(wrong), Err(CommandError::Usage)), "{wrong:?}");
+        }
+        for wrong in ["{}", "", &ORDERS.replace("\"pids\"", "\"colour\"")] {
+            assert!(
+                matches!(read(&[wrong, "--", "a", "b"]), Err(CommandError::Json(_))),
+                "{wrong}"
+            );
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Messages from and to the guest.
+//!
+//! What comes in is a stranger's: a line has an end, a session is one that there is, and there are no
+//! more of them than windows.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gpuzone_wire::workload_link::{FromWorkload, MAX_LINE, ToWorkload, VERSION};
+use gpuzone_wire::zone_link::SessionId;
+use gpuzone_zone::microvm::{MOST_WINDOWS, Windows};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::session::Session;
+
+/// The way to the guest, and its sessions.
+pub(crate) struct Relay {
+    writer: Mutex<UnixStream>,
+    sessions: Mutex<BTreeMap<SessionId, Arc<Session>>>,
+    pub(crate) windows: Windows,
+    pub(crate) slot: PathBuf,
+}
+
+/// How the guest's part came to its end.
+pub(crate) type Outcome = Result<FromWorkload, io::Error>;
+
+impl Relay {
+    /// Listens to the guest, on a thread of its own, until the program has ended.
+    pub(crate) fn start(
+        control: UnixStream,
+        windows: Windows,
+        slot: PathBuf,
+        over: UnboundedSender<Outcome>,
+    ) -> io::Result<Arc<Self>> {
+        let reader = BufReader::new(control.try_clone()?);
+        let (writer, sessions) = (Mutex::new(control), Mutex::default());
+        let relay = Arc::new(Self { writer, sessions, windows, slot });
+        let listening = Arc::clone(&relay);
+        std::thread::Builder::new().name("guest".to_owned()).spawn(move || {
+            // Nobody hears it when all is over.
+            let _ = over.send(listening.listen(reader));
+        })?;
+        Ok(relay)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<SessionId, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a message. Waits while the guest does not read.
+    pub(crate) fn send(&self, message: &ToWorkload) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+    }
+
+    fn listen(self: Arc<Self>, mut reader: impl BufRead) -> Outcome {
+        loop {
+            match next(&mut reader)? {
+                FromWorkload::Hello { version: VERSION } => {}
+                FromWorkload::Hello { version } => {
+                    let message = format!(
+                        "the guest's image speaks version {version}, and this host {VERSION}; build the image anew"
+                    );
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                }
+                FromWorkload::Open { session, version } => self.open(session, version)?,
+                FromWorkload::Bell { session } => {
+                    if let Some(session) = self.sessions().get(&session) {
+                        session.bell();
+                    }
+                }
+                FromWorkload::Close { session } => {
+                    if let Some(session) = self.sessions().get(&session) {
+                        session.close();
+                    }
+                }
+                over @ (FromWorkload::Exited { .. } | FromWorkload::Unrunnable { .. }) => {
+                    return Ok(over);
+                }
+            }
+        }
+    }
+
+    fn open(self: &Arc<Self>, id: SessionId, version: u32) -> io::Result<()> {
+        let mut sessions = self.sessions();
+        if sessions.contains_key(&id) || sessions.len() >= usize::from(MOST_WINDOWS) {
+            drop(sessions);
+            let reason = "too many processes are connected".to_owned();
+            return self.send(&ToWorkload::Refused { session: id, reason });
+        }
+        let session = Arc::new(Session::default());
+        sessions.insert(id, Arc::clone(&session));
+        drop(sessions);
+        let relay = Arc::clone(self);
+        std::thread::Builder::new().name(format!("session-{id}")).spawn(move || {
+            session.serve(id, version, &relay);
+            relay.sessions().remove(&id);
+        })?;
+        Ok(())
+    }
+}
+
+fn next(reader: &mut impl BufRead) -> io::Result<FromWorkload> {
+    let mut line = Vec::new();
+    reader.take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the microVM says no more"));
+    }
+    if line.last() != Some(&b'\n') {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the microVM's line has no end"));
+    }
+    Ok(serde_json::from_slice(&line)?)
+}
+
+/// What a guest says goes to a terminal: not more of it than fits a line.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_end_and_what_is_no_message_are_errors() {
+        let said = |bytes: &[u8]| next(&mut io::Cursor::new(bytes.to_vec()));
+        let hello = b"{\"to_host\":\"hello\",\"version\":1}\n";
+        assert_eq!(said(hello).unwrap(), FromWorkload::Hello { version: 1 });
+        for wrong in [&b""[..], b"{}\n", b"nonsense\n", b"{\"to_host\":\"hello\",\"version\":1}"] {
+            assert!(said(wrong).is_err());
+        }
+        assert!(said(&vec![b' '; MAX_LINE * 2]).is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! A workload zone that is a microVM: `gpu-zone-vm` and QEMU in an ordinary sandbox, which shows them
+//! the program's root, its slot and the shim, and nothing else.
+//!
+//! What `gpu-zone-vm` is told is a contract between programs, as the launcher's orders are
+//! (docs/driver-zones.md).
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use gpuzone_api::Directories;
+use gpuzone_api::agent::v1::{CreateLeaseReply, MicroVm};
+use gpuzone_core::{MemoryBytes, ZoneName};
+use serde_json::{Value, json};
+
+use crate::arguments::{Run, Sandboxing};
+use crate::error::{CliError, Kind};
+use crate::locate;
+use crate::run::image;
+use crate::run::program::Program;
+use crate::run::sandbox::{Options, Root, Zone, demand, limits, users, zone_name};
+use crate::run::view;
+
+/// In the program's root, as `gpu-zone-vm` lays it out.
+const LIBRARIES_SEEN: &str = "/run/gpu-zone/lib";
+const SLOT_SEEN: &str = "/run/gpu-zone/slot";
+const SLOT: &str = "GPUZONE_SLOT";
+/// In the sandbox around it.
+const ROOT: &str = "/guest/root";
+const LIBRARIES: &str = "/guest/lib";
+const SLOT_INSIDE: &str = "/guest/slot";
+/// Where distributions have what QEMU and its libraries are made of.
+const HOSTS: [&str; 11] = [
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/lib32",
+    "/usr/local/lib",
+    "/lib",
+    "/lib64",
+    "/lib32",
+    "/etc/ld.so.cache",
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+    "/usr/share/qemu-kvm",
+];
+/// QEMU's own memory beside the guest's, and some.
+const OVERHEAD: u64 = 512 << 20;
+/// The guest's image, beside the program's files.
+const IMAGE: u64 = 256 << 20;
+/// QEMU's threads, and two for each process that is connected.
+const MOST_THREADS: u64 = 512;
+
+/// Fails where a microVM cannot be what `run` asks for.
+pub(crate) fn check(run: &Run, zone: Option<&ZoneName>) -> Result<(), CliError> {
+    let refused = |message: &str, hint: &str| Err(CliError::new(Kind::Usage, message).hint(hint));
+    if zone.is_some() {
+        let hint = "leave --zone out; where the agent has all of a tenant's programs share one, they can be none";
+        return refused("programs cannot share a zone that is a microVM", hint);
+    }
+    if run.sandbox == Sandboxing::Off {
+        let message =
+            "a microVM's own process runs in a sandbox only, and --sandbox off asks for none";
+        return refused(message, "leave --sandbox out");
+    }
+    if !run.volumes.is_empty() {
+        let hint = "put what the program reads into its root, and have it write to its output";
+        return refused(
+            "nothing of the host's is shown in a microVM, so it takes no --volume",
+            hint,
+        );
+    }
+    if run.rootfs.as_deref().is_none_or(|root| root == Path::new("host")) {
+        let hint = "give it a folder or an OCI image layout with --rootfs";
+        return refused("a microVM has a root of its own, and none is named", hint);
+    }
+    Ok(())
+}
+
+/// The zone, what runs in it, and the lease as that program sees it.
+pub(crate) fn prepare(
+    run: &Options,
+    directories: &Directories,
+    granted: &CreateLeaseReply,
+    program: &Program,
+) -> Result<(Program, CreateLeaseReply, Option<Zone>), CliError> {
+    let missing =
+        |message: &str, hint: &str| CliError::new(Kind::Configuration, message).hint(hint);
+    let installed = |name: &str| {
+        let message = format!("{name} is not there, so there is no microVM");
+        let hint = "install it beside gpu-zone (`gpu-zone doctor` says where)";
+        locate::own(name).ok_or_else(|| missing(&message, hint))
+    };
+    let (launcher, relay) = (installed("gpu-zone-sandbox")?, installed("gpu-zone-vm")?);
+    let Some(vm) = &granted.microvm else {
+        let hint =
+            "the agent's configuration says what they are made of, under [zone.workload_microvm]";
+        return Err(missing("this node has no microVMs for workload zones", hint));
+    };
+    let wrong = |message| CliError::new(Kind::Internal, message);
+    let root = run.root.folder().ok_or_else(|| wrong("a microVM without a root of its own"))?;
+    let root = std::path::absolute(root).map_err(|error| CliError::caused(Kind::Usage, &error))?;
+    let slot = granted.environment.get(SLOT);
+    let slot = slot.ok_or_else(|| wrong("the agent made a lease without a slot"))?;
+    let machine = Machine::of(run, granted, vm);
+    let orders = json!({
+        "zone": zone_name(granted.lease.as_ref().map_or("zone", |lease| lease.id.as_str())),
+        "root": "empty",
+        "mounts": mounts(vm, &relay, &root, Path::new(&granted.library_dir), Path::new(slot)),
+        "devices": devices(vm),
+        "private": ["/tmp"],
+        "directory": "/",
+        "network": false,
+        "own_pids": true,
+        "users": users(granted),
+        "limits": machine.limits_of_host(run, granted),
+        "filter": "workload",
+        "policy": { "default": demand(run.demand), "features": { "mount": "require" } },
+    });
+    let zone = Zone::ordered(launcher, directories, orders)?;
+    let mut words: Vec<OsString> =
+        vec![machine.orders(run, vm).to_string().into(), "--".into(), program.file.clone().into()];
+    words.push(program.name.clone());
+    words.extend(program.arguments.iter().cloned());
+    let program = Program { file: relay, name: "gpu-zone-vm".into(), arguments: words };
+    let mut seen = granted.clone();
+    seen.environment.insert(SLOT.to_owned(), SLOT_SEEN.to_owned());
+    seen.library_dir = LIBRARIES_SEEN.to_owned();
+    Ok((program, seen, Some(zone)))
+}
+
+/// What of the host the sandbox shows.
+fn mounts(vm: &MicroVm, relay: &Path, root: &Path, shim: &Path, slot: &Path) -> Vec<Value> {
+    let hosts = HOSTS.iter().filter(|path| !Path::new(path).is_symlink());
+    let mut mounts: Vec<Value> = hosts.map(view::read).collect();
+    let named = [&vm.qemu, &vm.kernel, &vm.image].map(|path| json!({ "source": path }));
+    mounts.extend(named);
+    mounts.push(json!({ "source": relay }));
+    mounts.push(json!({ "source": root, "target": ROOT }));
+    mounts.push(json!({ "source": slot, "target": SLOT_INSIDE }));
+    let libraries = image::libraries(shim).into_iter().filter_map(|(from, to)| {
+        Some(json!({ "source": from, "target": Path::new(LIBRARIES).join(to.file_name()?) }))
+    });
+    mounts.extend(libraries);
+    mounts
+}
+
+fn devices(vm: &MicroVm) -> Vec<PathBuf> {
+    let kvm = PathBuf::from("/dev/kvm");
+    if vm.accelerator != "tcg" && kvm.exists() { vec![kvm] } else { Vec::new() }
+}
+
+/// The machine's size.
+struct Machine {
+    memory: u64,
+    processors: u64,
+    pids: Option<u64>,
+    scratch: Option<u64>,
+}
+
+impl Machine {
+    /// As the command line says, or else the agent.
+    fn of(run: &Options, granted: &CreateLeaseReply, vm: &MicroVm) -> Self {
+        let usual = granted.zone_limits.unwrap_or_default();
+        let memory = run.limits.host_memory.map_or(vm.memory_bytes, MemoryBytes::get);
+        // No more processors than there is time for.
+        let cpu = run.limits.cpus.or(usual.cpu_percent);
+        let most = cpu.map_or(u64::MAX, |percent| percent.div_ceil(100));
+        let scratch = run.limits.scratch.map(MemoryBytes::get).or(usual.scratch_bytes);
+        Self {
+            memory,
+            processors: u64::from(vm.processors).min(most).max(1),
+            pids: run.limits.pids.or(usual.pids),
+            scratch: Some(scratch.unwrap_or(u64::MAX).min(memory / 2)),
+        }
+    }
+
+    /// What QEMU and its relay may have of the host.
+    fn limits_of_host(&self, run: &Options, granted: &CreateLeaseReply) -> Value {
+        let mut limits = limits(&run.limits, &granted.zone_limits.unwrap_or_default());
+        let files = self.memory / 3 + IMAGE;
+        limits["scratch"] = json!(files);
+        limits["memory"] = json!(self.memory.saturating_add(files).saturating_add(OVERHEAD));
+        limits["pids"] = json!(MOST_THREADS);
+        limits
+    }
+
+    fn orders(&self, run: &Options, vm: &MicroVm) -> Value {
+        let directory = match &run.root {
+            Root::Image(image) => image.directory.as_path(),
+            Root::System | Root::WholeHost | Root::Folder(_) => Path::new("/"),
+        };
+        json!({
+            "qemu": vm.qemu,
+            "kernel": vm.kernel,
+            "image": vm.image,
+            "digests": vm.digests,
+            "accelerator": vm.accelerator,
+            "memory": self.memory,
+            "processors": self.processors,
+            "windows": vm.windows,
+            "root": ROOT,
+            "libraries": LIBRARIES,
+            "slot": SLOT_INSIDE,
+            "directory": directory,
+            "pids": self.pids,
+            "scratch": self.scratch,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_api::agent::v1::ZoneLimits as Usual;
+
+    use super::*;
+    use crate::arguments::ZoneLimits;
+
+    fn options(limits: ZoneLimits) -> Options {
+        let (root, volumes) = (Root::Folder("/images/debian".into()), Vec::new());
+        Options { demand: Sandboxing::Require, root, network: true, limits, volumes }
+    }
+
+    fn vm() -> MicroVm {
+        MicroVm {
+            qemu: "/usr/bin/qemu".into(),
+            kernel: "/k/vmlinuz".into(),
+            image: "/k/workload.cpio".into(),
+            accelerator: "tcg".into(),
+            memory_bytes: 512 << 20,
+            processors: 2,
+            windows: 16,
+            ..MicroVm::default()
+        }
+    }
+
+    #[test]
+    fn its_sandbox_shows_the_root_and_the_slot_and_no_folder_of_the_hosts() {
+        let path = Path::new;
+        let (slot, shim) = (path("/run/gz/slots/a"), path("/run/gz/shim"));
+        let mounts = mounts(&vm(), path("/opt/gpu-zone-vm"), path("/images/debian"), shim, slot);
+        let sources: Vec<&str> = mounts.iter().filter_map(|m| m["source"].as_str()).collect();
+        assert!(sources.contains(&"/run/gz/slots/a") && sources.contains(&"/images/debian"));
+        for absent in ["/", "/usr", "/etc", "/home", "/run", "/run/gz", "/run/gz/slots", "/dev"] {
+            assert!(!sources.contains(&absent), "{absent}");
+        }
+        assert!(mounts.iter().all(|mount| mount["write"] != true));
+        assert!(devices(&vm()).is_empty());
+    }
+
+    #[test]
+    fn the_command_lines_limits_are_the_machines_and_the_hosts_hold_all_of_it() {
+        let granted = CreateLeaseReply {
+            zone_limits: Some(Usual { pids: Some(4096), ..Usual::default() }),
+            ..CreateLeaseReply::default()
+        };
+        let limits = ZoneLimits {
+            host_memory: Some(MemoryBytes::gib(1)),
+            cpus: Some(150),
+            pids: Some(7),
+            ..ZoneLimits::default()
+        };
+        let run = options(limits);
+        let machine = Machine::of(&run, &granted, &vm());
+        let orders = machine.orders(&run, &vm());
+        assert_eq!((&orders["memory"], &orders["processors"]), (&json!(1 << 30), &json!(2)));
+        assert_eq!((&orders["pids"], &orders["scratch"]), (&json!(7), &json!(512 << 20)));
+        let host = machine.limits_of_host(&run, &granted);
+        assert_eq!(host["cpu"], 150);
+        assert_eq!(host["memory"].as_u64().unwrap(), (1 << 30) + (1 << 30) / 3 + IMAGE + OVERHEAD);
+        let one = options(ZoneLimits { cpus: Some(50), ..ZoneLimits::default() });
+        assert_eq!(Machine::of(&one, &granted, &vm()).processors, 1);
+    }
+}

@@ -1,0 +1,225 @@
+//! Workload zones in microVMs, from end to end: a part of `cargo xtask microvm-suite`. The driver zone
+//! is a sandbox here, so that what is shown is of the workload zones alone.
+
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, ensure};
+use gpuzone_testkit::{Node, Options, Role, Running};
+
+use super::image::{self, Contents, For};
+use super::suite::{LIMIT, Wanted, kill, timed};
+
+/// What the programs' root has of the host's, with the libraries that they need.
+const TOOLS: [&str; 6] =
+    ["/bin/sh", "/usr/bin/cat", "/usr/bin/sleep", "/usr/bin/tail", "/usr/bin/wc", "/usr/bin/head"];
+const INPUT: usize = 300_000;
+
+struct Suite {
+    node: Node,
+    root: PathBuf,
+    /// `gpuzone-workload`, in the root as on the host.
+    program: String,
+}
+
+/// Runs them.
+///
+/// # Errors
+/// With what did not hold.
+pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
+    let image = repository.join("target/guest-image/workload.cpio");
+    let (what, modules) = (For::Workloads, wanted.modules.clone());
+    image::build(repository, &Contents { what, output: image.clone(), driver: None, modules })?;
+    let mut suite = Suite::prepare(repository, wanted, &image)?;
+    let done = suite.all();
+    if done.is_err() {
+        eprintln!("== agent\n{}", suite.node.agent_log());
+    }
+    done
+}
+
+impl Suite {
+    /// Kernel and image are in the node's own folder, so that what was left of them would be found.
+    fn prepare(repository: &Path, wanted: &Wanted, image: &Path) -> anyhow::Result<Self> {
+        let configuration = format!(
+            "[usage]\nflush_seconds = 0.2\n[tenants.default]\n[zone.workload_microvm]\nkernel = \"vmlinuz\"\nimage = \"workload.cpio\"\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = 4\n",
+            wanted.qemu, wanted.accelerator,
+        );
+        let mut node = Node::prepare(&Options { gpus: vec!["1Gi".into()], configuration })?;
+        std::fs::copy(image, node.folder().join("workload.cpio"))
+            .context("cannot copy the image")?;
+        std::fs::copy(&wanted.kernel, node.folder().join("vmlinuz")).context("the kernel")?;
+        let root = node.folder().join("root");
+        let work = repository.join("target/guest-image");
+        let program = node.artifacts().file("gpuzone-workload")?.to_owned();
+        put(&root, &program, &image::stripped(&program, &work)?)?;
+        for tool in TOOLS.map(Path::new) {
+            put(&root, tool, tool)?;
+        }
+        for tool in TOOLS.map(PathBuf::from).into_iter().chain([program.clone()]) {
+            for library in image::libraries(&tool)? {
+                put(&root, &library, &library)?;
+            }
+        }
+        for kernel in std::fs::read_dir(node.artifacts().kernels())? {
+            let kernel = kernel?.path();
+            put(&root, &kernel, &kernel)?;
+        }
+        symlink("usr/bin/tail", root.join("link"))?;
+        node.start_agent_within(LIMIT)?;
+        Ok(Self { node, root, program: program.display().to_string() })
+    }
+
+    /// `sh -c SCRIPT` in a machine of its own; `more` are options of `gpu-zone run`.
+    fn start(&self, tenant: &str, more: &[&str], script: &str) -> anyhow::Result<Running> {
+        Ok(Running::start(self.command(tenant, more, script)?)?)
+    }
+
+    fn command(
+        &self,
+        tenant: &str,
+        more: &[&str],
+        script: &str,
+    ) -> anyhow::Result<std::process::Command> {
+        let root = self.root.to_str().context("the root's path")?;
+        let kind = ["run", "--zone-kind", "microvm", "--rootfs", root, "--tenant", tenant];
+        let lease = ["--memory", "128Mi", "--share", "20"];
+        let program = ["--", "/bin/sh", "-c", script];
+        let words = kind.iter().chain(&lease).chain(more).chain(&program);
+        Ok(self.node.cli(words)?)
+    }
+
+    /// A program that computes until it is ended.
+    fn computing(&self, tenant: &str) -> anyhow::Result<Running> {
+        let script = format!("'{}' loop --seconds 120", self.program);
+        let mut running = self.start(tenant, &[], &script)?;
+        running.wait_for("loop: running", LIMIT)?;
+        Ok(running)
+    }
+
+    /// Processes whose words have this, but for launchers.
+    fn processes(&self, words: &str) -> Vec<u32> {
+        let all = self.node.processes().into_iter();
+        let fit =
+            all.filter(|process| process.role == Role::Program && process.command.contains(words));
+        fit.map(|process| process.pid).collect()
+    }
+
+    fn nothing_is_left(&self) -> anyhow::Result<()> {
+        Ok(self.node.until("zones to be gone", LIMIT, |node| {
+            let gone = node.processes().iter().all(|process| {
+                !matches!(process.role, Role::Program | Role::Cli)
+                    && !process.command.contains("gpu-zone-vm")
+            });
+            Ok(gone && node.leases()?.is_empty())
+        })?)
+    }
+
+    fn all(&mut self) -> anyhow::Result<()> {
+        timed("a program computes in a machine of its own", || self.computes())?;
+        timed("a signal reaches it", || self.signals())?;
+        timed("its limits hold", || self.limits())?;
+        timed("whoever is killed, nothing is left", || self.kills())?;
+        timed("the agent is killed, and the worker", || self.agent_and_worker())?;
+        self.node.stop_agent()?;
+        Ok(self.node.until("nothing to be left", LIMIT, |node| Ok(node.leftovers().is_empty()))?)
+    }
+
+    /// And its input, output, error and exit code are carried.
+    fn computes(&self) -> anyhow::Result<()> {
+        let input = self.node.folder().join("input");
+        std::fs::write(&input, vec![b'x'; INPUT])?;
+        let script = format!(
+            "echo bytes=$(wc -c); read version </proc/version; echo \"$version\"; echo links=$(head -c 4 /link | wc -c); '{}' matmul && head -c 200000 /dev/zero | tail -c 200000 && echo said >&2; exit 3",
+            self.program
+        );
+        let mut command = self.command("acme", &[], &script)?;
+        let output =
+            command.stdin(File::open(&input)?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = output.spawn()?.wait_with_output()?;
+        let (out, err) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(out).replace('\0', "");
+        ensure!(output.status.code() == Some(3), "{}: {text}{err}", output.status);
+        ensure!(
+            text.contains(&format!("bytes={INPUT}")) && text.contains("links=4"),
+            "{text}{err}"
+        );
+        ensure!(err.contains("said"), "{text}{err}");
+        ensure!(out.iter().filter(|byte| **byte == 0).count() == 200_000, "bytes are missing");
+        let own = std::fs::read_to_string("/proc/version")?;
+        ensure!(text.contains("Linux version") && !text.contains(own.trim()), "its kernel: {text}");
+        self.nothing_is_left()
+    }
+
+    fn signals(&self) -> anyhow::Result<()> {
+        let script = "trap 'echo caught; exit 5' TERM; echo waits; while :; do sleep 0.1; done";
+        let mut waits = self.start("acme", &[], script)?;
+        waits.wait_for("waits", LIMIT)?;
+        let pid =
+            rustix::process::Pid::from_raw(waits.pid().cast_signed()).context("no process")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let finished = waits.finish(LIMIT)?;
+        ensure!(finished.code() == Some(5), "{}", finished.text());
+        ensure!(finished.text().contains("caught"), "{}", finished.text());
+        Ok(())
+    }
+
+    /// Memory is the machine's; processes are counted in it.
+    fn limits(&self) -> anyhow::Result<()> {
+        // All of it would have to be kept to find its last line.
+        let eats =
+            self.start("acme", &[], "head -c 600000000 /dev/zero | tail -n 1; echo end=$?")?;
+        let forks = "for n in 1 2 3 4 5 6 7 8 9 10; do sleep 60 & done; echo started";
+        let forks = self.start("globex", &["--pids", "6"], forks)?;
+        let eaten = eats.finish(LIMIT)?;
+        ensure!(eaten.text().contains("end=137"), "{}", eaten.text());
+        let forked = forks.finish(LIMIT)?;
+        let text = forked.text();
+        ensure!(!text.contains("started") && text.contains("fork"), "{text}");
+        Ok(())
+    }
+
+    fn kills(&self) -> anyhow::Result<()> {
+        let mut cli = self.computing("acme")?;
+        kill(cli.pid())?;
+        self.nothing_is_left()?;
+        ensure!(!cli.runs()?, "the command is left");
+        for words in ["guest=workload", "gpu-zone-vm "] {
+            let running = self.computing("acme")?;
+            let victims = self.processes(words);
+            ensure!(!victims.is_empty(), "nobody is called '{words}'");
+            for pid in victims {
+                let _ = kill(pid);
+            }
+            let finished = running.finish(LIMIT)?;
+            ensure!(finished.code().is_some_and(|code| code != 0), "{}", finished.text());
+            self.nothing_is_left()?;
+        }
+        Ok(())
+    }
+
+    /// A program outlives the agent; of its worker's end it is told.
+    fn agent_and_worker(&mut self) -> anyhow::Result<()> {
+        let running = self.computing("acme")?;
+        self.node.kill_agent()?;
+        self.node.start_agent_within(LIMIT)?;
+        let before = self.node.leases()?.into_iter().next().context("the lease is gone")?;
+        kill(before.worker().context("there is no worker")?)?;
+        let finished = running.finish(LIMIT)?;
+        ensure!(finished.code() == Some(1), "{}", finished.text());
+        self.nothing_is_left()
+    }
+}
+
+/// A file in the root, at the place that it has on the host.
+fn put(root: &Path, at: &Path, from: &Path) -> anyhow::Result<()> {
+    let to = root.join(at.strip_prefix("/")?);
+    std::fs::create_dir_all(to.parent().context("a file's folder")?)?;
+    if !to.exists() {
+        let from = std::fs::canonicalize(from)?;
+        std::fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+    }
+    Ok(())
+}
