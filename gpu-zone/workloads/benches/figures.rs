@@ -1,6 +1,7 @@
 //! What the mediated path costs, against the simulated driver itself in the same run.
 //!
-//! `cargo bench -p gpuzone-workloads --bench figures [-- calls|leases]`
+//! `cargo bench -p gpuzone-workloads --bench figures [-- calls|worker|leases|PART OF A NAME]`: what is
+//! no such word is part of the names of the figures that are wanted, like `parked` or `pageable`.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark of the project")]
 
@@ -24,8 +25,13 @@ fn main() {
     // Fair time's own default: nothing is tuned for this.
     let configuration = "[tenants.default]\n".to_owned();
     let node = Node::start(&Options { gpus: vec!["8Gi".into()], configuration }).unwrap();
-    if is_chosen("calls") {
-        calls(&node);
+    let parts = ["calls", "worker", "leases"];
+    let only: Vec<String> =
+        chosen.iter().filter(|word| !parts.contains(&word.as_str())).cloned().collect();
+    if is_chosen("calls") || !only.is_empty() {
+        calls(&node, &only);
+    }
+    if is_chosen("worker") {
         idle_worker(&node);
     }
     if is_chosen("leases") {
@@ -60,19 +66,22 @@ fn mediated(node: &Node) -> Command {
     command
 }
 
-fn measured(mut command: Command) -> Value {
+fn measured(mut command: Command, only: &[String]) -> Value {
     command.args(["figures", "--matmul", "128", "--matmul", "256"]);
+    command.args(only.iter().flat_map(|word| ["--only", word]));
     Running::start(command).unwrap().finish(LIMIT).unwrap().ok().unwrap().json().unwrap()
 }
 
-fn calls(node: &Node) {
+fn calls(node: &Node, only: &[String]) {
     let (mut own, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
-        own.push(measured(direct(node)));
-        ours.push(measured(mediated(node)));
+        own.push(measured(direct(node), only));
+        ours.push(measured(mediated(node), only));
     }
     let (own, ours) = (median(&own), median(&ours));
-    println!("{}", table(&rows(&own, &ours)));
+    let mut rows = rows(&own, &ours);
+    rows.retain(|row| only.is_empty() || row.mediated.is_some());
+    println!("{}", table(&rows));
     println!(
         "bare ping-pong: {} ns spinning, {} ns by futex",
         ours["bare_spin_ns"], ours["bare_futex_ns"]
@@ -83,7 +92,7 @@ fn calls(node: &Node) {
 /// Resident memory of a worker that nobody is connected to, by what is mapped.
 fn idle_worker(node: &Node) {
     let idle = ["run", "--tenant", "acme", "--memory", "1Gi", "--share", "10", "--", "sleep", "60"];
-    let _running = Running::start(node.cli(idle).unwrap()).unwrap();
+    let running = Running::start(node.cli(idle).unwrap()).unwrap();
     node.until("a worker", LIMIT, |node| Ok(node.leases()?.iter().any(|l| l.worker().is_some())))
         .unwrap();
     let worker = node.leases().unwrap()[0].worker().unwrap();
@@ -104,6 +113,14 @@ fn idle_worker(node: &Node) {
         shown(own),
         shown(of_driver)
     );
+    drop(running);
+    ended(node);
+}
+
+/// Waits until no lease is left, nor its scrub: what is killed ends after whoever killed it. One
+/// that stays for ever would be a fault, and ends the benchmark.
+fn ended(node: &Node) {
+    node.until("the leases' end", LIMIT, |node| Ok(node.leases()?.is_empty())).unwrap();
 }
 
 /// Launches a second of each of so many leases, at the same time.
@@ -142,7 +159,9 @@ fn throughput(node: &Node, leases: usize) -> Vec<f64> {
         // One that had no turn in all that time has no window, and counts as nothing.
         if time == 0 { 0.0 } else { count(launches) / count(time) * 1e6 }
     };
-    running.into_iter().map(of_lease).collect()
+    let found = running.into_iter().map(of_lease).collect();
+    ended(node);
+    found
 }
 
 fn leases(node: &Node) {

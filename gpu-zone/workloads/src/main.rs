@@ -146,6 +146,9 @@ enum Program {
         /// Rows and columns of matrices to multiply; several times for several sizes.
         #[arg(long)]
         matmul: Vec<u32>,
+        /// Only those with this in their names; several times for several.
+        #[arg(long)]
+        only: Vec<String>,
     },
     /// List GPUs and processes by NVML, as JSON; with memory in use, if any is named.
     Smi {
@@ -196,10 +199,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
         Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
-        Program::Figures { launches, calls, copy, rounds, ref matmul } => {
+        Program::Figures { launches, calls, copy, rounds, ref matmul, ref only } => {
             let copy_bytes = usize::try_from(copy.get())?;
-            let matmul = matmul.clone();
-            let wanted = figures::Wanted { launches, calls, copy_bytes, rounds, matmul };
+            let (matmul, only) = (matmul.clone(), only.clone());
+            let wanted = figures::Wanted { launches, calls, copy_bytes, rounds, matmul, only };
             figures::figures(&device, &wanted)?
         }
         Program::Smi { memory } => smi::smi(Some(&device), memory)?,

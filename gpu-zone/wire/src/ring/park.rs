@@ -7,7 +7,8 @@ use rustix::thread::futex;
 
 use super::RingError;
 
-/// Looks between two offers to let another thread run: about a microsecond.
+/// Looks between two offers to let another thread run: about a microsecond. So many come before
+/// the clock is looked at for the first time, too: a peer that is awake answers sooner.
 const SPINS: u32 = 64;
 
 /// How long a waiting side looks again and again before it sleeps.
@@ -141,30 +142,26 @@ impl Parking for Place<'_> {
     }
 }
 
-/// Waits until `ready` says so; `false` when the deadline came first.
+/// Waits until `ready` says so; `false` when the time was over first.
 pub(super) fn wait<P: Parking>(
     place: &P,
     spin: Spin,
-    deadline: Option<Instant>,
+    timeout: Option<Duration>,
     peer: &dyn Peer,
     mut ready: impl FnMut() -> Result<bool, RingError>,
 ) -> Result<bool, RingError> {
-    if ready()? {
+    if ready()? || (!spin.time.is_zero() && look(&mut ready)?) {
         return Ok(true);
     }
-    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-        return Ok(false);
-    }
     let began = Instant::now();
-    while began.elapsed() < spin.time {
-        for _ in 0..SPINS {
-            std::hint::spin_loop();
-            if ready()? {
-                return Ok(true);
-            }
-        }
+    let deadline = timeout.map(|timeout| began + timeout);
+    let spun = timeout.map_or(spin.time, |timeout| timeout.min(spin.time));
+    while began.elapsed() < spun {
         // The other side may have been woken onto this very processor.
         std::thread::yield_now();
+        if look(&mut ready)? {
+            return Ok(true);
+        }
     }
     let mut slept = false;
     loop {
@@ -189,6 +186,17 @@ pub(super) fn wait<P: Parking>(
         }
         slept = place.sleep(seen, left.map_or(peer.slice(), |left| left.min(peer.slice())));
     }
+}
+
+/// Looks for about a microsecond.
+fn look(ready: &mut impl FnMut() -> Result<bool, RingError>) -> Result<bool, RingError> {
+    for _ in 0..SPINS {
+        std::hint::spin_loop();
+        if ready()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Wakes the other side if it sleeps. To be called after publishing a position.

@@ -28,6 +28,16 @@ pub(crate) struct Wanted {
     pub(crate) copy_bytes: usize,
     pub(crate) rounds: u32,
     pub(crate) matmul: Vec<u32>,
+    /// Only figures with one of these in their names; all if there is none.
+    pub(crate) only: Vec<String>,
+}
+
+impl Wanted {
+    /// Whether one of these figures is.
+    fn wants(&self, figures: &[&str]) -> bool {
+        let is_one = |word: &String| figures.iter().any(|figure| figure.contains(word.as_str()));
+        self.only.is_empty() || self.only.iter().any(is_one)
+    }
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
@@ -42,24 +52,40 @@ fn nanoseconds(time: Duration, each: u32) -> f64 {
 /// All figures, as a JSON object of numbers.
 pub(crate) fn figures(device: &Device, wanted: &Wanted) -> anyhow::Result<String> {
     let mut found = Map::new();
-    let mut note = |name: &str, value: f64| found.insert(name.to_owned(), json!(value));
+    let mut note = |name: &str, value: f64| {
+        found.insert(name.to_owned(), json!(value));
+    };
     note("bare_spin_ns", bare::spinning(wanted.calls));
     note("bare_futex_ns", bare::sleeping(wanted.calls.min(20_000))?);
     let module = device.context.load_module(Ptx::from_src(EMPTY)).map_err(named)?;
     let empty = module.load_function("empty").map_err(named)?;
-    note("post_launch_ns", post(device, &empty, wanted.calls / BURST)?);
-    note("launches_ns_each", many(device, &empty, wanted.launches)?);
-    note("call_awake_ns", calls(wanted.calls, Duration::ZERO)?);
-    note("call_parked_ns", calls(wanted.calls.min(500), Duration::from_micros(300))?);
-    for (name, rate) in copies::rates(device, wanted.copy_bytes, wanted.rounds)? {
-        note(name, rate);
+    if wanted.wants(&["post_launch_ns"]) {
+        note("post_launch_ns", post(device, &empty, wanted.calls / BURST)?);
+    }
+    if wanted.wants(&["launches_ns_each"]) {
+        note("launches_ns_each", many(device, &empty, wanted.launches)?);
+    }
+    if wanted.wants(&["call_awake_ns"]) {
+        note("call_awake_ns", calls(wanted.calls, Duration::ZERO)?);
+    }
+    if wanted.wants(&["call_parked_ns"]) {
+        note("call_parked_ns", calls(wanted.calls.min(500), Duration::from_micros(300))?);
+    }
+    if wanted.wants(&copies::NAMES) {
+        let rates = copies::rates(device, wanted.copy_bytes, wanted.rounds)?;
+        copies::NAMES.into_iter().zip(rates).for_each(|(name, rate)| note(name, rate));
     }
     for n in &wanted.matmul {
-        note(&format!("matmul_{n}_ms"), matmul(device, *n, wanted.rounds)?);
+        let name = format!("matmul_{n}_ms");
+        if wanted.wants(&[&name]) {
+            note(&name, matmul(device, *n, wanted.rounds)?);
+        }
     }
-    let (time, sum) = workload(device, wanted.rounds)?;
-    note("workload_ms", time);
-    note("workload_checksum", sum);
+    if wanted.wants(&["workload_ms"]) {
+        let (time, sum) = workload(device, wanted.rounds)?;
+        note("workload_ms", time);
+        note("workload_checksum", sum);
+    }
     Ok(Value::Object(found).to_string())
 }
 
