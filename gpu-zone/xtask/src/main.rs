@@ -96,7 +96,7 @@ enum Task {
     MicrovmSuite {
         #[command(flatten)]
         machine: Machine,
-        /// Only the part about workload zones.
+        /// The part about workload zones, in place of the one about driver zones.
         #[arg(long)]
         workloads: bool,
     },

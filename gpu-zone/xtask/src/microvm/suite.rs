@@ -10,7 +10,6 @@ use gpuzone_testkit::{Lease, Node, Options, Role, Running};
 use serde_json::Value;
 
 use super::image::{self, Contents, For};
-use super::workloads;
 
 /// Of anything in an emulated machine on a busy host.
 pub(super) const LIMIT: Duration = Duration::from_secs(180);
@@ -57,8 +56,7 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
         }
         eprintln!("== agent\n{}", node.agent_log());
     }
-    done?;
-    workloads::run(repository, wanted)
+    done
 }
 
 /// Its image is in its own folder, so that what was left of it would be found.

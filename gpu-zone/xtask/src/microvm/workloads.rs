@@ -1,4 +1,4 @@
-//! Workload zones in microVMs, from end to end: a part of `cargo xtask microvm-suite`. The driver zone
+//! Workload zones in microVMs, from end to end: `cargo xtask microvm-suite --workloads`. The driver zone
 //! is a sandbox here, so that what is shown is of the workload zones alone.
 
 use std::fs::File;
