@@ -89,13 +89,18 @@ mod tests {
             (digest, bytes.len())
         };
         let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(6);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, "boot/vmlinuz", &b"kernel"[..]).unwrap();
-        let mut link = tar::Header::new_gnu();
+        let header = |size| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(size);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header
+        };
+        tar.append_data(&mut header(6), "boot/vmlinuz", &b"kernel"[..]).unwrap();
+        let mut link = header(0);
         link.set_entry_type(tar::EntryType::Symlink);
-        link.set_size(0);
         tar.append_link(&mut link, "out", "/etc/hostname").unwrap();
         let (layer, layer_size) = put(&tar.into_inner().unwrap());
         let config = serde_json::json!({
