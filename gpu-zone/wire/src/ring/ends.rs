@@ -5,7 +5,7 @@
 //! futexes can stand in their place: `ring/model.rs` runs exactly this code in every order.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::Instant;
 
 use super::RingError;
 use super::park::{self, Parking, Peer, Spin};
@@ -33,40 +33,26 @@ pub(super) trait Shared {
 }
 
 /// The reader's own positions.
-///
-/// Telling the writer of each small record that was read would cost a fence and a line of memory
-/// that goes to and fro. So it is told of several at once, and always before the reader waits for
-/// more: a writer that waits for room never waits for a reader that waits for it.
 #[derive(Debug, Default)]
 pub(super) struct Consumer {
-    /// Read.
+    /// Read and given back.
     pub(super) head: u64,
     /// Written, as far as that was seen and found possible.
     pub(super) tail: u64,
-    /// Given back: what the writer was told of.
-    told: u64,
-    /// From how many bytes on the writer is told at once.
-    hold: u64,
 }
 
 impl Consumer {
-    /// Of one who keeps less than `hold` bytes to itself until it waits.
-    pub(super) fn holding(hold: u64) -> Self {
-        Self { hold, ..Self::default() }
-    }
-
-    /// Waits for something to read; `false` when the time was over first.
+    /// Waits for something to read; `false` when the deadline came first.
     pub(super) fn wait(
         &mut self,
         shared: &impl Shared,
         capacity: u64,
         spin: Spin,
-        timeout: Option<Duration>,
+        deadline: Option<Instant>,
         peer: &dyn Peer,
     ) -> Result<bool, RingError> {
-        self.tell(shared);
         let (head, tail) = (self.head, &mut self.tail);
-        park::wait(shared.reader(), spin, timeout, peer, || {
+        park::wait(shared.reader(), spin, deadline, peer, || {
             let seen = shared.tail().load(Ordering::Acquire);
             let in_ring = seen.wrapping_sub(head);
             if seen < *tail || in_ring > capacity || in_ring % ALIGN as u64 != 0 {
@@ -80,17 +66,8 @@ impl Consumer {
     /// Gives read bytes back to the writer.
     pub(super) fn release(&mut self, shared: &impl Shared, bytes: u64) {
         self.head += bytes;
-        if self.head - self.told >= self.hold {
-            self.tell(shared);
-        }
-    }
-
-    fn tell(&mut self, shared: &impl Shared) {
-        if self.told != self.head {
-            self.told = self.head;
-            shared.head().store(self.head, Ordering::Release);
-            park::wake_if_parked(shared.writer());
-        }
+        shared.head().store(self.head, Ordering::Release);
+        park::wake_if_parked(shared.writer());
     }
 }
 
@@ -137,10 +114,6 @@ impl Producer {
 
     /// Whether `bytes` more fit at once.
     pub(super) fn has_room(&self, shared: &impl Shared, capacity: u64, bytes: u64) -> bool {
-        // As far as was seen: there is only ever more than that.
-        if self.tail - self.head + bytes <= capacity {
-            return true;
-        }
         let seen = shared.head().load(Ordering::Acquire);
         // Nonsense is not taken note of here: writing finds it.
         let held = self.tail.checked_sub(seen).filter(|_| seen >= self.head);

@@ -7,8 +7,7 @@ use rustix::thread::futex;
 
 use super::RingError;
 
-/// Looks between two offers to let another thread run: about a microsecond. So many come before
-/// the clock is looked at for the first time, too: a peer that is awake answers sooner.
+/// Looks between two offers to let another thread run: about a microsecond.
 const SPINS: u32 = 64;
 
 /// How long a waiting side looks again and again before it sleeps.
@@ -142,26 +141,30 @@ impl Parking for Place<'_> {
     }
 }
 
-/// Waits until `ready` says so; `false` when the time was over first.
+/// Waits until `ready` says so; `false` when the deadline came first.
 pub(super) fn wait<P: Parking>(
     place: &P,
     spin: Spin,
-    timeout: Option<Duration>,
+    deadline: Option<Instant>,
     peer: &dyn Peer,
     mut ready: impl FnMut() -> Result<bool, RingError>,
 ) -> Result<bool, RingError> {
-    if ready()? || (!spin.time.is_zero() && look(&mut ready)?) {
+    if ready()? {
         return Ok(true);
     }
+    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        return Ok(false);
+    }
     let began = Instant::now();
-    let deadline = timeout.map(|timeout| began + timeout);
-    let spun = timeout.map_or(spin.time, |timeout| timeout.min(spin.time));
-    while began.elapsed() < spun {
+    while began.elapsed() < spin.time {
+        for _ in 0..SPINS {
+            std::hint::spin_loop();
+            if ready()? {
+                return Ok(true);
+            }
+        }
         // The other side may have been woken onto this very processor.
         std::thread::yield_now();
-        if look(&mut ready)? {
-            return Ok(true);
-        }
     }
     let mut slept = false;
     loop {
@@ -186,17 +189,6 @@ pub(super) fn wait<P: Parking>(
         }
         slept = place.sleep(seen, left.map_or(peer.slice(), |left| left.min(peer.slice())));
     }
-}
-
-/// Looks for about a microsecond.
-fn look(ready: &mut impl FnMut() -> Result<bool, RingError>) -> Result<bool, RingError> {
-    for _ in 0..SPINS {
-        std::hint::spin_loop();
-        if ready()? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Wakes the other side if it sleeps. To be called after publishing a position.

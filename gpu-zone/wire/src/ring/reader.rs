@@ -1,6 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
 
@@ -9,10 +9,6 @@ use super::ends::{Consumer, Shared};
 use super::park::{Peer, Spin};
 use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
-
-/// The writer is told at once when one part of this many of the ring was read since it was told
-/// last: so of bulk data always, and of small records seldom.
-const HOLD: u64 = 64;
 
 /// The bulk bytes of a received record, where they lie in the ring. The other side can change
 /// them at any time: they are for copying, never for deciding.
@@ -90,12 +86,11 @@ impl Reader {
     /// The reading end. There must be one only, made when nothing was read yet.
     pub fn new(region: Arc<Region>, direction: Direction, spin: Spin) -> Self {
         let control = Vec::with_capacity(4096);
-        let hold = region.capacity(direction) / HOLD;
         Self {
             region,
             direction,
             spin,
-            at: Consumer::holding(hold),
+            at: Consumer::default(),
             unreleased: 0,
             control,
             broken: None,
@@ -143,7 +138,8 @@ impl Reader {
         }
         let ring = self.region.ring(self.direction);
         let capacity = self.region.capacity(self.direction);
-        self.at.wait(&ring, capacity, self.spin, timeout, peer)
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        self.at.wait(&ring, capacity, self.spin, deadline, peer)
     }
 
     fn take(&mut self) -> Result<Received, RingError> {
@@ -164,8 +160,7 @@ impl Reader {
         Ok(Received { header, bulk })
     }
 
-    /// Gives the received record's bytes back to the writer, who is told now or with others that
-    /// follow. Nobody uses them from here on.
+    /// Gives the received record's bytes back to the writer.
     pub fn release(&mut self) {
         if self.unreleased == 0 {
             return;
