@@ -7,11 +7,13 @@ use std::process::ChildStdin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 /// As many bytes as are carried at a time.
 const PIECE: usize = 32 << 10;
+const AGAIN: Duration = Duration::from_millis(10);
 /// Nobody has said yet where the input ends.
 const OPEN: u64 = u64::MAX;
 
@@ -48,7 +50,10 @@ fn carry(mut port: File, program: ChildStdin, end: &AtomicU64, told: &OwnedFd) {
             }
         }
         match port.read(&mut piece) {
-            Ok(0) | Err(_) => return,
+            // It reads as ended until the kernel has heard that the host's end is open.
+            Ok(0) => std::thread::sleep(AGAIN),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
             Ok(length) => {
                 passed += length as u64;
                 let bytes = piece.get(..length).unwrap_or_default();
