@@ -121,12 +121,13 @@ fn first_files(command: &Command, path: &Path) -> io::Result<()> {
     let mut archive = Archive::default();
     // They lie in the guest's memory, twice while its kernel unpacks them.
     let most = orders.memory / 3;
-    let taken = archive.tree(ROOT, &orders.root, most).map_err(|error| {
-        let hint =
-            "the files of a microVM's root lie in a third of its memory; --host-memory gives it more";
+    let too_large = |error: io::Error| {
+        let hint = "the files of a microVM's root and the shim lie in a third of its memory; --host-memory gives it more";
         io::Error::new(error.kind(), format!("{error} ({hint})"))
-    })?;
-    archive.tree(LIBRARIES, &orders.libraries, most.saturating_sub(taken))?;
+    };
+    let taken = archive.tree(ROOT, &orders.root, most).map_err(too_large)?;
+    let left = most.saturating_sub(taken);
+    archive.tree(LIBRARIES, &orders.libraries, left).map_err(too_large)?;
     archive.text(ORDER, serde_json::to_string(order)?);
     let mut out = BufWriter::new(File::create(path)?);
     io::copy(&mut File::open(&orders.image)?, &mut out)?;

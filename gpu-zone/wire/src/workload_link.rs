@@ -3,7 +3,7 @@
 //! ports of their own, so that a program which does not read holds up nothing else.
 //!
 //! ```text
-//! host   ── Opened, Refused, Bell, Closed, Signal, InputEnds ──▶  guest
+//! host   ── Opened, Refused, Bell, Closed, Signal, InputEnds, Unwanted ──▶  guest
 //! host   ◀── Hello, Open, Bell, Close, Exited, Unrunnable ── guest
 //! ```
 //!
@@ -100,6 +100,21 @@ pub enum ToWorkload {
         /// In all.
         bytes: u64,
     },
+    /// Nobody reads this output of the program's any more.
+    Unwanted {
+        /// Which.
+        output: OutputName,
+    },
+}
+
+/// What a program writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputName {
+    /// Its standard output.
+    Output,
+    /// Its standard error.
+    Error,
 }
 
 /// From the guest.
