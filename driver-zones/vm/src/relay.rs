@@ -78,9 +78,9 @@ impl Relay {
                         session.close();
                     }
                 }
-                over @ (FromWorkload::Exited { .. } | FromWorkload::Unrunnable { .. }) => {
-                    return Ok(over);
-                }
+                over @ (FromWorkload::Exited { .. }
+                | FromWorkload::Unrunnable { .. }
+                | FromWorkload::Failed { .. }) => return Ok(over),
             }
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! host   ── Opened, Refused, Bell, Closed, Signal, InputEnds, Unwanted ──▶  guest
-//! host   ◀── Hello, Open, Bell, Close, Exited, Unrunnable ── guest
+//! host   ◀── Hello, Open, Bell, Close, Exited, Unrunnable, Failed ── guest
 //! ```
 //!
 //! The guest is the tenant's: the host reads at most [`MAX_LINE`] bytes of one of its lines, and
@@ -32,6 +32,8 @@ pub const MAX_LINE_OF_HOST: usize = crate::hello::MAX_MESSAGE + 4096;
 pub const MODE: &str = "gpuzone.mode=workload";
 /// In the guest's first file system: what it is to run, as [`Order`].
 pub const ORDER: &str = "/order.json";
+/// In the guest's first file system, unpacked last of all: without it, something is missing.
+pub const WHOLE: &str = "/whole";
 /// In the guest's first file system: the program's root.
 pub const ROOT: &str = "/rootfs";
 /// In the guest's first file system: the shim's libraries.
@@ -155,6 +157,11 @@ pub enum FromWorkload {
         /// The kernel's number for it (errno(3)).
         errno: i32,
         /// What could not be done.
+        reason: String,
+    },
+    /// The machine cannot do its part.
+    Failed {
+        /// Why.
         reason: String,
     },
 }

@@ -11,10 +11,11 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gpuzone_wire::workload_link::{
     End, FromWorkload, MAX_LINE_OF_HOST, ORDER, Order, OutputName, PORT, STREAMS, ToWorkload,
-    VERSION,
+    VERSION, WHOLE,
 };
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
@@ -25,9 +26,19 @@ use streams::{Input, Output, Unwanted};
 /// The control group of all that the program starts.
 pub(crate) const GROUP: &str = "/sys/fs/cgroup/workload";
 
+/// How long the host may take to end a machine that said it failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs the program, and powers off.
 pub(crate) fn run() -> ExitCode {
-    if let Err(error) = serve() {
+    let failed = Port::find(PORT).and_then(|port| {
+        let Err(error) = serve(&port) else { return Ok(()) };
+        port.send(&FromWorkload::Failed { reason: error.to_string() });
+        // The host ends the machine.
+        std::thread::sleep(PATIENCE);
+        Err(error)
+    });
+    if let Err(error) = failed {
         eprintln!("gpu-zone-guest: {error}");
     }
     // A process 1 that ends takes its kernel with it; this is the same, in order.
@@ -35,13 +46,16 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn serve() -> io::Result<()> {
-    let port = Port::find(PORT)?;
+fn serve(port: &Port) -> io::Result<()> {
     port.send(&FromWorkload::Hello { version: VERSION });
+    if !Path::new(WHOLE).exists() {
+        let reason = "its memory does not hold the files of its root; --host-memory gives it more";
+        return Err(io::Error::other(reason));
+    }
     let order = order()?;
     root::lay_out(&order)?;
     limit(&order)?;
-    let slot = Slot::open(&port)?;
+    let slot = Slot::open(port)?;
     let mut child = Command::new("/proc/self/exe")
         .arg(start::FLAG)
         .env_clear()
@@ -60,7 +74,7 @@ fn serve() -> io::Result<()> {
     ];
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(missing)?;
     let unwanted = outputs.each_ref().map(Output::unwanted);
-    hear(&port, Host { slot, input, unwanted, program: pid });
+    hear(port, Host { slot, input, unwanted, program: pid });
     let end = ended(pid)?;
     // All that it started ends with it, so its output has an end.
     fs::write(Path::new(GROUP).join("cgroup.kill"), "1")?;

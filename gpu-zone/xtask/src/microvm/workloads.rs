@@ -35,19 +35,32 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let image = repository.join("target/guest-image/workload.cpio");
     let (what, modules) = (For::Workloads, wanted.modules.clone());
     image::build(repository, &Contents { what, output: image.clone(), driver: None, modules })?;
-    let mut suite = Suite::prepare(repository, wanted, &image)?;
+    let mut suite = Suite::prepare(repository, wanted, &image, "")?;
     let done = suite.all();
-    if done.is_err() {
-        eprintln!("== agent\n{}", suite.node.agent_log());
-    }
-    done
+    suite.explained(done)?;
+    let driver = repository.join("target/guest-image/zone.cpio");
+    let (what, modules) = (For::Driver, wanted.modules.clone());
+    image::build(repository, &Contents { what, output: driver.clone(), driver: None, modules })?;
+    let zone = format!(
+        "[zone.microvm]\nkernel = \"vmlinuz\"\nimage = {driver:?}\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = {WINDOWS}\n",
+        wanted.qemu, wanted.accelerator,
+    );
+    let mut suite = Suite::prepare(repository, wanted, &image, &zone)?;
+    let done = timed("beside a driver zone in a machine of its own", || suite.computes());
+    suite.explained(done)?;
+    suite.ends()
 }
 
 impl Suite {
     /// Kernel and image are in the node's own folder, so that what was left of them would be found.
-    fn prepare(repository: &Path, wanted: &Wanted, image: &Path) -> anyhow::Result<Self> {
+    fn prepare(
+        repository: &Path,
+        wanted: &Wanted,
+        image: &Path,
+        driver_zone: &str,
+    ) -> anyhow::Result<Self> {
         let configuration = format!(
-            "[usage]\nflush_seconds = 0.2\n[tenants.default]\n[zone.workload_microvm]\nkernel = \"vmlinuz\"\nimage = \"workload.cpio\"\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = {WINDOWS}\n",
+            "[usage]\nflush_seconds = 0.2\n[tenants.default]\n[zone.workload_microvm]\nkernel = \"vmlinuz\"\nimage = \"workload.cpio\"\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = {WINDOWS}\n{driver_zone}",
             wanted.qemu, wanted.accelerator,
         );
         let mut node = Node::prepare(&Options { gpus: vec!["1Gi".into()], configuration })?;
@@ -122,8 +135,10 @@ impl Suite {
     fn nothing_is_left(&self) -> anyhow::Result<()> {
         Ok(self.node.until("zones to be gone", LIMIT, |node| {
             let gone = node.processes().iter().all(|process| {
-                !matches!(process.role, Role::Program | Role::Cli)
-                    && !process.command.contains("gpu-zone-vm")
+                let of_drivers = process.command.contains("guest=driver-zone");
+                let of_ours = matches!(process.role, Role::Program | Role::Cli)
+                    || process.command.contains("gpu-zone-vm");
+                of_drivers || !of_ours
             });
             Ok(gone && node.leases()?.is_empty())
         })?)
@@ -137,8 +152,19 @@ impl Suite {
         timed("its limits hold", || self.limits())?;
         timed("whoever is killed, nothing is left", || self.kills())?;
         timed("the agent is killed, and the worker", || self.agent_and_worker())?;
+        self.ends()
+    }
+
+    fn ends(&mut self) -> anyhow::Result<()> {
         self.node.stop_agent()?;
         Ok(self.node.until("nothing to be left", LIMIT, |node| Ok(node.leftovers().is_empty()))?)
+    }
+
+    fn explained(&self, done: anyhow::Result<()>) -> anyhow::Result<()> {
+        if done.is_err() {
+            eprintln!("== agent\n{}", self.node.agent_log());
+        }
+        done
     }
 
     /// And its input, output, error and exit code are carried.
@@ -236,7 +262,7 @@ impl Suite {
         // All of it would have to be kept to find its last line.
         let eats = self.start(
             "acme",
-            &["--host-memory", "256Mi"],
+            &["--host-memory", "320Mi"],
             "head -c 600000000 /dev/zero | tail -n 1; echo end=$?",
         )?;
         let forks = "head -c 20000000 /dev/zero >/tmp/file; echo full=$?; for n in 1 2 3 4 5 6 7 8 9 10; do sleep 60 & done; echo started";
