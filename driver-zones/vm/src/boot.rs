@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gpuzone_image::cpio::Archive;
-use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS};
+use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS, WHOLE};
 use gpuzone_zone::Process;
 use gpuzone_zone::microvm::qmp::{Monitor, QmpError};
 use gpuzone_zone::microvm::{
@@ -22,6 +22,8 @@ use crate::orders::{Accelerator, Command, Orders};
 /// The zone's own folder, which is gone with it.
 const FOLDER: &str = "/tmp";
 const NAME: &str = "workload";
+/// What a kernel takes for itself, beside what it keeps of each page.
+const KERNEL: u64 = 64 << 20;
 
 /// A machine that runs.
 pub(crate) struct Booted {
@@ -115,21 +117,45 @@ fn accelerator(orders: &Orders) -> Result<microvm::Accelerator, ProbeError> {
     }
 }
 
+/// Bytes of first files that a guest with so much memory holds. They are there twice while its kernel
+/// unpacks them, into a file system of half of what it has left then.
+fn room(memory: u64) -> u64 {
+    (memory - memory / 50).saturating_sub(KERNEL) / 3
+}
+
 /// The guest's own image, and behind it what is this zone's.
 fn first_files(command: &Command, path: &Path) -> io::Result<()> {
     let Command { orders, order } = command;
     let mut archive = Archive::default();
-    // They lie in the guest's memory, twice while its kernel unpacks them.
-    let most = orders.memory / 3;
-    let taken = archive.tree(ROOT, &orders.root, most).map_err(|error| {
-        let hint =
-            "the files of a microVM's root lie in a third of its memory; --host-memory gives it more";
+    let own = std::fs::metadata(&orders.image)?.len();
+    let most = room(orders.memory).saturating_sub(own);
+    let too_large = |error: io::Error| {
+        let hint = "the files of a microVM's root and the shim lie in its memory; --host-memory gives it more";
         io::Error::new(error.kind(), format!("{error} ({hint})"))
-    })?;
-    archive.tree(LIBRARIES, &orders.libraries, most.saturating_sub(taken))?;
+    };
+    let taken = archive.tree(ROOT, &orders.root, most).map_err(too_large)?;
+    let left = most.saturating_sub(taken);
+    archive.tree(LIBRARIES, &orders.libraries, left).map_err(too_large)?;
     archive.text(ORDER, serde_json::to_string(order)?);
+    archive.text(WHOLE, String::new());
     let mut out = BufWriter::new(File::create(path)?);
     io::copy(&mut File::open(&orders.image)?, &mut out)?;
     archive.write(&mut out)?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_files_fit_twice_with_the_kernel_and_small_machines_hold_none() {
+        for mib in [0, 1, 32, 64, 65] {
+            assert_eq!(room(mib << 20), 0, "{mib}");
+        }
+        for memory in [256 << 20, 1 << 30, 64 << 30, u64::MAX] {
+            let room = room(memory);
+            assert!(room > 0 && room * 3 + KERNEL <= memory - memory / 50, "{memory}");
+        }
+    }
 }

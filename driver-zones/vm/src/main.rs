@@ -17,14 +17,17 @@ mod relay;
 mod session;
 mod streams;
 
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gpuzone_wire::workload_link::{End, FromWorkload, ToWorkload};
+use gpuzone_zone::Exit;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use boot::Booted;
+use boot::{Booted, Machine};
 use orders::Command;
 use relay::Relay;
 
@@ -34,6 +37,8 @@ const BROKEN: u8 = 70;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_THERE: u8 = 127;
 const ENOENT: i32 = 2;
+/// How long a machine whose guest is silent may take to end.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Signals that are the program's to have.
 const SIGNALS: [SignalKind; 6] = [
@@ -80,13 +85,12 @@ async fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
         tokio::select! {
             biased;
             told = outcome.recv() => match told {
-                Some(told) => break told?,
+                Some(Ok(told)) => break told,
+                Some(Err(error)) => return Err(lost(&machine, &error).await),
                 None => return Err("nobody says how the program ended".into()),
             },
             Some(number) = signals.recv() => relay.send(&ToWorkload::Signal { number })?,
-            exit = machine.process.exited() => {
-                return Err(format!("the microVM ended: {}; QEMU's last word: {}", exit?, machine.last_word()).into());
-            }
+            exit = machine.process.exited() => return Err(ended(&machine, exit?).into()),
         }
     };
     let code = match told {
@@ -102,10 +106,26 @@ async fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             eprintln!("gpu-zone-vm: {}", relay::printable(&reason));
             if errno == ENOENT { NOT_THERE } else { NOT_EXECUTABLE }
         }
+        FromWorkload::Failed { reason } => {
+            return Err(format!("the microVM: {}", relay::printable(&reason)).into());
+        }
         other => return Err(format!("the guest ended with {other:?}").into()),
     };
     machine.process.end(None).await?;
     Ok(code)
+}
+
+fn ended(machine: &Machine, exit: Exit) -> String {
+    format!("the microVM ended: {exit}; QEMU's last word: {}", machine.last_word())
+}
+
+/// Why the guest is not heard any more: most often because its machine is just ending.
+async fn lost(machine: &Machine, error: &io::Error) -> Box<dyn std::error::Error> {
+    match tokio::time::timeout(ENDING, machine.process.exited()).await {
+        Ok(Ok(exit)) => ended(machine, exit).into(),
+        Ok(Err(error)) => error.into(),
+        Err(_) => error.to_string().into(),
+    }
 }
 
 /// 128 and the number of the signal that ended it, as shells have it.

@@ -78,9 +78,9 @@ impl Relay {
                         session.close();
                     }
                 }
-                over @ (FromWorkload::Exited { .. } | FromWorkload::Unrunnable { .. }) => {
-                    return Ok(over);
-                }
+                over @ (FromWorkload::Exited { .. }
+                | FromWorkload::Unrunnable { .. }
+                | FromWorkload::Failed { .. }) => return Ok(over),
             }
         }
     }
@@ -134,5 +134,53 @@ mod tests {
             assert!(said(wrong).is_err());
         }
         assert!(said(&vec![b' '; MAX_LINE * 2]).is_err());
+    }
+
+    /// As much of a guest as does what it likes.
+    fn guest() -> (UnixStream, tokio::sync::mpsc::UnboundedReceiver<Outcome>) {
+        let (guest, control) = UnixStream::pair().unwrap();
+        let (over, outcome) = tokio::sync::mpsc::unbounded_channel();
+        let windows = Windows::new("/nonexistent/qmp".into(), 1);
+        Relay::start(control, windows, "/nonexistent".into(), over).unwrap();
+        (guest, outcome)
+    }
+
+    #[test]
+    fn a_guest_that_opens_without_end_gets_an_answer_for_each_and_nothing_else() {
+        const MANY: u64 = 1000;
+        let (guest, mut outcome) = guest();
+        let mut writer = guest.try_clone().unwrap();
+        let asking = std::thread::spawn(move || {
+            for session in 0..MANY {
+                let bell = FromWorkload::Bell { session: session + MANY };
+                for message in [bell, FromWorkload::Open { session, version: 1 }] {
+                    let line = serde_json::to_string(&message).unwrap() + "\n";
+                    writer.write_all(line.as_bytes()).unwrap();
+                }
+            }
+        });
+        let mut lines = BufReader::new(&guest).lines();
+        let mut refused = std::collections::BTreeSet::new();
+        while refused.len() < usize::try_from(MANY).unwrap() {
+            let line = lines.next().unwrap().unwrap();
+            match serde_json::from_str(&line).unwrap() {
+                ToWorkload::Refused { session, .. } => assert!(refused.insert(session), "{line}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        asking.join().unwrap();
+        (&guest).write_all(b"{}\n").unwrap();
+        assert!(outcome.blocking_recv().unwrap().is_err());
+    }
+
+    #[test]
+    fn a_guest_of_another_version_and_one_that_leaves_are_errors() {
+        let (guest, mut outcome) = guest();
+        (&guest).write_all(b"{\"to_host\":\"hello\",\"version\":99}\n").unwrap();
+        let error = outcome.blocking_recv().unwrap().unwrap_err().to_string();
+        assert!(error.contains("build the image anew"), "{error}");
+        let (guest, mut outcome) = self::guest();
+        drop(guest);
+        assert!(outcome.blocking_recv().unwrap().is_err());
     }
 }

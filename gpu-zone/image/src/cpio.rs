@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+const PAGE: u64 = 4096;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const LINK: u32 = 0o120_000;
@@ -63,10 +64,10 @@ impl Archive {
     /// All that is in a folder, below `path`: folders, files and links. What is no file for another
     /// machine (devices, sockets, pipes) is left out, as is what this process may not read; so are the
     /// rights of set-user-id programs.
-    /// The number of bytes in files.
+    /// The number of bytes in files, in whole pages, as memory keeps them.
     ///
     /// # Errors
-    /// When something cannot be looked at, or the files have more than `most` bytes.
+    /// When something cannot be looked at, or the files take more than `most` bytes.
     pub fn tree(&mut self, path: &str, folder: &Path, most: u64) -> io::Result<u64> {
         let mut bytes = 0;
         let mut folders = vec![(path.trim_end_matches('/').to_owned(), folder.to_owned())];
@@ -90,7 +91,7 @@ impl Archive {
                     let to = to.to_str().ok_or_else(|| named(&from, &"its target is not UTF-8"))?;
                     self.link(&inside, to);
                 } else if found.is_file() && is_open(&from)? {
-                    bytes += found.len();
+                    bytes += found.len().next_multiple_of(PAGE);
                     if bytes > most {
                         let message = format!("the files have more than {} MiB", most >> 20);
                         return Err(named(&folder, &message));
@@ -213,12 +214,12 @@ mod tests {
         std::os::unix::fs::symlink("bin/tool", folder.path().join("link")).expect("linked");
         let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket"));
         let mut archive = Archive::default();
-        assert_eq!(archive.tree("/rootfs", folder.path(), 100).expect("taken"), 7);
+        assert_eq!(archive.tree("/rootfs", folder.path(), PAGE).expect("taken"), PAGE);
         assert!(archive.has("/rootfs/bin/tool") && archive.has("/rootfs/link"));
         assert!(!archive.has("/rootfs/socket"));
         let text = String::from_utf8_lossy(&bytes(&archive)).into_owned();
         assert!(text.contains("000081ED"), "a file with the mode 755");
-        let error = Archive::default().tree("/r", folder.path(), 6).expect_err("too much");
+        let error = Archive::default().tree("/r", folder.path(), PAGE - 1).expect_err("too much");
         assert!(error.to_string().contains("more than"), "{error}");
     }
 

@@ -96,24 +96,30 @@ impl Image {
     /// Where in the image a program is, found as a shell does.
     pub fn find(&self, name: &str) -> Option<PathBuf> {
         let path = self.variable("PATH").unwrap_or("/usr/local/bin:/usr/bin:/bin");
-        let candidates: Vec<PathBuf> = if name.contains('/') {
-            vec![self.directory.join(name)]
-        } else {
-            path.split(':').map(|folder| self.directory.join(folder).join(name)).collect()
-        };
-        candidates.into_iter().find(|candidate| self.runs(candidate))
+        find_program(&self.root, &self.directory, path, name)
     }
+}
 
-    fn runs(&self, file: &Path) -> bool {
-        let open = || -> io::Result<bool> {
-            let root = File::open(&self.root)?;
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let file = openat2(&root, file, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
-            let found = File::from(file).metadata()?;
-            Ok(found.is_file() && found.permissions().mode() & 0o111 != 0)
-        };
-        open().unwrap_or(false)
-    }
+/// Where below `root` a program is, found as a shell does whose working directory is `directory` and
+/// whose `PATH` is `path`. Links lead nowhere out of `root`.
+pub fn find_program(root: &Path, directory: &Path, path: &str, name: &str) -> Option<PathBuf> {
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![directory.join(name)]
+    } else {
+        path.split(':').map(|folder| directory.join(folder).join(name)).collect()
+    };
+    candidates.into_iter().find(|candidate| runs(root, candidate))
+}
+
+fn runs(root: &Path, file: &Path) -> bool {
+    let open = || -> io::Result<bool> {
+        let root = File::open(root)?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = openat2(&root, file, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+        let found = File::from(file).metadata()?;
+        Ok(found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    open().unwrap_or(false)
 }
 
 /// Removes a folder with all that is in it, whatever the rights on that say.

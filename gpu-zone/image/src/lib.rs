@@ -16,6 +16,6 @@ mod layout;
 mod tree;
 
 pub use error::ImageError;
-pub use image::Image;
+pub use image::{Image, find_program};
 pub use layer::Limits;
 pub use layout::{Layout, Reference};

@@ -3,8 +3,8 @@
 //! ports of their own, so that a program which does not read holds up nothing else.
 //!
 //! ```text
-//! host   ── Opened, Refused, Bell, Closed, Signal, InputEnds ──▶  guest
-//! host   ◀── Hello, Open, Bell, Close, Exited, Unrunnable ── guest
+//! host   ── Opened, Refused, Bell, Closed, Signal, InputEnds, Unwanted ──▶  guest
+//! host   ◀── Hello, Open, Bell, Close, Exited, Unrunnable, Failed ── guest
 //! ```
 //!
 //! The guest is the tenant's: the host reads at most [`MAX_LINE`] bytes of one of its lines, and
@@ -32,6 +32,8 @@ pub const MAX_LINE_OF_HOST: usize = crate::hello::MAX_MESSAGE + 4096;
 pub const MODE: &str = "gpuzone.mode=workload";
 /// In the guest's first file system: what it is to run, as [`Order`].
 pub const ORDER: &str = "/order.json";
+/// In the guest's first file system, unpacked last of all: without it, something is missing.
+pub const WHOLE: &str = "/whole";
 /// In the guest's first file system: the program's root.
 pub const ROOT: &str = "/rootfs";
 /// In the guest's first file system: the shim's libraries.
@@ -100,6 +102,21 @@ pub enum ToWorkload {
         /// In all.
         bytes: u64,
     },
+    /// Nobody reads this output of the program's any more.
+    Unwanted {
+        /// Which.
+        output: OutputName,
+    },
+}
+
+/// What a program writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputName {
+    /// Its standard output.
+    Output,
+    /// Its standard error.
+    Error,
 }
 
 /// From the guest.
@@ -140,6 +157,11 @@ pub enum FromWorkload {
         /// The kernel's number for it (errno(3)).
         errno: i32,
         /// What could not be done.
+        reason: String,
+    },
+    /// The machine cannot do its part.
+    Failed {
+        /// Why.
         reason: String,
     },
 }

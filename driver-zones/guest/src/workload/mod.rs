@@ -11,22 +11,34 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gpuzone_wire::workload_link::{
-    End, FromWorkload, MAX_LINE_OF_HOST, ORDER, Order, PORT, STREAMS, ToWorkload, VERSION,
+    End, FromWorkload, MAX_LINE_OF_HOST, ORDER, Order, OutputName, PORT, STREAMS, ToWorkload,
+    VERSION, WHOLE,
 };
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 use crate::port::{self, Heard, Port};
 use slot::Slot;
-use streams::{Input, Output};
+use streams::{Input, Output, Unwanted};
 
 /// The control group of all that the program starts.
 pub(crate) const GROUP: &str = "/sys/fs/cgroup/workload";
 
+/// How long the host may take to end a machine that said it failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs the program, and powers off.
 pub(crate) fn run() -> ExitCode {
-    if let Err(error) = serve() {
+    let failed = Port::find(PORT).and_then(|port| {
+        let Err(error) = serve(&port) else { return Ok(()) };
+        port.send(&FromWorkload::Failed { reason: error.to_string() });
+        // The host ends the machine.
+        std::thread::sleep(PATIENCE);
+        Err(error)
+    });
+    if let Err(error) = failed {
         eprintln!("gpu-zone-guest: {error}");
     }
     // A process 1 that ends takes its kernel with it; this is the same, in order.
@@ -34,13 +46,16 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn serve() -> io::Result<()> {
-    let port = Port::find(PORT)?;
+fn serve(port: &Port) -> io::Result<()> {
     port.send(&FromWorkload::Hello { version: VERSION });
+    if !Path::new(WHOLE).exists() {
+        let reason = "its memory does not hold the files of its root; --host-memory gives it more";
+        return Err(io::Error::other(reason));
+    }
     let order = order()?;
     root::lay_out(&order)?;
     limit(&order)?;
-    let slot = Slot::open(&port)?;
+    let slot = Slot::open(port)?;
     let mut child = Command::new("/proc/self/exe")
         .arg(start::FLAG)
         .env_clear()
@@ -58,7 +73,8 @@ fn serve() -> io::Result<()> {
         Output::carry(stderr.into(), port::find(error)?),
     ];
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(missing)?;
-    hear(&port, slot, input, pid);
+    let unwanted = outputs.each_ref().map(Output::unwanted);
+    hear(port, Host { slot, input, unwanted, program: pid });
     let end = ended(pid)?;
     // All that it started ends with it, so its output has an end.
     fs::write(Path::new(GROUP).join("cgroup.kill"), "1")?;
@@ -98,22 +114,42 @@ fn end_of(status: WaitStatus) -> End {
     }
 }
 
+/// What the host says something of.
+struct Host {
+    slot: Arc<Slot>,
+    input: Input,
+    unwanted: [Unwanted; 2],
+    program: Pid,
+}
+
+impl Host {
+    fn act(&self, message: ToWorkload) {
+        let [output, error] = &self.unwanted;
+        match message {
+            ToWorkload::Signal { number } => {
+                if let Some(signal) = Signal::from_named_raw(number) {
+                    // It may just have ended; then there is nobody left to tell.
+                    let _ = kill_process(self.program, signal);
+                }
+            }
+            ToWorkload::InputEnds { bytes } => self.input.ends(bytes),
+            ToWorkload::Unwanted { output: OutputName::Output } => output.say(),
+            ToWorkload::Unwanted { output: OutputName::Error } => error.say(),
+            ToWorkload::Opened { .. }
+            | ToWorkload::Refused { .. }
+            | ToWorkload::Bell { .. }
+            | ToWorkload::Closed { .. } => self.slot.hear(message),
+        }
+    }
+}
+
 /// Does what the host says, on a thread of its own.
-fn hear(port: &Port, slot: Arc<Slot>, input: Input, program: Pid) {
+fn hear(port: &Port, host: Host) {
     let mut reader = port.reader(MAX_LINE_OF_HOST);
     std::thread::spawn(move || {
         loop {
             match reader.next::<ToWorkload>() {
-                Heard::Message(message) => match *message {
-                    ToWorkload::Signal { number } => {
-                        if let Some(signal) = Signal::from_named_raw(number) {
-                            // It may just have ended; then there is nobody left to tell.
-                            let _ = kill_process(program, signal);
-                        }
-                    }
-                    ToWorkload::InputEnds { bytes } => input.ends(bytes),
-                    other => slot.hear(other),
-                },
+                Heard::Message(message) => host.act(*message),
                 // Without its host the machine has no purpose, and it is ended from there.
                 Heard::Interrupted => {}
                 Heard::Nonsense(reason) => {

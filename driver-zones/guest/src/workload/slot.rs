@@ -107,7 +107,9 @@ impl Slot {
                     let _ = rustix::net::shutdown(&session.socket, Shutdown::Both);
                 }
             }
-            ToWorkload::Signal { .. } | ToWorkload::InputEnds { .. } => {}
+            ToWorkload::Signal { .. }
+            | ToWorkload::InputEnds { .. }
+            | ToWorkload::Unwanted { .. } => {}
         }
     }
 

@@ -5,13 +5,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ChildStdin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 /// As many bytes as are carried at a time.
 const PIECE: usize = 32 << 10;
+const AGAIN: Duration = Duration::from_millis(10);
 /// Nobody has said yet where the input ends.
 const OPEN: u64 = u64::MAX;
 
@@ -48,7 +50,10 @@ fn carry(mut port: File, program: ChildStdin, end: &AtomicU64, told: &OwnedFd) {
             }
         }
         match port.read(&mut piece) {
-            Ok(0) | Err(_) => return,
+            // It reads as ended until the kernel has heard that the host's end is open.
+            Ok(0) => std::thread::sleep(AGAIN),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
             Ok(length) => {
                 passed += length as u64;
                 let bytes = piece.get(..length).unwrap_or_default();
@@ -62,25 +67,51 @@ fn carry(mut port: File, program: ChildStdin, end: &AtomicU64, told: &OwnedFd) {
 }
 
 /// One of the program's outputs.
-pub(super) struct Output(JoinHandle<u64>);
+pub(super) struct Output {
+    carrier: JoinHandle<u64>,
+    unwanted: Unwanted,
+}
+
+/// Says that nobody reads an output any more.
+#[derive(Clone, Default)]
+pub(super) struct Unwanted(Arc<AtomicBool>);
+
+impl Unwanted {
+    /// The program's next write but one fails, as into a pipe without a reader.
+    pub(super) fn say(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_said(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 impl Output {
     /// Carries it to `port`, on a thread of its own.
     pub(super) fn carry(program: OwnedFd, mut port: File) -> Self {
-        Self(std::thread::spawn(move || {
+        let unwanted = Unwanted::default();
+        let told = unwanted.clone();
+        let carrier = std::thread::spawn(move || {
             let (mut program, mut passed, mut piece) = (File::from(program), 0, vec![0; PIECE]);
             while let Ok(length @ 1..) = program.read(&mut piece) {
-                if port.write_all(piece.get(..length).unwrap_or_default()).is_err() {
+                let bytes = piece.get(..length).unwrap_or_default();
+                if told.is_said() || port.write_all(bytes).is_err() {
                     break;
                 }
                 passed += length as u64;
             }
             passed
-        }))
+        });
+        Self { carrier, unwanted }
     }
 
-    /// Waits for its end; how many bytes it had.
+    pub(super) fn unwanted(&self) -> Unwanted {
+        self.unwanted.clone()
+    }
+
+    /// Waits for its end; how many bytes of it were carried.
     pub(super) fn finish(self) -> u64 {
-        self.0.join().unwrap_or_default()
+        self.carrier.join().unwrap_or_default()
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use gpuzone_api::Directories;
 use gpuzone_api::agent::v1::{CreateLeaseReply, MicroVm};
 use gpuzone_core::{MemoryBytes, ZoneName};
+use gpuzone_image::find_program;
 use serde_json::{Value, json};
 
 use crate::arguments::{Run, Sandboxing};
@@ -48,6 +49,28 @@ const OVERHEAD: u64 = 512 << 20;
 const IMAGE: u64 = 256 << 20;
 /// QEMU's threads, and two for each process that is connected.
 const MOST_THREADS: u64 = 512;
+
+/// The program in the folder that is to be the root, looked for there as it will be: in the variables
+/// that it gets.
+pub(crate) fn program(run: &Run) -> Result<Program, CliError> {
+    let Some((name, arguments)) = run.command.split_first() else {
+        return Err(CliError::new(Kind::Usage, "there is no program to run"));
+    };
+    // Without one, it is refused later, with the reason.
+    let root = run.rootfs.as_deref().unwrap_or(Path::new("/"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    let text = name.to_string_lossy();
+    let Some(file) = find_program(root, Path::new("/"), &path, &text) else {
+        let (shown, root) = (gpuzone_ledger::printable(&text), root.display());
+        let message = format!(
+            "there is no program '{shown}' in {root}; nothing was started and no lease made"
+        );
+        let hint =
+            "it is looked for in PATH, or from the root's first folder, and has to be executable";
+        return Err(CliError::new(Kind::NoProgram, message).hint(hint));
+    };
+    Ok(Program { file, name: name.clone(), arguments: arguments.to_vec() })
+}
 
 /// Fails where a microVM cannot be what `run` asks for.
 pub(crate) fn check(run: &Run, zone: Option<&ZoneName>) -> Result<(), CliError> {

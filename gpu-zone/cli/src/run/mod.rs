@@ -45,6 +45,9 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
             let words = image::command(image, &run.command);
             (image::program(image, &words)?, words)
         }
+        None if run.zone_kind == ZoneKind::Microvm => {
+            (microvm::program(&run)?, run.command.clone())
+        }
         None => (Program::find(&run.command)?, run.command.clone()),
     };
     let mut agent = context.connect().await?;

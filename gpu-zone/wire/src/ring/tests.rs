@@ -198,7 +198,7 @@ fn an_unsealed_or_short_file_is_not_mapped() {
     let file = tempfile::tempfile().expect("a file");
     assert!(matches!(Region::open(&file, RingSizes::default()), Err(RegionError::Unfit)));
     let (file, _region) = Region::create(RingSizes::default()).expect("created");
-    let other = RingSizes { request: 8 << 20, reply: 4 << 20 };
+    let other = RingSizes { request: 16 << 20, reply: 4 << 20 };
     assert!(matches!(Region::open(&file, other), Err(RegionError::Unfit)));
     let tiny = RingSizes { request: 4096, reply: 4096 };
     assert!(matches!(Region::create(tiny), Err(RegionError::Unfit)));

@@ -2,12 +2,13 @@
 //! is a sandbox here, so that what is shown is of the workload zones alone.
 
 use std::fs::File;
-use std::os::unix::fs::symlink;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
-use gpuzone_testkit::{Node, Options, Role, Running};
+use gpuzone_testkit::{Finished, Node, Options, Role, Running};
 
 use super::image::{self, Contents, For};
 use super::suite::{LIMIT, Wanted, kill, timed};
@@ -16,6 +17,8 @@ use super::suite::{LIMIT, Wanted, kill, timed};
 const TOOLS: [&str; 6] =
     ["/bin/sh", "/usr/bin/cat", "/usr/bin/sleep", "/usr/bin/tail", "/usr/bin/wc", "/usr/bin/head"];
 const INPUT: usize = 300_000;
+/// Processes of one machine that are connected at once, at most.
+const WINDOWS: usize = 4;
 
 struct Suite {
     node: Node,
@@ -32,19 +35,32 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let image = repository.join("target/guest-image/workload.cpio");
     let (what, modules) = (For::Workloads, wanted.modules.clone());
     image::build(repository, &Contents { what, output: image.clone(), driver: None, modules })?;
-    let mut suite = Suite::prepare(repository, wanted, &image)?;
+    let mut suite = Suite::prepare(repository, wanted, &image, "")?;
     let done = suite.all();
-    if done.is_err() {
-        eprintln!("== agent\n{}", suite.node.agent_log());
-    }
-    done
+    suite.explained(done)?;
+    let driver = repository.join("target/guest-image/zone.cpio");
+    let (what, modules) = (For::Driver, wanted.modules.clone());
+    image::build(repository, &Contents { what, output: driver.clone(), driver: None, modules })?;
+    let zone = format!(
+        "[zone.microvm]\nkernel = \"vmlinuz\"\nimage = {driver:?}\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = {WINDOWS}\n",
+        wanted.qemu, wanted.accelerator,
+    );
+    let mut suite = Suite::prepare(repository, wanted, &image, &zone)?;
+    let done = timed("beside a driver zone in a machine of its own", || suite.computes());
+    suite.explained(done)?;
+    suite.ends()
 }
 
 impl Suite {
     /// Kernel and image are in the node's own folder, so that what was left of them would be found.
-    fn prepare(repository: &Path, wanted: &Wanted, image: &Path) -> anyhow::Result<Self> {
+    fn prepare(
+        repository: &Path,
+        wanted: &Wanted,
+        image: &Path,
+        driver_zone: &str,
+    ) -> anyhow::Result<Self> {
         let configuration = format!(
-            "[usage]\nflush_seconds = 0.2\n[tenants.default]\n[zone.workload_microvm]\nkernel = \"vmlinuz\"\nimage = \"workload.cpio\"\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = 4\n",
+            "[usage]\nflush_seconds = 0.2\n[tenants.default]\n[zone.workload_microvm]\nkernel = \"vmlinuz\"\nimage = \"workload.cpio\"\nqemu = {:?}\naccelerator = {:?}\nmemory = \"384Mi\"\nwindows = {WINDOWS}\n{driver_zone}",
             wanted.qemu, wanted.accelerator,
         );
         let mut node = Node::prepare(&Options { gpus: vec!["1Gi".into()], configuration })?;
@@ -68,6 +84,10 @@ impl Suite {
             put(&root, &kernel, &kernel)?;
         }
         symlink("usr/bin/tail", root.join("link"))?;
+        for (name, text) in [("folder", "#!/tmp\n"), ("lost", "#!/no/interpreter\n")] {
+            std::fs::write(root.join(name), text)?;
+            std::fs::set_permissions(root.join(name), PermissionsExt::from_mode(0o755))?;
+        }
         node.start_agent_within(LIMIT)?;
         Ok(Self { node, root, program: program.display().to_string() })
     }
@@ -91,6 +111,11 @@ impl Suite {
         Ok(self.node.cli(words)?)
     }
 
+    /// Runs to the end.
+    fn output(&self, tenant: &str, more: &[&str], script: &str) -> anyhow::Result<Finished> {
+        Ok(self.start(tenant, more, script)?.finish(LIMIT)?)
+    }
+
     /// A program that computes until it is ended.
     fn computing(&self, tenant: &str) -> anyhow::Result<Running> {
         let script = format!("'{}' loop --seconds 120", self.program);
@@ -110,8 +135,10 @@ impl Suite {
     fn nothing_is_left(&self) -> anyhow::Result<()> {
         Ok(self.node.until("zones to be gone", LIMIT, |node| {
             let gone = node.processes().iter().all(|process| {
-                !matches!(process.role, Role::Program | Role::Cli)
-                    && !process.command.contains("gpu-zone-vm")
+                let of_drivers = process.command.contains("guest=driver-zone");
+                let of_ours = matches!(process.role, Role::Program | Role::Cli)
+                    || process.command.contains("gpu-zone-vm");
+                of_drivers || !of_ours
             });
             Ok(gone && node.leases()?.is_empty())
         })?)
@@ -119,12 +146,25 @@ impl Suite {
 
     fn all(&mut self) -> anyhow::Result<()> {
         timed("a program computes in a machine of its own", || self.computes())?;
-        timed("a signal reaches it", || self.signals())?;
+        timed("its processes share it", || self.several())?;
+        timed("a signal reaches it, and a reader that left", || self.signals())?;
+        timed("what cannot be is refused", || self.refusals())?;
         timed("its limits hold", || self.limits())?;
         timed("whoever is killed, nothing is left", || self.kills())?;
         timed("the agent is killed, and the worker", || self.agent_and_worker())?;
+        self.ends()
+    }
+
+    fn ends(&mut self) -> anyhow::Result<()> {
         self.node.stop_agent()?;
         Ok(self.node.until("nothing to be left", LIMIT, |node| Ok(node.leftovers().is_empty()))?)
+    }
+
+    fn explained(&self, done: anyhow::Result<()>) -> anyhow::Result<()> {
+        if done.is_err() {
+            eprintln!("== agent\n{}", self.node.agent_log());
+        }
+        done
     }
 
     /// And its input, output, error and exit code are carried.
@@ -153,6 +193,45 @@ impl Suite {
         self.nothing_is_left()
     }
 
+    /// One after the other, more of them than windows; and at once.
+    fn several(&self) -> anyhow::Result<()> {
+        let (one, rounds) = (format!("'{}' vector-add", self.program), WINDOWS + 2);
+        let script = format!(
+            "n=0; while [ $n -lt {rounds} ]; do n=$((n+1)); {one} || exit 1; done; {one} & first=$!; {one} & wait $first && wait $! && echo all=7"
+        );
+        let finished = self.output("acme", &[], &script)?;
+        ensure!(finished.code() == Some(0), "{}", finished.text());
+        ensure!(finished.number("all")? == 7, "{}", finished.text());
+        Ok(())
+    }
+
+    /// The codes are a shell's.
+    fn refusals(&self) -> anyhow::Result<()> {
+        let run = |more: &[&str], program: &str| -> anyhow::Result<Finished> {
+            let root = self.root.to_str().context("the root's path")?;
+            let kind = ["run", "--zone-kind", "microvm", "--rootfs", root, "--tenant", "acme"];
+            let program = ["--memory", "64Mi", "--", program];
+            let words = kind.iter().chain(more).chain(&program);
+            Ok(Running::start(self.node.cli(words)?)?.finish(LIMIT)?)
+        };
+        // On the host it is, and not in the root.
+        let absent = run(&[], "/bin/ls")?;
+        ensure!(
+            absent.code() == Some(127) && absent.text().contains("no lease"),
+            "{}",
+            absent.text()
+        );
+        for (program, code) in [("./folder", 126), ("./lost", 127)] {
+            let refused = run(&[], program)?;
+            let text = refused.text();
+            ensure!(refused.code() == Some(code) && text.contains("cannot start"), "{text}");
+        }
+        let large = run(&["--host-memory", "40Mi"], "/bin/sh")?;
+        ensure!(large.code() == Some(70), "{}", large.text());
+        ensure!(large.text().contains("--host-memory gives it more"), "{}", large.text());
+        self.nothing_is_left()
+    }
+
     fn signals(&self) -> anyhow::Result<()> {
         let script = "trap 'echo caught; exit 5' TERM; echo waits; while :; do sleep 0.1; done";
         let mut waits = self.start("acme", &[], script)?;
@@ -163,21 +242,37 @@ impl Suite {
         let finished = waits.finish(LIMIT)?;
         ensure!(finished.code() == Some(5), "{}", finished.text());
         ensure!(finished.text().contains("caught"), "{}", finished.text());
+        let endless = "while :; do echo line; done";
+        let mut command = self.command("acme", &[], endless)?;
+        let mut program = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut reader = BufReader::new(program.stdout.take().context("no output")?);
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        drop(reader);
+        ensure!(line == "line\n", "{line}");
+        self.nothing_is_left()?;
+        let status = program.wait()?;
+        // By SIGPIPE.
+        ensure!(status.code() == Some(141), "{status}");
         Ok(())
     }
 
     /// Memory is the machine's; processes are counted in it.
     fn limits(&self) -> anyhow::Result<()> {
         // All of it would have to be kept to find its last line.
-        let eats =
-            self.start("acme", &[], "head -c 600000000 /dev/zero | tail -n 1; echo end=$?")?;
-        let forks = "for n in 1 2 3 4 5 6 7 8 9 10; do sleep 60 & done; echo started";
-        let forks = self.start("globex", &["--pids", "6"], forks)?;
+        let eats = self.start(
+            "acme",
+            &["--host-memory", "320Mi"],
+            "head -c 600000000 /dev/zero | tail -n 1; echo end=$?",
+        )?;
+        let forks = "head -c 20000000 /dev/zero >/tmp/file; echo full=$?; for n in 1 2 3 4 5 6 7 8 9 10; do sleep 60 & done; echo started";
+        let forks = self.start("globex", &["--pids", "6", "--scratch", "8Mi"], forks)?;
         let eaten = eats.finish(LIMIT)?;
         ensure!(eaten.text().contains("end=137"), "{}", eaten.text());
         let forked = forks.finish(LIMIT)?;
         let text = forked.text();
         ensure!(!text.contains("started") && text.contains("fork"), "{text}");
+        ensure!(forked.number("full")? == 1 && text.contains("No space left"), "{text}");
         Ok(())
     }
 
