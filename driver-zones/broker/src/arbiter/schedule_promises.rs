@@ -25,7 +25,8 @@ fn prioritised() -> impl Strategy<Value = Vec<(u32, Vec<u64>, bool)>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 20, ..ProptestConfig::default() })]
 
-    /// A program that waits for each kernel has its share, also when it is late now and then.
+    /// A program that waits for each kernel has its share, also when it is late now and then; if
+    /// it leaves no more than a quarter of its turns unused, which is what is free of charge.
     /// Each time it loses the GPU for a kernel of somebody else, who has that anyway in the time
     /// between: more often than that, no schedule could give it its share.
     #[test]
@@ -38,7 +39,7 @@ proptest! {
             .into_iter()
             .map(|(weight, kernel, pause, every, late)| {
                 let mut tenant = Tenant::new(weight, vec![kernel * MICROSECOND], 0);
-                tenant.pauses = vec![pause * MICROSECOND; every];
+                tenant.pauses = vec![pause.min(kernel / 3) * MICROSECOND; every];
                 tenant.pauses[0] = late * MICROSECOND;
                 tenant
             })
