@@ -124,6 +124,8 @@ mod tests {
     }
 
     fn an_end_is_quick(node: &Node) {
+        // What was scrubbed beside a neighbour is cleared with that one's end.
+        nothing_is_left(node, "neighbours");
         let running = filled(node);
         let began = Instant::now();
         node.command(["stop", the_lease(node).id()]).unwrap().ok().unwrap();
