@@ -24,13 +24,8 @@ mod tests {
         let mut cluster = Cluster::of(node).await;
         cluster.start_kubelet_for(SMALL, Vec::new());
         cluster.start_plugin();
-        allocatable(&cluster, 2).await;
+        cluster.allocatable(2).await;
         cluster
-    }
-
-    async fn allocatable(cluster: &Cluster, count: usize) {
-        let holds = async |cluster: &Cluster| cluster.kubelet().allocatable() == count;
-        cluster.until(&format!("{count} instances"), holds).await;
     }
 
     /// What the extender places: of the GPU, as much as an instance of the profile is.
@@ -95,7 +90,7 @@ mod tests {
         cluster.node.start_agent().unwrap();
         cluster.start_kubelet_for(SMALL, active);
         cluster.start_plugin();
-        allocatable(&cluster, 2).await;
+        cluster.allocatable(2).await;
         let again = cluster.start_container(&first, "app").await;
         cluster.works(&again);
         let leases = cluster.node.leases().unwrap();
@@ -132,7 +127,7 @@ mod tests {
         let faults = cluster.node.simulated_state().join("gpu-0.faults");
         let mut faults = std::fs::File::options().append(true).open(faults).unwrap();
         faults.write_all(b"xid 79\n").unwrap();
-        allocatable(&cluster, 0).await;
+        cluster.allocatable(0).await;
         cluster.until("the GpuNode", async |c| gpu(c)["partitions"][0]["healthy"] == 0).await;
         let pod = small_pod(&cluster, "team", "late");
         cluster.kubelet().forge(&pod, "app", &["MIG-00000000-0000-0000-0000-000000000000"]);
@@ -151,17 +146,14 @@ mod tests {
         let large = cluster.placed(large, &[("app", &[slice(&cluster, 6, 3)])]);
         let mediated = Pod::new("team", "m", "uid-m", 1);
         let mediated = cluster.placed(mediated, &[("app", &[cluster.grant(1, 2)])]);
-        for (pod, part) in [
-            (&bare, "leave spec.nodeName out"),
-            (&poor, "quota of tenant 'small'"),
-            (&large, "a 1g.2gb of 2Gi"),
-            (&mediated, "has no MIG instances"),
-        ] {
-            cluster.admit(pod).await;
-            let said = cluster.refusal(pod).await;
-            assert!(said.contains(part), "{said} lacks {part}");
-            cluster.delete(pod);
-        }
+        cluster
+            .refuses(&[
+                (&bare, "leave spec.nodeName out"),
+                (&poor, "quota of tenant 'small'"),
+                (&large, "a 1g.2gb of 2Gi"),
+                (&mediated, "has no MIG instances"),
+            ])
+            .await;
         // CUDA shows a program one.
         let two = Pod::new("team", "two", "uid-two", 2);
         let grants =

@@ -40,13 +40,8 @@ mod tests {
         let mut cluster = Cluster::of(node).await;
         cluster.start_kubelet_for(RESOURCE, Vec::new());
         cluster.start_plugin();
-        allocatable(&cluster, 2).await;
+        cluster.allocatable(2).await;
         (cluster, sysfs)
-    }
-
-    async fn allocatable(cluster: &Cluster, count: usize) {
-        let holds = async |cluster: &Cluster| cluster.kubelet().allocatable() == count;
-        cluster.until(&format!("{count} whole GPUs"), holds).await;
     }
 
     /// A pod whose placement is of the first whole GPU.
@@ -88,7 +83,7 @@ mod tests {
         cluster.node.start_agent().unwrap();
         cluster.start_kubelet_for(RESOURCE, active);
         cluster.start_plugin();
-        allocatable(&cluster, 2).await;
+        cluster.allocatable(2).await;
         cluster.start_container(&first, "app").await;
         let leases = cluster.node.leases().unwrap();
         assert!(leases.len() == 2 && leases.iter().any(|other| other.id() == lease));
@@ -96,7 +91,7 @@ mod tests {
         // A pod that goes leaves a GPU that nobody can show to be clear.
         cluster.delete(&first);
         cluster.leases(1).await;
-        allocatable(&cluster, 1).await;
+        cluster.allocatable(1).await;
         let path = format!("gpunodes/{NODE}/status");
         let published = async |cluster: &Cluster| {
             let status = cluster.api.patched(&path).unwrap_or_default();
@@ -106,7 +101,7 @@ mod tests {
         cluster.until("the GpuNode", published).await;
         // And one that is bound to something else is not to be had either.
         sysfs.bind(ADDRESSES[1], Some("nvidia")).unwrap();
-        allocatable(&cluster, 0).await;
+        cluster.allocatable(0).await;
         assert!(cluster.log().contains("is bound to nvidia"), "{}", cluster.log());
     }
 
@@ -115,20 +110,16 @@ mod tests {
         let (cluster, sysfs) = start().await;
         let bare = Pod::new("team", "bare", "uid-bare", 1);
         let poor = whole_pod(&cluster, "small", "poor");
-        for (pod, part) in [(&bare, "leave spec.nodeName out"), (&poor, "quota of tenant 'small'")]
-        {
-            cluster.admit(pod).await;
-            let said = cluster.refusal(pod).await;
-            assert!(said.contains(part), "{said} lacks {part}");
-            cluster.delete(pod);
-        }
         // A placement of a mediated GPU is none of a whole one.
         let mediated = Pod::new("team", "m", "uid-m", 1);
         let mediated = cluster.placed(mediated, &[("app", &[cluster.grant(0, 1)])]);
-        cluster.admit(&mediated).await;
-        let said = cluster.refusal(&mediated).await;
-        assert!(said.contains("does not hand over whole"), "{said}");
-        cluster.delete(&mediated);
+        cluster
+            .refuses(&[
+                (&bare, "leave spec.nodeName out"),
+                (&poor, "quota of tenant 'small'"),
+                (&mediated, "does not hand over whole"),
+            ])
+            .await;
         // Its IOMMU group is shared after the kubelet gave it.
         let late = whole_pod(&cluster, "team", "late");
         cluster.admit(&late).await;
@@ -151,7 +142,7 @@ mod tests {
             cluster.admit(pod).await;
         }
         cluster.kill_plugin();
-        allocatable(&cluster, 0).await;
+        cluster.allocatable(0).await;
         for pod in [&rightful, &bare] {
             let container = cluster.start_container(pod, "app").await;
             assert!(container.nodes().contains("/dev/vfio/vfio"), "{:?}", container.nodes());
@@ -172,7 +163,7 @@ mod tests {
             })
         };
         cluster.until("the quarantine", condemned).await;
-        allocatable(&cluster, 1).await;
+        cluster.allocatable(1).await;
         let audit = std::fs::read_to_string(cluster.node.state_dir().join("audit.log"));
         assert!(audit.unwrap_or_default().contains("without a lease"), "{}", cluster.log());
         let leases = cluster.node.leases().unwrap();

@@ -38,13 +38,8 @@ mod tests {
         let mut cluster = Cluster::of(node).await;
         cluster.start_kubelet_for(RESOURCE, Vec::new());
         cluster.start_plugin();
-        allocatable(&cluster, 2).await;
+        cluster.allocatable(2).await;
         (cluster, sysfs)
-    }
-
-    async fn allocatable(cluster: &Cluster, count: usize) {
-        let holds = async |cluster: &Cluster| cluster.kubelet().allocatable() == count;
-        cluster.until(&format!("{count} vGPUs"), holds).await;
     }
 
     /// What the extender places: of the GPU, as much as a vGPU of the type is.
@@ -105,7 +100,7 @@ mod tests {
         cluster.node.start_agent().unwrap();
         cluster.start_kubelet_for(RESOURCE, active);
         cluster.start_plugin();
-        allocatable(&cluster, 2).await;
+        cluster.allocatable(2).await;
         cluster.start_container(&first, "app").await;
         let leases = cluster.node.leases().unwrap();
         assert!(leases.len() == 2 && leases.iter().any(|other| other.id() == lease.id()));
@@ -128,20 +123,14 @@ mod tests {
         let large = vgpu_pod(&cluster, "team", "large", 8);
         let mediated = Pod::new("team", "m", "uid-m", 1);
         let mediated = cluster.placed(mediated, &[("app", &[cluster.grant(0, 1)])]);
-        for (pod, part) in [
-            (&bare, "leave spec.nodeName out"),
-            (&poor, "quota of tenant 'small'"),
-            (&mediated, "does not hand over whole"),
-        ] {
-            cluster.admit(pod).await;
-            let said = cluster.refusal(pod).await;
-            assert!(said.contains(part), "{said} lacks {part}");
-            cluster.delete(pod);
-        }
-        cluster.admit(&large).await;
-        let said = cluster.refusal(&large).await;
-        assert!(said.contains("is of 8Gi and 50%"), "{said}");
-        cluster.delete(&large);
+        cluster
+            .refuses(&[
+                (&bare, "leave spec.nodeName out"),
+                (&poor, "quota of tenant 'small'"),
+                (&mediated, "does not hand over whole"),
+                (&large, "is of 8Gi and 50%"),
+            ])
+            .await;
         // One that was told of a place where another is now.
         let late = vgpu_pod(&cluster, "team", "late", 4);
         let device = format!("{}.7", gpu().vgpu(0));

@@ -132,6 +132,12 @@ impl Cluster {
         self.until("registration", async |cluster| cluster.kubelet().allocatable() == 64).await;
     }
 
+    /// Waits until the kubelet may hand out so many of what it looks at.
+    pub(crate) async fn allocatable(&self, count: usize) {
+        let holds = async |cluster: &Self| cluster.kubelet().allocatable() == count;
+        self.until(&format!("{count} that may be handed out"), holds).await;
+    }
+
     /// Waits until there are as many leases.
     pub(crate) async fn leases(&self, count: usize) {
         self.until(&format!("{count} leases"), async |cluster| {
@@ -201,6 +207,16 @@ impl Cluster {
         match self.kubelet().start_container(pod, "app").await {
             Ok(_) => panic!("{} started\n{}", pod.name, self.log()),
             Err(error) => error.to_string(),
+        }
+    }
+
+    /// Each of these pods does not start, for a reason that says this.
+    pub(crate) async fn refuses(&self, pods: &[(&Pod, &str)]) {
+        for (pod, part) in pods {
+            self.admit(pod).await;
+            let said = self.refusal(pod).await;
+            assert!(said.contains(part), "{said} lacks {part}");
+            self.delete(pod);
         }
     }
 

@@ -179,6 +179,37 @@ pub enum InventoryError {
     TooManyVgpus(GpuUuid),
 }
 
+/// What the parts of one GPU are together.
+#[derive(Clone, Copy, Default)]
+struct Together {
+    bytes: u64,
+    percent: u32,
+    count: usize,
+}
+
+/// What the parts of each GPU are together, each with the GPU that it is of, if `belongs` says so.
+fn together(
+    parts: impl Iterator<Item = (GpuUuid, Part)>,
+    belongs: impl Fn(GpuUuid, GpuUuid) -> Result<(), InventoryError>,
+) -> Result<BTreeMap<GpuUuid, Together>, InventoryError> {
+    let mut seen = BTreeSet::new();
+    let mut sums: BTreeMap<GpuUuid, Together> = BTreeMap::new();
+    for (gpu, Part { uuid, memory, share }) in parts {
+        belongs(uuid, gpu)?;
+        if !seen.insert(uuid) {
+            return Err(InventoryError::DuplicateUuid(uuid));
+        }
+        if memory.is_zero() {
+            return Err(InventoryError::NoMemory(uuid));
+        }
+        let sum = sums.entry(gpu).or_default();
+        sum.bytes = sum.bytes.saturating_add(memory.get());
+        sum.percent += share.percent();
+        sum.count += 1;
+    }
+    Ok(sums)
+}
+
 impl Inventory {
     /// The most parts of one GPU.
     pub const MOST_PARTS: usize = 64;
@@ -231,24 +262,15 @@ impl Inventory {
             }
         }
         instances.sort_by_key(|instance| (instance.gpu, instance.uuid));
-        let mut seen = BTreeSet::new();
-        let mut sums: BTreeMap<GpuUuid, (u64, u32)> = BTreeMap::new();
-        for MigInstance { uuid, gpu, memory, share, .. } in &instances {
-            if !uuid.is_mig() || !in_mig_mode.contains(gpu) || self.gpu(*gpu).is_none() {
-                return Err(InventoryError::Orphan { instance: *uuid, gpu: *gpu });
-            }
-            if !seen.insert(*uuid) {
-                return Err(InventoryError::DuplicateUuid(*uuid));
-            }
-            if memory.is_zero() {
-                return Err(InventoryError::NoMemory(*uuid));
-            }
-            let (bytes, percent) = sums.entry(*gpu).or_default();
-            *bytes = bytes.saturating_add(memory.get());
-            *percent += share.percent();
-        }
+        let parts = instances.iter().map(|instance| (instance.gpu, Part::from(instance)));
+        let together = together(parts, |instance, gpu| {
+            let known = in_mig_mode.contains(&gpu) && self.gpu(gpu).is_some();
+            let orphan = InventoryError::Orphan { instance, gpu };
+            if instance.is_mig() && known { Ok(()) } else { Err(orphan) }
+        })?;
         for gpu in &self.gpus {
-            let (bytes, percent) = sums.get(&gpu.uuid).copied().unwrap_or_default();
+            let Together { bytes, percent, .. } =
+                together.get(&gpu.uuid).copied().unwrap_or_default();
             if bytes > gpu.memory.get() || percent > 100 {
                 return Err(InventoryError::Overfull(gpu.uuid));
             }
@@ -262,25 +284,15 @@ impl Inventory {
     /// When one is of another GPU, two have one name, or a GPU would have more than it can.
     pub fn with_vgpus(self, mut vgpus: Vec<Vgpu>) -> Result<Self, InventoryError> {
         vgpus.sort_by_key(|vgpu| (vgpu.gpu, vgpu.uuid));
-        let mut seen = BTreeSet::new();
-        let mut sums: BTreeMap<GpuUuid, (u64, usize)> = BTreeMap::new();
-        for Vgpu { uuid, gpu, memory, .. } in &vgpus {
-            let known = self.gpu(*gpu).is_some() && self.exposure(*gpu) == Exposure::Vgpu;
-            if !uuid.is_vgpu() || !known {
-                return Err(InventoryError::OrphanVgpu { vgpu: *uuid, gpu: *gpu });
-            }
-            if !seen.insert(*uuid) {
-                return Err(InventoryError::DuplicateUuid(*uuid));
-            }
-            if memory.is_zero() {
-                return Err(InventoryError::NoMemory(*uuid));
-            }
-            let (bytes, count) = sums.entry(*gpu).or_default();
-            *bytes = bytes.saturating_add(memory.get());
-            *count += 1;
-        }
+        let parts = vgpus.iter().map(|vgpu| (vgpu.gpu, Part::from(vgpu)));
+        let together = together(parts, |vgpu, gpu| {
+            let known = self.gpu(gpu).is_some() && self.exposure(gpu) == Exposure::Vgpu;
+            let orphan = InventoryError::OrphanVgpu { vgpu, gpu };
+            if vgpu.is_vgpu() && known { Ok(()) } else { Err(orphan) }
+        })?;
         for gpu in &self.gpus {
-            let (bytes, count) = sums.get(&gpu.uuid).copied().unwrap_or_default();
+            let Together { bytes, count, .. } =
+                together.get(&gpu.uuid).copied().unwrap_or_default();
             if bytes > gpu.memory.get() || count > Self::MOST_PARTS {
                 return Err(InventoryError::TooManyVgpus(gpu.uuid));
             }

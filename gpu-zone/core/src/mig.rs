@@ -3,12 +3,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::text_serde;
 use crate::{ComputeShare, GpuUuid, MemoryBytes};
 
 /// A MIG profile as resources are called: `1g.10gb`, and `1g.10gb.me` for what NVML calls
 /// `1g.10gb+me`, because no resource's name has a `+`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MigProfile(String);
 
 /// A text that is no MIG profile.
@@ -61,25 +61,13 @@ impl FromStr for MigProfile {
     }
 }
 
-impl TryFrom<String> for MigProfile {
-    type Error = InvalidMigProfile;
-
-    fn try_from(text: String) -> Result<Self, InvalidMigProfile> {
-        text.parse()
-    }
-}
-
-impl From<MigProfile> for String {
-    fn from(profile: MigProfile) -> Self {
-        profile.0
-    }
-}
-
 impl fmt::Display for MigProfile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
+
+text_serde!(MigProfile);
 
 /// One MIG instance: a part of a GPU with compute units and memory that nothing else reaches. It
 /// is handed to one lease at a time, all of it.

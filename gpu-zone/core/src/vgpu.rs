@@ -4,11 +4,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::PartMode;
+use crate::ids::text_serde;
 use crate::{ComputeShare, GpuUuid, MemoryBytes};
 
 /// A type of vGPUs as resources are called: `nvidia-592`, `i915-GVTg_V5_4`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VgpuType(String);
 
 /// A text that is no type of vGPUs.
@@ -40,25 +40,13 @@ impl FromStr for VgpuType {
     }
 }
 
-impl TryFrom<String> for VgpuType {
-    type Error = InvalidVgpuType;
-
-    fn try_from(text: String) -> Result<Self, InvalidVgpuType> {
-        text.parse()
-    }
-}
-
-impl From<VgpuType> for String {
-    fn from(of: VgpuType) -> Self {
-        of.0
-    }
-}
-
 impl fmt::Display for VgpuType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
+
+text_serde!(VgpuType);
 
 /// One vGPU: a mediated device, a vendor's vGPU on a virtual function, or a virtual function. It is
 /// handed to one lease at a time, all of it.
