@@ -1,6 +1,7 @@
 //! `gpu-zone-guest`: process 1 of a microVM that is a zone. See the modules.
 #![forbid(unsafe_code)]
 
+mod bells;
 mod broker;
 mod host;
 mod machine;

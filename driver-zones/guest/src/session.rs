@@ -10,11 +10,10 @@ use std::time::Duration;
 use gpuzone_wire::hello::{self, Hello, HelloError, SOCKET, Welcome};
 use gpuzone_wire::ring::RingSizes;
 use gpuzone_wire::zone_link::{SessionId, ToHost};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::Shutdown;
 
 use crate::port::Port;
-use crate::window;
+use crate::{bells, window};
 
 const GREETING: Duration = Duration::from_secs(60);
 
@@ -70,7 +69,9 @@ impl Sessions {
         }
         port.send(&ToHost::Opened { session: id, welcome: Box::new(welcome) });
         if accepted {
-            session.carry(id, port);
+            bells::carry(&session.to_tenant, &session.socket, || {
+                port.send(&ToHost::Bell { session: id });
+            });
             self.map().remove(&id);
             port.send(&ToHost::Closed { session: id, reason: None });
         }
@@ -79,8 +80,7 @@ impl Sessions {
     /// The tenant woke its worker.
     pub(crate) fn bell(&self, id: SessionId) {
         if let Some(session) = self.map().get(&id) {
-            // Full means that it rings already.
-            let _ = rustix::io::write(&session.to_worker, &1u64.to_ne_bytes());
+            bells::ring(&session.to_worker);
         }
     }
 
@@ -99,9 +99,7 @@ impl Sessions {
 
 fn open(opening: &Opening) -> Result<(Session, Welcome), OpenError> {
     let window = window::open(&opening.bridge)?;
-    let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-    let to_worker = bell().map_err(std::io::Error::from)?;
-    let to_tenant = bell().map_err(std::io::Error::from)?;
+    let (to_worker, to_tenant) = (bells::bell()?, bells::bell()?);
     let socket = hello::connect(&opening.socket, GREETING)?;
     let version = opening.version;
     let hello =
@@ -109,30 +107,6 @@ fn open(opening: &Opening) -> Result<(Session, Welcome), OpenError> {
     hello::send_with(&socket, &hello, &[window.as_fd(), to_worker.as_fd(), to_tenant.as_fd()])?;
     let (welcome, _) = hello::receive::<Welcome>(&socket)?;
     Ok((Session { socket, to_worker, to_tenant }, welcome))
-}
-
-impl Session {
-    /// Carries wakes to the tenant, until the worker's end of the socket is closed.
-    fn carry(&self, id: SessionId, port: &Port) {
-        loop {
-            let mut fds = [
-                PollFd::new(&self.to_tenant, PollFlags::IN),
-                PollFd::new(&self.socket, PollFlags::IN | PollFlags::RDHUP),
-            ];
-            if poll(&mut fds, None).is_err() {
-                continue;
-            }
-            let [bell, socket] = fds.map(|fd| !fd.revents().is_empty());
-            if bell {
-                let mut count = [0; 8];
-                let _ = rustix::io::read(&self.to_tenant, &mut count);
-                port.send(&ToHost::Bell { session: id });
-            }
-            if socket {
-                return;
-            }
-        }
-    }
 }
 
 /// The socket of a slot.

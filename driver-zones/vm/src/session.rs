@@ -80,7 +80,9 @@ impl Session {
                 return;
             }
         };
-        self.carry(id, &worker, &carrier, relay);
+        let bell = ToWorkload::Bell { session: id };
+        let (over, gone) = (|| self.is_closed(), || hello::is_closed(&worker));
+        carrier.carry(LOOK, over, gone, || relay.send(&bell).is_ok());
         drop(worker);
         let _ = relay.send(&ToWorkload::Closed { session: id });
         let end = Instant::now() + CLOSE_LIMIT;
@@ -112,24 +114,6 @@ impl Session {
             Err(error) => {
                 relay.windows.unplug(window);
                 Err(error.into())
-            }
-        }
-    }
-
-    /// Carries the worker's wakes to the process, until one of them is gone.
-    fn carry(&self, id: SessionId, worker: &OwnedFd, carrier: &Carrier, relay: &Relay) {
-        let mut seen = 0;
-        while !self.is_closed() {
-            let now = carrier.wait(seen, LOOK);
-            if now == seen {
-                if hello::is_closed(worker) {
-                    return;
-                }
-                continue;
-            }
-            seen = now;
-            if relay.send(&ToWorkload::Bell { session: id }).is_err() {
-                return;
             }
         }
     }

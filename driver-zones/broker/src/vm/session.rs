@@ -152,29 +152,24 @@ fn welcome(heard: &mpsc::Receiver<Told>, sizes: RingSizes) -> Result<Welcome, Se
 
 /// Carries the tenant's wakes to its worker until one of them is gone.
 fn carry(id: SessionId, socket: &OwnedFd, link: &Link, session: &Carried) {
-    let mut seen = 0;
     let (mut carried, mut since) = (0, Instant::now());
-    loop {
-        let now = session.carrier.wait(seen, LOOK);
-        if session.over.load(Ordering::SeqCst) {
-            return;
-        }
-        if now == seen {
-            if hello::is_closed(socket) {
-                return;
+    let over = || session.over.load(Ordering::SeqCst);
+    session.carrier.carry(
+        LOOK,
+        over,
+        || hello::is_closed(socket),
+        || {
+            if link.send(&ToGuest::Bell { session: id }).is_err() {
+                return false;
             }
-            continue;
-        }
-        seen = now;
-        if link.send(&ToGuest::Bell { session: id }).is_err() {
-            return;
-        }
-        carried += 1;
-        if carried >= PACE.0 {
-            std::thread::sleep(PACE.1.saturating_sub(since.elapsed()));
-            (carried, since) = (0, Instant::now());
-        }
-    }
+            carried += 1;
+            if carried >= PACE.0 {
+                std::thread::sleep(PACE.1.saturating_sub(since.elapsed()));
+                (carried, since) = (0, Instant::now());
+            }
+            true
+        },
+    );
 }
 
 /// Tells a process why it is not connected.

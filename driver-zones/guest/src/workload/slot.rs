@@ -12,13 +12,12 @@ use gpuzone_wire::hello::{self, HelloError, SOCKET, Welcome};
 use gpuzone_wire::view::Opening;
 use gpuzone_wire::workload_link::{FromWorkload, SLOT_SEEN, ToWorkload};
 use gpuzone_wire::zone_link::SessionId;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::root::seen;
 use crate::port::Port;
-use crate::window;
+use crate::{bells, window};
 
 /// How long a process that connected may take to say hello.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -98,8 +97,7 @@ impl Slot {
             }
             ToWorkload::Bell { session } => {
                 if let Some(session) = find(&session) {
-                    // Full means that it rings already.
-                    let _ = rustix::io::write(&session.to_tenant, &1u64.to_ne_bytes());
+                    bells::ring(&session.to_tenant);
                 }
             }
             ToWorkload::Closed { session } => {
@@ -137,9 +135,7 @@ impl Slot {
                 return Err(AttendError::Refused(reason.to_owned()));
             }
         };
-        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let (to_worker, to_tenant) =
-            (bell().map_err(io::Error::from)?, bell().map_err(io::Error::from)?);
+        let (to_worker, to_tenant) = (bells::bell()?, bells::bell()?);
         let (told, heard) = mpsc::sync_channel(2);
         let session = Arc::new(Session { socket, to_worker, to_tenant, told });
         self.sessions().insert(id, Arc::clone(&session));
@@ -152,29 +148,9 @@ impl Slot {
         let window = window::open(&bridge)?;
         let files = [window.as_fd(), session.to_worker.as_fd(), session.to_tenant.as_fd()];
         hello::send_with(&session.socket, &welcome, &files)?;
-        self.carry(id, &session);
+        bells::carry(&session.to_worker, &session.socket, || {
+            self.port.send(&FromWorkload::Bell { session: id });
+        });
         Ok(())
-    }
-
-    /// Carries the process's wakes to its worker, until one of them is gone.
-    fn carry(&self, id: SessionId, session: &Session) {
-        loop {
-            let mut fds = [
-                PollFd::new(&session.to_worker, PollFlags::IN),
-                PollFd::new(&session.socket, PollFlags::IN | PollFlags::RDHUP),
-            ];
-            if poll(&mut fds, None).is_err() {
-                continue;
-            }
-            let [bell, socket] = fds.map(|fd| !fd.revents().is_empty());
-            if bell {
-                let mut count = [0; 8];
-                let _ = rustix::io::read(&session.to_worker, &mut count);
-                self.port.send(&FromWorkload::Bell { session: id });
-            }
-            if socket {
-                return;
-            }
-        }
     }
 }

@@ -387,10 +387,33 @@ impl Carrier {
 
     /// Waits until the side that is here has woken the other since it had done so `seen` times, or
     /// for `limit`; how often it has now.
-    pub fn wait(&self, seen: u32, limit: std::time::Duration) -> u32 {
+    pub(super) fn wait(&self, seen: u32, limit: std::time::Duration) -> u32 {
         let wakes = wakes(self.control(), self.away);
         super::park::sleep_at(wakes, seen, limit);
         wakes.load(Ordering::Acquire)
+    }
+
+    /// Has `pass` say each time that the side that is here has woken the other, until `over` or until
+    /// `pass` says that nobody hears it. Whether it is over is looked at after each wake and at least
+    /// each `look`; `gone`, which may cost a call of the system's, only where nobody woke.
+    pub fn carry(
+        &self,
+        look: std::time::Duration,
+        over: impl Fn() -> bool,
+        gone: impl Fn() -> bool,
+        mut pass: impl FnMut() -> bool,
+    ) {
+        let mut seen = 0;
+        loop {
+            let now = self.wait(seen, look);
+            if over() || (now == seen && gone()) {
+                return;
+            }
+            if now != seen && !pass() {
+                return;
+            }
+            seen = now;
+        }
     }
 
     /// Wakes the side that is here, which the other did in its machine.
@@ -398,7 +421,7 @@ impl Carrier {
         super::park::wake_at(wakes(self.control(), self.away.other()));
     }
 
-    /// Has [`Carrier::wait`] return, as if the side that is here had woken the other.
+    /// Has [`Carrier::carry`] look at once, as if the side that is here had woken the other.
     pub fn interrupt(&self) {
         super::park::wake_at(wakes(self.control(), self.away));
     }
