@@ -101,15 +101,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let client = client(&config).await?;
     let reporter = Reporter::new(client.clone(), config.node.clone());
     let (words, said) = watch::channel(Word::None);
-    let (whole, whole_gpus) = watch::channel(Arc::default());
+    let devices = |exposure, resources| {
+        let (listed, gpus) = watch::channel(Arc::default());
+        let keeper = device_keeper(&config, client.clone(), exposure, resources, gpus);
+        (listed, Arc::new(keeper))
+    };
     let resources = Resources::One(config.passthrough_resource.clone());
-    let whole_keeper =
-        device_keeper(&config, client.clone(), Exposure::Passthrough, resources, whole_gpus);
-    let whole_keeper = Arc::new(whole_keeper);
-    let (vgpu, vgpus) = watch::channel(Arc::default());
+    let (whole, whole_keeper) = devices(Exposure::Passthrough, resources);
     let resources = Resources::Family(config.vgpu_prefix.clone());
-    let vgpu_keeper =
-        Arc::new(device_keeper(&config, client.clone(), Exposure::Vgpu, resources, vgpus));
+    let (vgpu, vgpu_keeper) = devices(Exposure::Vgpu, resources);
     let (cut, instances) = watch::channel(Arc::default());
     let mig_keeper = mig_keeper(&config, client.clone(), Arc::clone(&slots), instances.clone());
     let mig_keeper = Arc::new(mig_keeper);

@@ -2,7 +2,6 @@
 
 mod files;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::audit::{self, AGENT, Audit, AuditError};
 use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerError, BrokerKeeper, BrokerLink};
-use crate::config::{Config, DriverKind, InMicroVm, SIM_CONFIG_VARIABLE};
+use crate::config::{Config, InMicroVm};
 use crate::gpus::{DiscoveryError, Gpus};
 use crate::health;
 use crate::journal::ReplayError;
@@ -209,20 +208,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 fn broker_config(config: &Config, zone_dir: PathBuf) -> BrokerConfig {
-    let environment = match (config.driver, &config.simulated_config) {
-        (DriverKind::Simulated, Some(path)) => {
-            BTreeMap::from([(SIM_CONFIG_VARIABLE.to_owned(), path.display().to_string())])
-        }
-        (DriverKind::Simulated, None) => BTreeMap::new(),
-        // The driver's cache of compiled kernels would be shared by tenants.
-        (DriverKind::Nvidia, _) => {
-            BTreeMap::from([("CUDA_CACHE_DISABLE".to_owned(), "1".to_owned())])
-        }
-    };
     let driver = Driver {
         cuda_library: config.cuda_library.clone(),
         nvml_library: config.nvml_library.clone(),
-        environment,
+        environment: config.worker_environment(),
     };
     let on_host = BrokerConfig {
         zone_dir,

@@ -99,6 +99,11 @@ impl<'a> DriverZone<'a> {
         mounts.extend(own.into_iter().map(Mount::read));
         mounts.extend(self.sandbox.read.iter().map(Mount::read));
         mounts.extend(self.sandbox.write.iter().map(Mount::write));
+        if self.sandbox.read.iter().any(|path| path == Path::new("/proc")) {
+            // NVIDIA's driver names its threads there, and does not begin where it cannot
+            // (580.159.04). The files are the process's own, whoever its user is.
+            mounts.push(Mount { unmapped: true, ..Mount::write("/proc/self/task") });
+        }
         Spec {
             // Each has its own.
             zone: String::new(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gpuzone_image::cpio::Archive;
+use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS, WHOLE};
 use gpuzone_zone::Process;
 use gpuzone_zone::microvm::qmp::{Monitor, QmpError};
@@ -17,7 +18,7 @@ use gpuzone_zone::microvm::{
 use gpuzone_zone::sandbox::LaunchError;
 use serde_json::json;
 
-use crate::orders::{Accelerator, Command, Orders};
+use crate::orders::{Command, Orders};
 
 /// The zone's own folder, which is gone with it.
 const FOLDER: &str = "/tmp";

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::Order;
 use serde::Deserialize;
 
@@ -35,15 +36,6 @@ pub(crate) struct Orders {
     pub(crate) pids: Option<u64>,
     /// Bytes in each private folder.
     pub(crate) scratch: Option<u64>,
-}
-
-/// What makes the guest's processors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Accelerator {
-    Auto,
-    Kvm,
-    Tcg,
 }
 
 /// The machine, and what it runs.

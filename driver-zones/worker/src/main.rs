@@ -1,5 +1,7 @@
 //! The worker of a lease. See the library's documentation and `gpuzone_wire::handover`.
 
+mod ioctl;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};

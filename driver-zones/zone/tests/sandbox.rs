@@ -7,7 +7,9 @@ mod tests {
     use std::io::{Read, Seek};
 
     use gpuzone_zone::Exit;
-    use gpuzone_zone::sandbox::{Demand, Feature, Missing, Mount, Policy, Root, Spec, probe};
+    use gpuzone_zone::sandbox::{
+        Demand, Feature, Filter, Missing, Mount, Policy, Root, Spec, probe,
+    };
 
     use crate::support::{denied, host_has, launcher, null, shell, spec, start};
 
@@ -32,6 +34,25 @@ mod tests {
         assert!(said.contains("CapBnd:\t0000000000000000"), "{said}");
         assert!(said.contains("NoNewPrivs:\t1"), "{said}");
         assert!(said.contains("wrote"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_worker_names_its_threads_and_changes_nothing_else_in_proc() {
+        const NAME: &str = "a_worker_names_its_threads_and_changes_nothing_else_in_proc";
+        if !host_has(NAME, &[Feature::Mount, Feature::Seccomp]) {
+            return;
+        }
+        let own = Mount { unmapped: true, ..Mount::write("/proc/self/task") };
+        let mounts = spec().mounts.into_iter().chain([Mount::read("/proc"), own]).collect();
+        let worker =
+            Spec { own_pids: false, private: Vec::new(), filter: Filter::Worker, mounts, ..spec() };
+        // A worker starts nothing, so that the shell does it all itself.
+        let script = "echo driver > /proc/self/task/$$/comm; read name < /proc/$$/comm; echo $name; \
+                      echo zone > /proc/sys/kernel/hostname; echo other > /proc/$$/comm; \
+                      echo other > /proc/1/task/1/comm; read name < /proc/$$/comm; echo $name";
+        let (exit, said) = shell(worker, script).await;
+        let names: Vec<&str> = said.lines().filter(|line| !line.contains("cannot")).collect();
+        assert_eq!((exit, names), (Exit::Code(0), vec!["driver", "driver"]), "{said}");
     }
 
     #[tokio::test]

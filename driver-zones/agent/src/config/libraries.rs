@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use gpuzone_zone::sandbox::LIBRARIES;
+
 use super::DriverKind;
 
 /// Where installations of NVIDIA's driver put its libraries: Debian, Fedora, WSL, and the
@@ -101,6 +103,26 @@ impl Search {
         let name = "gpu-zone-sandbox";
         find("the sandbox's launcher", "[binaries] sandbox", named, &self.own, name)
     }
+}
+
+/// The folder of the driver's CUDA library, if programs there are not found without being told of
+/// it, and what lies beside that library and is opened by it: the compiler of PTX, for one.
+pub(super) fn folder_of_driver(cuda: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
+    const OPENED: [&str; 4] =
+        ["libcuda.so", "libnvidia-ptxjitcompiler.so", "libnvidia-nvvm", "libnvidia-gpucomp"];
+    // Where it is may be a link to where it lies.
+    let folder = cuda.canonicalize().ok()?.parent()?.to_owned();
+    if LIBRARIES.iter().any(|known| folder.starts_with(known)) {
+        return None;
+    }
+    let opened = |path: &PathBuf| {
+        let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+        path.is_file() && name.is_some_and(|name| OPENED.iter().any(|o| name.starts_with(o)))
+    };
+    let entries = std::fs::read_dir(&folder).ok()?.flatten().map(|entry| entry.path());
+    let mut beside: Vec<PathBuf> = entries.filter(opened).filter(|path| path != cuda).collect();
+    beside.sort();
+    Some((folder, beside))
 }
 
 fn find(

@@ -96,6 +96,38 @@ impl MicroVmTable {
         let qemu = qemu.map_err(|source| BootFileError::Path(self.qemu, source))?;
         Ok(Self { kernel, image, kernel_digest, image_digest, qemu, ..self })
     }
+
+    /// What its files have to be, as far as that is said.
+    fn digests(&self) -> impl Iterator<Item = (&PathBuf, &Digest)> {
+        let both = [(&self.kernel, &self.kernel_digest), (&self.image, &self.image_digest)];
+        both.into_iter().filter_map(|(path, digest)| Some((path, digest.as_ref()?)))
+    }
+
+    /// Its memory.
+    fn bytes(&self) -> u64 {
+        self.memory.unwrap_or(MemoryBytes::mib(512)).get()
+    }
+
+    /// The machine, with these files, and confined so.
+    fn machine(self, files: BTreeMap<String, String>, confinement: Option<Sandbox>) -> MicroVm {
+        let digests = self.digests().map(|(path, digest)| (path.clone(), digest.0.clone()));
+        let (digests, memory) = (digests.collect(), self.bytes());
+        let Self { kernel, image, qemu, accelerator, cpus: processors, windows, devices, .. } =
+            self;
+        MicroVm {
+            qemu,
+            kernel,
+            image,
+            digests,
+            accelerator,
+            memory,
+            processors,
+            windows,
+            devices,
+            files,
+            confinement,
+        }
+    }
 }
 
 /// What workload zones' microVMs are made of: none gets a device.
@@ -124,24 +156,20 @@ impl WorkloadVm {
 
     /// The same for whoever starts workload zones.
     pub(crate) fn message(&self) -> proto::MicroVm {
-        let MicroVmTable { kernel, image, kernel_digest, image_digest, .. } = &self.0;
-        let MicroVmTable { qemu, accelerator, memory, cpus, windows, devices: _, .. } = &self.0;
+        let MicroVmTable { kernel, image, qemu, accelerator, cpus, windows, .. } = &self.0;
         let text = |path: &Path| path.display().to_string();
-        let digests = [(kernel, kernel_digest), (image, image_digest)].into_iter();
-        let digest = |(path, digest): (&PathBuf, &Option<Digest>)| {
-            Some((text(path), digest.as_ref()?.0.clone()))
-        };
+        let digests = self.0.digests().map(|(path, digest)| (text(path), digest.0.clone()));
         proto::MicroVm {
             qemu: text(qemu),
             kernel: text(kernel),
             image: text(image),
-            digests: digests.filter_map(digest).collect(),
+            digests: digests.collect(),
             accelerator: match accelerator {
                 Accelerator::Auto => "auto".to_owned(),
                 Accelerator::Kvm => "kvm".to_owned(),
                 Accelerator::Tcg => "tcg".to_owned(),
             },
-            memory_bytes: memory.unwrap_or(MemoryBytes::mib(512)).get(),
+            memory_bytes: self.0.bytes(),
             processors: *cpus,
             windows: (*windows).into(),
         }
@@ -202,26 +230,7 @@ impl Config {
         let maker = self.launcher.clone().unwrap_or_default();
         let device_memory = self.zone.device_memory.limits();
         let sandbox = Sandbox { maker, read, write, devices, require, users, device_memory };
-        let MicroVmTable { kernel, image, kernel_digest, image_digest, .. } = table;
-        let MicroVmTable { qemu, accelerator, memory, cpus, windows, devices, .. } = table;
-        let digests = [(&kernel, kernel_digest), (&image, image_digest)];
-        let digest = |(path, digest): (&PathBuf, Option<Digest>)| Some((path.clone(), digest?.0));
-        let digests = digests.into_iter().filter_map(digest).collect();
-        let memory = memory.unwrap_or(MemoryBytes::mib(512)).get();
-        let confinement = host;
-        let microvm = MicroVm {
-            qemu,
-            kernel,
-            image,
-            digests,
-            accelerator,
-            memory,
-            processors: cpus,
-            windows,
-            devices,
-            files,
-            confinement,
-        };
+        let microvm = table.machine(files, host);
         Some(InMicroVm { microvm, driver, sandbox })
     }
 }

@@ -7,8 +7,9 @@ use gpuzone_wire::control::Sandbox;
 use gpuzone_zone::sandbox::{Demand, Feature, UserRanges};
 use serde::Deserialize;
 
+use super::libraries::folder_of_driver;
 use super::zone::{DeviceMemory, ZoneLimits, ZoneUsers};
-use super::{Config, DriverKind};
+use super::{Config, DriverKind, SIM_CONFIG_VARIABLE};
 use crate::leases::WorkloadZones;
 
 /// Where the simulated node keeps its state when its configuration does not say.
@@ -62,7 +63,10 @@ impl Config {
             }
             // The driver's library reads what the kernel module says about itself and its GPUs.
             DriverKind::Nvidia => {
-                (vec!["/proc".into(), "/sys".into()], Vec::new(), nvidia_nodes(Path::new("/dev")))
+                let beside = folder_of_driver(&self.cuda_library).map(|(_, files)| files);
+                let read = ["/proc".into(), "/sys".into()].into_iter();
+                let read = read.chain(beside.into_iter().flatten()).collect();
+                (read, Vec::new(), nvidia_nodes(Path::new("/dev")))
             }
         };
         let users = self.zone.users.ranges();
@@ -71,6 +75,25 @@ impl Config {
         });
         let device_memory = self.zone.device_memory.limits();
         Some(Sandbox { maker, read, write, devices, require, users, device_memory })
+    }
+
+    /// A worker's whole environment.
+    pub fn worker_environment(&self) -> BTreeMap<String, String> {
+        let mut environment = BTreeMap::new();
+        match (self.driver, &self.simulated_config) {
+            (DriverKind::Simulated, Some(path)) => {
+                environment.insert(SIM_CONFIG_VARIABLE.to_owned(), path.display().to_string());
+            }
+            (DriverKind::Simulated, None) => {}
+            (DriverKind::Nvidia, _) => {
+                // The driver's cache of compiled kernels would be shared by tenants.
+                environment.insert("CUDA_CACHE_DISABLE".to_owned(), "1".to_owned());
+                if let Some((folder, _)) = folder_of_driver(&self.cuda_library) {
+                    environment.insert("LD_LIBRARY_PATH".to_owned(), folder.display().to_string());
+                }
+            }
+        }
+        environment
     }
 }
 

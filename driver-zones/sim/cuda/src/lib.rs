@@ -26,6 +26,7 @@ mod event;
 mod executor;
 mod function;
 mod handles;
+mod hmm;
 mod host_memory;
 mod image;
 mod library;

@@ -107,7 +107,8 @@ mod tests {
     fn every_policy_compiles_to_what_the_kernel_takes() {
         for filter in [Filter::Worker, Filter::Workload, Filter::Broker, Filter::Maker] {
             let programs = programs(filter).unwrap();
-            assert_eq!(programs.len(), if cfg!(target_arch = "x86_64") { 3 } else { 2 });
+            let named = if filter == Filter::Worker { 3 } else { 2 };
+            assert_eq!(programs.len(), named + usize::from(cfg!(target_arch = "x86_64")));
             // BPF_MAXINSNS, seccomp(2).
             assert!(programs.iter().all(|program| program.len() <= 4096));
         }
@@ -133,6 +134,22 @@ mod tests {
         let attempt = || unsafe { libc::syscall(libc::SYS_unshare | i64::from(X32), 0) };
         for filter in [Filter::Worker, Filter::Workload, Filter::Broker, Filter::Maker] {
             assert_eq!(under(filter, attempt), libc::EPERM);
+        }
+    }
+
+    #[test]
+    fn a_worker_finds_no_service_and_makes_no_sockets_for_networks() {
+        let address = libc::sockaddr_un { sun_family: 1, sun_path: [0; 108] };
+        // SAFETY: the address is one, and lives as long as the call.
+        let connect = move || unsafe { libc::syscall(libc::SYS_connect, 0, &raw const address, 2) };
+        assert_eq!(under(Filter::Worker, connect), libc::ENOENT);
+        // SAFETY: makes a socket, which ends with the test.
+        let socket = |family: i32| unsafe {
+            libc::syscall(libc::SYS_socket, family, libc::SOCK_SEQPACKET, 0)
+        };
+        assert_eq!(under(Filter::Worker, move || socket(libc::AF_UNIX)), 0);
+        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET] {
+            assert_eq!(under(Filter::Worker, move || socket(family)), libc::EPERM);
         }
     }
 

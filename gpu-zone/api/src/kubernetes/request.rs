@@ -153,10 +153,6 @@ impl ContainerRequest {
         limits: &BTreeMap<String, String>,
     ) -> Result<Option<Self>, RequestError> {
         let limit = |name: &ResourceName| count(name, limits.get(name.as_str()));
-        let value = |resource: &ResourceName, reason: String| RequestError::Value {
-            resource: resource.clone(),
-            reason,
-        };
         let (gpus, share) = (limit(&names.gpu)?, limit(&names.share)?);
         let (memory, part) = (limit(&names.memory_mib)?, limit(&names.memory_percent)?);
         let parts =
@@ -173,18 +169,7 @@ impl ContainerRequest {
             if let Some((asked, _)) = part_of {
                 return Err(RequestError::NoParts { asked: asked.clone(), whole: resource });
             }
-            let gpus = GpuCount::new(u32::try_from(number).unwrap_or(u32::MAX));
-            let gpus = gpus.map_err(|error| value(&resource, error.to_string()))?;
-            return match handed {
-                Handed::Mig(_) if gpus != GpuCount::ONE => {
-                    let reason = "CUDA shows a program one instance; ask for one in each container";
-                    Err(value(&resource, reason.to_owned()))
-                }
-                Handed::Vgpu(_) if gpus != GpuCount::ONE => {
-                    Err(value(&resource, "a container gets one vGPU".to_owned()))
-                }
-                handed => Ok(Some(Self { handed, gpus, memory: None, share: None })),
-            };
+            return Self::of_devices(handed, &resource, number).map(Some);
         }
         let Some(gpus) = gpus else {
             return match part_of {
@@ -219,6 +204,30 @@ impl ContainerRequest {
         let share = share.map(|number| percent(&names.share, number)).transpose()?;
         Ok(Some(Self { handed: Handed::Mediated, gpus, memory, share }))
     }
+
+    /// Of devices that nobody else has a part of.
+    fn of_devices(
+        handed: Handed,
+        resource: &ResourceName,
+        number: u64,
+    ) -> Result<Self, RequestError> {
+        let gpus = GpuCount::new(u32::try_from(number).unwrap_or(u32::MAX));
+        let gpus = gpus.map_err(|error| value(resource, error.to_string()))?;
+        match handed {
+            Handed::Mig(_) if gpus != GpuCount::ONE => {
+                let reason = "CUDA shows a program one instance; ask for one in each container";
+                Err(value(resource, reason.to_owned()))
+            }
+            Handed::Vgpu(_) if gpus != GpuCount::ONE => {
+                Err(value(resource, "a container gets one vGPU".to_owned()))
+            }
+            handed => Ok(Self { handed, gpus, memory: None, share: None }),
+        }
+    }
+}
+
+fn value(resource: &ResourceName, reason: String) -> RequestError {
+    RequestError::Value { resource: resource.clone(), reason }
 }
 
 /// A limit's number; 0 is none.
@@ -241,16 +250,15 @@ fn whole_devices(
         let Ok(resource) = name.parse::<ResourceName>() else { continue };
         let handed = match (names.mig.profile(&resource), names.vgpu.profile(&resource)) {
             (None, Some(kind)) => {
-                let kind = kind.parse().map_err(|error: InvalidVgpuType| RequestError::Value {
-                    resource: resource.clone(),
-                    reason: error.to_string(),
-                })?;
+                let kind = kind
+                    .parse()
+                    .map_err(|error: InvalidVgpuType| value(&resource, error.to_string()))?;
                 Handed::Vgpu(kind)
             }
             (Some(profile), _) => {
-                let profile = profile.parse().map_err(|error: InvalidMigProfile| {
-                    RequestError::Value { resource: resource.clone(), reason: error.to_string() }
-                })?;
+                let profile = profile
+                    .parse()
+                    .map_err(|error: InvalidMigProfile| value(&resource, error.to_string()))?;
                 Handed::Mig(profile)
             }
             (None, None) if resource == names.passthrough => Handed::Passthrough,

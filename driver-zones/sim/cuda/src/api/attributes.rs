@@ -68,6 +68,7 @@ fn of_this_gpu(config: &GpuConfig, which: A) -> Option<u32> {
         A::HOST_NUMA_ID => config.numa_node.unwrap_or(0),
         A::GLOBAL_MEMORY_BUS_WIDTH => 64,
         A::L2_CACHE_SIZE => 8 << 20,
+        A::PAGEABLE_MEMORY_ACCESS => u32::from(config.hmm && !crate::hmm::declined()),
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use super::ConfigError;
 const NODE_KEYS: [&str; 4] = ["state_dir", "driver_version", "gpu", "fault"];
 const FAULT_KEYS: [&str; 2] = ["memset", "events"];
 const MIG_KEYS: [&str; 4] = ["profile", "memory", "uuid", "compute_slices"];
-const GPU_KEYS: [&str; 12] = [
+const GPU_KEYS: [&str; 13] = [
     "name",
     "uuid",
     "memory",
@@ -20,6 +20,7 @@ const GPU_KEYS: [&str; 12] = [
     "multiprocessors",
     "clock_mhz",
     "context_overhead",
+    "hmm",
 ];
 
 pub(super) fn check(path: &Path, text: &str) -> Result<(), ConfigError> {

@@ -86,6 +86,9 @@ pub struct GpuConfig {
     pub clock_mhz: u32,
     /// Device memory that every context takes, in addition to what is allocated in it.
     pub context_overhead: MemoryBytes,
+    /// Whether it claims that kernels reach all memory of the process that runs them, unless
+    /// that process declines.
+    pub hmm: bool,
 }
 
 impl Config {

@@ -56,6 +56,8 @@ struct RawGpu {
     multiprocessors: Option<u32>,
     clock_mhz: Option<u32>,
     context_overhead: Option<String>,
+    #[serde(default)]
+    hmm: bool,
 }
 
 #[derive(Clone, Deserialize)]
@@ -148,6 +150,7 @@ fn gpu(index: usize, raw: &RawGpu) -> Result<GpuConfig, (&'static str, Problem)>
         name,
         memory,
         context_overhead,
+        hmm: raw.hmm,
     };
     gpu.mig = raw.mig.as_ref().map(|raw| instances(&gpu, raw)).transpose()?;
     Ok(gpu)
