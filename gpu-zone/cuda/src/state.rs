@@ -6,10 +6,10 @@ use std::ffi::c_void;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
-use gpuzone_cuda_abi::{CUdevice, CUstream, CuResult, DeviceAttribute, stream_flags};
+use gpuzone_cuda_abi::{CUdevice, CUstream, CuResult, DeviceAttribute, ctx_flags, stream_flags};
 use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::DeviceInfo;
-use gpuzone_wire::ring::Payload;
+use gpuzone_wire::ring::{Payload, Spin};
 use gpuzone_wire::spec::{
     ContextCreate, ContextDestroy, ContextId, EventId, FunctionId, ModuleId, PhysicalId, PoolId,
     Request, StreamCreate, StreamId,
@@ -278,6 +278,13 @@ impl State {
         waited
     }
 
+    /// The program wants its threads to wait in this way (`ctx_flags::SCHED_MASK`): in one context,
+    /// but there is one line to the worker, so that the last one who says so is heard.
+    pub(crate) fn wait_as(&mut self, flags: u32) {
+        let blocks = flags & ctx_flags::SCHED_MASK == ctx_flags::SCHED_BLOCKING_SYNC;
+        self.client.set_spin(if blocks { Spin::default() } else { Spin::for_a_gpu() });
+    }
+
     /// Makes a context.
     pub(crate) fn create_context(&mut self, id: ContextId, device: usize, flags: u32) -> Answer {
         let number = u32::try_from(device).map_err(|_| CuResult::INVALID_DEVICE)?;
@@ -287,6 +294,7 @@ impl State {
         let (cache_config, shared_config) = (0, 0);
         let context = Context { device, flags, priorities, cache_config, shared_config };
         self.contexts.insert(id, context);
+        self.wait_as(flags);
         Ok(())
     }
 

@@ -58,6 +58,12 @@ impl Client {
         }
     }
 
+    /// From now on, how long it looks for answers and for room before it sleeps.
+    pub fn set_spin(&mut self, spin: Spin) {
+        self.requests.set_spin(spin);
+        self.replies.set_spin(spin);
+    }
+
     /// What broke the connection, if it is broken.
     pub fn trouble(&self) -> Option<RingError> {
         self.trouble

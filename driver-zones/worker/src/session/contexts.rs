@@ -131,10 +131,11 @@ impl Session {
 
     /// Ends a context and all that is in it.
     pub(super) fn end_context(&mut self, id: ContextId) -> Result<(), CuResult> {
-        if self.enter(id).is_ok() && !self.hosts.is_empty() {
+        if self.enter(id).is_ok() && (!self.hosts.is_empty() || self.is_staged_by(id)) {
             // SAFETY: waits for the current context's work. Whether it failed shows later.
             let _ = unsafe { (self.lease.driver.context_synchronize)() };
             self.unregister_all(id);
+            self.unstage(id);
         }
         let mut context = self.contexts.remove(&id).ok_or(CuResult::INVALID_CONTEXT)?;
         let modules = self.modules.extract_if(|_, module| module.context == id);

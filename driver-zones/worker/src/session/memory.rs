@@ -104,20 +104,23 @@ impl Session {
     ) -> Result<(), CuResult> {
         let stream = self.stream(context, request.stream)?;
         let device = self.enter(context)?.device;
+        let mut is_read_later =
+            self.lease.devices.get(device).is_some_and(|device| device.copies_lazily);
         if !bulk.is_empty() {
             self.check_range(request.target, bulk.len() as u64)?;
+            self.expect_copies(context, bulk.len() as u64);
+            let source = self.source(bulk);
+            is_read_later |= source.is_read_later;
             // SAFETY: the target lies within live memory of this session; the source lies in
-            // the ring until the record is released, which is after this call. It is pageable
-            // memory, which the driver has read when it returns.
+            // the ring until the record is released, which is after this call. It was read by
+            // then, or is waited for.
             let copied = unsafe {
-                let (target, source) = (request.target.0, bulk.as_ptr().cast());
-                (self.lease.driver.copy_to_device)(target, source, bulk.len(), stream)
+                (self.lease.driver.copy_to_device)(request.target.0, source.at, bulk.len(), stream)
             };
             self.ask(copied)?;
             self.lease.stats.add_copied(Copied::ToDevice, bulk.len() as u64);
         }
-        let lazy = self.lease.devices.get(device).is_some_and(|device| device.copies_lazily);
-        if request.wait || lazy {
+        if request.wait || is_read_later {
             self.wait_for(stream)?;
         }
         Ok(())
@@ -131,6 +134,7 @@ impl Session {
         let stream = self.stream(call.context, request.stream)?;
         self.enter(call.context)?;
         self.check_range(request.source, request.bytes)?;
+        self.expect_copies(call.context, request.bytes);
         self.before_waiting(stream);
         let mut at = request.source.0;
         let mut left = request.bytes;

@@ -15,6 +15,7 @@ mod prints;
 mod rows;
 mod serve;
 mod shared;
+mod staging;
 mod turn;
 mod work;
 
@@ -51,6 +52,7 @@ use physical::Physical;
 use pools::Pool;
 use prints::Printing;
 use shared::Host;
+use staging::Staging;
 
 /// Kernels that a session may have looked up.
 const MAX_FUNCTIONS: usize = 65_536;
@@ -141,6 +143,7 @@ pub struct Session {
     globals: BTreeMap<u64, Global>,
     pools: HashMap<PoolId, Pool>,
     hosts: HashMap<HostId, Host>,
+    staging: Staging,
     physical: Physical,
     line: LinePlace,
     printing: Printing,
@@ -166,6 +169,7 @@ impl Session {
             globals: BTreeMap::new(),
             pools: HashMap::new(),
             hosts: HashMap::new(),
+            staging: Staging::default(),
             physical: Physical::default(),
             line,
             printing,

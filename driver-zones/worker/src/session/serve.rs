@@ -73,6 +73,7 @@ pub fn serve(
     peer: &SessionPeer,
     files: Option<BorrowedFd<'_>>,
 ) -> Ended {
+    session.stage_in(region.clone());
     let mut line = Rings::new(region, spin, files);
     let mut busy = false;
     loop {

@@ -154,6 +154,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_worker_may_call_its_maker_may_too() {
+        // A worker is its maker's child, and so has both policies.
+        let named = |text: &str, name: &str| -> std::collections::BTreeSet<String> {
+            let policy: Value = serde_json::from_str(text).unwrap();
+            let rules = policy[name]["filter"].as_array().unwrap().clone();
+            rules.iter().map(|rule| rule["syscall"].as_str().unwrap().to_owned()).collect()
+        };
+        let worker = named(include_str!("../../policies/worker.json"), "worker");
+        let maker = named(include_str!("../../policies/maker.json"), "maker");
+        assert_eq!(worker.difference(&maker).collect::<Vec<_>>(), [""; 0]);
+    }
+
+    #[test]
+    fn a_worker_asks_where_its_memory_is() {
+        use std::ptr::null_mut;
+        // SAFETY: null pointers: nothing is answered but whether it may be asked.
+        let policy = || unsafe {
+            libc::syscall(libc::SYS_get_mempolicy, null_mut::<i32>(), null_mut::<u8>(), 0, 0, 0)
+        };
+        assert_eq!(under(Filter::Worker, policy), 0);
+    }
+
+    #[test]
     fn a_worker_limits_and_places_nobody_but_itself() {
         use std::ptr::null_mut;
         // SAFETY: a null pointer sets nothing, and says that the old limit is not wanted.

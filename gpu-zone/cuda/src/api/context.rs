@@ -135,6 +135,7 @@ api! {
         with(|state| {
             let context = state.context()?;
             known(state, context)?.flags = flags;
+            state.wait_as(flags);
             Ok(())
         })
     }

@@ -54,6 +54,7 @@ fn set_flags(device: CUdevice, flags: u32) -> Answer {
         held.flags = flags;
         if let Some(context) = state.contexts.get_mut(&primary(device)) {
             context.flags = flags;
+            state.wait_as(flags);
         }
         Ok(())
     })

@@ -26,6 +26,8 @@ pub(super) trait Shared {
     fn tail(&self) -> &Self::Position;
     /// Bytes ever read; the reader's.
     fn head(&self) -> &Self::Position;
+    /// How far is to be read before a writer that sleeps is woken; the writer's.
+    fn wanted(&self) -> &Self::Position;
     /// Whether the reader sleeps.
     fn reader(&self) -> &Self::Parking;
     /// Whether the writer sleeps.
@@ -67,7 +69,9 @@ impl Consumer {
     pub(super) fn release(&mut self, shared: &impl Shared, bytes: u64) {
         self.head += bytes;
         shared.head().store(self.head, Ordering::Release);
-        park::wake_if_parked(shared.writer());
+        // What the writer wants is written before it says that it sleeps. Nonsense there is its loss.
+        let enough = || self.head >= shared.wanted().load(Ordering::Relaxed);
+        park::wake_if_parked(shared.writer(), enough);
     }
 }
 
@@ -81,12 +85,14 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    /// Waits until `bytes` more fit, which must not be more than the ring holds.
+    /// Waits until `bytes` more fit; if they do not at once, until `batch` bytes do, so that it is
+    /// woken once for many small records. That must not be less, and not so much that it does not fit
+    /// beside a record that the reader keeps while it deals with it.
     pub(super) fn make_room(
         &mut self,
         shared: &impl Shared,
         capacity: u64,
-        bytes: u64,
+        (bytes, batch): (u64, u64),
         spin: Spin,
         peer: &dyn Peer,
     ) -> Result<(), RingError> {
@@ -94,13 +100,14 @@ impl Producer {
             return Ok(());
         }
         let (tail, head) = (self.tail, &mut self.head);
+        shared.wanted().store((tail + batch).saturating_sub(capacity), Ordering::Relaxed);
         let waited = park::wait(shared.writer(), spin, None, peer, || {
             let seen = shared.head().load(Ordering::Acquire);
             if seen < *head || seen > tail {
                 return Err(RingError::BadPosition);
             }
             *head = seen;
-            Ok(tail - seen + bytes <= capacity)
+            Ok(tail - seen + batch <= capacity)
         });
         waited.map(|_| ())
     }
@@ -109,7 +116,7 @@ impl Producer {
     pub(super) fn publish(&mut self, shared: &impl Shared, bytes: u64) {
         self.tail += bytes;
         shared.tail().store(self.tail, Ordering::Release);
-        park::wake_if_parked(shared.reader());
+        park::wake_if_parked(shared.reader(), || true);
     }
 
     /// Whether `bytes` more fit at once.

@@ -17,12 +17,31 @@ pub struct Spin {
     pub time: Duration,
 }
 
+/// With so many processors, one that looks takes nothing that the other side needs.
+const ENOUGH: usize = 4;
+
 impl Default for Spin {
-    /// A few microseconds, or none where there is one processor and the other side needs it.
+    /// Some microseconds; few where there are few processors, and none where there is one and the other
+    /// side needs it. To be woken from a sleep takes 12 µs and more where a halted processor is another
+    /// machine's to wake.
     fn default() -> Self {
-        let alone =
-            std::thread::available_parallelism().is_ok_and(|processors| processors.get() < 2);
-        Self { time: Duration::from_micros(if alone { 0 } else { 5 }) }
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        let microseconds = match processors {
+            ..2 => 0,
+            2..ENOUGH => 5,
+            ENOUGH.. => 50,
+        };
+        Self { time: Duration::from_micros(microseconds) }
+    }
+}
+
+impl Spin {
+    /// As long as most waits for a GPU take, where there are enough processors: CUDA waits in this
+    /// way, unless a program wants it to block.
+    pub fn for_a_gpu() -> Self {
+        let usual = Self::default();
+        let enough = std::thread::available_parallelism().is_ok_and(|n| n.get() >= ENOUGH);
+        if enough { Self { time: Duration::from_millis(1) } } else { usual }
     }
 }
 
@@ -191,10 +210,11 @@ pub(super) fn wait<P: Parking>(
     }
 }
 
-/// Wakes the other side if it sleeps. To be called after publishing a position.
-pub(super) fn wake_if_parked<P: Parking>(place: &P) {
+/// Wakes the other side if it sleeps and has `enough` to go on. To be called after publishing a
+/// position.
+pub(super) fn wake_if_parked<P: Parking>(place: &P, enough: impl FnOnce() -> bool) {
     P::fence();
-    if place.is_parked() {
+    if place.is_parked() && enough() {
         wake(place);
     }
 }

@@ -97,6 +97,11 @@ impl Reader {
         }
     }
 
+    /// From now on, how long it looks before it sleeps.
+    pub fn set_spin(&mut self, spin: Spin) {
+        self.spin = spin;
+    }
+
     /// The next record; `None` when none came within `timeout`. The record before it is
     /// released if it was not yet.
     ///

@@ -71,6 +71,8 @@ pub(super) struct Channel {
     pub(super) tail: Line<AtomicU64>,
     /// Bytes ever read; the reader's.
     pub(super) head: Line<AtomicU64>,
+    /// How far is to be read before a writer that sleeps is woken; the writer's.
+    pub(super) wanted: Line<AtomicU64>,
     /// 1 while the reader sleeps.
     pub(super) reader_parked: Line<AtomicU32>,
     /// 1 while the writer sleeps.
@@ -104,6 +106,10 @@ impl<'a> Shared for Ring<'a> {
 
     fn head(&self) -> &AtomicU64 {
         &self.channel.head.0
+    }
+
+    fn wanted(&self) -> &AtomicU64 {
+        &self.channel.wanted.0
     }
 
     fn reader(&self) -> &Place<'a> {
@@ -304,6 +310,13 @@ impl Region {
             Direction::Request => self.sizes.request.into(),
             Direction::Reply => self.sizes.reply.into(),
         }
+    }
+
+    /// The memory of all records, in both directions, as it is mapped: where and how many bytes.
+    pub fn records(&self) -> (*mut u8, usize) {
+        // SAFETY: the control page lies within the mapping, and the records behind it.
+        let at = unsafe { self.base.as_ptr().add(CONTROL_BYTES) };
+        (at, self.length - CONTROL_BYTES)
     }
 
     /// The memory at a position: as many bytes as the ring holds lie behind it in a row.

@@ -6,6 +6,9 @@ use super::park::{Peer, Spin};
 use super::record::{Header, bulk_offset};
 use super::region::{Direction, Region};
 
+/// A writer that found no room waits until this part of the ring is free.
+const REFILL: u64 = 8;
+
 /// Bulk bytes of a record.
 #[derive(Clone, Copy, Debug)]
 pub struct Payload {
@@ -46,6 +49,11 @@ impl Writer {
     /// The writing end. There must be one only, made when nothing was written yet.
     pub fn new(region: Arc<Region>, direction: Direction, spin: Spin) -> Self {
         Self { region, direction, spin, at: Producer::default(), broken: None }
+    }
+
+    /// From now on, how long it looks for room before it sleeps.
+    pub fn set_spin(&mut self, spin: Spin) {
+        self.spin = spin;
     }
 
     /// Writes a record, waiting for room.
@@ -117,7 +125,8 @@ impl Writer {
             return Err(RingError::TooLarge);
         }
         let ring = self.region.ring(self.direction);
-        let made = self.at.make_room(&ring, capacity, bytes, self.spin, peer);
+        let batch = bytes.max(capacity / REFILL);
+        let made = self.at.make_room(&ring, capacity, (bytes, batch), self.spin, peer);
         made.inspect_err(|error| self.broken = Some(*error))
     }
 }

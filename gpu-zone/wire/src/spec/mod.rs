@@ -21,7 +21,7 @@ use crate::codec::Field;
 use crate::ring::Bulk;
 
 /// Version of the rings and of this table; both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// How a function of the driver API is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -22,7 +22,7 @@ const CORPUS: [&[&str]; 6] = [
 #[expect(clippy::print_stdout, reason = "a program's output")]
 pub(crate) fn all(node: &Node, arguments: &Arguments) -> anyhow::Result<bool> {
     println!("{}", about(node, arguments)?);
-    let memory = arguments.memory;
+    let memory = arguments.memory();
     let checks: [(&str, &dyn Fn() -> anyhow::Result<String>); 5] = [
         ("the corpus, direct and mediated", &|| corpus(node, memory)),
         ("what NVML shows in a lease", &|| shown(node, memory)),
@@ -49,7 +49,7 @@ fn about(node: &Node, arguments: &Arguments) -> anyhow::Result<String> {
     let listed: Value = serde_json::from_str(&listed)?;
     let names = listed["gpus"].as_array().into_iter().flatten();
     let names: Vec<&str> = names.filter_map(|gpu| gpu["name"].as_str()).collect();
-    let lease = node.mediated("check", &shown_memory(arguments.memory), &["smi"])?;
+    let lease = node.mediated("check", &shown_memory(arguments.memory()), &["smi"])?;
     let smi: Value = serde_json::from_str(&end(lease)?.ok().context("no lease can be had")?)?;
     let kind = match arguments.driver {
         Driver::Nvidia => "NVIDIA's driver",
@@ -102,8 +102,8 @@ fn limit(node: &Node, memory: MemoryBytes) -> anyhow::Result<String> {
 }
 
 fn residue(node: &Node, arguments: &Arguments) -> anyhow::Result<String> {
-    let much = shown_memory(arguments.memory);
-    let filled = format!("{}Mi", (arguments.memory.get() >> 20) * 3 / 4);
+    let much = shown_memory(arguments.memory());
+    let filled = format!("{}Mi", (arguments.memory().get() >> 20) * 3 / 4);
     let rounds = if arguments.quick { 1 } else { 3 };
     let hold = ["hold", "--memory", &filled, "--seconds", "0.1"];
     for round in 0..rounds {
@@ -143,7 +143,7 @@ fn figures(node: &Node, arguments: &Arguments) -> anyhow::Result<String> {
     let json = |text: String| serde_json::from_str::<Value>(&text).context("no figures");
     let direct = json(end(node.direct(&words)?)?.ok()?)?;
     let mediated =
-        json(end(node.mediated("check", &shown_memory(arguments.memory), &words)?)?.ok()?)?;
+        json(end(node.mediated("check", &shown_memory(arguments.memory()), &words)?)?.ok()?)?;
     let same = direct["workload_checksum"] == mediated["workload_checksum"];
     ensure!(same, "the workload's results differ: {direct} {mediated}");
     Ok(table(&rows(&direct, &mediated)))

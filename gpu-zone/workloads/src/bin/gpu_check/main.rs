@@ -47,12 +47,23 @@ pub(crate) struct Arguments {
     /// libnvidia-ml.so.1 of the driver.
     #[arg(long)]
     pub(crate) nvml_library: Option<PathBuf>,
-    /// Memory of the leases.
-    #[arg(long, default_value = "2Gi")]
-    pub(crate) memory: MemoryBytes,
+    /// Memory of the leases. Left out: 8Gi, for a context takes half a GiB of it; of simulated
+    /// GPUs, whose memory is the machine's, 2Gi.
+    #[arg(long)]
+    memory: Option<MemoryBytes>,
     /// Few of everything: a trial, whose figures say nothing.
     #[arg(long)]
     pub(crate) quick: bool,
+}
+
+impl Arguments {
+    pub(crate) fn memory(&self) -> MemoryBytes {
+        let usual = match self.driver {
+            Driver::Nvidia => MemoryBytes::gib(8),
+            Driver::Simulated => MemoryBytes::gib(2),
+        };
+        self.memory.unwrap_or(usual)
+    }
 }
 
 /// Where everything is.
