@@ -76,7 +76,7 @@ impl Period {
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     start: Option<CUevent>,
-    ends: HashMap<StreamId, End>,
+    ends: HashMap<StreamId, End, foldhash::fast::RandomState>,
     /// Whether some stream's end is not marked yet.
     unmarked: bool,
     busy: bool,

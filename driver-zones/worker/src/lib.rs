@@ -27,4 +27,5 @@ pub mod scrub;
 pub mod server;
 pub mod session;
 mod shared;
+mod spare;
 pub mod turns;

@@ -22,6 +22,8 @@ pub(crate) struct Pace {
     spare: Vec<CUevent>,
     /// Pieces behind the last mark, all on this stream.
     unmarked: (u32, CUstream),
+    /// Whether all marks are of that stream.
+    one_stream: bool,
     ahead: u32,
     /// How many of them there may be, as last looked at.
     ahead_at_most: u32,
@@ -42,6 +44,7 @@ impl Default for Pace {
             marks: VecDeque::new(),
             spare: Vec::new(),
             unmarked: (0, std::ptr::null_mut()),
+            one_stream: true,
             ahead: 0,
             ahead_at_most: 2,
             since_idle: 0,
@@ -66,6 +69,9 @@ impl Pace {
         }
         self.mark(driver);
         self.ahead_at_most = window;
+        if self.is_done(driver) {
+            return;
+        }
         // Half of it: one wait for many short pieces.
         while self.ahead > window / 2 {
             let Some((event, pieces)) = self.marks.pop_front() else {
@@ -83,11 +89,32 @@ impl Pace {
         }
     }
 
+    /// Whether all that is ahead is done by now, by one look.
+    fn is_done(&mut self, driver: &Driver) -> bool {
+        // SAFETY: an event of the current context.
+        let is = |event: CUevent| unsafe { (driver.event_query)(event) }.is_success();
+        // Of several streams' marks the last one says nothing of the others.
+        if !self.one_stream
+            || self.unmarked.0 > 0
+            || !self.marks.back().is_some_and(|(event, _)| is(*event))
+        {
+            return false;
+        }
+        let pieces = std::mem::take(&mut self.ahead);
+        self.spare.extend(self.marks.drain(..).map(|(event, _)| event));
+        let now = Monotonic::now();
+        if let Some(seen) = self.seen.replace(now) {
+            self.learn(now.nanoseconds_since(seen), pieces);
+        }
+        true
+    }
+
     /// To be called after a piece of work was given to a stream of the current context.
     pub(crate) fn after(&mut self, driver: &Driver, stream: CUstream) {
         if self.unmarked.1 != stream {
             self.mark(driver);
             self.unmarked.1 = stream;
+            self.one_stream = self.marks.is_empty();
         }
         if self.ahead == 0 && self.since_idle == 0 {
             self.seen = Some(Monotonic::now());
@@ -106,7 +133,7 @@ impl Pace {
             self.learn(measured, self.since_idle);
         }
         self.spare.extend(self.marks.drain(..).map(|(event, _)| event));
-        self.unmarked.0 = 0;
+        (self.unmarked.0, self.one_stream) = (0, true);
         (self.ahead, self.since_idle, self.seen) = (0, 0, None);
     }
 

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use super::HashMap;
 
 use gpuzone_cuda_abi::{CuResult, DeviceAttribute, Limit, stream_flags};
 use gpuzone_wire::spec::{ContextCreate, ContextCreated, ContextId};
@@ -7,6 +7,7 @@ use super::{Context, Session, room};
 use crate::busy::Meter;
 use crate::ledger::Charge;
 use crate::pace::Pace;
+use crate::spare::SpareEvents;
 
 impl Session {
     /// Makes a context current for the calls that follow.
@@ -59,8 +60,9 @@ impl Session {
         self.ask(streamed).map_err(undo)?;
         let meter = Meter::default();
         let pace = Pace::default();
-        let (driver, limits) = (made, HashMap::new());
-        self.contexts.insert(id, Context { driver, device, zeroing, meter, pace, charge, limits });
+        let (driver, spare, limits) = (made, SpareEvents::default(), HashMap::default());
+        let context = Context { driver, device, zeroing, meter, pace, spare, charge, limits };
+        self.contexts.insert(id, context);
         self.current = id;
         let (mut least_priority, mut greatest_priority) = (0, 0);
         // SAFETY: places for the answers; the new context is current.
@@ -154,6 +156,7 @@ impl Session {
             // work and gives its memory back.
             unsafe { (self.lease.driver.context_destroy)(context.driver) }
         };
+        self.forget_reads(id);
         if context.meter.stop(&self.clock, &self.lease.stats) {
             self.lease.turns.end(context.device, None);
         }

@@ -104,23 +104,24 @@ impl Session {
     ) -> Result<(), CuResult> {
         let stream = self.stream(context, request.stream)?;
         let device = self.enter(context)?.device;
-        let mut is_read_later =
-            self.lease.devices.get(device).is_some_and(|device| device.copies_lazily);
+        let lazy = self.lease.devices.get(device).is_some_and(|device| device.copies_lazily);
         if !bulk.is_empty() {
             self.check_range(request.target, bulk.len() as u64)?;
             self.expect_copies(context, bulk.len() as u64);
             let source = self.source(bulk);
-            is_read_later |= source.is_read_later;
             // SAFETY: the target lies within live memory of this session; the source lies in
             // the ring until the record is released, which is after this call. It was read by
-            // then, or is waited for.
+            // then, or is waited for, or keeps its record.
             let copied = unsafe {
                 (self.lease.driver.copy_to_device)(request.target.0, source.at, bulk.len(), stream)
             };
             self.ask(copied)?;
             self.lease.stats.add_copied(Copied::ToDevice, bulk.len() as u64);
+            if source.is_read_later && !request.wait && !lazy {
+                return self.keeps_reading(context, stream);
+            }
         }
-        if request.wait || is_read_later {
+        if request.wait || lazy {
             self.wait_for(stream)?;
         }
         Ok(())

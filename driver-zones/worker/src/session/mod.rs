@@ -27,7 +27,7 @@ pub use host_functions::{Line, LinePlace};
 pub(crate) use serve::Rings;
 pub use serve::{Ended, SessionPeer, serve};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,12 +47,16 @@ use crate::log;
 use crate::nvml::OwnUse;
 use crate::pace::Pace;
 use crate::prints::Prints;
+use crate::spare::SpareEvents;
 use crate::turns::Turns;
 use physical::Physical;
 use pools::Pool;
 use prints::Printing;
 use shared::Host;
 use staging::Staging;
+
+/// By numbers of a tenant's choice, each in a table of its own session's.
+type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Kernels that a session may have looked up.
 const MAX_FUNCTIONS: usize = 65_536;
@@ -95,6 +99,7 @@ struct Context {
     zeroing: CUstream,
     meter: Meter,
     pace: Pace,
+    spare: SpareEvents,
     charge: Charge,
     /// What its limits take, by number.
     limits: HashMap<u32, Charge>,
@@ -159,16 +164,16 @@ impl Session {
         Self {
             lease,
             clock,
-            contexts: HashMap::new(),
+            contexts: HashMap::default(),
             current: ContextId(0),
-            modules: HashMap::new(),
-            functions: HashMap::new(),
-            streams: HashMap::new(),
-            events: HashMap::new(),
+            modules: HashMap::default(),
+            functions: HashMap::default(),
+            streams: HashMap::default(),
+            events: HashMap::default(),
             allocations: BTreeMap::new(),
             globals: BTreeMap::new(),
-            pools: HashMap::new(),
-            hosts: HashMap::new(),
+            pools: HashMap::default(),
+            hosts: HashMap::default(),
             staging: Staging::default(),
             physical: Physical::default(),
             line,

@@ -2,7 +2,7 @@
 //! each charged before, and keeps what is freed for whoever asks next. So what a pool has reserved
 //! is known, and never more than the lease allows; a driver's pool tells afterwards.
 
-use gpuzone_cuda_abi::{CUevent, CuResult, event_flags, pool_attribute as P};
+use gpuzone_cuda_abi::{CUevent, CuResult, pool_attribute as P};
 use gpuzone_wire::spec::{ContextId, DevicePtr, MemoryFreeAsync, PoolAllocate, PoolCreate, PoolId};
 
 use super::{Allocation, Session, room};
@@ -134,8 +134,8 @@ impl Session {
                 self.pool(request.pool)?.free.push(block);
                 return Err(error);
             }
-            // SAFETY: the block's event, destroyed once: the driver keeps what a stream waits for.
-            let _ = unsafe { (self.lease.driver.event_destroy)(block.done) };
+            let lease = self.lease.clone();
+            self.enter(context)?.spare.give(&lease.driver, block.done);
         }
         self.hand_out(request.pool, block.context, block.pointer, block.bytes, block.charge);
         Ok(block.pointer)
@@ -187,14 +187,7 @@ impl Session {
             self.wait_for(stream)?;
             return self.free(request.pointer);
         }
-        let mut done = std::ptr::null_mut();
-        // SAFETY: a place for the answer; then an event and a stream of the current context.
-        let marked = unsafe {
-            let flags = event_flags::DISABLE_TIMING;
-            let made = (self.lease.driver.event_create)(&raw mut done, flags);
-            if made.is_success() { (self.lease.driver.event_record)(done, stream) } else { made }
-        };
-        self.ask(marked)?;
+        let done = self.mark(context, stream)?;
         self.keep(request.pointer, done)
     }
 
@@ -238,14 +231,14 @@ impl Session {
     }
 
     fn release(&mut self, block: Block) {
-        let _gate = self.lease.ledger.close_gate();
-        // SAFETY: memory and an event of the current context, in no table any more.
-        let freed = unsafe {
-            if !block.done.is_null() {
-                let _ = (self.lease.driver.event_destroy)(block.done);
-            }
-            (self.lease.driver.memory_free)(block.pointer)
-        };
+        let lease = self.lease.clone();
+        let context = self.contexts.get_mut(&block.context).filter(|_| !block.done.is_null());
+        if let Some(context) = context {
+            context.spare.give(&lease.driver, block.done);
+        }
+        let _gate = lease.ledger.close_gate();
+        // SAFETY: memory of the current context, in no table any more.
+        let freed = unsafe { (lease.driver.memory_free)(block.pointer) };
         if !freed.is_success() {
             self.lose([block.charge]);
         }

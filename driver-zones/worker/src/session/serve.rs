@@ -21,6 +21,9 @@ const SETTLE_EVERY: Duration = Duration::from_millis(1);
 /// The same, while others wait for the GPU.
 const SETTLE_SOON: Duration = Duration::from_micros(200);
 
+/// The same, of copies that read the ring.
+const READ_EVERY: Duration = Duration::from_micros(50);
+
 /// Whether a session's tenant is there: the main thread watches its socket.
 #[derive(Debug, Default)]
 pub struct SessionPeer {
@@ -81,7 +84,8 @@ pub fn serve(
             Pressure::Alone => SETTLE_EVERY,
             Pressure::Contended | Pressure::Recalled => SETTLE_SOON,
         };
-        let timeout = busy.then_some(settle_every);
+        let look = session.reads_records().then_some(READ_EVERY);
+        let timeout = look.or(busy.then_some(settle_every));
         match line.next(session, timeout, peer) {
             Ok(true) => {
                 if !line.has_more() {
@@ -128,6 +132,12 @@ impl<'a> Rings<'a> {
         timeout: Option<Duration>,
         peer: &SessionPeer,
     ) -> Result<bool, Ended> {
+        if let Some(upto) = session.has_read() {
+            match session.reads_records() {
+                true => self.requests.release_upto(upto),
+                false => self.requests.release(),
+            }
+        }
         let received = self.requests.receive(timeout, peer)?;
         received.map_or(Ok(false), |received| self.answer(session, received, peer).map(|()| true))
     }
@@ -167,6 +177,7 @@ impl<'a> Rings<'a> {
                 let control = self.requests.control();
                 let done = dispatch(session, opcode, control, &mut call, &mut self.answer);
                 session.end_printing();
+                session.keeps_record(|| self.requests.hold());
                 done.map_err(Ended::Call)?
             }
         };

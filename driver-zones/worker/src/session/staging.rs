@@ -4,9 +4,11 @@
 //!
 //! Kernels can reach that memory then, as the tenant's program can anyway.
 
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use gpuzone_cuda_abi::{CUevent, CUstream, CuResult};
 use gpuzone_wire::ring::{Bulk, Region};
 use gpuzone_wire::spec::ContextId;
 
@@ -14,7 +16,7 @@ use super::Session;
 
 /// So many bytes are copied before the driver is told, which takes a millisecond or two.
 const WORTH_IT: u64 = 8 << 20;
-/// From here on it is cheaper to wait for a copy out of the ring than to copy aside.
+/// From here on it is cheaper to keep a record until it was copied than to copy it aside.
 const LARGE: usize = 64 << 10;
 
 /// What the driver knows of a session's rings.
@@ -25,6 +27,19 @@ pub(super) struct Staging {
     known: Known,
     /// Bytes that were copied aside.
     aside: Vec<u8>,
+    /// Copies that still read the ring, in the order of their records.
+    reads: VecDeque<Read>,
+    /// What marks the end of the copy that the last call began, if it still reads its record.
+    begun: Option<(ContextId, CUevent)>,
+}
+
+/// A copy that reads the ring.
+struct Read {
+    context: ContextId,
+    /// Happens when it is done; `None`: it is.
+    done: Option<CUevent>,
+    /// Where its record ends.
+    upto: u64,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -85,6 +100,57 @@ impl Session {
         }
     }
 
+    /// The copy that was just given to a stream still reads its record.
+    pub(super) fn keeps_reading(
+        &mut self,
+        context: ContextId,
+        stream: CUstream,
+    ) -> Result<(), CuResult> {
+        match self.mark(context, stream) {
+            Ok(done) => {
+                self.staging.begun = Some((context, done));
+                Ok(())
+            }
+            // Where its end cannot be marked it is waited for.
+            Err(_) => self.wait_for(stream),
+        }
+    }
+
+    /// Whether the call that was just done still reads its record, which ends at `upto`.
+    pub(super) fn keeps_record(&mut self, upto: impl FnOnce() -> u64) {
+        if let Some((context, done)) = self.staging.begun.take() {
+            let read = Read { context, done: Some(done), upto: upto() };
+            self.staging.reads.push_back(read);
+        }
+    }
+
+    /// Whether records are kept for copies.
+    pub(super) fn reads_records(&self) -> bool {
+        !self.staging.reads.is_empty()
+    }
+
+    /// Up to where the ring is read now, if that is further than before.
+    pub(super) fn has_read(&mut self) -> Option<u64> {
+        let lease = self.lease.clone();
+        let mut upto = None;
+        while let Some(read) = self.staging.reads.front() {
+            if let Some(done) = read.done {
+                // SAFETY: an event of a context that was not destroyed.
+                let state = unsafe { (lease.driver.event_query)(done) };
+                if state == CuResult::NOT_READY {
+                    break;
+                }
+                // An error shows with the next call.
+                let context = self.contexts.get_mut(&read.context);
+                if let Some(context) = context {
+                    context.spare.give(&lease.driver, done);
+                }
+            }
+            upto = self.staging.reads.pop_front().map(|read| read.upto);
+        }
+        upto
+    }
+
     /// Whether the driver knows the rings by this context.
     pub(super) fn is_staged_by(&self, context: ContextId) -> bool {
         self.staging.known == Known::In(context)
@@ -100,6 +166,13 @@ impl Session {
         if let Some(rings) = &self.staging.rings {
             // SAFETY: memory that was registered in this context.
             let _ = unsafe { (self.lease.driver.host_unregister)(rings.records().0.cast()) };
+        }
+    }
+
+    /// A context is gone, and its copies are done.
+    pub(super) fn forget_reads(&mut self, context: ContextId) {
+        for read in self.staging.reads.iter_mut().filter(|read| read.context == context) {
+            read.done = None;
         }
     }
 }

@@ -35,6 +35,27 @@ impl Session {
         self.ask(result)
     }
 
+    /// An event behind all that a stream of the current context was given.
+    pub(super) fn mark(
+        &mut self,
+        context: ContextId,
+        stream: CUstream,
+    ) -> Result<CUevent, CuResult> {
+        let lease = self.lease.clone();
+        let spare = &mut self.enter(context)?.spare;
+        let event = spare.take(&lease.driver);
+        let marked = event.and_then(|event| {
+            // SAFETY: an event and a stream of the current context.
+            let recorded = unsafe { (lease.driver.event_record)(event, stream) };
+            if !recorded.is_success() {
+                spare.give(&lease.driver, event);
+            }
+            recorded.ok().map(|()| event)
+        });
+        self.ask(marked.err().unwrap_or(CuResult::SUCCESS))?;
+        marked
+    }
+
     /// Looks whether the current context's work is done.
     pub(super) fn settle_current(&mut self) {
         if let Some(context) = self.contexts.get_mut(&self.current) {

@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn memory_of_all_kinds_is_as_with_the_driver() {
-        ["rows", "pinned", "pools", "mapped", "unified"].into_iter().for_each(both);
+        ["rows", "pinned", "streamed", "pools", "mapped", "unified"].into_iter().for_each(both);
     }
 
     #[test]

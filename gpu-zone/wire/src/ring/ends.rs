@@ -37,8 +37,10 @@ pub(super) trait Shared {
 /// The reader's own positions.
 #[derive(Debug, Default)]
 pub(super) struct Consumer {
-    /// Read and given back.
+    /// Given back.
     pub(super) head: u64,
+    /// Read.
+    pub(super) next: u64,
     /// Written, as far as that was seen and found possible.
     pub(super) tail: u64,
 }
@@ -53,7 +55,7 @@ impl Consumer {
         deadline: Option<Instant>,
         peer: &dyn Peer,
     ) -> Result<bool, RingError> {
-        let (head, tail) = (self.head, &mut self.tail);
+        let (head, next, tail) = (self.head, self.next, &mut self.tail);
         park::wait(shared.reader(), spin, deadline, peer, || {
             let seen = shared.tail().load(Ordering::Acquire);
             let in_ring = seen.wrapping_sub(head);
@@ -61,13 +63,13 @@ impl Consumer {
                 return Err(RingError::BadPosition);
             }
             *tail = seen;
-            Ok(in_ring > 0)
+            Ok(seen > next)
         })
     }
 
-    /// Gives read bytes back to the writer.
-    pub(super) fn release(&mut self, shared: &impl Shared, bytes: u64) {
-        self.head += bytes;
+    /// Gives what was read up to a position back to the writer.
+    pub(super) fn release(&mut self, shared: &impl Shared, upto: u64) {
+        self.head = self.head.max(upto.min(self.next));
         shared.head().store(self.head, Ordering::Release);
         // What the writer wants is written before it says that it sleeps. Nonsense there is its loss.
         let enough = || self.head >= shared.wanted().load(Ordering::Relaxed);

@@ -207,9 +207,10 @@ impl<const FENCED: bool> Ring<FENCED> {
             }
             step();
             // SAFETY: it is published, so the slot is the reader's; loom checks it.
-            let record = self.slot(own.head).with(|slot| unsafe { *slot });
+            let record = self.slot(own.next).with(|slot| unsafe { *slot });
             assert_eq!(record, [number; 2], "whole, and in its turn");
-            own.release(self, RECORD);
+            own.next += RECORD;
+            own.release(self, own.next);
         }
         Ok(records)
     }

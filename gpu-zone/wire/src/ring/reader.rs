@@ -10,6 +10,9 @@ use super::park::{Peer, Spin};
 use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
 
+/// This part of the ring at most waits to be released.
+const BATCH: u64 = 32;
+
 /// The bulk bytes of a received record, where they lie in the ring. The other side can change
 /// them at any time: they are for copying, never for deciding.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +80,7 @@ pub struct Reader {
     direction: Direction,
     spin: Spin,
     at: Consumer,
-    unreleased: u64,
+    holds: bool,
     control: Vec<u8>,
     broken: Option<RingError>,
 }
@@ -91,7 +94,7 @@ impl Reader {
             direction,
             spin,
             at: Consumer::default(),
-            unreleased: 0,
+            holds: false,
             control,
             broken: None,
         }
@@ -102,8 +105,8 @@ impl Reader {
         self.spin = spin;
     }
 
-    /// The next record; `None` when none came within `timeout`. The record before it is
-    /// released if it was not yet.
+    /// The next record; `None` when none came within `timeout`. Those before it are released, unless
+    /// one is held; small ones of which more are there already, several at once.
     ///
     /// # Errors
     /// When the other side is gone or wrote nonsense; for ever from then on.
@@ -115,7 +118,9 @@ impl Reader {
         if let Some(broken) = self.broken {
             return Err(broken);
         }
-        self.release();
+        if !self.holds && !self.may_keep() {
+            self.release();
+        }
         let received = match self.wait(timeout, peer) {
             Ok(true) => self.take().map(Some),
             Ok(false) => Ok(None),
@@ -124,12 +129,17 @@ impl Reader {
         received.inspect_err(|error| self.broken = Some(*error))
     }
 
+    /// Each release takes the line from a writer that looks at it, and waits for that.
+    fn may_keep(&self) -> bool {
+        let kept = self.at.next - self.at.head;
+        self.at.tail > self.at.next && kept < self.region.capacity(self.direction) / BATCH
+    }
+
     /// Whether another record stands behind the one that was received last, as far as was seen.
     pub fn has_more(&self) -> bool {
-        let next = self.at.head + self.unreleased;
         // A position that cannot be is found when it is read from.
         let ring = self.region.ring(self.direction);
-        self.at.tail > next || ring.tail().load(Ordering::Relaxed) > next
+        self.at.tail > self.at.next || ring.tail().load(Ordering::Relaxed) > self.at.next
     }
 
     /// The control part of the record that was received last: a copy of ours.
@@ -138,7 +148,7 @@ impl Reader {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, peer: &dyn Peer) -> Result<bool, RingError> {
-        if self.at.tail != self.at.head {
+        if self.at.tail != self.at.next {
             return Ok(true);
         }
         let ring = self.region.ring(self.direction);
@@ -148,29 +158,40 @@ impl Reader {
     }
 
     fn take(&mut self) -> Result<Received, RingError> {
-        let record = self.region.at(self.direction, self.at.head);
+        let record = self.region.at(self.direction, self.at.next);
         let mut header = Header::zeroed();
         let into = bytemuck::bytes_of_mut(&mut header);
         // SAFETY: at least `ALIGN` bytes are in the ring, the size of a header, and they lie in
         // a row. This is the one copy: nothing below looks at the shared bytes again.
         unsafe { std::ptr::copy_nonoverlapping(record, into.as_mut_ptr(), HEADER) };
-        let bulk_at = header.checked(self.at.tail - self.at.head)?;
+        let bulk_at = header.checked(self.at.tail - self.at.next)?;
         self.control.clear();
         let control = Bulk { at: record.wrapping_add(HEADER), length: header.control as usize };
         // SAFETY: the checked lengths lie within the record, which lies within the ring, and
         // it was not released.
         unsafe { control.append_to(&mut self.control) };
-        self.unreleased = header.total.into();
+        self.at.next += u64::from(header.total);
         let bulk = Bulk { at: record.wrapping_add(bulk_at), length: header.bulk as usize };
         Ok(Received { header, bulk })
     }
 
-    /// Gives the received record's bytes back to the writer.
+    /// Gives all received records' bytes back to the writer.
     pub fn release(&mut self) {
-        if self.unreleased == 0 {
-            return;
+        self.holds = false;
+        self.release_upto(self.at.next);
+    }
+
+    /// The record that was received last, and what comes behind it, stay until they are released; where
+    /// in the ring it ends.
+    pub fn hold(&mut self) -> u64 {
+        self.holds = true;
+        self.at.next
+    }
+
+    /// Gives records' bytes up to a place that [`Reader::hold`] told back to the writer; more are held.
+    pub fn release_upto(&mut self, place: u64) {
+        if place > self.at.head {
+            self.at.release(&self.region.ring(self.direction), place);
         }
-        self.at.release(&self.region.ring(self.direction), self.unreleased);
-        self.unreleased = 0;
     }
 }

@@ -155,6 +155,34 @@ fn a_sleeping_reader_is_woken_when_its_peer_goes() {
 }
 
 #[test]
+fn held_records_stay_until_they_are_released_and_others_go_back_as_they_are_read() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let next =
+        |reader: &mut Reader| reader.receive(None, &Always).expect("healthy").expect("a record");
+    let large = [(3, MAX_BULK); 7];
+    send_all(&mut writer, &large);
+    assert!(!writer.has_room(3, MAX_BULK));
+    let first = next(&mut reader);
+    let first_ends = reader.hold();
+    let second = next(&mut reader);
+    next(&mut reader);
+    assert!(!writer.has_room(3, MAX_BULK), "nothing was released");
+    reader.release_upto(first_ends);
+    assert!(writer.has_room(3, MAX_BULK));
+    let mut bytes = Vec::new();
+    // SAFETY: the record is not released yet.
+    unsafe { second.bulk.append_to(&mut bytes) };
+    assert_eq!((bytes, first.bulk.len()), (pattern(8, MAX_BULK), MAX_BULK));
+    // What was released once is not released again.
+    reader.release_upto(0);
+    reader.release();
+    next(&mut reader);
+    assert!(writer.has_room(3, MAX_BULK));
+    send_all(&mut writer, &[(3, MAX_BULK); 3]);
+}
+
+#[test]
 fn a_full_ring_makes_the_writer_wait_and_a_silent_one_the_reader_return() {
     let region = region();
     let (mut writer, mut reader) = ends(&region);

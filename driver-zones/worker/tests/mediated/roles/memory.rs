@@ -163,6 +163,53 @@ fn reached_by_kernels() {
     }
 }
 
+/// Copies of all sizes, more than the rings hold, in two contexts: each byte arrives, also when the
+/// program writes over it or ends the context as soon as the call is back.
+pub(super) fn streamed() {
+    const SIZES: [usize; 6] = [1, 100, 5_000, 65_536, 200_000, 3 << 20];
+    const ALL: usize = 24 << 20;
+    let first = context();
+    let mut sizes = SIZES.into_iter().cycle();
+    let fill = |bytes: &mut Vec<u8>, round: u32| {
+        let word = |number: u32| number.wrapping_mul(0x9e37_79b9).wrapping_add(round).to_le_bytes();
+        bytes.clear();
+        bytes.extend((0..6 << 20).flat_map(word));
+    };
+    // SAFETY: memory of the sizes that are given, places for the answers.
+    unsafe {
+        let (there, stream) = (allocate(ALL), get(|place| sys::cuStreamCreate(place, 1)));
+        let mut bytes = Vec::new();
+        for round in 0..4 {
+            fill(&mut bytes, round);
+            let on = if round % 2 == 0 { stream } else { DEFAULT };
+            let mut at = 0;
+            while at < ALL {
+                let size = sizes.next().unwrap().min(ALL - at);
+                let to = there + at as u64;
+                ok(sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().add(at).cast(), size, on));
+                bytes[at..at + size].fill(0xee);
+                at += size;
+            }
+            ok(sys::cuStreamSynchronize(on));
+            fill(&mut bytes, round);
+            let mut back = vec![0u8; ALL];
+            let mut at = 0;
+            while at < ALL {
+                let size = sizes.next().unwrap().min(ALL - at);
+                ok(sys::cuMemcpyDtoH_v2(back.as_mut_ptr().add(at).cast(), there + at as u64, size));
+                at += size;
+            }
+            assert!(back == bytes, "round {round}");
+            let second = get(|place| sys::cuCtxCreate_v4(place, std::ptr::null_mut(), 0, 0));
+            let elsewhere = allocate(ALL);
+            ok(sys::cuMemcpyHtoDAsync_v2(elsewhere, bytes.as_ptr().cast(), ALL, DEFAULT));
+            ok(sys::cuCtxDestroy_v2(second));
+            ok(sys::cuCtxSetCurrent(first));
+        }
+        ok(sys::cuMemFree_v2(there));
+    }
+}
+
 /// The program's own memory is none that kernels reach.
 pub(super) fn registered() {
     context();

@@ -34,6 +34,7 @@ pub(crate) fn play(role: &str) -> bool {
         "occupancy" => code::occupancy(),
         "rows" => memory::rows(),
         "pinned" => memory::pinned(),
+        "streamed" => memory::streamed(),
         "pools" => memory::pools(),
         "mapped" => memory::mapped(),
         "registered" => memory::registered(),
