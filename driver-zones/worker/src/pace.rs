@@ -69,9 +69,7 @@ impl Pace {
         }
         self.mark(driver);
         self.ahead_at_most = window;
-        if self.is_done(driver) {
-            return;
-        }
+        self.look(driver);
         // Half of it: one wait for many short pieces.
         while self.ahead > window / 2 {
             let Some((event, pieces)) = self.marks.pop_front() else {
@@ -89,24 +87,27 @@ impl Pace {
         }
     }
 
-    /// Whether all that is ahead is done by now, by one look.
-    fn is_done(&mut self, driver: &Driver) -> bool {
+    /// Forgets what is done by now, as the newest mark that has happened says: that costs less than to
+    /// wait for an older one.
+    fn look(&mut self, driver: &Driver) {
         // SAFETY: an event of the current context.
-        let is = |event: CUevent| unsafe { (driver.event_query)(event) }.is_success();
-        // Of several streams' marks the last one says nothing of the others.
-        if !self.one_stream
-            || self.unmarked.0 > 0
-            || !self.marks.back().is_some_and(|(event, _)| is(*event))
-        {
-            return false;
+        let is_done = |event: CUevent| unsafe { (driver.event_query)(event) }.is_success();
+        // Of several streams' marks a newer one says nothing of the others.
+        let newest = match self.one_stream {
+            true => self.marks.iter().rposition(|(event, _)| is_done(*event)),
+            false => None,
+        };
+        let Some(newest) = newest else { return };
+        let mut pieces = 0;
+        for (event, of_it) in self.marks.drain(..=newest) {
+            self.spare.push(event);
+            pieces += of_it;
         }
-        let pieces = std::mem::take(&mut self.ahead);
-        self.spare.extend(self.marks.drain(..).map(|(event, _)| event));
+        self.ahead = self.ahead.saturating_sub(pieces);
         let now = Monotonic::now();
         if let Some(seen) = self.seen.replace(now) {
             self.learn(now.nanoseconds_since(seen), pieces);
         }
-        true
     }
 
     /// To be called after a piece of work was given to a stream of the current context.

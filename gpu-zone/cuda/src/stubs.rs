@@ -3,10 +3,15 @@
 use gpuzone_wire::ring::Payload;
 use gpuzone_wire::spec::{ContextId, Unsupported};
 
-use gpuzone_cuda_abi::{CuResult, FunctionIndex};
+use std::sync::Once;
+
+use gpuzone_cuda_abi::{CuResult, FUNCTIONS, FunctionIndex};
 
 /// Counts the call and answers "not supported".
 pub(crate) fn refuse(function: u32) -> u32 {
+    if FUNCTIONS.get(function as usize) == Some(&"cuGetExportTable") {
+        tell_of_the_runtime();
+    }
     let refused = crate::ffi::guard(|| {
         crate::state::with(|state| {
             let request = Unsupported { function };
@@ -17,6 +22,16 @@ pub(crate) fn refuse(function: u32) -> u32 {
         return CuResult::NOT_SUPPORTED.0;
     }
     refused.0
+}
+
+/// What the CUDA runtime makes of the answer tells nobody anything.
+fn tell_of_the_runtime() {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        eprintln!(
+            "gpu-zone: this program asks for tables that NVIDIA's driver has for the CUDA runtime alone; a mediated GPU serves programs of the driver API, and others need a MIG instance or a whole GPU (docs/cuda-support.md)"
+        );
+    });
 }
 
 /// The function of this library with this name.

@@ -75,6 +75,7 @@ fn every_setting_is_read() {
         multiprocessors = 4
         clock_mhz = 900
         context_overhead = "300Mi"
+        hmm = true
         [[gpu]]
         name = "Simulated B"
         memory = "4Ki"
@@ -88,6 +89,7 @@ fn every_setting_is_read() {
     assert_eq!((gpu.numa_node, gpu.mig_capable), (Some(1), true));
     assert_eq!((gpu.multiprocessors, gpu.clock_mhz), (4, 900));
     assert_eq!(gpu.context_overhead.to_string(), "300Mi");
+    assert_eq!((gpu.hmm, config.gpus[1].hmm), (true, false));
     assert!(gpu.nvlink_peers.contains(&1), "links hold in both directions");
     assert_eq!(config.state_dir, Path::new("/run/sim"));
 }

@@ -132,12 +132,15 @@ mod tests {
     #[test]
     fn what_is_not_supported_says_so_and_is_counted() {
         let lease = Lease::start(100 * MIB);
-        lease.run("unsupported");
+        let said = lease.output("unsupported", &[]).stderr;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("tables that NVIDIA's driver has for the CUDA runtime"), "{said}");
         lease.wait_for("the session to end", |stats| stats.sessions == 0);
         let stats = lease.stats();
-        assert_eq!(stats.counters.refused_calls, 3);
+        assert_eq!(stats.counters.refused_calls, 4);
         let counted: Vec<(String, u64)> = stats.refused_by_name.into_iter().collect();
-        let expected = [("cuMemAllocManaged".to_owned(), 2), ("cuProfilerStart".to_owned(), 1)];
+        let expected = [("cuGetExportTable", 1), ("cuMemAllocManaged", 2), ("cuProfilerStart", 1)];
+        let expected = expected.map(|(name, times)| (name.to_owned(), times));
         assert_eq!(counted, expected);
     }
 
@@ -298,6 +301,14 @@ mod tests {
     #[test]
     fn a_forked_child_has_no_gpu_and_its_parent_keeps_it() {
         Lease::start(100 * MIB).run("fork");
+    }
+
+    #[test]
+    fn a_worker_keeps_kernels_out_of_its_memory_where_the_driver_would_let_them() {
+        let lease = Lease::start_on(100 * MIB, "hmm = true");
+        // Without us they reach it; a worker would not have begun.
+        lease.run_without_us("reaches_the_host");
+        lease.run("vector_add");
     }
 
     #[test]

@@ -158,6 +158,12 @@ fn lose_the_worker() {
     std::mem::forget(context);
 }
 
+fn reaches_the_host() {
+    let context = CudaContext::new(0).expect("a context");
+    let asked = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
+    assert_eq!(context.attribute(asked), Ok(1));
+}
+
 fn unsupported() {
     let _context = CudaContext::new(0).expect("a context");
     let mut pointer = 0;
@@ -168,6 +174,10 @@ fn unsupported() {
             assert_eq!(answer, CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
         assert_eq!(sys::cuProfilerStart(), CUresult::CUDA_ERROR_NOT_SUPPORTED);
+        let mut table = std::ptr::null();
+        let id = sys::CUuuid { bytes: [1; 16] };
+        let answer = sys::cuGetExportTable(&raw mut table, &raw const id);
+        assert_eq!(answer, CUresult::CUDA_ERROR_NOT_SUPPORTED);
     }
     result::ctx::synchronize().expect("all the same");
 }
@@ -266,6 +276,7 @@ fn tenant_process() {
         "hold" => hold(),
         "lose_the_worker" => lose_the_worker(),
         "unsupported" => unsupported(),
+        "reaches_the_host" => reaches_the_host(),
         "misuse" => misuse(),
         "no_lease" => no_lease(),
         "fork" => fork(),

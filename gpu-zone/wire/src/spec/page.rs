@@ -30,15 +30,30 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ),
     (
         "profilers, debuggers and dumps",
-        &["Profiler", "Coredump", "cuLogs", "AsyncNotification", "cuGetExportTable"],
+        &["Profiler", "Coredump", "cuLogs", "AsyncNotification"],
         "they see the whole driver, not the lease",
     ),
+    ("tables for the CUDA runtime", &["cuGetExportTable"], "see below"),
     (
         "a part of the GPU",
         &["GreenCtx", "DevResource", "SmResource", "cuCtxFromGreen"],
         "the lease says how much of the GPU there is",
     ),
 ];
+
+const RUNTIME: &str = "## Programs of the CUDA runtime
+
+**They do not run in a mediated lease**: PyTorch, CuPy, what `nvcc` links by default, and all else that
+has `libcudart` in it, as a file of its own or not. Before its first call the runtime asks the driver by
+`cuGetExportTable` for tables of functions that are documented nowhere, and has one of them prove, by
+a secret of NVIDIA's, that the driver is NVIDIA's; cudart 13.0 ends with
+`cudaErrorSoftwareValidityNotEstablished` where that fails. gpu-zone's library is not NVIDIA's driver and
+does not pretend to be it. Such programs get a MIG instance, a vGPU or a whole GPU. In a mediated lease
+they say `operation not supported` (801), and one line on standard error says why: seen with PyTorch
+2.11 and CuPy 14.2 (26 November 2026).
+
+Programs of the driver API run: cudarc, cuda-python's `cuda.bindings` and `cuda.core` with NVRTC, Numba.
+";
 
 /// `docs/cuda-support.md`.
 pub fn support_page() -> String {
@@ -87,6 +102,7 @@ the plain ones are, and `cuGetProcAddress` finds them.
         let names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" ");
         let _ = writeln!(page, "| {what} | {why} | {names} |");
     }
+    let _ = write!(page, "\n{RUNTIME}");
     let _ = writeln!(page, "\n## Not supported so far: {}\n", refused.len());
     list(&mut page, &refused);
     page.truncate(page.trim_end().len());
