@@ -13,9 +13,29 @@ pub const FAT_HEADER: usize = 16;
 /// What kernels call to print, in PTX and among the symbols of machine code.
 const PRINT: &[u8] = b"vprintf";
 
+/// Sections without bytes in the file: `SHT_NOBITS`, and CUDA's for global, local and shared memory.
+const NOT_IN_FILE: [u64; 4] = [8, 0x7000_0007, 0x7000_0009, 0x7000_000a];
+
 const ENTRY_HEADER: usize = 64;
 const LZ4: u64 = 0x2000;
 const ZSTD: u64 = 0x8000;
+
+/// The first bytes of a library of objects.
+const ARCHIVE: &[u8] = b"!<arch>\n";
+
+/// What is wrong with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// It is neither text, nor machine code, nor a fat binary.
+    #[error("the image is neither a text of PTX, nor machine code, nor a fat binary")]
+    Unknown,
+    /// Its headers tell of something behind its end.
+    #[error("the machine code's headers tell of bytes that it does not have")]
+    MachineCode,
+    /// It is not what a fat binary is.
+    #[error(transparent)]
+    Fat(#[from] FatError),
+}
 
 /// What is wrong with a fat binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -157,16 +177,85 @@ pub fn fat_binary_of_ptx(payload: &[u8], packing: Packing, unpacked: u64) -> Vec
     bytes
 }
 
-/// Bytes that an image is unpacked: of a fat binary all its entries, of anything else its own.
+/// Bytes that a module's image is unpacked: of a fat binary all its entries, of anything else its
+/// own. Whoever loads it reads as far as its headers say, and nothing of them leads out of it: what
+/// points at a fat binary elsewhere ([`FAT_BINARY_WRAPPER`]) is no image here.
 ///
 /// # Errors
-/// When it begins as a fat binary and is none.
-pub fn unpacked_bytes(image: &[u8]) -> Result<u64, FatError> {
-    if !image.starts_with(&FAT_BINARY.to_le_bytes()) {
-        return Ok(image.len() as u64);
+/// When it is no image, or not as long as it says.
+pub fn unpacked_bytes(image: &[u8]) -> Result<u64, ImageError> {
+    if image.starts_with(&FAT_BINARY.to_le_bytes()) {
+        let entries = entries(image)?;
+        for entry in &entries {
+            if entry.packing == Packing::Plain && entry.payload.starts_with(&ELF) {
+                check_machine_code(entry.payload)?;
+            }
+        }
+        let add = |sum: u64, entry: &Entry<'_>| sum.saturating_add(entry.unpacked);
+        return Ok(entries.iter().fold(0, add));
     }
-    let add = |sum: u64, entry: &Entry<'_>| sum.saturating_add(entry.unpacked);
-    Ok(entries(image)?.iter().fold(0, add))
+    if image.starts_with(&ELF) {
+        check_machine_code(image)?;
+    } else if !is_text(image) {
+        return Err(ImageError::Unknown);
+    }
+    Ok(image.len() as u64)
+}
+
+/// The same of a linker's input, which may be a library of objects as well.
+///
+/// # Errors
+/// As [`unpacked_bytes`].
+pub fn unpacked_input(input: &[u8]) -> Result<u64, ImageError> {
+    if input.starts_with(ARCHIVE) { Ok(input.len() as u64) } else { unpacked_bytes(input) }
+}
+
+/// A text begins with what can be read, has none of the numbers that binary formats begin with, and
+/// ends at its first zero.
+fn is_text(image: &[u8]) -> bool {
+    let end = image.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let can_be_read = |byte: &u8| *byte >= b' ' || matches!(byte, 0x09..=0x0d);
+    let (text, begin) = (image.get(..end).unwrap_or_default(), image.first());
+    begin.is_none_or(u8::is_ascii) && text.iter().all(can_be_read)
+}
+
+fn check_machine_code(image: &[u8]) -> Result<(), ImageError> {
+    let at = |offset: u64| {
+        let bytes = image.get(usize::try_from(offset).ok()?..)?;
+        // What is read as eight bytes may be less at the end.
+        let mut word = [0; 8];
+        let there = bytes.len().min(8);
+        word.get_mut(..there)?.copy_from_slice(bytes.get(..there)?);
+        (there > 0).then_some(word)
+    };
+    // Of 64 bits, the least significant byte first.
+    let fits = image.get(4..6) == Some(&[2, 1])
+        && elf_length(&at).is_some_and(|length| length <= image.len() as u64);
+    if fits { Ok(()) } else { Err(ImageError::MachineCode) }
+}
+
+/// Where the last of an ELF image's headers, segments and sections ends. `at` reads eight bytes from
+/// an offset on, if there are some.
+pub fn elf_length(at: &dyn Fn(u64) -> Option<[u8; 8]>) -> Option<u64> {
+    let word = |offset| at(offset).map(u64::from_le_bytes);
+    let half = |offset| word(offset).map(|word| word & 0xffff);
+    let (programs, sections) = (word(32)?, word(40)?);
+    let (program_size, program_count) = (half(54)?, half(56)?);
+    let (section_size, section_count) = (half(58)?, half(60)?);
+    let mut end = programs.checked_add(program_size * program_count)?;
+    end = end.max(sections.checked_add(section_size * section_count)?);
+    for index in 0..program_count {
+        let header = programs.checked_add(index * program_size)?;
+        end = end.max(word(header + 8)?.checked_add(word(header + 32)?)?);
+    }
+    for index in 0..section_count {
+        let header = sections.checked_add(index * section_size)?;
+        let kind = word(header.checked_add(4)?)? & 0xffff_ffff;
+        if !NOT_IN_FILE.contains(&kind) {
+            end = end.max(word(header + 24)?.checked_add(word(header + 32)?)?);
+        }
+    }
+    Some(end)
 }
 
 /// Whether kernels of this image may print: they can where it names the function that does, and
@@ -195,6 +284,60 @@ mod tests {
             assert_eq!(unpacked_bytes(&image), Ok(expected));
         }
         assert_eq!(unpacked_bytes(b".version"), Ok(8));
+    }
+
+    #[test]
+    fn what_leads_out_of_an_image_is_none() {
+        // What points at a fat binary, wherever that is.
+        let mut wrapper = FAT_BINARY_WRAPPER.to_le_bytes().to_vec();
+        wrapper.extend([1, 0, 0, 0]);
+        wrapper.extend(0xdead_beef_u64.to_le_bytes());
+        assert_eq!(unpacked_bytes(&wrapper), Err(ImageError::Unknown));
+        assert_eq!(unpacked_input(&wrapper), Err(ImageError::Unknown));
+        for other in
+            [&[0x01, 0x5a, 0xe5, 0x1e][..], b"BC\xc0\xde\x00\x01", b".ver\0sion", b"\xff\xff"]
+        {
+            assert_eq!(unpacked_bytes(other), Err(ImageError::Unknown), "{other:?}");
+        }
+        assert_eq!(unpacked_bytes(b"// \xc3\xa4\n.version 8.0\n\0\0"), Ok(21));
+        assert!(unpacked_bytes(ARCHIVE).is_ok(), "a text, if no good one");
+        assert_eq!(unpacked_input(b"!<arch>\n\x01\0"), Ok(10));
+    }
+
+    /// Machine code of one section of eight bytes, and one that is not in the file.
+    fn machine_code() -> Vec<u8> {
+        let mut image = vec![0; 64 + 8 + 2 * 64];
+        image[..4].copy_from_slice(&ELF);
+        image[4..6].copy_from_slice(&[2, 1]);
+        image[40..48].copy_from_slice(&72u64.to_le_bytes());
+        image[58..60].copy_from_slice(&64u16.to_le_bytes());
+        image[60..62].copy_from_slice(&2u16.to_le_bytes());
+        let (bytes, none) = (72, 72 + 64);
+        image[bytes + 4] = 1;
+        image[bytes + 24..bytes + 32].copy_from_slice(&64u64.to_le_bytes());
+        image[bytes + 32..bytes + 40].copy_from_slice(&8u64.to_le_bytes());
+        image[none + 4] = 8;
+        image[none + 32..none + 40].copy_from_slice(&u64::MAX.to_le_bytes());
+        image
+    }
+
+    #[test]
+    fn machine_code_has_all_that_its_headers_tell_of() {
+        let image = machine_code();
+        assert_eq!(unpacked_bytes(&image), Ok(image.len() as u64));
+        for cut in 4..image.len() {
+            assert!(unpacked_bytes(&image[..cut]).is_err(), "cut at {cut}");
+        }
+        // The class, the order, where sections are, how many, where one is and how long.
+        for (at, what) in
+            [(4, 1), (5, 2), (41, 1), (47, 255), (60, 3), (72 + 25, 1), (72 + 39, 255)]
+        {
+            let mut broken = image.clone();
+            broken[at] = what;
+            assert_eq!(unpacked_bytes(&broken), Err(ImageError::MachineCode), "byte {at}");
+            let fat = fat_binary_of_ptx(&broken, Packing::Plain, 0);
+            assert_eq!(unpacked_bytes(&fat), Err(ImageError::MachineCode), "byte {at}");
+        }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::ffi::{CStr, c_void};
 
 use gpuzone_cuda_abi::CuResult;
-use gpuzone_cuda_abi::image::{ELF, FAT_BINARY, FAT_BINARY_WRAPPER, FAT_HEADER, fat_length};
+use gpuzone_cuda_abi::image::{
+    ELF, FAT_BINARY, FAT_BINARY_WRAPPER, FAT_HEADER, elf_length, fat_length,
+};
 
 use crate::ffi::Answer;
 
@@ -22,21 +24,26 @@ pub(crate) unsafe fn bytes<'a>(image: *const c_void) -> Answer<&'a [u8]> {
     let text = unsafe { CStr::from_ptr(start.cast()) }.to_bytes();
     // A wrapper and a fat binary have no zero in their first four bytes, nor has an ELF image.
     let Some(magic) = text.first_chunk::<4>() else { return Ok(text) };
-    let at = |offset: usize| {
-        // SAFETY: by the contract a header of this kind has these bytes.
-        unsafe { start.add(offset).cast::<[u8; 8]>().read() }
+    let at = |offset: u64| {
+        let offset = usize::try_from(offset).ok()?;
+        // SAFETY: by the contract headers of this kind have these bytes.
+        Some(unsafe { start.wrapping_add(offset).cast::<[u8; 8]>().read_unaligned() })
     };
     let length = match (u32::from_le_bytes(*magic), *magic) {
         (FAT_BINARY_WRAPPER, _) => {
-            let inner = usize::try_from(u64::from_le_bytes(at(8)));
-            let inner = inner.map_err(|_| CuResult::INVALID_IMAGE)?;
+            let inner = at(8).map(u64::from_le_bytes).and_then(|inner| usize::try_from(inner).ok());
+            let inner = inner.ok_or(CuResult::INVALID_IMAGE)?;
             let inner = std::ptr::with_exposed_provenance::<c_void>(inner);
             // SAFETY: by the contract the wrapper points at a fat binary.
             return unsafe { fat_binary(inner) };
         }
         // SAFETY: by the contract it is what its first bytes say.
         (FAT_BINARY, _) => return unsafe { fat_binary(image) },
-        (_, ELF) => elf_length(&at)?,
+        (_, ELF) => {
+            let length = elf_length(&at).and_then(|length| usize::try_from(length).ok());
+            let length = length.filter(|length| isize::try_from(*length).is_ok());
+            length.ok_or(CuResult::INVALID_IMAGE)?
+        }
         _ => return Ok(text),
     };
     // SAFETY: by the contract the image is as long as its header says.
@@ -55,27 +62,6 @@ unsafe fn fat_binary<'a>(image: *const c_void) -> Answer<&'a [u8]> {
     let length = fat_length(&header).map_err(|_| CuResult::INVALID_IMAGE)?;
     // SAFETY: by the contract the image is as long as its header says.
     Ok(unsafe { std::slice::from_raw_parts(start, length) })
-}
-
-/// Where the last of an ELF image's headers and sections ends.
-fn elf_length(at: &dyn Fn(usize) -> [u8; 8]) -> Answer<usize> {
-    let word = |offset| u64::from_le_bytes(at(offset));
-    let half = |offset| word(offset) & 0xffff;
-    let size = |n: u64| usize::try_from(n).map_err(|_| CuResult::INVALID_IMAGE);
-    let (programs, sections) = (word(32), word(40));
-    let (program_size, program_count) = (half(54), half(56));
-    let (section_size, section_count) = (half(58), half(60));
-    let mut end = programs.saturating_add(program_size * program_count);
-    end = end.max(sections.saturating_add(section_size * section_count));
-    for index in 0..section_count {
-        let header = size(sections.saturating_add(index * section_size))?;
-        let nothing_in_file = word(header + 4) & 0xffff_ffff == 8;
-        if !nothing_in_file {
-            end = end.max(word(header + 24).saturating_add(word(header + 32)));
-        }
-    }
-    let end = size(end)?;
-    if isize::try_from(end).is_ok() { Ok(end) } else { Err(CuResult::INVALID_IMAGE) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 
+use gpuzone_cuda_abi::image::FAT_BINARY_WRAPPER;
+
 use super::LIMIT;
 
 /// What a handle stands for.
@@ -82,6 +84,12 @@ impl Arena {
         if !holds && self.wrong.is_none() {
             self.wrong = Some(what());
         }
+    }
+
+    /// A driver goes wherever a wrapper points.
+    pub(super) fn expect_image(&mut self, begin: [u8; 4]) {
+        let leads_away = u32::from_le_bytes(begin) == FAT_BINARY_WRAPPER;
+        self.expect(!leads_away, || "an image by an address of the tenant's".to_owned());
     }
 
     fn is_a(&self, handle: usize, kind: Kind) -> bool {

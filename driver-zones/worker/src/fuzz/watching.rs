@@ -297,7 +297,9 @@ watching! {
         place: *mut CUmodule, image: *const c_void, count: u32, options: *mut u32,
         values: *mut *mut c_void
     ) {
-        read(image, 1);
+        read(image, 8);
+        // SAFETY: eight bytes were just read there.
+        arena(|arena| arena.expect_image(unsafe { *image.cast() }));
         read(options.cast_const().cast(), count as usize * 4);
         read(values.cast_const().cast(), count as usize * 8);
         handle(place, Kind::Module);

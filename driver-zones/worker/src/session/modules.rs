@@ -1,6 +1,7 @@
 use std::ffi::{CStr, CString};
 
-use gpuzone_cuda_abi::{CUfunction, CuResult, image};
+use gpuzone_cuda_abi::image::{self, ImageError};
+use gpuzone_cuda_abi::{CUfunction, CuResult};
 use gpuzone_wire::ring::Bulk;
 use gpuzone_wire::spec::{
     ContextId, FunctionId, FunctionSetAttribute, ModuleFunction, ModuleFunctionReply, ModuleGlobal,
@@ -40,7 +41,7 @@ impl Session {
             return Err(CuResult::INVALID_VALUE);
         }
         room(self.modules.len(), self.lease.caps.modules)?;
-        self.check_image(&image)?;
+        self.check_size(image::unpacked_bytes(&image))?;
         let prints = image::may_print(&image);
         if prints {
             self.expect_prints();
@@ -80,9 +81,9 @@ impl Session {
         Ok(ModuleLoaded { loaded: result.0, prints, info_log, error_log })
     }
 
-    /// Refuses what would not stay small when the driver unpacks it.
-    pub(super) fn check_image(&self, image: &[u8]) -> Result<(), CuResult> {
-        let unpacked = image::unpacked_bytes(image).map_err(|_| CuResult::INVALID_IMAGE)?;
+    /// Refuses what is no image, and what would not stay small when the driver unpacks it.
+    pub(super) fn check_size(&self, unpacked: Result<u64, ImageError>) -> Result<(), CuResult> {
+        let unpacked = unpacked.map_err(|_| CuResult::INVALID_IMAGE)?;
         let fits = unpacked <= self.lease.caps.unpacked_bytes;
         if fits { Ok(()) } else { Err(CuResult::OUT_OF_MEMORY) }
     }

@@ -5,10 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gpuzone_cuda_abi::CuResult;
+use gpuzone_cuda_abi::image::FAT_BINARY_WRAPPER;
+use gpuzone_wire::client::Client;
 use gpuzone_wire::codec::Field;
 use gpuzone_wire::hello::{self, Hello, SOCKET, Welcome};
 use gpuzone_wire::ring::{Always, Direction, Header, Payload, Region, Spin, Writer, flag};
-use gpuzone_wire::spec::{self, ContextCreate, ContextId, Opcode};
+use gpuzone_wire::spec::{
+    self, ContextCreate, ContextId, ModuleData, ModuleId, ModuleLoad, Opcode,
+};
 
 use crate::harness::PATIENCE;
 
@@ -20,6 +25,12 @@ pub(crate) struct Line {
 
 /// Connects as a program would.
 pub(crate) fn connect(slot: &Path) -> Line {
+    let (socket, region) = greet(slot);
+    let requests = Writer::new(Arc::new(region), Direction::Request, Spin::default());
+    Line { socket, requests }
+}
+
+fn greet(slot: &Path) -> (OwnedFd, Region) {
     let socket = hello::connect(&slot.join(SOCKET), PATIENCE).expect("connected");
     hello::send(
         &socket,
@@ -29,9 +40,35 @@ pub(crate) fn connect(slot: &Path) -> Line {
     .expect("sent");
     let (welcome, file) = hello::receive::<Welcome>(&socket).expect("welcome");
     let Welcome::Accepted { sizes, .. } = welcome else { panic!("refused: {welcome:?}") };
-    let region = Region::open(file.expect("the rings"), sizes).expect("mapped");
-    let requests = Writer::new(Arc::new(region), Direction::Request, Spin::default());
-    Line { socket, requests }
+    (socket, Region::open(file.expect("the rings"), sizes).expect("mapped"))
+}
+
+/// What is answered to images that lead the driver to where the tenant says, and to a good one.
+pub(crate) fn loads(slot: &Path) -> (Vec<Result<(), CuResult>>, Result<(), CuResult>) {
+    let (socket, region) = greet(slot);
+    let mut client = Client::new(region, socket, Spin::default());
+    let context = ContextId(1);
+    let create = ContextCreate { context, device: 0, flags: 0 };
+    client.call(ContextId(0), &create, Payload::NONE).expect("a context");
+    let mut number = 0;
+    let mut load = |image: &[u8]| {
+        number += 1;
+        let settings = Vec::new();
+        let load = ModuleLoad { module: ModuleId(number), settings, info_log: 0, error_log: 0 };
+        client.post(context, &ModuleData {}, Payload::of(image))?;
+        CuResult(client.call(context, &load, Payload::NONE)?.loaded).ok()
+    };
+    // A wrapper: a number, a version, where the fat binary is.
+    let wrapper = |at: u64| [u64::from(FAT_BINARY_WRAPPER) | 1 << 32, at, 0].map(u64::to_le_bytes);
+    // Machine code whose sections lie far behind its end.
+    let mut code = [0u8; 64];
+    code[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
+    code[44] = 1;
+    code[58] = 64;
+    code[60] = 1;
+    let bad = [wrapper(0x10).concat(), wrapper(u64::MAX).concat(), code.to_vec()];
+    let answers = bad.iter().map(|image| load(image)).collect();
+    (answers, load(b".version 8.0\n.target sm_75\n.address_size 64\n"))
 }
 
 impl Line {

@@ -17,6 +17,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Output;
 
+    use gpuzone_cuda_abi::CuResult;
     use gpuzone_wire::control::Caps;
     use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
 
@@ -289,6 +290,14 @@ mod tests {
         assert_eq!(other.says("got"), "100");
         other.go_on();
         other.finish();
+    }
+
+    #[test]
+    fn an_image_leads_nowhere_out_of_itself() {
+        let lease = Lease::start(100 * MIB);
+        let (bad, good) = hostile::loads(lease.slot());
+        assert_eq!(bad, [Err(CuResult::INVALID_IMAGE); 3]);
+        assert_eq!(good, Ok(()));
     }
 
     #[test]
