@@ -1,7 +1,7 @@
 use std::ffi::c_void;
 
 use gpuzone_cuda_abi::{CUdeviceptr, CUstream, CuResult};
-use gpuzone_wire::ring::{MAX_BULK, Payload, RingError};
+use gpuzone_wire::ring::{MAX_BULK, Payload, RingError, copy_bytes};
 use gpuzone_wire::spec::{
     ContextId, CopyOnDevice, CopySharedToDevice, CopySharedToHost, CopyToDevice, CopyToHost,
     DevicePtr, MemorySet, StreamId, StreamSynchronize,
@@ -117,7 +117,7 @@ pub(super) fn to_host(
             // is received.
             unsafe {
                 let place = target.cast::<u8>().add(done);
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), place, piece.len());
+                copy_bytes(piece.as_ptr(), place, piece.len());
             }
             done += piece.len();
             Ok(())

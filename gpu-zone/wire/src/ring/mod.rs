@@ -13,6 +13,7 @@
 //! ring than the ring holds. Header and control are copied out once, before anything in them is
 //! looked at. Bulk bytes are data and nothing else, so they are used where they lie.
 
+mod bytes;
 mod ends;
 #[cfg(test)]
 mod model;
@@ -25,6 +26,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use bytes::copy_bytes;
 pub use park::{Always, Bells, Peer, Spin};
 pub use reader::{Bulk, Reader, Received};
 pub use record::{Header, flag};

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::RingError;
+use super::bytes::copy_bytes;
 use super::ends::Producer;
 use super::park::{Peer, Spin};
 use super::record::{Header, bulk_offset};
@@ -72,7 +73,7 @@ impl Writer {
                 // SAFETY: `target` has room for `bulk.length` bytes in the ring, and the
                 // source is readable by the contract of `Payload::at`; they do not overlap,
                 // as nobody is given a pointer to the free part of a ring.
-                unsafe { std::ptr::copy_nonoverlapping(bulk.from, target, bulk.length) };
+                unsafe { copy_bytes(bulk.from, target, bulk.length) };
             }
             Ok::<_, RingError>(())
         })?
