@@ -309,7 +309,7 @@ impl Visit<'_> {
         }
         let (sizes, file, region) = match (hello.window, self.lease.windows) {
             (None, false) => {
-                let sizes = RingSizes::default();
+                let sizes = RingSizes::from(self.lease.caps.ring_bytes);
                 let (file, region) = Region::create(sizes)?;
                 (sizes, Some(file), region)
             }

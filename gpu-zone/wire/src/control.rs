@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use gpuzone_core::{ComputeShare, Grant, LeaseId, MemoryBytes, UsageCounters};
 use serde::{Deserialize, Serialize};
 
+use crate::ring::RingBytes;
 use crate::scrub::{ScrubOrder, ScrubReport};
 use crate::turn::{FairTime, Priority};
 
@@ -136,6 +137,8 @@ pub struct UserRanges {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Caps {
+    /// Bytes of each of the two rings of a process; no record has more than half of it.
+    pub ring_bytes: RingBytes,
     /// Processes of one lease that are connected at once.
     pub sessions: u32,
     /// Contexts of a process.
@@ -167,6 +170,7 @@ pub struct Caps {
 impl Default for Caps {
     fn default() -> Self {
         Self {
+            ring_bytes: RingBytes::default(),
             sessions: 64,
             contexts: 16,
             modules: 1024,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gpuzone_cuda_abi::{CUcontext, CUdeviceptr, CUfunction, CuResult, DeviceAttribute};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::hello::DeviceInfo;
-use gpuzone_wire::ring::{Bulk, MAX_BULK};
+use gpuzone_wire::ring::{Bulk, MAX_BULK, RingBytes};
 use gpuzone_wire::spec::{
     Call, ContextCreate, ContextId, DevicePtr, MemoryFreeAsync, Opcode, Pieces, PoolAllocate,
     PoolCreate, PoolId, StreamId, dispatch,
@@ -22,6 +22,7 @@ use crate::nvml::OwnUse;
 
 const LIMIT: u64 = 1 << 20;
 const CAPS: Caps = Caps {
+    ring_bytes: RingBytes::USUAL,
     sessions: 4,
     contexts: 3,
     modules: 3,

@@ -255,6 +255,15 @@ mod tests {
         lease.run("caps");
     }
 
+    #[test]
+    fn programs_run_over_rings_of_any_size() {
+        for bytes in [2 << 20, 16 << 20] {
+            let ring_bytes = bytes.try_into().expect("possible");
+            let lease = Lease::start_with(256 * MIB, "", Caps { ring_bytes, ..Caps::default() });
+            lease.run("streamed");
+        }
+    }
+
     /// A pool keeps what is freed; that is the lease's until there is no room without it.
     #[test]
     fn pools_are_charged_what_they_have_reserved() {

@@ -30,7 +30,9 @@ pub use bytes::copy_bytes;
 pub use park::{Always, Bells, Peer, Spin};
 pub use reader::{Bulk, Reader, Received};
 pub use record::{Header, flag};
-pub use region::{Carrier, Direction, Region, RegionError, RingSizes, Side};
+pub use region::{
+    Carrier, Direction, Region, RegionError, RingBytes, RingBytesError, RingSizes, Side,
+};
 pub use writer::{Payload, Writer};
 
 /// Most bytes that the control part of one record may have.

@@ -155,6 +155,19 @@ fn a_sleeping_reader_is_woken_when_its_peer_goes() {
 }
 
 #[test]
+fn rings_have_possible_sizes() {
+    for bytes in [2 << 20, 4 << 20, 64 << 20] {
+        let sizes = RingSizes::from(RingBytes::try_from(bytes).expect("possible"));
+        assert_eq!((sizes.request, sizes.reply), (bytes, bytes));
+        assert!(Region::create(sizes).is_ok());
+    }
+    for bytes in [0, 1 << 20, 3 << 20, 128 << 20, u32::MAX] {
+        let said = RingBytes::try_from(bytes).expect_err("refused").to_string();
+        assert!(said.contains("2 MiB") && said.ends_with(&bytes.to_string()), "{said}");
+    }
+}
+
+#[test]
 fn held_records_stay_until_they_are_released_and_others_go_back_as_they_are_read() {
     let region = region();
     let (mut writer, mut reader) = ends(&region);
