@@ -11,6 +11,7 @@
 
 pub mod account;
 pub mod busy;
+mod code;
 pub mod driver;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;

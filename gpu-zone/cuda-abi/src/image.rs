@@ -16,6 +16,13 @@ const PRINT: &[u8] = b"vprintf";
 /// Sections without bytes in the file: `SHT_NOBITS`, and CUDA's for global, local and shared memory.
 const NOT_IN_FILE: [u64; 4] = [8, 0x7000_0007, 0x7000_0009, 0x7000_000a];
 
+/// Tables of symbols: `SHT_SYMTAB`, and CUDA's for code that is finished when it is loaded.
+const SYMBOLS: [u32; 2] = [2, 0x7000_0085];
+/// `STT_OBJECT`.
+const OBJECT: u8 = 1;
+/// In a symbol's `st_other`.
+const MANAGED: u8 = 4;
+
 const ENTRY_HEADER: usize = 64;
 const LZ4: u64 = 0x2000;
 const ZSTD: u64 = 0x8000;
@@ -202,12 +209,35 @@ pub fn unpacked_bytes(image: &[u8]) -> Result<u64, ImageError> {
     Ok(image.len() as u64)
 }
 
-/// The same of a linker's input, which may be a library of objects as well.
+/// Whether a linker's input is a library of objects.
+pub fn is_archive(input: &[u8]) -> bool {
+    input.starts_with(ARCHIVE)
+}
+
+/// Whether machine code has a managed variable. Of what is not whole nothing is found.
 ///
-/// # Errors
-/// As [`unpacked_bytes`].
-pub fn unpacked_input(input: &[u8]) -> Result<u64, ImageError> {
-    if input.starts_with(ARCHIVE) { Ok(input.len() as u64) } else { unpacked_bytes(input) }
+/// Source: what ptxas 13.0 makes of `.attribute(.managed)` for sm_75 to sm_100.
+pub fn has_managed(code: &[u8]) -> bool {
+    const SYMBOL: usize = 24;
+    let word = |at: usize| Some(u32::from_le_bytes(*code.get(at..)?.first_chunk()?));
+    let wide =
+        |at: usize| usize::try_from(u64::from_le_bytes(*code.get(at..)?.first_chunk()?)).ok();
+    let half = |at: usize| Some(usize::from(u16::from_le_bytes(*code.get(at..)?.first_chunk()?)));
+    let symbols = |header: usize| {
+        let is_table = word(header + 4).is_some_and(|kind| SYMBOLS.contains(&kind));
+        let (begin, bytes) = (wide(header + 24)?, wide(header + 32)?);
+        if is_table { code.get(begin..begin.checked_add(bytes)?) } else { None }
+    };
+    let tables = || {
+        let (begin, size, count) = (wide(40)?, half(58)?, half(60)?);
+        Some((0..count).filter_map(move |index| begin.checked_add(index * size)))
+    };
+    let is_managed = |symbol: &[u8]| match symbol {
+        [_, _, _, _, info, other, ..] => info & 0xf == OBJECT && other & MANAGED != 0,
+        _ => false,
+    };
+    let mut symbols = tables().into_iter().flatten().filter_map(symbols);
+    symbols.any(|table| table.chunks(SYMBOL).any(is_managed))
 }
 
 /// A text begins with what can be read, has none of the numbers that binary formats begin with, and
@@ -258,13 +288,10 @@ pub fn elf_length(at: &dyn Fn(u64) -> Option<[u8; 8]>) -> Option<u64> {
     Some(end)
 }
 
-/// Whether kernels of this image may print: they can where it names the function that does, and
-/// what is packed may name it.
-pub fn may_print(image: &[u8]) -> bool {
-    let packed = |entry: &Entry<'_>| entry.packing != Packing::Plain;
-    let is_fat = image.starts_with(&FAT_BINARY.to_le_bytes());
-    let hides = is_fat && entries(image).is_ok_and(|entries| entries.iter().any(packed));
-    hides || memchr::memmem::find(image, PRINT).is_some()
+/// Whether kernels of this text or machine code may print: they can where it names the function that
+/// does.
+pub fn may_print(code: &[u8]) -> bool {
+    memchr::memmem::find(code, PRINT).is_some()
 }
 
 #[cfg(test)]
@@ -293,7 +320,7 @@ mod tests {
         wrapper.extend([1, 0, 0, 0]);
         wrapper.extend(0xdead_beef_u64.to_le_bytes());
         assert_eq!(unpacked_bytes(&wrapper), Err(ImageError::Unknown));
-        assert_eq!(unpacked_input(&wrapper), Err(ImageError::Unknown));
+        assert!(!is_archive(&wrapper));
         for other in
             [&[0x01, 0x5a, 0xe5, 0x1e][..], b"BC\xc0\xde\x00\x01", b".ver\0sion", b"\xff\xff"]
         {
@@ -301,7 +328,7 @@ mod tests {
         }
         assert_eq!(unpacked_bytes(b"// \xc3\xa4\n.version 8.0\n\0\0"), Ok(21));
         assert!(unpacked_bytes(ARCHIVE).is_ok(), "a text, if no good one");
-        assert_eq!(unpacked_input(b"!<arch>\n\x01\0"), Ok(10));
+        assert!(is_archive(b"!<arch>\n\x01\0"));
     }
 
     /// Machine code of one section of eight bytes, and one that is not in the file.
@@ -319,6 +346,25 @@ mod tests {
         image[none + 4] = 8;
         image[none + 32..none + 40].copy_from_slice(&u64::MAX.to_le_bytes());
         image
+    }
+
+    #[test]
+    fn a_managed_variable_is_found_among_the_symbols() {
+        let mut image = machine_code();
+        // The section is a table of one symbol behind the headers.
+        let at = image.len();
+        image.extend([0; 24]);
+        image[72 + 4] = 2;
+        image[72 + 24..72 + 32].copy_from_slice(&(at as u64).to_le_bytes());
+        image[72 + 32..72 + 40].copy_from_slice(&24u64.to_le_bytes());
+        for (info, other, managed) in [(0x11, 4, true), (0x11, 0, false), (0x12, 0x14, false)] {
+            (image[at + 4], image[at + 5]) = (info, other);
+            assert_eq!(has_managed(&image), managed, "{info} {other}");
+        }
+        image[at + 4] = 0x11;
+        for cut in 0..image.len() {
+            has_managed(&image[..cut]);
+        }
     }
 
     #[test]
@@ -341,15 +387,8 @@ mod tests {
     }
 
     #[test]
-    fn what_may_print_names_it_or_is_packed() {
+    fn what_may_print_names_it() {
         assert!(may_print(b"\x7fELF..\0vprintf\0") && !may_print(b"\x7fELF..\0printf\0"));
-        for (text, packing, prints) in [
-            (&b".extern .func vprintf"[..], Packing::Plain, true),
-            (b".version 8.0\n", Packing::Plain, false),
-            (b".version 8.0\n", Packing::Zstd, true),
-        ] {
-            assert_eq!(may_print(&fat_binary_of_ptx(text, packing, 13)), prints);
-        }
     }
 
     #[test]

@@ -111,8 +111,10 @@ pub(crate) fn modules(arena: &Arena) -> anyhow::Result<String> {
     let header = ".version 8.0\n.target sm_75\n.address_size 64\n";
     let entry = |body: &str| format!("{header}.visible .entry spin()\n{{\n{body}\nret;\n}}\n");
     let wrapper = [0x4662_43b1_0000_0001_u64.rotate_left(32), 0x7000, 0].map(u64::to_le_bytes);
-    let bombs: [Vec<u8>; 9] = [
+    let bombs: [Vec<u8>; 11] = [
         wrapper.concat(),
+        format!("{header}.global .attribute(.managed) .align 8 .b8 all[1099511627776];\n").into(),
+        format!("{header}#include \"/proc/self/environ\"\n").into(),
         entry(&"{".repeat(200_000)).into(),
         entry(&"{}".repeat(200_000)).into(),
         entry(&"bar.sync 0;\n".repeat(large / 12)).into(),
@@ -124,7 +126,7 @@ pub(crate) fn modules(arena: &Arena) -> anyhow::Result<String> {
     ];
     let (mut loaded, mut refused, mut number) = (0, 0, 100);
     for bomb in bombs.iter().cycle() {
-        if number >= 109 && !arena.goes_on() {
+        if number >= 111 && !arena.goes_on() {
             break;
         }
         number += 1;

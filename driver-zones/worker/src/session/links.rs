@@ -1,11 +1,12 @@
 use std::ffi::c_void;
 
-use gpuzone_cuda_abi::{CuResult, image, link_input};
+use gpuzone_cuda_abi::{CuResult, link_input};
 use gpuzone_wire::ring::MAX_BULK;
 use gpuzone_wire::spec::{Call, Link, LinkInput, Linked, Pieces};
 
 use super::Session;
 use super::jit::Compiler;
+use crate::code::look_at_input;
 use crate::driver::Driver;
 use crate::host_room::Held;
 
@@ -62,7 +63,7 @@ impl Session {
             }
             let bytes = usize::try_from(input.bytes).map_err(|_| CuResult::INVALID_VALUE)?;
             let (part, after) = rest.split_at_checked(bytes).ok_or(CuResult::INVALID_VALUE)?;
-            self.check_size(image::unpacked_input(part))?;
+            look_at_input(part, self.lease.caps.unpacked_bytes)?;
             rest = after;
             // A text of PTX ends with a zero.
             parts.push((input.kind, [part, &[0]].concat()));

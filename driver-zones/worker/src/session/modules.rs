@@ -1,6 +1,5 @@
 use std::ffi::{CStr, CString};
 
-use gpuzone_cuda_abi::image::{self, ImageError};
 use gpuzone_cuda_abi::{CUfunction, CuResult};
 use gpuzone_wire::ring::Bulk;
 use gpuzone_wire::spec::{
@@ -10,6 +9,7 @@ use gpuzone_wire::spec::{
 
 use super::jit::Compiler;
 use super::{Function, Global, MAX_FUNCTIONS, Module, Session, room};
+use crate::code::{Code, look};
 use crate::host_room::Held;
 
 /// Attributes that `cuFuncGetAttribute` knows: 0 to 15.
@@ -41,8 +41,7 @@ impl Session {
             return Err(CuResult::INVALID_VALUE);
         }
         room(self.modules.len(), self.lease.caps.modules)?;
-        self.check_size(image::unpacked_bytes(&image))?;
-        let prints = image::may_print(&image);
+        let Code { prints } = look(&image, self.lease.caps.unpacked_bytes)?;
         if prints {
             self.expect_prints();
         }
@@ -79,13 +78,6 @@ impl Session {
         }
         let (info_log, error_log) = compiler.logs();
         Ok(ModuleLoaded { loaded: result.0, prints, info_log, error_log })
-    }
-
-    /// Refuses what is no image, and what would not stay small when the driver unpacks it.
-    pub(super) fn check_size(&self, unpacked: Result<u64, ImageError>) -> Result<(), CuResult> {
-        let unpacked = unpacked.map_err(|_| CuResult::INVALID_IMAGE)?;
-        let fits = unpacked <= self.lease.caps.unpacked_bytes;
-        if fits { Ok(()) } else { Err(CuResult::OUT_OF_MEMORY) }
     }
 
     pub(super) fn name_kernels(&mut self, id: ModuleId) -> Result<Vec<String>, CuResult> {

@@ -11,7 +11,7 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     (
         "managed memory",
         &["Managed", "cuMemAdvise", "cuMemPrefetch", "cuMemRange", "cuStreamAttachMem", "Discard"],
-        "its pages move between the host and the device behind everybody's back",
+        "its pages move between the host and the device behind everybody's back, uncharged; modules with managed variables are refused, too",
     ),
     (
         "memory of other processes",
