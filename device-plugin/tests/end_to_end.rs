@@ -95,58 +95,6 @@ mod tests {
         cluster.works(&container);
     }
 
-    /// The claim writes into a pipe that is full: a disk that does not answer.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn allocate_answers_while_a_claim_waits_for_the_disk() {
-        let cluster = Cluster::start().await;
-        let (slow, next) = (cluster.small_pod("slow"), cluster.small_pod("next"));
-        cluster.admit(&slow).await;
-        let slot = cluster.node.state_dir().join("slots/slot-0");
-        let folder = std::fs::read_dir(&slot).unwrap().next().unwrap().unwrap().path();
-        let owner = folder.with_extension("new");
-        let mut disk = full_pipe(&owner);
-        let claiming = async {
-            let held = format!("/proc/{}/fd", cluster.plugin.as_ref().unwrap().id());
-            let holds = async |_: &Cluster| {
-                let mut fds = std::fs::read_dir(&held).unwrap().flatten();
-                fds.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file == owner))
-            };
-            cluster.until("the claim", holds).await;
-            // Also of the very slot, which the kubelet gives to another.
-            let same = cluster.small_pod("same");
-            let admitted = async {
-                cluster.admit(&next).await;
-                cluster.delete(&slow);
-                cluster.admit(&same).await;
-            };
-            let limit = std::time::Duration::from_secs(20);
-            tokio::time::timeout(limit, admitted).await.expect("Allocate waits for the claim");
-            assert_eq!(cluster.kubelet().devices(&same, "app"), ["slot-0".to_owned()].into());
-            let mut drained = [0; 4096];
-            while std::io::Read::read(&mut disk, &mut drained).is_ok() {}
-            same
-        };
-        let (starting, same) =
-            tokio::join!(cluster.kubelet().start_container(&slow, "app"), claiming);
-        let said = starting.unwrap_err().to_string();
-        assert!(said.contains("cannot write"), "a pipe is no disk: {said}");
-        std::fs::remove_file(&owner).unwrap();
-        let container = cluster.start_container(&same, "app").await;
-        cluster.works(&container);
-    }
-
-    /// A pipe that takes nothing until something is read from it.
-    fn full_pipe(path: &std::path::Path) -> std::fs::File {
-        use std::os::unix::fs::OpenOptionsExt;
-        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
-        assert!(made.success());
-        let mut options = std::fs::File::options();
-        let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
-        let mut pipe = options.read(true).write(true).custom_flags(nonblocking).open(path).unwrap();
-        while std::io::Write::write(&mut pipe, &[0; 4096]).is_ok() {}
-        pipe
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn running_pods_go_on_whoever_restarts() {
         let mut cluster = Cluster::start().await;
