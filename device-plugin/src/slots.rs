@@ -28,7 +28,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,6 +68,20 @@ pub enum OpenError {
     /// Another plugin has them.
     #[error("another device plugin uses {}; only one may run on a node", .0.display())]
     Locked(PathBuf),
+    /// Others may get into the directory, or have it.
+    #[error(
+        "{} belongs to user {owner} and has mode {mode:04o}, and only the plugin's own user (here {user}) may get into it, for it says whose leases are whose; look at what lies in it, then `chown {user}` and `chmod 700` it, or choose another --state-dir", .path.display()
+    )]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+        /// Whom the plugin runs as.
+        user: u32,
+    },
     /// The directory cannot be used.
     #[error("cannot use {}; the plugin needs to write there", .path.display())]
     Io {
@@ -127,11 +141,17 @@ impl Slots {
     /// The slots below a state directory.
     ///
     /// # Errors
-    /// When another process has them, or the directory cannot be used.
+    /// When another process has them, or the directory is open to others or cannot be used.
     pub fn open(state: &Path) -> Result<Self, OpenError> {
         let root = state.join(PLACED_SLOTS_DIR);
         let io = |source| OpenError::Io { path: root.clone(), source };
         private(&root).map_err(io)?;
+        let found = std::fs::metadata(&root).map_err(io)?;
+        let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+        let user = rustix::process::geteuid().as_raw();
+        if owner != user || mode & 0o077 != 0 {
+            return Err(OpenError::Open { path: root, owner, mode, user });
+        }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(root.join(LOCK)).map_err(io)?;
