@@ -234,3 +234,26 @@ pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_api::kubelet::v1beta1::ListAndWatchResponse;
+    use prost::Message;
+
+    use super::*;
+
+    /// What a kubelet takes in one message, as gRPC has it where nobody says otherwise.
+    const LIMIT: usize = 4 << 20;
+
+    #[test]
+    fn all_slots_are_far_below_what_a_kubelet_takes() {
+        let devices = list(SlotId::MOST, false, &(0..16).collect()).to_vec();
+        let per_device = |device: &gpuzone_api::kubelet::v1beta1::Device| {
+            (device.id.len(), device.topology.as_ref().map_or(0, |topology| topology.nodes.len()))
+        };
+        assert_eq!(devices.len(), 1024);
+        assert_eq!(devices.last().map(per_device), Some(("slot-1023".len(), 16)));
+        let length = ListAndWatchResponse { devices }.encoded_len();
+        assert!(length < LIMIT / 16, "{length}");
+    }
+}
