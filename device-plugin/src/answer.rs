@@ -108,11 +108,6 @@ pub fn cdi_spec(libraries: &Libraries) -> serde_json::Value {
     })
 }
 
-/// CDI's kind of whole GPUs.
-pub const CDI_WHOLE_KIND: &str = "gpuzone.dev/passthrough";
-/// CDI's kind of vGPUs.
-pub const CDI_VGPU_KIND: &str = "gpuzone.dev/vgpu";
-
 /// By which of the kernel's interfaces VMs of this node open functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum VfioInterface {
@@ -164,8 +159,8 @@ impl VfioDevice {
 }
 
 /// What a container with VFIO devices gets, as Kata expects it: the node that all have in common,
-/// each function's node once, and the CDI device of each where a specification is written. Kata
-/// finds the nodes below `/dev/vfio`, plugs the functions into the VM, and needs to know nothing
+/// each function's node once, and the CDI device of each where a specification is written, of the
+/// kind that is called as the resource is. Kata finds the nodes below `/dev/vfio`, plugs the functions into the VM, and needs to know nothing
 /// else.
 pub fn vfio(
     kind: &str,
@@ -195,7 +190,7 @@ pub fn vfio(
     }
 }
 
-/// The CDI specification (version 0.6.0) of whole GPUs, or of vGPUs. One without devices is none.
+/// The CDI specification (version 0.6.0) of the devices of one resource. One without devices is none.
 pub fn cdi_vfio_spec(
     kind: &str,
     interface: VfioInterface,
@@ -263,6 +258,8 @@ mod tests {
 
     #[test]
     fn kata_gets_each_node_once_and_each_device() {
+        const WHOLE: &str = "nvidia.com/whole";
+        const VGPU: &str = "gpuzone.dev/vgpu-nvidia-592";
         let device = |group, device: &str, name: &str| {
             (VfioFunction { group, device: device.into() }, name.to_owned())
         };
@@ -281,16 +278,16 @@ mod tests {
             answer.devices.iter().map(|node| node.host_path.clone()).collect()
         };
         let group = made(VfioInterface::Group);
-        let answer = vfio(CDI_WHOLE_KIND, VfioInterface::Group, Handover::Cdi, &group);
+        let answer = vfio(WHOLE, VfioInterface::Group, Handover::Cdi, &group);
         assert_eq!(nodes(&answer), ["/dev/vfio/vfio", "/dev/vfio/12", "/dev/vfio/7"]);
-        assert_eq!(answer.cdi_devices[2].name, "gpuzone.dev/passthrough=0000:af:00.0");
+        assert_eq!(answer.cdi_devices[2].name, "nvidia.com/whole=0000:af:00.0");
         assert!(answer.mounts.is_empty() && answer.envs.is_empty());
-        let spec = cdi_vfio_spec(CDI_VGPU_KIND, VfioInterface::Group, &group);
-        assert_eq!(spec["kind"], "gpuzone.dev/vgpu");
+        let spec = cdi_vfio_spec(VGPU, VfioInterface::Group, &group);
+        assert_eq!(spec["kind"], VGPU);
         assert_eq!(spec["devices"][2]["name"], "0000:af:00.0");
         assert_eq!(spec["devices"][2]["containerEdits"]["deviceNodes"][1]["path"], "/dev/vfio/7");
         let answer = vfio(
-            CDI_VGPU_KIND,
+            VGPU,
             VfioInterface::Iommufd,
             Handover::Mounts,
             &made(VfioInterface::Iommufd)[..1],
@@ -298,9 +295,6 @@ mod tests {
         assert_eq!(nodes(&answer), ["/dev/iommu", "/dev/vfio/devices/vfio0"]);
         // Nothing names a device that no specification has.
         assert!(answer.cdi_devices.is_empty());
-        assert_eq!(
-            vfio(CDI_WHOLE_KIND, VfioInterface::Group, Handover::Cdi, &[]),
-            Default::default()
-        );
+        assert_eq!(vfio(WHOLE, VfioInterface::Group, Handover::Cdi, &[]), Default::default());
     }
 }

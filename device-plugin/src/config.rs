@@ -122,7 +122,7 @@ mod tests {
         let other = parse(&["--resource", "nvidia.com/gpu", "--cdi-dir", "/c"]).unwrap();
         assert_eq!(other.handover(), Handover::Cdi);
         for wrong in
-            [["--resource", "gpu"], ["--slots", "0"], ["--slots", "4097"], ["--slots", "many"]]
+            [["--resource", "gpu"], ["--slots", "0"], ["--slots", "1025"], ["--slots", "many"]]
         {
             assert!(parse(&wrong).is_err(), "{wrong:?}");
         }

@@ -5,6 +5,7 @@ mod sweep;
 pub(crate) use sweep::{REGULARLY, runs};
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
@@ -169,6 +170,17 @@ impl Keeper {
         Ok((pod.name, claim))
     }
 
+    /// Work that waits for the disk, on a thread of its own: the only other one answers the
+    /// kubelet.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Slots) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let slots = Arc::clone(&self.slots);
+        let done = tokio::task::spawn_blocking(move || work(&slots)).await;
+        done.map_err(io::Error::other)
+    }
+
     /// The folder that the container has mounted, which is this pod's from now on.
     async fn folder_of(
         &self,
@@ -176,11 +188,9 @@ impl Keeper {
         found: &Found,
         pod: &PodUid,
     ) -> Result<SlotFolder, PrepareError> {
-        let (store, slot, uid) = (Arc::clone(&self.slots), slots.lead(), pod.clone());
-        // It waits for the disk.
-        let claimed = tokio::task::spawn_blocking(move || store.claim(slot, &uid)).await;
-        let claimed = claimed.map_err(|error| PrepareError::Internal(error.to_string()))?;
-        let (folder, fresh) = claimed?;
+        let (slot, uid) = (slots.lead(), pod.clone());
+        let claimed = self.on_disk(move |store| store.claim(slot, &uid)).await;
+        let (folder, fresh) = claimed.map_err(|e| PrepareError::Internal(e.to_string()))??;
         if !fresh {
             return Ok(folder);
         }
@@ -190,7 +200,8 @@ impl Keeper {
         match still {
             Ok(still) if still.pod == found.pod => Ok(folder),
             Ok(_) | Err(_) => {
-                if let Err(error) = self.slots.unclaim(slot, folder) {
+                let back = self.on_disk(move |store| store.unclaim(slot, folder)).await;
+                if let Err(error) = back.and_then(|done| done) {
                     tracing::error!(%slot, %error, "a folder stays claimed for {pod}");
                 }
                 still.and(Err(PrepareError::Moved(slot)))

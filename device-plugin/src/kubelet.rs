@@ -13,7 +13,7 @@ use gpuzone_api::kubelet::v1beta1::device_plugin_server::{DevicePlugin, DevicePl
 use gpuzone_api::kubelet::v1beta1::registration_client::RegistrationClient;
 use gpuzone_api::kubernetes::ResourceName;
 use rustix::fs::inotify;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
@@ -34,6 +34,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Why the kubelet does not know us yet.
 #[derive(Debug, thiserror::Error)]
 enum RegisterError {
+    #[error(
+        "another process serves {}; only one device plugin may run on a node, so stop this one or the other, whatever their --state-dir is: this one waits until the other is gone", .0.display()
+    )]
+    Taken(PathBuf),
     #[error("cannot serve {}; the plugin needs to write in that folder: {source}", .path.display())]
     Serve { path: PathBuf, source: io::Error },
     #[error("the kubelet does not take the plugin: {0}")]
@@ -54,17 +58,59 @@ pub(crate) struct Registration<D> {
     endpoint: String,
     resource: ResourceName,
     door: D,
-    server: Option<JoinHandle<()>>,
+    server: Option<Server>,
+}
+
+/// What serves at our socket.
+struct Server {
+    /// Device and inode of the socket. They are no other file's as long as it is served.
+    socket: (u64, u64),
+    task: JoinHandle<()>,
+}
+
+/// Which file there is at a path.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Whether anybody answers at a socket.
+async fn is_served(path: &Path) -> bool {
+    match UnixStream::connect(path).await {
+        Ok(_) => true,
+        // What a plugin that was killed left.
+        Err(error) => {
+            !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+        }
+    }
+}
+
+impl<D> Registration<D> {
+    fn own_socket(&self) -> PathBuf {
+        self.folder.join(&self.endpoint)
+    }
+
+    /// Whether what is at our path is the socket that we serve, and no other plugin's.
+    fn own_is_there(&self) -> bool {
+        let own = self.server.as_ref().map(|server| server.socket);
+        own.is_some() && own == file_at(&self.own_socket())
+    }
+
+    /// Ends serving. A socket that another plugin has put in the place of ours stays.
+    fn stop(&mut self) {
+        if self.own_is_there() {
+            // The kubelet then knows at once that nobody serves it.
+            let _ = std::fs::remove_file(self.own_socket());
+        }
+        if let Some(server) = self.server.take() {
+            server.task.abort();
+        }
+    }
 }
 
 impl<D: Served> Registration<D> {
     pub(crate) fn new(folder: &Path, resource: ResourceName, door: D) -> Self {
         let endpoint = format!("{}.sock", resource.as_str().replace('/', "_"));
         Self { folder: folder.to_owned(), endpoint, resource, door, server: None }
-    }
-
-    fn own_socket(&self) -> PathBuf {
-        self.folder.join(&self.endpoint)
     }
 
     /// Registers for ever.
@@ -134,11 +180,11 @@ impl<D: Served> Registration<D> {
             inode: found.ino(),
             made: found.ctime().saturating_mul(1_000_000_000).saturating_add(found.ctime_nsec()),
         });
-        Seen { kubelet, own: self.own_socket().exists() }
+        Seen { kubelet, own: self.own_is_there() }
     }
 
     async fn register(&mut self) -> Event {
-        let registered = match self.serve() {
+        let registered = match self.serve().await {
             Ok(()) => self.call().await,
             Err(error) => Err(error),
         };
@@ -154,13 +200,15 @@ impl<D: Served> Registration<D> {
         }
     }
 
-    /// Serves at a fresh socket: what an earlier plugin, or an earlier kubelet, left is replaced.
-    fn serve(&mut self) -> Result<(), RegisterError> {
-        if let Some(server) = self.server.take() {
-            server.abort();
-        }
+    /// Serves at a fresh socket: what an earlier plugin left is replaced, and what another one
+    /// serves is not.
+    async fn serve(&mut self) -> Result<(), RegisterError> {
+        self.stop();
         let path = self.own_socket();
-        let bound = || -> io::Result<UnixListener> {
+        if is_served(&path).await {
+            return Err(RegisterError::Taken(path));
+        }
+        let bound = || -> io::Result<(UnixListener, (u64, u64))> {
             check_socket_path(&path).map_err(io::Error::other)?;
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -168,18 +216,20 @@ impl<D: Served> Registration<D> {
             }
             let listener = UnixListener::bind(&path)?;
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
-            Ok(listener)
+            let socket = file_at(&path).ok_or(io::ErrorKind::NotFound)?;
+            Ok((listener, socket))
         };
-        let listener =
+        let (listener, socket) =
             bound().map_err(|source| RegisterError::Serve { path: path.clone(), source })?;
         let server = tonic::transport::Server::builder()
             .add_service(DevicePluginServer::new(self.door.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
-        self.server = Some(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the plugin's socket broke");
             }
-        }));
+        });
+        self.server = Some(Server { socket, task });
         Ok(())
     }
 
@@ -203,11 +253,7 @@ impl<D: Served> Registration<D> {
 
 impl<D> Drop for Registration<D> {
     fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.abort();
-        }
-        // The kubelet then knows at once that nobody serves it.
-        let _ = std::fs::remove_file(self.folder.join(&self.endpoint));
+        self.stop();
     }
 }
 

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+mod cdi;
 pub mod choose;
 pub mod claim;
 pub mod config;
@@ -37,4 +38,5 @@ mod run;
 pub mod slots;
 pub mod whole;
 
+pub use cdi::CdiError;
 pub use run::{RunError, run};

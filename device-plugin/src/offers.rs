@@ -2,16 +2,16 @@
 //! instances.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gpuzone_api::SlotId;
+use gpuzone_api::kubernetes::ResourceName;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::answer::{self, VfioDevice, VfioInterface};
+use crate::answer::VfioDevice;
+use crate::cdi::{self, CdiError};
 use crate::choose::device;
 use crate::config::Config;
 use crate::door::{Door, Listing};
@@ -19,13 +19,10 @@ use crate::health::{NodeGpus, Word};
 use crate::kubelet::Registration;
 use crate::links::sentence;
 use crate::mig::{self, Instance};
-use crate::run::{RunError, write_cdi};
 use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 
 /// When whole GPUs could not be listed, it is tried again so much later.
 const LIST_AGAIN: Duration = Duration::from_secs(10);
-const CDI_WHOLE_FILE: &str = "gpuzone.dev-passthrough.json";
-const CDI_VGPU_FILE: &str = "gpuzone.dev-vgpu.json";
 
 /// Registers whole GPUs as soon as the agent has one: a node without any does not list the
 /// resource.
@@ -82,7 +79,7 @@ pub(crate) async fn register_profiles(
 pub(crate) async fn register_vgpus(
     config: &Config,
     keeper: &WholeKeeper,
-    door: impl Fn(String) -> WholeDoor,
+    door: impl Fn(ResourceName, String) -> WholeDoor,
 ) {
     let mut vgpus = keeper.gpus.clone();
     let (mut offered, mut registered) = (BTreeSet::new(), JoinSet::new());
@@ -97,34 +94,13 @@ pub(crate) async fn register_vgpus(
                 continue;
             };
             tracing::info!(%resource, "vGPUs are offered");
-            let registration = Registration::new(&config.kubelet_dir, resource, door(kind));
+            let door = door(resource.clone(), kind);
+            let registration = Registration::new(&config.kubelet_dir, resource, door);
             registered.spawn(registration.keep());
         }
         if vgpus.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// A file of CDI, and the kind that it has the devices of.
-type CdiFile = (&'static str, &'static str);
-
-/// The specification of devices; none where there is none, for runtimes take no empty one.
-fn write_cdi_devices(
-    folder: &Path,
-    (file, kind): CdiFile,
-    interface: VfioInterface,
-    ready: &[VfioDevice],
-) -> Result<(), RunError> {
-    if !ready.is_empty() {
-        return write_cdi(folder, file, &answer::cdi_vfio_spec(kind, interface, ready));
-    }
-    let path = folder.join(file);
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(RunError::Cdi { path, source })
-        }
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -172,29 +148,51 @@ impl Offers<'_> {
         });
     }
 
-    /// Lists whole GPUs and vGPUs as the agent has them now.
+    /// Lists whole GPUs and vGPUs as the agent has them now; `first` says that it was not told
+    /// before, and what an earlier plugin told runtimes may not hold any more.
     ///
     /// # Errors
     /// When runtimes cannot be told of them: a container would name devices that nobody knows.
-    fn devices(&self, gpus: &NodeGpus) -> Result<(), RunError> {
-        self.list(self.whole, (CDI_WHOLE_FILE, answer::CDI_WHOLE_KIND), &gpus.whole)?;
-        self.list(self.vgpus, (CDI_VGPU_FILE, answer::CDI_VGPU_KIND), &gpus.vgpus)
+    fn devices(&self, gpus: &NodeGpus, first: bool) -> Result<(), CdiError> {
+        let prefix = &self.config.vgpu_prefix;
+        let whole = |name: &ResourceName| *name == self.config.passthrough_resource;
+        self.list(self.whole, &gpus.whole, first, whole)?;
+        self.list(self.vgpus, &gpus.vgpus, first, |name| prefix.profile(name).is_some())
+    }
+
+    /// The resource by which pods ask for a device.
+    fn resource_of(&self, gpu: &WholeGpu) -> Option<ResourceName> {
+        match &gpu.profile {
+            None => Some(self.config.passthrough_resource.clone()),
+            Some(profile) => self.config.vgpu_prefix.of(profile),
+        }
     }
 
     fn list(
         &self,
         listed: &watch::Sender<Arc<Vec<WholeGpu>>>,
-        cdi: CdiFile,
         gpus: &[WholeGpu],
-    ) -> Result<(), RunError> {
-        if listed.borrow().as_slice() == gpus {
+        first: bool,
+        ours: impl Fn(&ResourceName) -> bool,
+    ) -> Result<(), CdiError> {
+        let same = listed.borrow().as_slice() == gpus;
+        if same && !first {
             return Ok(());
         }
-        let ready: Vec<_> = gpus.iter().filter_map(|gpu| gpu.ready.clone().ok()).collect();
-        if let Some(folder) = &self.config.cdi_dir {
-            write_cdi_devices(folder, cdi, self.config.vfio, &ready)?;
+        let mut ready: BTreeMap<ResourceName, Vec<VfioDevice>> = BTreeMap::new();
+        for gpu in gpus {
+            if let (Ok(device), Some(resource)) = (&gpu.ready, self.resource_of(gpu)) {
+                ready.entry(resource).or_default().push(device.clone());
+            }
         }
-        tracing::info!(kind = cdi.1, gpus = gpus.len(), ready = ready.len(), "listed anew");
+        if let Some(folder) = &self.config.cdi_dir {
+            cdi::keep(folder, self.config.vfio, &ready, ours)?;
+        }
+        if same {
+            return Ok(());
+        }
+        let ready: usize = ready.values().map(Vec::len).sum();
+        tracing::info!(devices = gpus.len(), ready, "devices for VMs are listed anew");
         for gpu in gpus {
             if let Err(trouble) = &gpu.ready {
                 tracing::warn!(device = %gpu.id, trouble, "it cannot be handed over now");
@@ -208,13 +206,16 @@ impl Offers<'_> {
 /// Lists what there is as the node's GPUs are. An agent that does not answer changes nothing: its
 /// pods' containers say so when they start, and start when it is back.
 pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_>) {
+    let mut first = true;
     loop {
         let word = said.borrow_and_update().clone();
         let listed = match word {
             Word::Says(gpus) => {
                 offers.slots(&gpus);
                 offers.instances(&gpus.instances);
-                offers.devices(&gpus)
+                let listed = offers.devices(&gpus, first);
+                first &= listed.is_err();
+                listed
             }
             Word::None | Word::Silent(_) => Ok(()),
         };
@@ -231,5 +232,28 @@ pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_
             changed = said.changed() => if changed.is_err() { return },
             () = again => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_api::kubelet::v1beta1::ListAndWatchResponse;
+    use prost::Message;
+
+    use super::*;
+
+    /// What a kubelet takes in one message, as gRPC has it where nobody says otherwise.
+    const LIMIT: usize = 4 << 20;
+
+    #[test]
+    fn all_slots_are_far_below_what_a_kubelet_takes() {
+        let devices = list(SlotId::MOST, false, &(0..16).collect()).to_vec();
+        let per_device = |device: &gpuzone_api::kubelet::v1beta1::Device| {
+            (device.id.len(), device.topology.as_ref().map_or(0, |topology| topology.nodes.len()))
+        };
+        assert_eq!(devices.len(), 1024);
+        assert_eq!(devices.last().map(per_device), Some(("slot-1023".len(), 16)));
+        let length = ListAndWatchResponse { devices }.encoded_len();
+        assert!(length < LIMIT / 16, "{length}");
     }
 }

@@ -28,7 +28,7 @@ pub struct SocketId {
 pub struct Seen {
     /// The kubelet's socket.
     pub kubelet: Option<SocketId>,
-    /// Whether our own is there.
+    /// Whether our own is there, and not another plugin's in its place.
     pub own: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::answer::{self, Libraries};
+use crate::cdi::{self, CdiError};
 use crate::config::Config;
 use crate::door::Door;
 use crate::health::{self, Reporter, Word};
@@ -24,8 +25,6 @@ use crate::mig::Instance;
 use crate::offers::{Offers, list, list_gpus, register_profiles, register_vgpus, register_whole};
 use crate::slots::{OpenError, Slots};
 use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
-
-const CDI_FILE: &str = "gpuzone.dev-library.json";
 
 /// Why the plugin does not run.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +52,14 @@ pub enum RunError {
         "cannot tell how to reach the API server: {0}; in a pod it needs a service account, elsewhere --kubeconfig"
     )]
     Api(String),
+    /// A resource that is no kind of CDI.
+    #[error(
+        "with --cdi-dir, {0} is the kind of CDI devices, too, and both parts of that have to begin with a letter; choose another name, or leave --cdi-dir out"
+    )]
+    NoKind(ResourceName),
     /// The CDI specification cannot be written.
-    #[error("cannot write {}", .path.display())]
-    Cdi {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     /// No signals.
     #[error("cannot set up the plugin's process")]
     Process(#[source] io::Error),
@@ -87,6 +86,14 @@ fn check_prefixes(config: &Config) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Runtimes refuse devices of a kind that is none.
+fn check_kinds(config: &Config) -> Result<(), RunError> {
+    let vgpu = config.vgpu_prefix.of("x");
+    let kinds = std::iter::once(config.passthrough_resource.clone()).chain(vgpu);
+    let wrong = kinds.filter(|_| config.cdi_dir.is_some()).find(|kind| !cdi::is_kind(kind));
+    wrong.map_or(Ok(()), |kind| Err(RunError::NoKind(kind)))
+}
+
 /// Runs the plugin until it is told to end. Pods go on without it.
 ///
 /// # Errors
@@ -94,9 +101,10 @@ fn check_prefixes(config: &Config) -> Result<(), RunError> {
 pub async fn run(config: Config) -> Result<(), RunError> {
     let libraries = Arc::new(libraries(&config)?);
     check_prefixes(&config)?;
+    check_kinds(&config)?;
     let slots = Arc::new(Slots::open(&config.state_dir)?);
     if let Some(folder) = &config.cdi_dir {
-        write_cdi(folder, CDI_FILE, &answer::cdi_spec(&libraries))?;
+        cdi::write(folder, answer::CDI_KIND, &answer::cdi_spec(&libraries))?;
     }
     let client = client(&config).await?;
     let reporter = Reporter::new(client.clone(), config.node.clone());
@@ -124,15 +132,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mig_door = |listing| door(&mig_keeper, listing);
     let door = door(&keeper, listing);
     let registration = Registration::new(&config.kubelet_dir, config.resource.clone(), door);
-    let device_door = |keeper: &Arc<WholeKeeper>, profile| WholeDoor {
+    let device_door = |keeper: &Arc<WholeKeeper>, resource, profile| WholeDoor {
         keeper: Arc::clone(keeper),
         interface: config.vfio,
         handover: config.handover(),
+        resource,
         profile,
     };
-    let whole_door = device_door(&whole_keeper, None);
-    let vgpu_door = |profile| device_door(&vgpu_keeper, Some(profile));
     let resource = config.passthrough_resource.clone();
+    let whole_door = device_door(&whole_keeper, resource.clone(), None);
+    let vgpu_door = |resource, profile| device_door(&vgpu_keeper, resource, Some(profile));
     let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door);
     let offers = Offers {
         config: &config,
@@ -234,22 +243,6 @@ fn device_keeper(
         turn: Mutex::default(),
         stirred: Notify::new(),
     }
-}
-
-/// A CDI specification, replaced as a whole: a runtime may read it at any time.
-pub(crate) fn write_cdi(
-    folder: &Path,
-    file: &str,
-    spec: &serde_json::Value,
-) -> Result<(), RunError> {
-    let path = folder.join(file);
-    let written = || -> io::Result<()> {
-        std::fs::create_dir_all(folder)?;
-        let new = folder.join(format!(".{file}.new"));
-        std::fs::write(&new, format!("{spec:#}\n"))?;
-        std::fs::rename(new, &path)
-    };
-    written().map_err(|source| RunError::Cdi { path: path.clone(), source })
 }
 
 /// Looks for leases that are over whenever a pod of this node goes.

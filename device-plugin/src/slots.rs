@@ -19,13 +19,18 @@
 //! PreStartContainer, and whatever of plugin, agent and kubelet was away: another pod that gets
 //! the slot gets another folder. The folder's owner stands in a file beside it, on disk before
 //! anything appears in the folder.
+//!
+//! Allocate may not wait for others, and a claim waits for the disk. So `hand_out` takes no lock
+//! that is held while a file is written: it may hand out a folder that is being claimed just then.
+//! Whoever claims asks the kubelet once more afterwards and takes such a claim back, as one that
+//! comes a moment after the hand-out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_api::kubernetes::PodUid;
 use gpuzone_api::{PLACED_SLOTS_DIR, SlotFolder, SlotId, slot_folder};
@@ -38,8 +43,11 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct Slots {
     state: PathBuf,
-    /// The folders that were handed out since the last registration.
-    turn: Mutex<BTreeSet<(SlotId, SlotFolder)>>,
+    /// The folders that were handed out since the last registration. Allocate takes it, so nobody
+    /// else holds it while anything is done on disk.
+    handed_out: Mutex<BTreeSet<(SlotId, SlotFolder)>>,
+    /// One change of whose a slot's folders are at a time.
+    changes: Mutex<BTreeMap<SlotId, Arc<Mutex<()>>>>,
     _lock: File,
 }
 
@@ -60,6 +68,20 @@ pub enum OpenError {
     /// Another plugin has them.
     #[error("another device plugin uses {}; only one may run on a node", .0.display())]
     Locked(PathBuf),
+    /// Others may get into the directory, or have it.
+    #[error(
+        "{} belongs to user {owner} and has mode {mode:04o}, and only the plugin's own user (here {user}) may get into it, for it says whose leases are whose; look at what lies in it, then `chown {user}` and `chmod 700` it, or choose another --state-dir", .path.display()
+    )]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+        /// Whom the plugin runs as.
+        user: u32,
+    },
     /// The directory cannot be used.
     #[error("cannot use {}; the plugin needs to write there", .path.display())]
     Io {
@@ -103,27 +125,48 @@ fn private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// What is not there is removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Slots {
     /// The slots below a state directory.
     ///
     /// # Errors
-    /// When another process has them, or the directory cannot be used.
+    /// When another process has them, or the directory is open to others or cannot be used.
     pub fn open(state: &Path) -> Result<Self, OpenError> {
         let root = state.join(PLACED_SLOTS_DIR);
         let io = |source| OpenError::Io { path: root.clone(), source };
         private(&root).map_err(io)?;
+        let found = std::fs::metadata(&root).map_err(io)?;
+        let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+        let user = rustix::process::geteuid().as_raw();
+        if owner != user || mode & 0o077 != 0 {
+            return Err(OpenError::Open { path: root, owner, mode, user });
+        }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(root.join(LOCK)).map_err(io)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { state: state.to_owned(), turn: Mutex::default(), _lock: lock }),
+            Ok(()) => {
+                let (handed_out, changes) = Default::default();
+                Ok(Self { state: state.to_owned(), handed_out, changes, _lock: lock })
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(root)),
             Err(error) => Err(io(error.into())),
         }
     }
 
-    fn turn(&self) -> MutexGuard<'_, BTreeSet<(SlotId, SlotFolder)>> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn changes_of(&self, slot: SlotId) -> Arc<Mutex<()>> {
+        Arc::clone(lock(&self.changes).entry(slot).or_default())
     }
 
     /// Where a folder is.
@@ -169,7 +212,7 @@ impl Slots {
 
     /// To be called before every registration, with the slots that are registered.
     pub fn registering(&self, registered: impl Fn(SlotId) -> bool) {
-        self.turn().retain(|(slot, _)| !registered(*slot));
+        lock(&self.handed_out).retain(|(slot, _)| !registered(*slot));
     }
 
     /// The folder for a container that gets `slot`: a fresh one, unless the newest is nobody's
@@ -180,16 +223,18 @@ impl Slots {
     /// # Errors
     /// When the disk refuses.
     pub fn hand_out(&self, slot: SlotId, now: u64) -> io::Result<SlotFolder> {
-        let mut handed_out = self.turn();
-        let newest = self.folders(slot)?.pop();
-        if let Some(newest) = newest
-            && self.owner(slot, newest)? == Owner::Nobody
-        {
-            if handed_out.contains(&(slot, newest)) {
-                return Ok(newest);
+        let mut handed_out = lock(&self.handed_out);
+        let folders = self.folders(slot)?;
+        let newest = folders.last().copied();
+        for folder in folders {
+            if self.owner(slot, folder)? != Owner::Nobody {
+                continue;
+            }
+            if Some(folder) == newest && handed_out.contains(&(slot, folder)) {
+                return Ok(folder);
             }
             // The kubelet gives the slot to another: whoever had this one is gone.
-            std::fs::remove_dir_all(self.path(slot, newest))?;
+            gone(std::fs::remove_dir_all(self.path(slot, folder)))?;
         }
         let next = newest.map_or(Some(SlotFolder::new(now)), |newest| newest.next(now));
         let next = next.ok_or_else(|| io::Error::other("the slot's folders are numbered out"))?;
@@ -210,7 +255,8 @@ impl Slots {
     /// # Errors
     /// When the newest is another pod's, or the disk refuses.
     pub fn claim(&self, slot: SlotId, pod: &PodUid) -> Result<(SlotFolder, bool), FolderError> {
-        let _turn = self.turn();
+        let turn = self.changes_of(slot);
+        let _turn = lock(&turn);
         let dir = self.slot_dir(slot);
         let io = |source| FolderError::Io { path: dir.clone(), source };
         let newest = self.folders(slot).map_err(io)?.pop();
@@ -242,7 +288,8 @@ impl Slots {
     /// # Errors
     /// When the disk refuses.
     pub fn unclaim(&self, slot: SlotId, folder: SlotFolder) -> io::Result<()> {
-        let _turn = self.turn();
+        let turn = self.changes_of(slot);
+        let _turn = lock(&turn);
         std::fs::remove_file(self.owner_file(slot, folder))
     }
 
@@ -251,7 +298,6 @@ impl Slots {
     /// # Errors
     /// When the directory cannot be read.
     pub fn owned(&self) -> io::Result<Vec<(SlotId, SlotFolder, PodUid)>> {
-        let _turn = self.turn();
         let mut found = Vec::new();
         for entry in std::fs::read_dir(self.state.join(PLACED_SLOTS_DIR))? {
             let Ok(slot) = entry?.file_name().to_string_lossy().parse::<SlotId>() else { continue };
@@ -269,11 +315,10 @@ impl Slots {
     /// # Errors
     /// When the disk refuses.
     pub fn remove(&self, slot: SlotId, folder: SlotFolder) -> io::Result<()> {
-        let _turn = self.turn();
-        let gone = |removed: io::Result<()>| match removed {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
+        let turn = self.changes_of(slot);
+        let _turn = lock(&turn);
+        // Before anything else: what goes now is not handed out a moment later.
+        lock(&self.handed_out).remove(&(slot, folder));
         // The owner last: a folder without one could be handed out.
         gone(std::fs::remove_dir_all(self.path(slot, folder)))?;
         gone(std::fs::remove_file(self.owner_file(slot, folder)))

@@ -23,6 +23,14 @@ mod tests {
 
     /// Two simulated GPUs, and two on vfio-pci beside them.
     async fn start() -> (Cluster, Sysfs) {
+        let (mut cluster, sysfs) = without_plugin().await;
+        cluster.start_kubelet_for(RESOURCE, Vec::new());
+        cluster.start_plugin();
+        cluster.allocatable(2).await;
+        (cluster, sysfs)
+    }
+
+    async fn without_plugin() -> (Cluster, Sysfs) {
         let mut tables = String::from("[node]\nsysfs = \"sys\"\n");
         for (number, address) in (1..).zip(ADDRESSES) {
             tables += &format!(
@@ -37,11 +45,7 @@ mod tests {
             sysfs.gpu(address, group).unwrap();
         }
         node.start_agent().unwrap();
-        let mut cluster = Cluster::of(node).await;
-        cluster.start_kubelet_for(RESOURCE, Vec::new());
-        cluster.start_plugin();
-        cluster.allocatable(2).await;
-        (cluster, sysfs)
+        (Cluster::of(node).await, sysfs)
     }
 
     /// A pod whose placement is of the first whole GPU.
@@ -103,6 +107,57 @@ mod tests {
         sysfs.bind(ADDRESSES[1], Some("nvidia")).unwrap();
         cluster.allocatable(0).await;
         assert!(cluster.log().contains("is bound to nvidia"), "{}", cluster.log());
+    }
+
+    /// As Kata's cold plug asks CDI: for the resource and the device that podresources names.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_resource_is_the_kind_of_cdi_and_its_file_says_what_there_is() {
+        let (mut cluster, sysfs) = without_plugin().await;
+        cluster.start_kubelet_for("example.com/whole", Vec::new());
+        let cdi = cluster.node.folder().join("cdi");
+        let file = cdi.join("example.com-whole.json");
+        let listed = |file: &std::path::Path| -> Option<(String, Vec<String>)> {
+            let spec: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(file).ok()?).unwrap();
+            let names = spec["devices"].as_array().unwrap().iter();
+            let names = names.map(|device| device["name"].as_str().unwrap().to_owned());
+            Some((spec["kind"].as_str().unwrap().to_owned(), names.collect()))
+        };
+        // What an earlier plugin left.
+        std::fs::create_dir(&cdi).unwrap();
+        std::fs::write(&file, r#"{"kind": "example.com/whole", "devices": []}"#).unwrap();
+        let start = |cluster: &mut Cluster| {
+            let mut command = cluster.plugin_command();
+            command.args(["--passthrough-resource", "example.com/whole"]);
+            let log = std::fs::File::options().create(true).append(true).open(cluster.log_path());
+            command.arg("--cdi-dir").arg(&cdi).stderr(log.unwrap());
+            cluster.plugin = Some(command.spawn().unwrap());
+        };
+        start(&mut cluster);
+        cluster.allocatable(2).await;
+        assert!(cdi.join("gpuzone.dev-library.json").exists());
+        let there = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            Some(("example.com/whole".to_owned(), names))
+        };
+        assert_eq!(listed(&file), there(&ADDRESSES));
+        let pod = whole_pod(&cluster, "team", "a");
+        cluster.admit(&pod).await;
+        let device = cluster.kubelet().devices(&pod, "app").pop_first().unwrap();
+        let container = cluster.start_container(&pod, "app").await;
+        assert!(container.nodes().contains(&format!("example.com/whole={device}")));
+
+        sysfs.bind(ADDRESSES[1], Some("nvidia")).unwrap();
+        let replaced = async |_: &Cluster| listed(&file) == there(&ADDRESSES[..1]);
+        cluster.until("the file of one device", replaced).await;
+        sysfs.bind(ADDRESSES[0], Some("nvidia")).unwrap();
+        let removed = async |_: &Cluster| !file.exists();
+        cluster.until("the file's removal", removed).await;
+        // And while no plugin looks.
+        cluster.kill_plugin();
+        std::fs::write(&file, r#"{"kind": "example.com/whole", "devices": []}"#).unwrap();
+        start(&mut cluster);
+        cluster.until("the file's removal", removed).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,7 +37,10 @@ mod tests {
         node.start_agent().unwrap();
         let mut cluster = Cluster::of(node).await;
         cluster.start_kubelet_for(RESOURCE, Vec::new());
-        cluster.start_plugin();
+        let mut command = cluster.plugin_command();
+        let log = std::fs::File::create(cluster.log_path()).unwrap();
+        command.arg("--cdi-dir").arg(cluster.node.folder().join("cdi")).stderr(log);
+        cluster.plugin = Some(command.spawn().unwrap());
         cluster.allocatable(2).await;
         (cluster, sysfs)
     }
@@ -73,9 +76,17 @@ mod tests {
         let (name, group) = device.split_once('.').unwrap();
         assert!(name.starts_with("VGPU-"), "{device}");
         let container = cluster.start_container(&first, "app").await;
+        let file = cluster.node.folder().join("cdi/gpuzone.dev-vgpu-nvidia-592.json");
+        let spec: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!(
+            (&spec["kind"], spec["devices"].as_array().unwrap().len()),
+            (&RESOURCE.into(), 2)
+        );
+        let named = format!("{RESOURCE}={device}");
         let nodes: BTreeSet<&str> = container.nodes().iter().map(String::as_str).collect();
         let own = format!("/dev/vfio/{group}");
-        assert_eq!(nodes, BTreeSet::from(["/dev/vfio/vfio", own.as_str()]));
+        assert_eq!(nodes, BTreeSet::from(["/dev/vfio/vfio", own.as_str(), named.as_str()]));
         let lease = cluster.node.leases().unwrap().remove(0);
         assert_eq!(
             (lease.tenant(), lease.0["grants"][0]["gpu_uuid"].as_str()),

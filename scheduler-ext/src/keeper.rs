@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use gpuzone_api::kubernetes::WAKE_ANNOTATION;
 use gpuzone_crds::{GpuQuota, GpuQuotaStatus};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
@@ -16,8 +17,6 @@ use crate::shared::{Role, Shared};
 
 /// Whose fields these are, for server-side apply.
 pub const MANAGER: &str = "gpu-zone-scheduler-ext";
-/// The annotation of a Node that wakes pods which wait.
-pub const WAKE_ANNOTATION: &str = "gpuzone.dev/room-changed";
 
 const LOOK: Duration = Duration::from_millis(500);
 const STATUS: Duration = Duration::from_secs(2);

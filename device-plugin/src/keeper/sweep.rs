@@ -1,8 +1,6 @@
 //! Compares the leases with the pods there are: ends what is over, and makes what is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
@@ -44,7 +42,7 @@ impl Keeper {
                 return;
             }
         };
-        let owned = self.on_disk(|slots| slots.owned()).await.map(|mut owned| {
+        let owned = self.on_disk(Slots::owned).await.and_then(|owned| owned).map(|mut owned| {
             owned.retain(|(slot, _, _)| self.kind.includes(*slot));
             owned
         });
@@ -79,24 +77,14 @@ impl Keeper {
     ) {
         for (slot, folder, pod) in owned {
             let over = verdict(&pod, None, &slot, pods, holders) != Verdict::Keep;
-            if over
-                && !with_lease.contains(&pod)
-                && let Err(error) = self.on_disk(move |slots| slots.remove(slot, folder)).await
-            {
+            if !over || with_lease.contains(&pod) {
+                continue;
+            }
+            let removed = self.on_disk(move |slots| slots.remove(slot, folder)).await;
+            if let Err(error) = removed.and_then(|done| done) {
                 tracing::warn!(%slot, %error, "a folder of a pod that is gone stays");
             }
         }
-    }
-
-    /// Work that waits for the disk, on a thread of its own: the only other one answers the
-    /// kubelet.
-    async fn on_disk<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Slots) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let slots = Arc::clone(&self.slots);
-        let done = tokio::task::spawn_blocking(move || work(&slots)).await;
-        done.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Makes the leases of containers that run without one: the kubelet does not call

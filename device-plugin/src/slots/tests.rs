@@ -55,6 +55,26 @@ fn what_is_on_disk_is_known_after_a_restart() {
     assert!(slots.hand_out(slot(1), 0).unwrap() > folder);
 }
 
+#[test]
+fn a_folder_that_others_may_change_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("slots");
+    drop(Slots::open(dir.path()).unwrap());
+    for mode in [0o750, 0o702, 0o1777] {
+        std::fs::set_permissions(&root, PermissionsExt::from_mode(mode)).unwrap();
+        let said = Slots::open(dir.path()).unwrap_err().to_string();
+        let parts = [format!("mode {mode:04o}"), "chmod 700".into(), root.display().to_string()];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
+    std::fs::set_permissions(&root, PermissionsExt::from_mode(0o700)).unwrap();
+    drop(Slots::open(dir.path()).unwrap());
+    // Only root can give a folder away.
+    if std::os::unix::fs::chown(&root, Some(12_345), None).is_ok() {
+        let said = Slots::open(dir.path()).unwrap_err().to_string();
+        assert!(said.contains("belongs to user 12345"), "{said}");
+    }
+}
+
 /// A container may have started without PreStartContainer while we were not registered.
 #[test]
 fn what_may_have_been_seen_is_not_handed_out_again() {

@@ -12,6 +12,7 @@ use gpuzone_api::kubelet::v1beta1::{
     PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse,
 };
+use gpuzone_api::kubernetes::ResourceName;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
@@ -27,6 +28,8 @@ pub(crate) struct WholeDoor {
     pub(crate) keeper: Arc<WholeKeeper>,
     pub(crate) interface: VfioInterface,
     pub(crate) handover: Handover,
+    /// The resource, which is the kind of its CDI devices, too.
+    pub(crate) resource: ResourceName,
     /// The type of its vGPUs, if they are those.
     pub(crate) profile: Option<String>,
 }
@@ -55,11 +58,7 @@ impl WholeDoor {
             .filter(|gpu| asked.contains(&gpu.id))
             .filter_map(|gpu| gpu.ready.clone().ok())
             .collect();
-        let kind = match self.profile {
-            Some(_) => answer::CDI_VGPU_KIND,
-            None => answer::CDI_WHOLE_KIND,
-        };
-        answer::vfio(kind, self.interface, self.handover, &ready)
+        answer::vfio(self.resource.as_str(), self.interface, self.handover, &ready)
     }
 }
 

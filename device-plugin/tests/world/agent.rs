@@ -1,7 +1,7 @@
 //! The agent under the plugin: a model of one, or the real one.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gpuzone_api::connect_channel;
 use gpuzone_api::placements::v1::placements_client::PlacementsClient;
@@ -65,9 +65,8 @@ impl Agent {
             Self::Model(model) => Some(Leases { state: model.state(), all: model.leases() }),
             Self::Real(_, false) => None,
             Self::Real(node, true) => {
-                let channel = connect_channel(&node.run_dir().join("agent.sock")).await.ok()?;
-                let listed = PlacementsClient::new(channel).list(ListRequest {}).await.ok()?;
-                Some(Leases { state: node.state_dir(), all: listed.into_inner().leases })
+                let all = leases_at(&node.run_dir()).await?;
+                Some(Leases { state: node.state_dir(), all })
             }
         }
     }
@@ -78,6 +77,13 @@ impl Agent {
             Self::Real(node, _) => node.agent_log(),
         }
     }
+}
+
+/// What the agent of a run directory lists, if it answers.
+pub(crate) async fn leases_at(run: &Path) -> Option<Vec<PlacedLease>> {
+    let channel = connect_channel(&run.join("agent.sock")).await.ok()?;
+    let listed = PlacementsClient::new(channel).list(ListRequest {}).await.ok()?;
+    Some(listed.into_inner().leases)
 }
 
 /// All leases at a moment.

@@ -2,20 +2,20 @@
 //! which comes and goes, the real plugin, and pods.
 
 mod agent;
+mod plugin;
 mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use gpuzone_api::kubernetes::DEVICE_PLUGIN_ACCESS;
 use gpuzone_core::GpuUuid;
-use gpuzone_device_plugin::config::Config;
 use gpuzone_testkit::kubernetes::{ApiServer, ContainerKind, ContainerState, Kubelet, Pod};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
 
 pub(crate) use agent::Agent;
+use plugin::{Moment, Plugin};
 use pods::Next;
 pub(crate) use pods::PodRun;
 
@@ -57,7 +57,7 @@ pub(crate) struct World {
     pub(crate) agent: Agent,
     gpus: Vec<GpuUuid>,
     pub(crate) kubelet: Option<Kubelet>,
-    plugin: Option<JoinHandle<()>>,
+    plugin: Option<Plugin>,
     pub(crate) pods: Vec<PodRun>,
     /// By the pod's UID and the container's name.
     pub(crate) running: BTreeMap<(String, String), Running>,
@@ -79,7 +79,7 @@ impl World {
         Self::of(seed, folder, agent).await
     }
 
-    /// With the real agent, which is built first.
+    /// With the real agent, which is built first, and the plugin's own program.
     pub(crate) async fn real(seed: u64) -> Self {
         let folder = tempfile::Builder::new().prefix("gz-").tempdir_in("/tmp").unwrap();
         Self::of(seed, folder, Agent::real()).await
@@ -90,6 +90,7 @@ impl World {
             std::fs::write(folder.path().join(library), "").unwrap();
         }
         let api = ApiServer::start().await.unwrap();
+        api.allow_only(DEVICE_PLUGIN_ACCESS);
         api.put_quota("all", Some(serde_json::json!({ "namespaceSelector": {} })));
         Self {
             seed,
@@ -108,16 +109,22 @@ impl World {
         }
     }
 
-    fn config(&self) -> Config {
+    /// The agent's run directory and its state directory.
+    fn folders(&self) -> (PathBuf, PathBuf) {
+        let own = || (self.folder.path().join("run"), self.folder.path().join("state"));
+        self.agent.folders().unwrap_or_else(own)
+    }
+
+    fn plugin_log(&self) -> PathBuf {
+        self.folder.path().join("plugin.log")
+    }
+
+    fn arguments(&self) -> Vec<String> {
         let path = |name: &str| self.folder.path().join(name).display().to_string();
         let kubeconfig = self.api.kubeconfig(self.folder.path()).unwrap();
-        let folders = self.agent.folders();
-        let (run, state) = folders
-            .unwrap_or_else(|| (self.folder.path().join("run"), self.folder.path().join("state")));
-        Config::parse_from([
-            "plugin".to_owned(),
-            "--node".to_owned(),
-            NODE.to_owned(),
+        let (run, state) = self.folders();
+        vec![
+            format!("--node={NODE}"),
             format!("--slots={}", self.slots),
             format!("--library={}", path("lib.so")),
             format!("--run-dir={}", run.display()),
@@ -125,7 +132,7 @@ impl World {
             format!("--kubelet-dir={}", path("kubelet/device-plugins")),
             format!("--pod-resources={}", path("kubelet/pod-resources/kubelet.sock")),
             format!("--kubeconfig={}", kubeconfig.display()),
-        ])
+        ]
     }
 
     pub(crate) fn start_kubelet(&mut self) {
@@ -145,20 +152,37 @@ impl World {
 
     pub(crate) fn start_plugin(&mut self) {
         if self.plugin.is_none() {
-            let config = self.config();
-            self.plugin = Some(tokio::spawn(async move {
-                // A killed one's lock goes when its last thread has let go of it.
-                while gpuzone_device_plugin::run(config.clone()).await.is_err() {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-            }));
+            let arguments = self.arguments();
+            self.plugin = Some(match self.agent {
+                Agent::Model(_) => Plugin::task(&arguments),
+                Agent::Real(..) => Plugin::program(&arguments, &self.plugin_log()),
+            });
         }
     }
 
     pub(crate) async fn kill_plugin(&mut self) {
         if let Some(plugin) = self.plugin.take() {
-            plugin.abort();
-            assert!(plugin.await.is_err(), "it was killed");
+            plugin.kill().await;
+        }
+    }
+
+    /// Brings a pod on, and kills the plugin while it makes its lease.
+    async fn kill_while_starting(&mut self, uid: &str, random: &mut Random) {
+        let (run, state) = self.folders();
+        let moment = match random.below(4) {
+            0 => Moment::After(Duration::from_millis(random.below(20) as u64)),
+            1 => Moment::Placed { run },
+            _ => Moment::Claimed { state },
+        };
+        let Some(plugin) = self.plugin.take() else { return };
+        let mut bringing = std::pin::pin!(self.bring_on(uid, 0));
+        let over = tokio::select! {
+            () = &mut bringing => true,
+            () = moment.come(uid) => false,
+        };
+        plugin.kill().await;
+        if !over {
+            bringing.await;
         }
     }
 
@@ -276,6 +300,7 @@ impl World {
                     self.start_kubelet();
                 }
             }
+            (15, Some(uid)) if random.below(3) > 0 => self.kill_while_starting(&uid, random).await,
             (15, _) => self.kill_plugin().await,
             (16, _) => self.agent.set_away(random.below(2) == 0).await,
             (17, _) => self.api.set_away(random.below(2) == 0),
@@ -367,7 +392,11 @@ impl World {
                 return;
             }
             let seed = self.seed;
-            let log = if Instant::now() < end { String::new() } else { self.agent.log() };
+            let log = || {
+                let plugin = std::fs::read_to_string(self.plugin_log()).unwrap_or_default();
+                format!("plugin:\n{plugin}\nagent:\n{}", self.agent.log())
+            };
+            let log = if Instant::now() < end { String::new() } else { log() };
             assert!(
                 Instant::now() < end,
                 "seed {seed}: leases {holders:?}, and these are to be there: {rightful:?}\n{log}"

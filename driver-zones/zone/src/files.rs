@@ -91,7 +91,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the folder at `path`, with those above it, for this user alone (0700). One that is
-/// there is closed to others.
+/// there is closed to others, and the log says that it was open.
 ///
 /// # Errors
 /// When it cannot be made, is no folder, or is another user's.
@@ -103,7 +103,13 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
         let message = format!("it belongs to user {}; choose another folder", found.uid());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
     }
-    if found.permissions().mode() & 0o077 != 0 {
+    let mode = found.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            folder = %path.display(),
+            mode = format!("{mode:04o}"),
+            "this folder was open to other users and is closed to them now; look at what lies in it"
+        );
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o700))?;
     }
     Ok(())
@@ -183,12 +189,23 @@ mod tests {
     }
 
     #[test]
-    fn a_private_folder_is_closed_to_others() {
+    fn a_private_folder_is_closed_to_others_and_the_log_says_how_open_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        private_dir(&path).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        private_dir(&path).unwrap();
+        let log = dir.path().join("log");
+        let file = File::create(&log).unwrap();
+        let subscriber = tracing_subscriber::fmt().with_writer(file).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            private_dir(&path).unwrap();
+            assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "it is its own");
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+            private_dir(&path).unwrap();
+            private_dir(&path).unwrap();
+        });
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let parts = ["WARN", &path.display().to_string(), "0755", "look at what lies in it"];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
     }
 }

@@ -13,7 +13,7 @@ use crate::kubernetes::shorten;
 /// node, and what they name has to be there then.
 pub const PLACED_SLOTS_DIR: &str = "slots";
 
-/// A place where a lease can appear, as the kubelet counts it: `slot-0` to `slot-4095`, which says
+/// A place where a lease can appear, as the kubelet counts it: `slot-0` to `slot-1023`, which says
 /// nothing about a GPU; or a MIG instance, called as the driver calls it, where a lease of that
 /// instance appears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,9 +31,9 @@ enum Place {
 pub struct InvalidSlot(pub String);
 
 impl SlotId {
-    /// The most numbered slots that a node can have. All of them listed are far below the 4 MiB
-    /// that a kubelet takes in one message.
-    pub const MOST: u16 = 4096;
+    /// The most numbered slots that a node can have: 64 on each of 16 GPUs. All of them listed are
+    /// far below the 4 MiB that a kubelet takes in one message.
+    pub const MOST: u16 = 1024;
 
     /// The slot with this number; `None` above the most.
     pub const fn new(number: u16) -> Option<Self> {
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn other_names_are_no_slots() {
-        for text in ["", "slot-", "slot-+1", "slot-01", "slot-4096", "slot--1", "slot-1/..", "0"] {
+        for text in ["", "slot-", "slot-+1", "slot-01", "slot-1024", "slot--1", "slot-1/..", "0"] {
             assert_eq!(text.parse::<SlotId>(), Err(InvalidSlot(text.into())), "{text}");
         }
         for text in [

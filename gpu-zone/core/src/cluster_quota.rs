@@ -78,7 +78,7 @@ pub struct Counted<'a> {
 /// Which limit of a quota of the cluster would be broken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "quota '{quota}' of the cluster{of}: {what} {held} held on this node + {asked} asked is more than the {limit} granted"
+    "quota '{quota}' of the cluster{of}: {what} {held} held on this node + {asked} asked is more than the {limit} granted; ask for less, end a pod that it counts, or an administrator grants more in the GpuQuota '{quota}'"
 )]
 pub struct OverClusterQuota {
     quota: String,

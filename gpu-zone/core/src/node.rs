@@ -49,7 +49,9 @@ pub enum ReserveError {
     #[error("{0} exists already")]
     DuplicateLease(LeaseId),
     /// The GPU is not there, or not any more.
-    #[error("GPU {0} is not on this node; it may have been removed since the lease was placed")]
+    #[error(
+        "GPU {0} is not on this node; it may have been removed since the lease was placed: ask again, or delete the pod and let it be scheduled again; `gpu-zone gpus` lists what there is"
+    )]
     UnknownGpu(GpuUuid),
     /// It was put into quarantine since the placement was made.
     #[error("GPU {0} is in quarantine; `gpu-zone gpus` says why")]

@@ -92,7 +92,7 @@ pub enum QuotaRefusal {
     Cluster(Box<OverClusterQuota>),
     /// More of something than the quota grants.
     #[error(
-        "quota of tenant '{tenant}': {what} {held} held + {asked} asked is more than the {limit} granted"
+        "quota of tenant '{tenant}': {what} {held} held + {asked} asked is more than the {limit} granted; ask for less, end a lease, or an operator grants more in [tenants.{tenant}] or [tenants.default] of the agent's configuration"
     )]
     Exceeded {
         /// Who asked.

@@ -142,7 +142,9 @@ fn quota_refusals_name_limit_held_and_asked() {
     let held = Holdings { memory: MemoryBytes::gib(4), share: 60, gpus: 1, leases: 1 };
     assert_eq!(
         say(TenantQuota { memory: Some(MemoryBytes::gib(10)), ..Default::default() }, held),
-        "quota of tenant 'acme': memory 4Gi held + 8Gi asked is more than the 10Gi granted"
+        "quota of tenant 'acme': memory 4Gi held + 8Gi asked is more than the 10Gi granted; \
+         ask for less, end a lease, or an operator grants more in [tenants.acme] or [tenants.default] \
+         of the agent's configuration"
     );
     assert!(
         say(TenantQuota { share: Some(100), ..Default::default() }, held)
@@ -198,7 +200,8 @@ fn a_quota_of_the_cluster_holds_for_what_the_node_sees_of_it() {
     assert_eq!(say(of(limits(24, 3)), "d", here), None);
     assert_eq!(
         say(of(limits(23, 3)), "d", here).unwrap(),
-        "quota 'q' of the cluster: memory 16Gi held on this node + 8Gi asked is more than the 23Gi granted"
+        "quota 'q' of the cluster: memory 16Gi held on this node + 8Gi asked is more than the 23Gi granted; \
+         ask for less, end a pod that it counts, or an administrator grants more in the GpuQuota 'q'"
     );
     assert!(say(of(limits(24, 2)), "d", here).unwrap().contains("pods 2 held"));
     assert_eq!(say(of(limits(24, 2)), "b", here), None, "a pod's second container is no new pod");

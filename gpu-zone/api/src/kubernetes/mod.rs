@@ -15,6 +15,7 @@
 //! | pod, label | [`POD_GROUP_LABEL`] | pods that start together or not at all |
 //! | pod, annotation | [`POD_GROUP_SIZE_ANNOTATION`] | how many those are, where no `PodGroup` says so |
 //! | pod, annotation | [`PLACEMENT_ANNOTATION`] | [`PodPlacement`], written with the Binding |
+//! | node, annotation | [`WAKE_ANNOTATION`] | that room may have come, written by the extender |
 //! | namespace, label | [`TENANT_LABEL`] | the tenant, where it is not the namespace's name |
 //!
 //! Every text is parsed once, here, into a type that cannot be wrong. All of them come from
@@ -35,7 +36,7 @@ pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
     DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, DEFAULT_VGPU_PREFIX,
     InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, ResourcePrefix,
-    SchedulerName, TENANT_LABEL, tenant_of,
+    SchedulerName, TENANT_LABEL, WAKE_ANNOTATION, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, Handed, RequestError, ResourceNames};

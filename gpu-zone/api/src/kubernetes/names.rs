@@ -23,6 +23,8 @@ pub const DEFAULT_MIG_PREFIX: &str = "gpuzone.dev/mig-";
 pub const DEFAULT_VGPU_PREFIX: &str = "gpuzone.dev/vgpu-";
 /// Annotation of a pod that says which GPUs it gets. Written with the Binding, never by a user.
 pub const PLACEMENT_ANNOTATION: &str = "gpuzone.dev/placement";
+/// Annotation of a Node, written by the scheduler extender, that wakes pods which wait for room.
+pub const WAKE_ANNOTATION: &str = "gpuzone.dev/room-changed";
 /// Label of a *namespace* that names the tenant its pods belong to. On a pod it means nothing.
 pub const TENANT_LABEL: &str = "gpuzone.dev/tenant";
 
@@ -297,6 +299,17 @@ mod tests {
         assert!(error.len() < 300 && !error.contains('\u{1b}'), "{error}");
     }
 
+    /// It is read, shown and read again.
+    fn check_name<T>(text: &str, shown: fn(&T) -> &str) -> Result<(), TestCaseError>
+    where
+        T: FromStr<Err = InvalidName> + fmt::Debug + PartialEq + fmt::Display,
+    {
+        let name = text.parse::<T>().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(shown(&name), text);
+        prop_assert_eq!(name.to_string().parse::<T>(), Ok(name));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn a_name_reads_back(text in "[a-z0-9]([-a-z0-9.]{0,20}[a-z0-9])?/[A-Za-z0-9._-]{1,12}") {
@@ -306,11 +319,58 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_answered(text in ".{0,80}") {
-            let _ = text.parse::<ResourceName>();
-            let _ = text.parse::<NodeName>();
-            let _ = text.parse::<ContainerName>();
-            let _ = text.parse::<PodUid>();
+        fn names_of_nodes_containers_and_pods_read_back(
+            label in "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+            others in prop::collection::vec("[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", 0..4),
+        ) {
+            let node = others.iter().fold(label.clone(), |name, label| format!("{name}.{label}"));
+            check_name::<NodeName>(&node, NodeName::as_str)?;
+            check_name::<ContainerName>(&label, ContainerName::as_str)?;
+            check_name::<PodUid>(&label, PodUid::as_str)?;
+        }
+
+        /// Whatever a prefix takes, it finds again, and nothing else.
+        #[test]
+        fn a_prefix_reads_back(
+            text in "[a-z0-9]([-a-z0-9.]{0,12}[a-z0-9])?/[A-Za-z0-9._-]{0,12}",
+            profile in "[A-Za-z0-9._+-]{0,16}",
+            other in "[a-z]{1,8}[.]dev/[a-z0-9][a-z0-9-]{0,12}[a-z0-9]",
+        ) {
+            if let Ok(prefix) = text.parse::<ResourcePrefix>() {
+                prop_assert_eq!(prefix.to_string(), text.clone());
+                if let Some(resource) = prefix.of(&profile) {
+                    prop_assert_eq!(resource.as_str(), format!("{text}{profile}"));
+                    let found = prefix.profile(&resource);
+                    prop_assert_eq!(found, Some(profile.as_str()).filter(|found| !found.is_empty()));
+                }
+                let other: ResourceName = other.parse().unwrap();
+                if let Some(profile) = prefix.profile(&other) {
+                    prop_assert_eq!(prefix.of(profile), Some(other.clone()));
+                }
+            }
+        }
+
+        /// What is taken is what was written, and nothing that could leave a folder or a line.
+        #[test]
+        fn any_text_is_answered(
+            text in prop_oneof![".{0,80}", "[a-z0-9./ -]{0,80}", "\\PC{250,260}", "[a-z.-]{250,260}"],
+        ) {
+            for taken in [
+                text.parse::<ResourceName>().map(String::from),
+                text.parse::<ResourcePrefix>().map(|prefix| prefix.to_string()),
+                text.parse::<NodeName>().map(String::from),
+                text.parse::<ContainerName>().map(String::from),
+                text.parse::<PodUid>().map(String::from),
+            ] {
+                match taken {
+                    Ok(taken) => {
+                        prop_assert_eq!(&taken, &text);
+                        prop_assert!(taken.len() <= 253 + 1 + 63 && !taken.contains(".."));
+                        prop_assert!(taken.bytes().all(|b| b.is_ascii_graphic()));
+                    }
+                    Err(error) => prop_assert!(error.to_string().chars().count() < 400),
+                }
+            }
             let _ = tenant_of(&text, Some(&text));
         }
     }
