@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn graphs_are_captured_built_changed_and_launched() {
         let lease = Lease::start(256 * MIB);
-        ["captured", "built"].into_iter().for_each(|role| lease.run(role));
+        ["captured", "built", "instantiated"].into_iter().for_each(|role| lease.run(role));
     }
 
     #[test]

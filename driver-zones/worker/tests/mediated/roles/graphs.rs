@@ -112,3 +112,59 @@ pub(super) fn built() {
         assert!(sys::cuGraphDestroy(graph).result().is_err(), "destroyed twice");
     }
 }
+
+/// With parameters, as `cuda.core` completes what it has built.
+pub(super) fn instantiated() {
+    use sys::CUgraphInstantiateResult as R;
+
+    context();
+    let function = kernel(c"add_one");
+    let memory = allocate(64);
+    // SAFETY: a stream, memory of 64 bytes, structures, and places for the answers.
+    unsafe {
+        let stream = get(|place| sys::cuStreamCreate(place, 1));
+        ok(sys::cuStreamBeginCapture_v2(stream, RELAXED));
+        ok(add_one(function, stream, memory, 16));
+        let graph = get(|place| sys::cuStreamEndCapture(stream, place));
+        let mut wanted: sys::CUDA_GRAPH_INSTANTIATE_PARAMS = std::mem::zeroed();
+        // To upload, by priorities of nodes; a bad node is to be overwritten.
+        (wanted.flags, wanted.hUploadStream) = (0b1010, stream);
+        (wanted.hErrNode_out, wanted.result_out) = (graph.cast(), R::CUDA_GRAPH_INSTANTIATE_ERROR);
+        let executable =
+            get(|place| sys::cuGraphInstantiateWithParams(place, graph, &raw mut wanted));
+        assert_eq!(wanted.result_out, R::CUDA_GRAPH_INSTANTIATE_SUCCESS);
+        assert_eq!((wanted.hErrNode_out, wanted.flags), (std::ptr::null_mut(), 0b1010));
+        assert_eq!(get(|place| sys::cuGraphExecGetFlags(executable, place)), 0b1000);
+        ok(sys::cuGraphLaunch(executable, stream));
+        ok(sys::cuStreamSynchronize(stream));
+        assert_eq!(read(memory, 16), [1; 16]);
+
+        let mut place = std::ptr::null_mut();
+        let mut refused = |graph, wanted: &mut sys::CUDA_GRAPH_INSTANTIATE_PARAMS| {
+            sys::cuGraphInstantiateWithParams(&raw mut place, graph, &raw mut *wanted)
+        };
+        // For launches from the device.
+        wanted.flags = 0b100;
+        assert_eq!(refused(graph, &mut wanted), CUresult::CUDA_ERROR_INVALID_VALUE);
+        assert_eq!(wanted.result_out, R::CUDA_GRAPH_INSTANTIATE_ERROR);
+        // To upload where no stream is; without that, nobody looks at it.
+        (wanted.flags, wanted.hUploadStream) = (0b10, graph.cast());
+        assert_eq!(refused(graph, &mut wanted), CUresult::CUDA_ERROR_INVALID_HANDLE);
+        wanted.flags = 0;
+        ok(refused(graph, &mut wanted));
+        // A circle.
+        let circle = get(|place| sys::cuGraphCreate(place, 0));
+        let empty = |after: &[sys::CUgraphNode]| {
+            get(|place| sys::cuGraphAddEmptyNode(place, circle, after.as_ptr(), after.len()))
+        };
+        let first = empty(&[]);
+        let second = empty(&[first]);
+        let (from, to) = (&raw const second, &raw const first);
+        ok(sys::cuGraphAddDependencies_v2(circle, from, to, std::ptr::null(), 1));
+        assert_eq!(refused(circle, &mut wanted), CUresult::CUDA_ERROR_INVALID_VALUE);
+        assert_eq!(wanted.result_out, R::CUDA_GRAPH_INSTANTIATE_INVALID_STRUCTURE);
+        let nothing =
+            sys::cuGraphInstantiateWithParams(&raw mut place, graph, std::ptr::null_mut());
+        assert_eq!(nothing, CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+}

@@ -47,6 +47,7 @@ pub(crate) fn play(role: &str) -> bool {
         "reserved" => caps::reserved(),
         "captured" => graphs::captured(),
         "built" => graphs::built(),
+        "instantiated" => graphs::instantiated(),
         "host_functions" => streams::host_functions(),
         "own_streams" => streams::own_streams(),
         "contexts" => streams::contexts(),
