@@ -14,11 +14,14 @@ mod tenant;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::PathBuf;
     use std::process::Output;
 
+    use gpuzone_cuda_abi::FUNCTIONS;
     use gpuzone_wire::control::Caps;
     use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
+    use gpuzone_wire::spec;
 
     use crate::harness::Lease;
     use crate::hostile;
@@ -142,6 +145,19 @@ mod tests {
         let expected = [("cuGetExportTable", 1), ("cuMemAllocManaged", 2), ("cuProfilerStart", 1)];
         let expected = expected.map(|(name, times)| (name.to_owned(), times));
         assert_eq!(counted, expected);
+    }
+
+    #[test]
+    fn each_function_that_is_not_supported_says_so_and_is_counted() {
+        let lease = Lease::start(100 * MIB);
+        lease.run("called_with_nothing");
+        lease.wait_for("the session to end", |stats| stats.sessions == 0);
+        // Before there was a worker, nobody counted.
+        let is_refused = |name: &&&str| spec::support(name).is_none();
+        let expected: BTreeMap<String, u64> =
+            FUNCTIONS.iter().filter(is_refused).map(|name| ((*name).to_owned(), 1)).collect();
+        assert!(expected.len() > 300 && expected.contains_key("cuGraphicsGLRegisterBuffer"));
+        assert_eq!(lease.stats().refused_by_name, expected);
     }
 
     /// Plays a role through the shim and on the simulated library itself.
