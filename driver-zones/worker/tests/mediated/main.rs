@@ -172,12 +172,33 @@ mod tests {
 
     #[test]
     fn code_of_all_kinds_loads_as_with_the_driver() {
-        ["libraries", "fat_binaries", "linking", "occupancy"].into_iter().for_each(both);
+        ["libraries", "fat_binaries", "linking", "occupancy", "files", "launches", "attributes"]
+            .into_iter()
+            .for_each(both);
+        both("enumerated");
+    }
+
+    #[test]
+    fn what_programs_ask_is_answered_as_by_the_driver() {
+        ["pointers", "reset", "asked"].into_iter().for_each(both);
+        Lease::start(100 * MIB).run("properties");
+    }
+
+    #[test]
+    fn options_that_nobody_judged_are_refused() {
+        Lease::start(100 * MIB).run("options");
+    }
+
+    #[test]
+    fn threads_have_default_streams_of_their_own() {
+        Lease::start(100 * MIB).run("own_defaults");
     }
 
     #[test]
     fn memory_of_all_kinds_is_as_with_the_driver() {
-        ["rows", "pinned", "streamed", "pools", "mapped", "unified"].into_iter().for_each(both);
+        ["rows", "halves", "boxes", "pinned", "streamed", "pools", "mapped", "unified"]
+            .into_iter()
+            .for_each(both);
     }
 
     #[test]
@@ -248,7 +269,9 @@ mod tests {
     #[test]
     fn graphs_are_captured_built_changed_and_launched() {
         let lease = Lease::start(256 * MIB);
-        ["captured", "built", "instantiated"].into_iter().for_each(|role| lease.run(role));
+        ["captured", "built", "instantiated", "assembled"]
+            .into_iter()
+            .for_each(|role| lease.run(role));
     }
 
     #[test]

@@ -168,3 +168,86 @@ pub(super) fn instantiated() {
         assert_eq!(nothing, CUresult::CUDA_ERROR_INVALID_VALUE);
     }
 }
+
+/// Nodes that copy, that call the host, and that are graphs of their own, added by hand.
+pub(super) fn assembled() {
+    use sys::CUgraphNodeType as Kind;
+
+    context();
+    let (memory, other) = (allocate(64), allocate(64));
+    let source: [u32; 16] = std::array::from_fn(|index| u32::try_from(index).expect("small"));
+    let mut back = [0u32; 16];
+    let counter = AtomicU32::new(0);
+    let none = std::ptr::null();
+    let at = |list: *const u32| list.expose_provenance() as u64;
+    // Ends of copies of 64 bytes, by their words; 1 is the host, 2 the device.
+    let host = |list| [0, 0, 0, 0, 1, at(list), 0, 0, 0, 64, 1];
+    let device = |pointer| [0, 0, 0, 0, 2, 0, pointer, 0, 0, 64, 1];
+    let copy = |from: [u64; 11], to: [u64; 11]| [&from[..], &to, &[64, 1, 1]].concat();
+    // SAFETY: structures by their words, lists of the lengths that are given, places for answers.
+    unsafe {
+        let current = get(|place| sys::cuCtxGetCurrent(place));
+        let add_copy = |graph, after: &[sys::CUgraphNode], words: &[u64]| {
+            let (list, count) = (after.as_ptr(), after.len());
+            let wanted = words.as_ptr().cast();
+            get(|place| sys::cuGraphAddMemcpyNode(place, graph, list, count, wanted, current))
+        };
+        let inner = get(|place| sys::cuGraphCreate(place, 0));
+        let there = add_copy(inner, &[], &copy(host(source.as_ptr()), device(memory)));
+        add_copy(inner, &[there], &copy(device(memory), device(other)));
+        let graph = get(|place| sys::cuGraphCreate(place, 0));
+        let child = get(|place| sys::cuGraphAddChildGraphNode(place, graph, none, 0, inner));
+        // The child is a copy of what it was made of.
+        ok(sys::cuGraphDestroy(inner));
+        let home = add_copy(graph, &[child], &copy(device(other), host(back.as_mut_ptr())));
+        let mut called: sys::CUDA_HOST_NODE_PARAMS = std::mem::zeroed();
+        called.fn_ = Some(count);
+        called.userData = (&raw const counter).cast_mut().cast();
+        let last = get(|place| {
+            sys::cuGraphAddHostNode(place, graph, &raw const home, 1, &raw const called)
+        });
+        for (node, expected) in [
+            (child, Kind::CU_GRAPH_NODE_TYPE_GRAPH),
+            (home, Kind::CU_GRAPH_NODE_TYPE_MEMCPY),
+            (last, Kind::CU_GRAPH_NODE_TYPE_HOST),
+        ] {
+            let mut kind = Kind::CU_GRAPH_NODE_TYPE_EMPTY;
+            ok(sys::cuGraphNodeGetType(node, &raw mut kind));
+            assert_eq!(kind, expected);
+        }
+        let executable = get(|place| sys::cuGraphInstantiateWithFlags(place, graph, 0));
+        let stream = get(|place| sys::cuStreamCreate(place, 1));
+        ok(sys::cuGraphLaunch(executable, stream));
+        ok(sys::cuGraphLaunch(executable, stream));
+        ok(sys::cuStreamSynchronize(stream));
+        assert_eq!(std::ptr::read_volatile(&raw const back), source);
+        assert_eq!((read(other, 16), counter.load(Ordering::SeqCst)), (source.to_vec(), 2));
+        // Another function and another target, in what runs already.
+        let second = AtomicU32::new(0);
+        called.userData = (&raw const second).cast_mut().cast();
+        ok(sys::cuGraphExecHostNodeSetParams(executable, last, &raw const called));
+        let words = copy(device(other), device(memory));
+        ok(sys::cuMemsetD32_v2(memory, 9, 16));
+        let wanted = words.as_ptr().cast();
+        ok(sys::cuGraphExecMemcpyNodeSetParams(executable, home, wanted, current));
+        back.fill(0);
+        ok(sys::cuGraphLaunch(executable, stream));
+        ok(sys::cuStreamSynchronize(stream));
+        assert_eq!((counter.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (2, 1));
+        assert_eq!(
+            (std::ptr::read_volatile(&raw const back), read(memory, 16)),
+            ([0; 16], source.to_vec())
+        );
+        // A node that calls nothing, one of no graph, and a child that is none.
+        let mut node = std::ptr::null_mut();
+        called.fn_ = None;
+        for refused in [
+            sys::cuGraphAddHostNode(&raw mut node, graph, none, 0, &raw const called),
+            sys::cuGraphAddMemcpyNode(&raw mut node, inner, none, 0, wanted, current),
+            sys::cuGraphAddMemcpyNode(&raw mut node, graph, none, 0, std::ptr::null(), current),
+            sys::cuGraphAddChildGraphNode(&raw mut node, graph, none, 0, inner),
+        ] {
+            assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+    }
+}
