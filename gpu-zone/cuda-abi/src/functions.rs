@@ -1,7 +1,8 @@
 //! The names that the driver's library exports.
 
-/// Everything that `libcuda.so.1` of CUDA 13.0 exports, older names of a function included,
-/// sorted. A position in this list is a [`FunctionIndex`].
+/// Everything that `libcuda.so.1` of CUDA 13.0 exports, older names of a function and those for
+/// OpenGL, EGL and VDPAU included, sorted. A position in this list is a [`FunctionIndex`], which
+/// goes over the wire and into stats: with another list, their versions are others too.
 pub const FUNCTIONS: &[&str] = &NAMES;
 
 const TEXT: &str = include_str!("functions.txt");

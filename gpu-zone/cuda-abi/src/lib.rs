@@ -20,8 +20,8 @@ pub use numbers::{
 pub use result::CuResult;
 pub use types::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream, CUuuid,
-    LaunchAttributeValue, LaunchConfig, MemoryAccess, MemoryLocation, PhysicalProperties,
-    launch_param, link_input, stream_handle,
+    INVALID_DEVICE, LaunchAttributeValue, LaunchConfig, MemoryAccess, MemoryLocation,
+    PhysicalProperties, launch_param, link_input, stream_handle,
 };
 
 /// The version of the driver API whose names and numbers these are, as `cuDriverGetVersion` has it.

@@ -12,6 +12,8 @@ pub type CUstream = *mut c_void;
 pub type CUevent = *mut c_void;
 /// A GPU, counted from 0.
 pub type CUdevice = i32;
+/// `CU_DEVICE_INVALID`: no GPU.
+pub const INVALID_DEVICE: CUdevice = -2;
 /// An address in device memory.
 pub type CUdeviceptr = u64;
 

@@ -74,6 +74,13 @@ pub(crate) struct Node {
     pub(crate) work: Work,
 }
 
+/// What was instantiated: work in an order that keeps what comes after what.
+pub(crate) struct Executable {
+    /// With what it was instantiated, as it is told.
+    pub(crate) flags: u64,
+    pub(crate) work: Vec<(u32, Work)>,
+}
+
 /// A stream that records instead of working.
 struct Capture {
     graph: u32,
@@ -90,8 +97,7 @@ pub(crate) struct Graphs {
     pub(crate) nodes: HashMap<u32, Node>,
     /// Nodes of each graph, in the order in which they came.
     pub(crate) graphs: HashMap<u32, Vec<u32>>,
-    /// Work of what was instantiated, in an order that keeps what comes after what.
-    pub(crate) executable: HashMap<u32, Vec<(u32, Work)>>,
+    pub(crate) executable: HashMap<u32, Executable>,
     captures: HashMap<StreamId, Capture>,
     /// Where in a capture an event was recorded.
     events: HashMap<EventId, (u64, BTreeSet<u32>)>,

@@ -74,3 +74,42 @@ impl Compiler {
         (text(self.info), text(self.error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiler(options: &[u32], value: u64) -> Result<Compiler, CuResult> {
+        let settings: Vec<JitSetting> =
+            options.iter().map(|option| JitSetting { option: *option, value }).collect();
+        Compiler::new(&settings, 0, 0)
+    }
+
+    /// A tenant's library leaves these out; a tenant need not use it.
+    #[test]
+    fn what_is_not_on_the_list_is_refused_whatever_stands_beside_it() {
+        for option in JitOption::ALL.iter().filter(|option| !ALLOWED.contains(option)) {
+            let refused = compiler(&[JitOption::TARGET.0, option.0], 1).err();
+            assert_eq!(refused, Some(CuResult::NOT_SUPPORTED), "{option:?}");
+        }
+        assert_eq!(compiler(&[9999], 1).err(), Some(CuResult::NOT_SUPPORTED));
+    }
+
+    #[test]
+    fn what_is_on_the_list_goes_to_the_driver_as_a_number() {
+        let allowed = ALLOWED.map(|option| option.0);
+        let mut compiler = compiler(&allowed, 7).expect("allowed");
+        let (count, _, _) = compiler.options();
+        assert_eq!((count as usize, &compiler.options[..]), (allowed.len(), &allowed[..]));
+        assert!(compiler.values.iter().all(|value| value.addr() == 7));
+    }
+
+    #[test]
+    fn logs_are_the_workers_own_and_no_longer_than_its_limit() {
+        let compiler = Compiler::new(&[], u32::MAX, 8).expect("no options");
+        assert_eq!((compiler.info.len(), compiler.error.len()), (MAX_LOG as usize, 8));
+        assert_eq!(compiler.options, [3, 4, 5, 6]);
+        assert_eq!(compiler.values[0].addr(), compiler.info.as_ptr().addr());
+        assert_eq!(compiler.values[3].addr(), 8);
+    }
+}

@@ -14,12 +14,14 @@ mod tenant;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::PathBuf;
     use std::process::Output;
 
-    use gpuzone_cuda_abi::CuResult;
+    use gpuzone_cuda_abi::{CuResult, FUNCTIONS};
     use gpuzone_wire::control::Caps;
     use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
+    use gpuzone_wire::spec;
 
     use crate::harness::Lease;
     use crate::hostile;
@@ -145,6 +147,19 @@ mod tests {
         assert_eq!(counted, expected);
     }
 
+    #[test]
+    fn each_function_that_is_not_supported_says_so_and_is_counted() {
+        let lease = Lease::start(100 * MIB);
+        lease.run("called_with_nothing");
+        lease.wait_for("the session to end", |stats| stats.sessions == 0);
+        // Before there was a worker, nobody counted.
+        let is_refused = |name: &&&str| spec::support(name).is_none();
+        let expected: BTreeMap<String, u64> =
+            FUNCTIONS.iter().filter(is_refused).map(|name| ((*name).to_owned(), 1)).collect();
+        assert!(expected.len() > 300 && expected.contains_key("cuGraphicsGLRegisterBuffer"));
+        assert_eq!(lease.stats().refused_by_name, expected);
+    }
+
     /// Plays a role through the shim and on the simulated library itself.
     fn both(role: &str) {
         let lease = Lease::start(512 * MIB);
@@ -157,12 +172,33 @@ mod tests {
 
     #[test]
     fn code_of_all_kinds_loads_as_with_the_driver() {
-        ["libraries", "fat_binaries", "linking", "occupancy"].into_iter().for_each(both);
+        ["libraries", "fat_binaries", "linking", "occupancy", "files", "launches", "attributes"]
+            .into_iter()
+            .for_each(both);
+        both("enumerated");
+    }
+
+    #[test]
+    fn what_programs_ask_is_answered_as_by_the_driver() {
+        ["pointers", "reset", "asked"].into_iter().for_each(both);
+        Lease::start(100 * MIB).run("properties");
+    }
+
+    #[test]
+    fn options_that_nobody_judged_are_refused() {
+        Lease::start(100 * MIB).run("options");
+    }
+
+    #[test]
+    fn threads_have_default_streams_of_their_own() {
+        Lease::start(100 * MIB).run("own_defaults");
     }
 
     #[test]
     fn memory_of_all_kinds_is_as_with_the_driver() {
-        ["rows", "pinned", "streamed", "pools", "mapped", "unified"].into_iter().for_each(both);
+        ["rows", "halves", "boxes", "pinned", "streamed", "pools", "mapped", "unified"]
+            .into_iter()
+            .for_each(both);
     }
 
     #[test]
@@ -233,7 +269,9 @@ mod tests {
     #[test]
     fn graphs_are_captured_built_changed_and_launched() {
         let lease = Lease::start(256 * MIB);
-        ["captured", "built"].into_iter().for_each(|role| lease.run(role));
+        ["captured", "built", "instantiated", "assembled"]
+            .into_iter()
+            .for_each(|role| lease.run(role));
     }
 
     #[test]

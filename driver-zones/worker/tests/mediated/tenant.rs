@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, LaunchConfig, PushKernelArg, result};
 use cudarc::nvrtc::Ptx;
+use gpuzone_cuda_abi::FUNCTIONS;
+use gpuzone_wire::spec;
 
 const VECTOR_ADD: &str = include_str!("../../../sim/kernels/ptx/vector_add.ptx");
 const FAULTS: &str = include_str!("../../../sim/kernels/ptx/faults.ptx");
@@ -182,6 +184,29 @@ fn unsupported() {
     result::ctx::synchronize().expect("all the same");
 }
 
+/// Any function, called with nothing: its arguments are NULL or 0, however many it has.
+type Plain = extern "C" fn(usize, usize, usize, usize, usize, usize, usize, usize) -> CUresult;
+
+/// Calls every function that is not supported, before and after the GPU is there.
+fn called_with_nothing() {
+    // SAFETY: the library under test; its initialisers do nothing.
+    let library = unsafe { libloading::Library::new("libcuda.so.1") }.expect("the shim");
+    let call_all = || {
+        for name in FUNCTIONS.iter().filter(|name| spec::support(name).is_none()) {
+            // SAFETY: CUDA's functions take integers and pointers, and answer a result; the
+            // caller clears the stack of arguments that a function does not have.
+            let function: libloading::Symbol<'_, Plain> =
+                unsafe { library.get(name.as_bytes()) }.expect(name);
+            let answer = function(0, 0, 0, 0, 0, 0, 0, 0);
+            assert_eq!(answer, CUresult::CUDA_ERROR_NOT_SUPPORTED, "{name}");
+        }
+    };
+    call_all();
+    let _context = CudaContext::new(0).expect("a context");
+    call_all();
+    result::ctx::synchronize().expect("all the same");
+}
+
 /// What the compiler says about a bad kernel reaches the program, with its line.
 fn compiler_log() {
     let ptx = c".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k()\n{\n\tfrobnicate.b32 %r1;\n}\n";
@@ -276,6 +301,7 @@ fn tenant_process() {
         "hold" => hold(),
         "lose_the_worker" => lose_the_worker(),
         "unsupported" => unsupported(),
+        "called_with_nothing" => called_with_nothing(),
         "reaches_the_host" => reaches_the_host(),
         "misuse" => misuse(),
         "no_lease" => no_lease(),

@@ -10,12 +10,31 @@ use super::event::record;
 use super::launch::start_again;
 use super::{host_function, rows};
 use crate::ffi::{Answer, api, put, put_if_wanted};
-use crate::graphs::{FillWork, Work};
+use crate::graphs::{Executable, FillWork, Work};
 use crate::handles::{Kind, handle, number};
 use crate::state::{State, with};
 
 /// `CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED`.
 const TOPOLOGY_CHANGED: u32 = 2;
+
+/// `CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD`: on the stream that is given.
+const UPLOAD: u64 = 2;
+
+/// `CUgraphInstantiateResult`.
+mod instantiated {
+    pub(super) const SUCCESS: u32 = 0;
+    pub(super) const ERROR: u32 = 1;
+    pub(super) const INVALID_STRUCTURE: u32 = 2;
+}
+
+/// `CUDA_GRAPH_INSTANTIATE_PARAMS`.
+#[repr(C)]
+struct InstantiateParameters {
+    flags: u64,
+    upload: CUstream,
+    error_node: *mut c_void,
+    result: u32,
+}
 
 pub(super) fn graph_handle(id: u32) -> *mut c_void {
     handle(Kind::Graph, id)
@@ -86,9 +105,38 @@ fn instantiate(place: *mut *mut c_void, graph: *mut c_void, flags: u64) -> Answe
         let graph = graph_of(state, graph)?;
         let work = state.graphs.work_of(graph)?;
         let id = state.new_number();
-        state.graphs.executable.insert(id, work);
+        // Whether it was uploaded is not told later.
+        state.graphs.executable.insert(id, Executable { flags: flags & !UPLOAD, work });
         put(place, handle(Kind::Executable, id))
     })
+}
+
+/// The same, and the parameters are told how it went.
+fn instantiate_with(
+    place: *mut *mut c_void,
+    graph: *mut c_void,
+    parameters: *mut InstantiateParameters,
+) -> Answer {
+    if parameters.is_null() {
+        return Err(CuResult::INVALID_VALUE);
+    }
+    // SAFETY: the driver API's contract: such a structure.
+    let wanted = unsafe { parameters.read_unaligned() };
+    let made = if wanted.flags & UPLOAD == 0 {
+        Ok(())
+    } else {
+        // There is nothing to carry over, but to a stream that is there.
+        with(|state| state.stream(wanted.upload).map(drop))
+    };
+    let made = made.and_then(|()| instantiate(place, graph, wanted.flags));
+    let has_no_order = || with(|state| Ok(state.graphs.sorted(graph_of(state, graph)?).is_err()));
+    let result = match made {
+        Ok(()) => instantiated::SUCCESS,
+        Err(_) if has_no_order() == Ok(true) => instantiated::INVALID_STRUCTURE,
+        Err(_) => instantiated::ERROR,
+    };
+    put(parameters, InstantiateParameters { error_node: std::ptr::null_mut(), result, ..wanted })?;
+    made
 }
 
 /// Does what a node does, on a stream.
@@ -116,11 +164,11 @@ fn update(state: &mut State, executable: *mut c_void, graph: *mut c_void) -> Ans
     let new = state.graphs.work_of(graph)?;
     let old = state.graphs.executable.get_mut(&executable).ok_or(CuResult::INVALID_VALUE)?;
     let kinds = |work: &[(u32, Work)]| work.iter().map(|(_, w)| w.kind()).collect::<Vec<_>>();
-    if kinds(old) != kinds(&new) {
+    if kinds(&old.work) != kinds(&new) {
         return Err(CuResult::GRAPH_EXEC_UPDATE_FAILURE);
     }
     // Nodes of the graph that was instantiated still name their work.
-    for ((_, old), (_, new)) in old.iter_mut().zip(new) {
+    for ((_, old), (_, new)) in old.work.iter_mut().zip(new) {
         *old = new;
     }
     Ok(())
@@ -362,6 +410,12 @@ api! {
         instantiate(place, graph, 0)
     }
 
+    fn cuGraphInstantiateWithParams | cuGraphInstantiateWithParams_ptsz(
+        place: *mut *mut c_void, graph: *mut c_void, parameters: *mut InstantiateParameters,
+    ) {
+        instantiate_with(place, graph, parameters)
+    }
+
     fn cuGraphExecDestroy(executable: *mut c_void) {
         with(|state| {
             let id = executable_of(state, executable)?;
@@ -371,7 +425,11 @@ api! {
     }
 
     fn cuGraphExecGetFlags(executable: *mut c_void, flags: *mut u64) {
-        with(|state| executable_of(state, executable).and_then(|_| put(flags, 0)))
+        with(|state| {
+            let id = executable_of(state, executable)?;
+            let executable = state.graphs.executable.get(&id).ok_or(CuResult::INVALID_VALUE)?;
+            put(flags, executable.flags)
+        })
     }
 
     fn cuGraphExecUpdate(
@@ -403,7 +461,8 @@ api! {
         let work = with(|state| {
             let id = executable_of(state, executable)?;
             state.stream(stream)?;
-            state.graphs.executable.get(&id).cloned().ok_or(CuResult::INVALID_VALUE)
+            let executable = state.graphs.executable.get(&id).ok_or(CuResult::INVALID_VALUE)?;
+            Ok(executable.work.clone())
         })?;
         work.into_iter().try_for_each(|(_, work)| perform(work, stream))
     }

@@ -154,7 +154,7 @@ fn change_in(
         let id = node_of(state, node)?;
         let new = read(state, from)?;
         let all = state.graphs.executable.get_mut(&executable).ok_or(CuResult::INVALID_VALUE)?;
-        let found = all.iter_mut().find(|(of, work)| *of == id && work.kind() == new.kind());
+        let found = all.work.iter_mut().find(|(of, work)| *of == id && work.kind() == new.kind());
         found.ok_or(CuResult::INVALID_VALUE)?.1 = new;
         Ok(())
     })

@@ -1,6 +1,6 @@
 use std::ffi::c_void;
 
-use gpuzone_cuda_abi::{CUdeviceptr, CuResult, PointerAttribute, memory_type};
+use gpuzone_cuda_abi::{CUdeviceptr, CuResult, INVALID_DEVICE, PointerAttribute, memory_type};
 
 use crate::ffi::{Answer, api, put};
 use crate::handles::{Kind, handle};
@@ -8,28 +8,35 @@ use crate::host::Host;
 use crate::state::{State, with};
 use crate::tables::Range;
 
-/// Writes one attribute of a pointer; all zero where the pointer is not the device's.
+/// What `cuPointerGetAttributes` says of an attribute that an address does not have.
+fn nothing(place: *mut c_void, wanted: u32) -> Answer {
+    use PointerAttribute as P;
+    match PointerAttribute(wanted) {
+        P::CONTEXT | P::HOST_POINTER => put(place.cast::<*mut c_void>(), std::ptr::null_mut()),
+        P::DEVICE_POINTER | P::RANGE_START_ADDR | P::BUFFER_ID | P::RANGE_SIZE => {
+            put(place.cast::<u64>(), 0)
+        }
+        P::MEMORY_TYPE
+        | P::IS_MANAGED
+        | P::MAPPED
+        | P::SYNC_MEMOPS
+        | P::IS_LEGACY_CUDA_IPC_CAPABLE
+        | P::IS_GPU_DIRECT_RDMA_CAPABLE
+        | P::ALLOWED_HANDLE_TYPES => put(place.cast::<u32>(), 0),
+        P::DEVICE_ORDINAL => put(place.cast::<i32>(), INVALID_DEVICE),
+        _ => Err(CuResult::NOT_SUPPORTED),
+    }
+}
+
+/// Writes one attribute of device memory.
 fn attribute(
     state: &State,
     place: *mut c_void,
     wanted: u32,
     pointer: u64,
-    range: Option<&Range>,
+    range: &Range,
 ) -> Answer {
     use PointerAttribute as P;
-    let null = std::ptr::null_mut();
-    let Some(range) = range else {
-        return match PointerAttribute(wanted) {
-            P::CONTEXT => put(place.cast::<*mut c_void>(), null),
-            P::DEVICE_POINTER | P::RANGE_START_ADDR | P::BUFFER_ID | P::RANGE_SIZE => {
-                put(place.cast::<u64>(), 0)
-            }
-            P::HOST_POINTER => put(place.cast::<*mut c_void>(), null),
-            P::MEMORY_TYPE | P::IS_MANAGED | P::MAPPED => put(place.cast::<u32>(), 0),
-            P::DEVICE_ORDINAL => put(place.cast::<i32>(), -2),
-            _ => Err(CuResult::NOT_SUPPORTED),
-        };
-    };
     let device = state.contexts.get(&range.context).map_or(0, |context| context.device);
     match PointerAttribute(wanted) {
         P::CONTEXT => put(place.cast(), handle(Kind::Context, range.context.0)),
@@ -79,7 +86,7 @@ api! {
     fn cuPointerGetAttribute(place: *mut c_void, wanted: u32, pointer: CUdeviceptr) {
         with(|state| {
             if let Some(range) = state.ranges.around(pointer) {
-                return attribute(state, place, wanted, pointer, Some(&range));
+                return attribute(state, place, wanted, pointer, &range);
             }
             let host = host_at(state, pointer).ok_or(CuResult::INVALID_VALUE)?;
             host_attribute(state, place, wanted, pointer, &host)
@@ -100,13 +107,13 @@ api! {
                 let (wanted, place) = unsafe {
                     (wanted.add(index).read_unaligned(), places.add(index).read_unaligned())
                 };
-                let host = host.filter(|_| range.is_none());
-                let known = host.is_some_and(|host| {
-                    host_attribute(state, place, wanted, pointer, &host).is_ok()
-                });
-                if !known {
-                    attribute(state, place, wanted, pointer, range.as_ref())?;
-                }
+                let told = match (&range, &host) {
+                    (Some(range), _) => attribute(state, place, wanted, pointer, range),
+                    (None, Some(host)) => host_attribute(state, place, wanted, pointer, host),
+                    (None, None) => Err(CuResult::INVALID_VALUE),
+                };
+                // What an address does not have is no error here.
+                told.or_else(|_| nothing(place, wanted))?;
             }
             Ok(())
         })

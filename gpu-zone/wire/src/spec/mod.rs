@@ -20,8 +20,9 @@ use gpuzone_cuda_abi::CuResult;
 use crate::codec::Field;
 use crate::ring::Bulk;
 
-/// Version of the rings and of this table; both sides must have the same.
-pub const VERSION: u32 = 4;
+/// Version of the rings, of this table and of the list of names that [`Unsupported`] counts by;
+/// both sides must have the same.
+pub const VERSION: u32 = 5;
 
 /// How a function of the driver API is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -25,8 +25,13 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ),
     (
         "memory and semaphores of others",
-        &["External", "RDMA", "cuGraphics"],
+        &["External", "RDMA"],
         "they are made by drivers that are not behind the worker",
+    ),
+    (
+        "what OpenGL, EGL and VDPAU draw or play",
+        &["cuGL", "EGL", "VDPAU", "cuGraphics"],
+        "the screen's drivers are not behind the worker, and their buffers are no lease's",
     ),
     (
         "profilers, debuggers and dumps",
@@ -141,6 +146,11 @@ mod tests {
             "cuMulticastCreate",
             "cuImportExternalMemory",
             "cuGraphicsMapResources",
+            "cuGraphicsGLRegisterBuffer",
+            "cuGLMapBufferObject_v2_ptds",
+            "cuEGLStreamConsumerConnect",
+            "cuEventCreateFromEGLSync",
+            "cuVDPAUGetDevice",
             "cuProfilerStart",
             "cuCoredumpGetAttribute",
             "cuMemExportToShareableHandle",

@@ -4,7 +4,8 @@ use gpuzone_cuda_abi::FUNCTIONS;
 
 /// "GZSTATS" and a zero.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"GZSTATS\0");
-pub(super) const VERSION: u64 = 1;
+/// Of the layout, and of the list of names: a function is counted at its position in it.
+pub(super) const VERSION: u64 = 2;
 
 /// Positions of the words, in words.
 pub(super) mod word {

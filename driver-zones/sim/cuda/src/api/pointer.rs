@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gpuzone_cuda_abi::{CuResult, PointerAttribute as P, memory_type};
+use gpuzone_cuda_abi::{CuResult, INVALID_DEVICE, PointerAttribute as P, memory_type};
 
 use crate::Answer;
 use crate::abi::{Array, HostBytes, Word, entry_points};
@@ -59,8 +59,8 @@ fn value(found: &Found, which: P, address: u64) -> Answer<Vec<u8>> {
 }
 
 /// What `cuPointerGetAttributes` writes for what is not known to be anything.
-fn nothing(which: P) -> usize {
-    match which {
+fn nothing(which: P) -> Vec<u8> {
+    let bytes = match which {
         P::CONTEXT
         | P::DEVICE_POINTER
         | P::HOST_POINTER
@@ -68,8 +68,10 @@ fn nothing(which: P) -> usize {
         | P::RANGE_START_ADDR
         | P::RANGE_SIZE
         | P::MEMPOOL_HANDLE => 8,
+        P::DEVICE_ORDINAL => return INVALID_DEVICE.to_ne_bytes().to_vec(),
         _ => 4,
-    }
+    };
+    vec![0; bytes]
 }
 
 entry_points! {
@@ -88,7 +90,7 @@ entry_points! {
             let which = P(attributes.get(index)?);
             which.name().ok_or(CuResult::INVALID_VALUE)?;
             let bytes = found.as_ref().and_then(|found| value(found, which, address).ok());
-            let bytes = bytes.unwrap_or_else(|| vec![0; nothing(which)]);
+            let bytes = bytes.unwrap_or_else(|| nothing(which));
             HostBytes::new(data.get(index)?, bytes.len())?.write(&bytes);
         }
         Ok(())

@@ -191,6 +191,9 @@ pub(crate) fn dynamic_offset(kernel: &Kernel) -> u32 {
     kernel.static_shared.next_multiple_of(16)
 }
 
+/// Bytes that shared memory is given out in, since the eighth generation.
+const SHARED_UNIT: u32 = 128;
+
 /// What special registers hold in one warp.
 struct SpecialValues<'r, 'a> {
     runner: &'r BlockRunner<'a>,
@@ -205,6 +208,7 @@ impl SpecialValues<'_, '_> {
         let (size, grid) = (runner.launch.block, runner.launch.grid);
         let (threads, dynamic) = (runner.threads, runner.launch.dynamic_shared_bytes);
         let total = dynamic_offset(runner.around.kernel) + dynamic;
+        let total = total.next_multiple_of(SHARED_UNIT);
         let processor = (runner.multiprocessor, runner.multiprocessors);
         let lanes = std::array::from_fn::<u32, LANES, _>(|lane| u32::try_from(lane).unwrap_or(0));
         move |special| match special {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::cell::UnsafeCell;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
@@ -104,6 +105,8 @@ pub(crate) enum Arg {
 pub(crate) struct Run<'a> {
     pub(crate) grid: (u32, u32),
     pub(crate) block: (u32, u32),
+    /// What grid and block are in the third dimension.
+    pub(crate) depth: (u32, u32),
     pub(crate) shared: u32,
     pub(crate) threads: usize,
     pub(crate) budget: u64,
@@ -122,6 +125,7 @@ impl Default for Run<'_> {
         Self {
             grid: (1, 1),
             block: (32, 1),
+            depth: (1, 1),
             shared: 0,
             threads: 2,
             budget: u64::MAX,
@@ -153,8 +157,8 @@ impl Run<'_> {
             }
         }
         let launch = Launch {
-            grid: Dim3::new(self.grid.0, self.grid.1, 1),
-            block: Dim3::new(self.block.0, self.block.1, 1),
+            grid: Dim3::new(self.grid.0, self.grid.1, self.depth.0),
+            block: Dim3::new(self.block.0, self.block.1, self.depth.1),
             dynamic_shared_bytes: self.shared,
             params: &params,
             globals: self.globals,
@@ -233,12 +237,31 @@ pub(crate) fn results(body: &str, threads: u32) -> Vec<u32> {
     memory.words(out)
 }
 
-/// Numbers that look random and are the same every time.
+/// Names the seed of another run, to see again what it saw.
+const SEED: &str = "GPUZONE_TEST_SEED";
+
+/// This run's seed.
+static RUN: LazyLock<u64> = LazyLock::new(|| match std::env::var(SEED) {
+    Ok(text) => text.parse().expect("a seed is a number"),
+    Err(_) => RandomState::new().hash_one(SEED),
+});
+
+/// Numbers that look random, others in every run.
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed ^ 0x9e37_79b9_7f4a_7c15)
+    /// Those of a number in this run. A test that fails says how to see them again.
+    pub(crate) fn new(number: u64) -> Self {
+        eprintln!("{SEED}={} has these numbers again", *RUN);
+        Self::of(*RUN, number)
+    }
+
+    fn of(run: u64, number: u64) -> Self {
+        // Neighbours must not begin alike: splitmix64's last steps.
+        let mixed = run.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self(mixed ^ mixed >> 31)
     }
 
     pub(crate) fn word(&mut self) -> u32 {

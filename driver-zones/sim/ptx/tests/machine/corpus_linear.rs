@@ -187,7 +187,9 @@ mod tests {
     #[test]
     fn factors_come_from_a_table() {
         let mut gpu = Loaded::new("bits");
-        let input: Vec<u16> = (0..3000).map(|i| i * 21 + 2).collect();
+        let mut numbers = Numbers::new(10);
+        let any = |_| u16::try_from(numbers.below(65_534) + 2).expect("small");
+        let input: Vec<u16> = (0..3000).map(any).collect();
         let data = gpu.memory.add(&input.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
         let out = gpu.memory.add(&vec![0; 6000]);
         let args = [Arg::U64(out), Arg::U64(data), Arg::U32(3000)];
@@ -204,12 +206,14 @@ mod tests {
     #[test]
     fn philox_gives_its_known_words() {
         let mut gpu = Loaded::new("random");
-        let out = gpu.memory.add_words(&[0; 4 * 50]);
-        let seed = 0x0123_4567_89ab_cdef_u64;
-        let args = [Arg::U64(out), Arg::U64(seed), Arg::U32(50)];
-        gpu.run("philox", &row(2, 32), &args).expect("no fault");
-        let expected: Vec<u32> = (0..50).flat_map(|i| philox([i, 0, 0, 0], seed)).collect();
-        assert_eq!(gpu.memory.words(out), expected);
+        let mut numbers = Numbers::new(11);
+        for seed in [0, u64::MAX, numbers.wide(), numbers.wide()] {
+            let out = gpu.memory.add_words(&[0; 4 * 50]);
+            let args = [Arg::U64(out), Arg::U64(seed), Arg::U32(50)];
+            gpu.run("philox", &row(2, 32), &args).expect("no fault");
+            let expected: Vec<u32> = (0..50).flat_map(|i| philox([i, 0, 0, 0], seed)).collect();
+            assert_eq!(gpu.memory.words(out), expected, "{seed:#x}");
+        }
         // The generator's authors give this for a counter and key of zeros.
         assert_eq!(philox([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
     }

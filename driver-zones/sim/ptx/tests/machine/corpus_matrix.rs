@@ -43,10 +43,11 @@ mod tests {
     #[test]
     fn matrices_are_transposed_with_and_without_padding() {
         let mut gpu = Loaded::new("grid");
+        let mut numbers = Numbers::new(8);
         for (rows, columns) in [(1_u32, 1_u32), (33, 70), (64, 32)] {
             let count = rows * columns;
-            let words: Vec<u32> = (0..count).collect();
-            let index = |i: u32| i % rows * columns + i / rows;
+            let words = numbers.words(count as usize);
+            let moved = |i: u32| words[(i % rows * columns + i / rows) as usize];
             let (out, data) = (gpu.memory.add_words(&words), gpu.memory.add_words(&words));
             let run = Run {
                 grid: (columns.div_ceil(32), rows.div_ceil(32)),
@@ -56,11 +57,13 @@ mod tests {
             let args =
                 |out, data| [Arg::U64(out), Arg::U64(data), Arg::U32(rows), Arg::U32(columns)];
             gpu.run("transpose", &run, &args(out, data)).expect("no fault");
-            assert_eq!(gpu.memory.words(out), (0..count).map(index).collect::<Vec<_>>());
-            let wide: Vec<u8> = words.iter().flat_map(|w| u64::from(*w).to_le_bytes()).collect();
+            assert_eq!(gpu.memory.words(out), (0..count).map(moved).collect::<Vec<_>>());
+            // Both halves count.
+            let widened = |word: u32| u64::from(word) << 32 | u64::from(!word);
+            let wide: Vec<u8> = words.iter().flat_map(|w| widened(*w).to_le_bytes()).collect();
             let (out, data) = (gpu.memory.add(&wide), gpu.memory.add(&wide));
             gpu.run("transpose_padded", &run, &args(out, data)).expect("no fault");
-            let expected: Vec<u64> = (0..count).map(|i| index(i).into()).collect();
+            let expected: Vec<u64> = (0..count).map(|i| widened(moved(i))).collect();
             assert_eq!(values(gpu.memory.bytes_mut(out), u64::from_le_bytes), expected);
         }
     }

@@ -16,4 +16,5 @@ mod oracle;
 mod reference;
 mod refusals;
 mod roundings;
+mod specials;
 mod supported;

@@ -41,8 +41,10 @@ impl Format {
         let bias = (1 << (self.exponent - 1)) - 1;
         let unit = field.max(1) - bias - i32::try_from(self.fraction).expect("narrow");
         let shift = unit + scale;
-        let value = if shift >= 0 {
-            assert!(significand == 0 || significand.leading_zeros() > shift.cast_unsigned() + 1);
+        let value = if significand == 0 {
+            0
+        } else if shift >= 0 {
+            assert!(significand.leading_zeros() > shift.cast_unsigned() + 1);
             significand << shift
         } else {
             assert_eq!(significand & ((1 << -shift) - 1), 0, "the unit is too large");

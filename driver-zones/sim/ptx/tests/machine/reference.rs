@@ -150,6 +150,23 @@ pub(crate) fn permute(a: u64, b: u64, c: u64) -> u64 {
         .sum()
 }
 
+/// `prmt` with a mode, from the tables of PTX: bytes from the highest to the lowest, by the two
+/// lowest bits of `c`.
+pub(crate) const PERMUTE_MODES: [(&str, [&str; 4]); 6] = [
+    ("f4e", ["3210", "4321", "5432", "6543"]),
+    ("b4e", ["5670", "6701", "7012", "0123"]),
+    ("rc8", ["0000", "1111", "2222", "3333"]),
+    ("ecl", ["3210", "3211", "3222", "3333"]),
+    ("ecr", ["0000", "1110", "2210", "3210"]),
+    ("rc16", ["1010", "3232", "1010", "3232"]),
+];
+
+pub(crate) fn permute_by(table: &[&str; 4], a: u32, b: u32, c: u32) -> u32 {
+    let bytes = (u64::from(a) | u64::from(b) << 32).to_le_bytes();
+    let chosen = table[(c & 3) as usize].bytes();
+    chosen.fold(0, |word, digit| word << 8 | u32::from(bytes[usize::from(digit - b'0')]))
+}
+
 pub(crate) fn shf_left_wrap(a: u64, b: u64, c: u64) -> u64 {
     let joined = u128::from(b & 0xffff_ffff) << 32 | u128::from(a & 0xffff_ffff);
     u64::try_from(joined << (c & 31) >> 32 & 0xffff_ffff).expect("cut")

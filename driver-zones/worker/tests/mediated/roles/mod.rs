@@ -1,10 +1,15 @@
 //! Programs of the raw driver API. Each runs through the shim and on the simulated library itself,
 //! and finds the same.
 
+mod asked;
 mod caps;
 mod code;
+mod files;
 mod graphs;
+mod launches;
 mod memory;
+mod own_defaults;
+mod planes;
 mod prints;
 mod streams;
 
@@ -47,6 +52,20 @@ pub(crate) fn play(role: &str) -> bool {
         "reserved" => caps::reserved(),
         "captured" => graphs::captured(),
         "built" => graphs::built(),
+        "instantiated" => graphs::instantiated(),
+        "assembled" => graphs::assembled(),
+        "files" => files::files(),
+        "options" => files::options(),
+        "launches" => launches::launches(),
+        "attributes" => launches::attributes(),
+        "enumerated" => launches::enumerated(),
+        "halves" => planes::halves(),
+        "boxes" => planes::boxes(),
+        "pointers" => asked::pointers(),
+        "reset" => asked::reset(),
+        "asked" => asked::asked(),
+        "properties" => asked::properties(),
+        "own_defaults" => own_defaults::own_defaults(),
         "host_functions" => streams::host_functions(),
         "own_streams" => streams::own_streams(),
         "contexts" => streams::contexts(),
