@@ -20,6 +20,7 @@ pub mod config;
 pub mod election;
 mod feeds;
 mod follow;
+pub mod host;
 mod http;
 pub mod index;
 mod keeper;

@@ -7,7 +7,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use gpuzone_core::Exposure;
+    use gpuzone_core::engine::{HostRoom, Policy};
+    use gpuzone_core::{Exposure, MemoryBytes};
     use gpuzone_crds::{GpuNodeStatus, PartitionEntry};
     use gpuzone_scheduler_ext::index::{
         Index, Look, Moment, ReserveError, Settings, Settled, WithoutQuota,
@@ -95,6 +96,53 @@ mod tests {
         index.apply_pod(view(&over));
         assert_eq!(index.usage_of("team").total, Default::default());
         assert_eq!(reason(&mut index, &pod("team", "d", &[("gpu", 1)])), "");
+    }
+
+    /// Pods' processors decide which GPUs will be of use; who has none of them is no burden there.
+    #[test]
+    fn nodes_are_preferred_by_what_is_left_of_their_hosts() {
+        let fragmentation = Settings { policy: Policy::Fragmentation, ..settings() };
+        let mut index = index_with(fragmentation, 2, 2);
+        let host = |cpu: u64| HostRoom { cpu_milli: cpu * 1000, memory: MemoryBytes::gib(64) };
+        ["n1", "n2", "n3"].iter().for_each(|name| index.apply_node(&node(name), host(16)));
+        let asking = |mut pod: Value, cpu: u32| {
+            pod["spec"]["containers"][0]["resources"]["requests"] =
+                json!({ "cpu": cpu.to_string(), "memory": "1Gi" });
+            pod
+        };
+        let gpu = asking(pod("team", "g", &[("gpu", 1)]), 4);
+        index.apply_pod(view(&gpu));
+        let nodes = ["n1", "n2"];
+        let ranks = |index: &mut Index, pod: &Value| index.prioritize(&view(pod), &nodes).unwrap();
+        assert_eq!(ranks(&mut index, &gpu), [10, 10]);
+        // After one more pod there, n1 has no processors for its other GPU.
+        let mut other = asking(pod("team", "web", &[]), 11);
+        other["spec"]["nodeName"] = json!("n1");
+        index.apply_pod(view(&other));
+        assert_eq!(ranks(&mut index, &gpu), [9, 10]);
+        // Who asks for no GPU takes nothing of them where there is none; then not the last of n1's.
+        let plain = asking(pod("team", "p", &[]), 2);
+        assert_eq!(index.prioritize(&view(&plain), &["n1", "n2", "n3"]).unwrap(), [8, 9, 10]);
+        // It grows, and moves nowhere; nothing is left, and whether that matters is not said here.
+        other["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!("16");
+        index.apply_pod(view(&other));
+        assert_eq!(reason(&mut index, &gpu), "");
+        assert!(index.reserve(&view(&gpu).uid, &node("n1")).is_ok());
+        index.remove_pod(&view(&gpu).uid);
+        index.apply_pod(view(&gpu));
+        // A list without it, and n1 is as good again.
+        index.begin_pods();
+        index.apply_pod(view(&gpu));
+        index.end_pods(T);
+        assert_eq!(ranks(&mut index, &gpu), [10, 10]);
+        // What a pod with GPUs takes of the host counts as well, from its reservation on.
+        let large = asking(pod("team", "l", &[("gpu", 1), ("memory-mib", 1)]), 11);
+        let bound = bind(&mut index, &large, "n2").unwrap();
+        assert_eq!(ranks(&mut index, &plain), [10, 9]);
+        index.apply_pod(view(&bound));
+        assert_eq!(ranks(&mut index, &plain), [10, 9]);
+        index.remove_pod(&view(&bound).uid);
+        assert_eq!(ranks(&mut index, &plain), [10, 10]);
     }
 
     #[test]

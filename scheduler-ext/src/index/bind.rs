@@ -15,11 +15,12 @@ use std::time::Duration;
 use gpuzone_api::kubernetes::{
     ContainerName, MAX_PLACEMENT_BYTES, NodeName, PlacementError, PodPlacement, PodUid,
 };
-use gpuzone_core::engine::{Choice, Policy, Reason, place};
+use gpuzone_core::engine::{Choice, Policy, Reason};
 use gpuzone_core::{Grant, InvalidPlacement, Placement};
 
 use super::pods::{Held, PodEntry, Stand, holds_of};
 use super::quota::QuotaRefusal;
+use super::rooms::place_on;
 use super::{Index, Moment, Usage};
 use crate::ask::{Ask, AskError};
 use crate::view::{PodName, PodView};
@@ -348,7 +349,7 @@ impl Index {
         let known = self.nodes.get(node.as_str());
         let known = known.ok_or_else(|| ReserveError::NoNode(node.clone()))?;
         let room = known.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);
-        let placed = room.and_then(|room| place(policy, &mix, room, &demand));
+        let placed = room.and_then(|room| place_on(policy, &mix, room, &demand));
         let placed = placed.map_err(|reason| ReserveError::NoRoom {
             node: node.clone(),
             reason: reason.to_string(),

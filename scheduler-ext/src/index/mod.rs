@@ -46,7 +46,7 @@ pub use why::Why;
 use gang::{GroupKey, PodGroups};
 use group::Group;
 use nodes::Node;
-use pods::PodEntry;
+use pods::{Other, PodEntry};
 use quota::Quota;
 use reclaim::Claims;
 use rooms::Rooms;
@@ -119,6 +119,8 @@ pub struct Index {
     namespaces: BTreeMap<String, Namespace>,
     quotas: BTreeMap<String, Quota>,
     pods: HashMap<PodUid, PodEntry>,
+    /// Pods without GPUs that are on a node: what they take of hosts.
+    others: HashMap<PodUid, Other>,
     groups: BTreeMap<GroupKey, Group>,
     pod_groups: PodGroups,
     /// What the pods of a namespace hold.
@@ -148,6 +150,7 @@ impl Index {
             namespaces: BTreeMap::new(),
             quotas: BTreeMap::new(),
             pods: HashMap::default(),
+            others: HashMap::default(),
             groups: BTreeMap::new(),
             pod_groups: PodGroups::new(),
             usage: BTreeMap::new(),

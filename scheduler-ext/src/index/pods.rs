@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use gpuzone_api::kubernetes::{NodeName, PodPlacement, PodUid};
 use gpuzone_core::Grant;
+use gpuzone_core::engine::HostDemand;
 
 use super::bind::Reservation;
 use super::{Index, Moment, Usage};
@@ -35,6 +36,8 @@ pub(super) enum Stand {
 pub(super) struct PodEntry {
     pub(super) name: PodName,
     pub(super) priority: i32,
+    /// What it takes of its host.
+    pub(super) host: HostDemand,
     /// What it asks for; not kept once it is bound.
     pub(super) ask: Option<Arc<Result<Option<Ask>, AskError>>>,
     pub(super) stand: Stand,
@@ -65,6 +68,14 @@ impl PodEntry {
         let group = self.asks()?.terms.group.as_ref()?;
         Some((self.name.namespace.clone(), group.name.clone()))
     }
+}
+
+/// A pod without GPUs that is on a node.
+#[derive(Clone, Debug)]
+pub(super) struct Other {
+    node: NodeName,
+    /// As of [`PodEntry`].
+    epoch: u64,
 }
 
 /// What is held of each GPU, over all containers.
@@ -108,6 +119,7 @@ impl Index {
         let entry = PodEntry {
             name: view.name,
             priority: view.priority,
+            host: view.host,
             ask: Some(Arc::new(view.ask)),
             stand: Stand::Waiting,
             terminating: false,
@@ -126,8 +138,10 @@ impl Index {
     fn apply_bound(&mut self, view: PodView) {
         let Some(node) = view.node.clone() else { return };
         if view.is_foreign() {
-            return self.remove_pod(&view.uid);
+            self.forget_pod(&view.uid);
+            return self.apply_other(view.uid, node, view.host);
         }
+        self.remove_other(&view.uid);
         let holds = view.placement.as_ref().map(holds_of).unwrap_or_default();
         let known = self.pods.get(&view.uid);
         let same = known
@@ -142,6 +156,9 @@ impl Index {
             entry.priority = view.priority;
             entry.terminating = view.terminating;
             entry.epoch = self.epoch;
+            if std::mem::replace(&mut entry.host, view.host) != view.host {
+                self.refresh(node.as_str());
+            }
             return;
         }
         self.unhold(&view.uid);
@@ -149,6 +166,7 @@ impl Index {
         let entry = PodEntry {
             name: view.name.clone(),
             priority: view.priority,
+            host: view.host,
             ask: has_group(&view).then(|| Arc::new(view.ask.clone())),
             stand: Stand::Waiting,
             terminating: view.terminating,
@@ -163,6 +181,11 @@ impl Index {
     /// A pod that is gone, or over. The scheduler sees that, too, but may have asked again before
     /// it was seen here.
     pub fn remove_pod(&mut self, uid: &PodUid) {
+        self.remove_other(uid);
+        self.forget_pod(uid);
+    }
+
+    fn forget_pod(&mut self, uid: &PodUid) {
         let held =
             self.pods.get(uid).and_then(PodEntry::held).filter(|held| !held.holds.is_empty());
         let node = held.map(|held| held.node.clone());
@@ -171,6 +194,29 @@ impl Index {
         self.leave_group(uid);
         self.claims.forget(uid);
         self.pods.remove(uid);
+    }
+
+    /// A pod without GPUs, on its node.
+    fn apply_other(&mut self, uid: PodUid, node: NodeName, host: HostDemand) {
+        let epoch = self.epoch;
+        if self.others.get(&uid).is_some_and(|other| other.node != node) {
+            self.remove_other(&uid);
+        }
+        let known = self.nodes.entry(node.as_str().into()).or_default();
+        let new = known.others.insert(uid.clone(), host) != Some(host);
+        if new {
+            self.refresh(node.as_str());
+        }
+        self.others.insert(uid, Other { node, epoch });
+    }
+
+    fn remove_other(&mut self, uid: &PodUid) {
+        let Some(other) = self.others.remove(uid) else { return };
+        if let Some(node) = self.nodes.get_mut(other.node.as_str()) {
+            node.others.remove(uid);
+        }
+        self.refresh(other.node.as_str());
+        self.drop_nothing(other.node.as_str());
     }
 
     /// A complete list of pods begins.
@@ -188,7 +234,9 @@ impl Index {
             };
             entry.epoch != self.epoch && !younger
         });
-        for uid in gone.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+        let others = self.others.iter().filter(|(_, other)| other.epoch != self.epoch);
+        let gone = gone.map(|(uid, _)| uid).chain(others.map(|(uid, _)| uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
             self.remove_pod(&uid);
         }
         self.complete(super::Kind::Pods);

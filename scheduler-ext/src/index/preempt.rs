@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpuzone_api::kubernetes::PodUid;
-use gpuzone_core::engine::{NodeRoom, PodDemand, fit};
+use gpuzone_core::engine::{HostRoom, NodeRoom, PodDemand, fit};
 
 use super::nodes::{Node, room_of};
 use super::pods::{PodEntry, Stand};
@@ -32,7 +32,7 @@ impl Index {
     pub fn preempt(&self, pod: &PodView, node: &str, named: &BTreeSet<PodUid>) -> Option<Victims> {
         let Ok(Some(ask)) = &pod.ask else { return Some(Victims { pods: named.clone() }) };
         let known = self.nodes.get(node).filter(|node| node.exists && node.reported)?;
-        let demand = ask.demand(&self.models);
+        let demand = ask.gpu_demand(&self.models);
         let serves = |gone: &BTreeSet<PodUid>| self.serves_without(pod, known, &demand, gone);
         let mut gone = named.clone();
         let mut chosen = Vec::new();
@@ -132,10 +132,10 @@ impl Index {
         Some(Guaranteed(gates.guarantee(&asked)))
     }
 
-    /// What is free of a node when some of its pods are gone.
+    /// What is free of a node's GPUs when some of its pods are gone.
     fn room_without(&self, node: &Node, gone: &BTreeSet<PodUid>) -> NodeRoom {
         let stay = node.pods.iter().filter(|uid| !gone.contains(*uid));
         let holds = stay.filter_map(|uid| self.pods.get(uid).and_then(PodEntry::held));
-        room_of(&node.gpus, holds.flat_map(|held| &held.holds))
+        room_of(HostRoom::default(), &node.gpus, holds.flat_map(|held| &held.holds))
     }
 }

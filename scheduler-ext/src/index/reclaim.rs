@@ -98,7 +98,7 @@ impl Index {
     fn reclaim_for(&self, waiting: &Waiting) -> Option<Reclaim> {
         let view = &waiting.view;
         let Ok(Some(ask)) = &view.ask else { return None };
-        let demand = ask.demand(&self.models);
+        let demand = ask.gpu_demand(&self.models);
         let mut best: Option<(Disturbance<'_>, Vec<PodUid>)> = None;
         for name in &waiting.nodes {
             let known = self.nodes.get(name).filter(|node| node.exists && node.reported);
