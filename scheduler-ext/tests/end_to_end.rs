@@ -291,6 +291,38 @@ mod tests {
         until("all rights used", || extender.log(), async || api.used() == rights).await;
     }
 
+    /// What wakes pods is tried until it succeeded, and at another node where one is gone.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_wake_that_failed_is_not_forgotten() {
+        let (api, folder) = (cluster(2, 1).await, folder());
+        let more = ["--without-quota", "admit", "--wake-milliseconds", "100"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let whole = |name: &str| pod("team", name, &[("gpu", 1)]);
+        api.put("pods", whole("a"));
+        assert_eq!(extender.bind(&whole("a"), "n1").await, "");
+        api.put("pods", whole("b"));
+        until(
+            "it is known",
+            || extender.log(),
+            async || extender.ask("/explain/team/b", &Value::Null).await.0 == 200,
+        )
+        .await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let touched = |node: &str| {
+            let annotation = "gpuzone.dev~1room-changed";
+            let path = format!("/metadata/annotations/{annotation}");
+            api.get("nodes", node).unwrap().pointer(&path).cloned()
+        };
+        let before = (touched("n1"), touched("n2"), api.writes("patch", "nodes"));
+        api.refuse_patches("nodes", [500, 503, 404]);
+        api.delete("pods", "team/a");
+        until("another", || extender.log(), async || touched("n2") != before.1).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(touched("n1"), before.0, "n1 is said to be gone");
+        assert_eq!(api.writes("patch", "nodes"), before.2 + 1, "and once is enough");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_groups_binds_wait_for_each_other() {
         let (api, folder) = (cluster(2, 2).await, folder());

@@ -228,17 +228,33 @@ impl Index {
     /// Nodes on which something changed in favour of pods that wait, and that wake nobody by
     /// themselves; none while no pod waits. What is told is not told again.
     pub fn take_favours(&mut self) -> BTreeSet<NodeName> {
-        if (self.favours.is_empty() && !self.favour) || !self.pods.values().any(PodEntry::waits) {
+        if (self.favours.is_empty() && !self.favour) || !self.anybody_waits() {
             self.favour = false;
             self.favours.clear();
             return BTreeSet::new();
         }
         let mut told = std::mem::take(&mut self.favours);
-        if std::mem::take(&mut self.favour) && told.is_empty() {
+        if self.favour && told.is_empty() {
             // Any node will do: the scheduler looks at all that it has put aside.
-            let some = self.nodes.iter().filter(|(_, node)| node.exists).map(|(name, _)| name);
-            told.extend(some.min().and_then(|name| name.parse().ok()));
+            told.extend(self.some_node(|_| true));
         }
+        // Without a node there is nothing to wake for; it is owed until there is one.
+        self.favour &= told.is_empty();
         told
+    }
+
+    /// Whether any pod waits for a place.
+    pub fn anybody_waits(&self) -> bool {
+        self.pods.values().any(PodEntry::waits)
+    }
+
+    /// A node that the API server has, other than `node`.
+    pub fn another_node(&self, node: &NodeName) -> Option<NodeName> {
+        self.some_node(|name| name != node.as_str())
+    }
+
+    fn some_node(&self, which: impl Fn(&str) -> bool) -> Option<NodeName> {
+        let there = self.nodes.iter().filter(|(name, node)| node.exists && which(name));
+        there.map(|(name, _)| name).min().and_then(|name| name.parse().ok())
     }
 }
