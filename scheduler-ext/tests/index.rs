@@ -284,6 +284,16 @@ mod tests {
         // One that is given back is free.
         index.remove_pod(&uid("uid-a"));
         assert_eq!(reason(&mut index, &small("c")), "");
+        // And a quota limits them by themselves.
+        let limits = json!([{ "exposure": "vgpu", "limits": { "gpus": 1 } }]);
+        let spec = quota(json!({ "namespaceSelector": {}, "exposures": limits }));
+        index.apply_quota("q", Some("q"), Some(1), &spec);
+        let refused = reason(&mut index, &small("c"));
+        let says = "GpuQuota 'q' for vgpu: 1 GPUs used, 1 GPUs asked, 1 GPUs granted";
+        assert_eq!(refused, says);
+        assert!(bind(&mut index, &small("c"), "n1").unwrap_err().to_string().contains("for vgpu"));
+        index.remove_pod(&uid("uid-b"));
+        assert_eq!(reason(&mut index, &small("c")), "");
     }
 
     #[test]
