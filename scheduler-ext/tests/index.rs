@@ -4,7 +4,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     use gpuzone_core::engine::{HostRoom, Policy};
@@ -447,6 +447,54 @@ mod tests {
         assert_eq!(victims.pods, BTreeSet::from([uid("uid-c")]));
         let borrowed = index.quota_reports().remove(1).status.borrowed.unwrap();
         assert_eq!(borrowed.gpus, Some(1));
+    }
+
+    /// What was borrowed is not lent once more because the borrower's quota is gone: not by who saw it
+    /// go, and not by who begins later.
+    #[test]
+    fn what_a_deleted_quota_borrowed_is_not_lent_again() {
+        let strict = Settings { without_quota: WithoutQuota::Refuse, ..settings() };
+        let spec = |name: &str, gpus: u32| {
+            quota(json!({ "namespaceSelector": { "matchLabels": { "team": name } },
+                "cohort": "c", "guaranteed": { "gpus": gpus } }))
+        };
+        let with_quotas = |names: &[&str]| {
+            let mut index = index_with(strict.clone(), 1, 8);
+            namespace(&mut index, "other");
+            namespace(&mut index, "third");
+            for name in names {
+                let gpus = if *name == "team" { 1 } else { 2 };
+                index.apply_quota(name, Some(name), Some(1), &spec(name, gpus));
+            }
+            index
+        };
+        let mut index = with_quotas(&["team", "other", "third"]);
+        // Three GPUs, of which two are lent by the others: five are guaranteed in all.
+        let mut held = Vec::new();
+        for name in ["a", "b", "c"] {
+            held.push(bind(&mut index, &pod("team", name, &[("gpu", 1)]), "n1").unwrap());
+            index.apply_pod(view(held.last().unwrap()));
+        }
+        let wide = |name: &str, gpus: u64| pod("other", name, &[("gpu", gpus)]);
+        assert_eq!(reason(&mut index, &wide("d", 2)), "");
+        assert!(reason(&mut index, &wide("e", 3)).contains("3 GPUs used, 3 GPUs asked, 5"));
+        let labels = BTreeMap::from([("team".to_owned(), "nobody".to_owned())]);
+        let mut moved = index.clone();
+        moved.apply_namespace("team", &labels);
+        let mut changed = index.clone();
+        let out = quota(json!({ "namespaceSelector": { "matchLabels": { "team": "team" } } }));
+        changed.apply_quota("team", Some("team"), Some(2), &out);
+        index.remove_quota("team");
+        let mut later = with_quotas(&["other", "third"]);
+        held.iter().for_each(|pod| later.apply_pod(view(pod)));
+        for mut index in [index, moved, changed, later] {
+            // What is guaranteed stays, and nothing is lent beyond it while the three are held.
+            assert_eq!(reason(&mut index, &wide("d", 2)), "");
+            let refused = reason(&mut index, &wide("e", 3));
+            assert!(refused.contains("3 GPUs used, 3 GPUs asked"), "{refused}");
+            held.iter().for_each(|pod| index.remove_pod(&view(pod).uid));
+            assert_eq!(reason(&mut index, &wide("e", 3)), "");
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 /// A budget of GPUs for some namespaces, together.
 ///
 /// Every quota whose selector matches a namespace holds for its pods: what one refuses, no other
-/// allows. A quota counts for itself, so removing one changes nothing of what another allows.
+/// allows. A quota counts for itself, so removing one widens nothing that another allows: what its
+/// pods hold of a cohort counts there until they are gone.
 #[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
     group = "gpuzone.dev",

@@ -12,6 +12,7 @@
 //! says once the pod was seen bound ([`Stand::Bound`]).
 
 mod bind;
+mod cohort;
 mod filter;
 mod gang;
 mod group;
@@ -43,6 +44,7 @@ pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
 pub use why::Why;
 
+use cohort::Left;
 use gang::{GroupKey, PodGroups};
 use group::Group;
 use nodes::Node;
@@ -110,7 +112,7 @@ struct Namespace {
 }
 
 /// What the extender knows. See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Index {
     settings: Settings,
     complete: BTreeSet<Kind>,
@@ -118,6 +120,8 @@ pub struct Index {
     models: ModelTable,
     namespaces: BTreeMap<String, Namespace>,
     quotas: BTreeMap<String, Quota>,
+    /// Namespaces that left a cohort with GPUs.
+    left: Left,
     pods: HashMap<PodUid, PodEntry>,
     /// Pods without GPUs that are on a node: what they take of hosts.
     others: HashMap<PodUid, Other>,
@@ -149,6 +153,7 @@ impl Index {
             models: ModelTable::default(),
             namespaces: BTreeMap::new(),
             quotas: BTreeMap::new(),
+            left: Left::default(),
             pods: HashMap::default(),
             others: HashMap::default(),
             groups: BTreeMap::new(),
@@ -196,6 +201,7 @@ impl Index {
         }
         let namespace = Namespace { tenant, labels: labels.clone() };
         self.namespaces.insert(name.to_owned(), namespace);
+        self.note_left(|_, quota| quota.namespaces.contains(name).then(|| vec![name.to_owned()]));
         self.quotas.values_mut().for_each(|quota| quota.choose(name, labels));
         self.favour = true;
     }
@@ -203,6 +209,7 @@ impl Index {
     /// A namespace that is gone.
     pub fn remove_namespace(&mut self, name: &str) {
         self.namespaces.remove(name);
+        self.note_left(|_, quota| quota.namespaces.contains(name).then(|| vec![name.to_owned()]));
         self.quotas.values_mut().for_each(|quota| quota.forget(name));
     }
 

@@ -283,6 +283,7 @@ impl Index {
             usage.remove(&held.charge);
             if *usage == Usage::default() {
                 self.usage.remove(&entry.name.namespace);
+                self.left.forget(&entry.name.namespace);
             }
         }
         if let Some(node) = self.nodes.get_mut(held.node.as_str()) {
