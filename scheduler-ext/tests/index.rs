@@ -520,11 +520,52 @@ mod tests {
         let two = index.preempt(&view(&whole), "n1", &BTreeSet::new()).unwrap();
         assert_eq!(two.pods.len(), 2);
         assert!(!two.pods.contains(&uid("uid-d")), "of a higher priority");
+        let of = |uid: &str| if uid.ends_with(['a', 'c']) { "team" } else { "other" };
+        let tenants: BTreeSet<&str> = two.pods.iter().map(|uid| of(uid.as_str())).collect();
+        assert_eq!(tenants.len(), 2, "d keeps the other GPU: {:?}", two.pods);
         whole["spec"]["priority"] = json!(0);
         assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
         whole["spec"]["priority"] = json!(5);
         whole["spec"]["preemptionPolicy"] = json!("Never");
         assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+    }
+
+    /// Whichever pods come first by their UIDs: the GPU goes of which the fewest tenants lose a pod, and
+    /// priority before that.
+    #[test]
+    fn preemption_disturbs_as_few_tenants_as_will_do() {
+        let mut index = index(1, 2);
+        let mut whole = pod("team", "w", &[("gpu", 1)]);
+        whole["spec"]["priority"] = json!(5);
+        for (n, (ns, name)) in [("x", "a"), ("y", "b"), ("z", "c"), ("z", "d")].iter().enumerate() {
+            namespace(&mut index, ns);
+            let half = pod(ns, name, &[("gpu", 1), ("memory-mib", 8192)]);
+            let mut bound = bind(&mut index, &half, "n1").unwrap();
+            bound["spec"]["priority"] = json!(1);
+            index.apply_pod(view(&bound));
+            let gpu = index.holds(&uid(&format!("uid-{name}")))[0].gpu.to_string();
+            assert_eq!(gpu, gpu_uuid(1, u8::from(n > 1)), "two on each");
+        }
+        let victims = |index: &Index, pod: &Value| {
+            let none = BTreeSet::new();
+            let pods = index.preempt(&view(pod), "n1", &none).unwrap().pods;
+            pods.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(victims(&index, &whole), ["uid-c", "uid-d"], "z alone");
+        let mut two = whole.clone();
+        two["spec"]["containers"][0]["resources"]["limits"]["gpuzone.dev/gpu"] = json!("2");
+        assert_eq!(victims(&index, &two).len(), 4);
+        // One of z's is more important than x and y are.
+        let mut important = pod("z", "d", &[("gpu", 1), ("memory-mib", 8192)]);
+        let placement = index.holds(&uid("uid-d"));
+        let written = json!({ "version": 1, "node": "n1", "pod": "uid-d", "containers": { "app":
+            [{ "gpu": placement[0].gpu, "memory": "8Gi", "share": 50 }] } });
+        important["metadata"]["annotations"] =
+            json!({ "gpuzone.dev/placement": written.to_string() });
+        important["spec"]["nodeName"] = json!("n1");
+        important["spec"]["priority"] = json!(4);
+        index.apply_pod(view(&important));
+        assert_eq!(victims(&index, &whole), ["uid-a", "uid-b"]);
     }
 
     #[test]

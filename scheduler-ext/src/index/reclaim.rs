@@ -134,25 +134,10 @@ impl Index {
         going: BTreeSet<PodUid>,
         serves: impl Fn(&BTreeSet<PodUid>) -> bool,
     ) -> Option<Vec<PodUid>> {
-        let (mut gone, mut chosen) = (going, Vec::new());
-        while !serves(&gone) {
-            let lent = |uid: &PodUid| {
-                !self.claims.unwilling.contains_key(uid) && self.borrows_of(pod, uid, &gone)
-            };
-            let next = self.next_of(node, &gone, lent)?;
-            gone.insert(next.clone());
-            chosen.push(next);
-        }
-        // The last chosen may have freed what earlier ones did not have to.
-        chosen.retain(|uid| {
-            gone.remove(uid);
-            let needed = !serves(&gone);
-            if needed {
-                gone.insert(uid.clone());
-            }
-            needed
-        });
-        Some(chosen)
+        let lent = |uid: &PodUid, gone: &BTreeSet<PodUid>| {
+            !self.claims.unwilling.contains_key(uid) && self.borrows_of(pod, uid, gone)
+        };
+        self.fewest(node, &going, serves, lent)
     }
 
     fn is_going(&self, uid: &PodUid) -> bool {
