@@ -376,6 +376,20 @@ impl Index {
         }
     }
 
+    /// Whoever saw to a bind is gone without a word: a Binding that may be on its way is looked at, and a
+    /// place whose Binding never began is given back.
+    pub fn abandoned(&mut self, uid: &PodUid, ticket: Ticket, now: Moment) {
+        let Some(reservation) = self.reservation_mut(uid) else { return };
+        if reservation.ticket != ticket {
+            return;
+        }
+        match reservation.state {
+            State::Posting => reservation.state = State::Unsure { since: now },
+            State::Planned { called: true } => self.let_go(uid),
+            State::Planned { called: false } | State::Unsure { .. } | State::Written { .. } => {}
+        }
+    }
+
     /// What becomes of a Binding in doubt, whose pod was looked at since; `None` when that failed.
     pub fn conclude(
         &mut self,
