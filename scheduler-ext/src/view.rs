@@ -41,6 +41,8 @@ pub struct PodView {
     pub terminating: bool,
     /// What it asks for; `None` for nothing.
     pub ask: Result<Option<Ask>, AskError>,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
     /// What it asks of its host.
     pub host: HostDemand,
     /// What it was given: a placement of this pod on its node. Any other gives nothing.
@@ -75,6 +77,7 @@ impl PodView {
             ended: ended(pod),
             terminating: meta.deletion_timestamp.is_some(),
             ask,
+            created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             host: host::requests(pod),
             placement,
             priority: spec.and_then(|spec| spec.priority).unwrap_or_default(),

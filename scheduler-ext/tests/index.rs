@@ -145,6 +145,55 @@ mod tests {
         assert_eq!(ranks(&mut index, &plain), [10, 10]);
     }
 
+    /// What is likely to come is known to an extender that starts anew, from pods that were there before.
+    #[test]
+    fn what_was_learned_is_learned_anew_from_bound_pods() {
+        let fragmentation = Settings { policy: Policy::Fragmentation, ..settings() };
+        let ranks = |index: &mut Index| {
+            let small = pod("team", "s", &[("gpu", 1), ("memory-mib", 2048)]);
+            index.prioritize(&view(&small), &["n1", "n2"]).unwrap()
+        };
+        // n1 has 10 GiB of its GPU left, n2 12. Where pods of 10 GiB are usual, the next of 2 takes of n2.
+        let running = |index: &mut Index, size: u64, of: std::ops::Range<u64>| {
+            for n in of {
+                let mib = [("gpu", 1), ("memory-mib", size), ("share", 1)];
+                let mut old = pod("team", &format!("{n:04}-{size}"), &mib);
+                let created = format!("2026-01-01T{:02}:{:02}:00Z", 23 - n / 60, 59 - n % 60);
+                old["metadata"]["creationTimestamp"] = json!(created);
+                old["spec"]["nodeName"] = json!("elsewhere");
+                index.apply_pod(view(&old));
+            }
+        };
+        let begin = |sizes: &dyn Fn(&mut Index)| {
+            let mut index = Index::new(fragmentation.clone());
+            index.begin_pods();
+            sizes(&mut index);
+            for n in 1..=2 {
+                let name = node(&format!("n{n}"));
+                index.apply_node(&name, HostRoom::default());
+                index.apply_gpu_node(&name, Some(&status(n, 1, 16)));
+                let held = pod("team", &format!("h{n}"), &[("gpu", 1)]);
+                let gib = if n == 1 { 6 } else { 4 };
+                let placement = json!({ "version": 1, "node": name, "pod": format!("uid-h{n}"),
+                    "containers": { "app": [{ "gpu": gpu_uuid(n, 0), "memory": format!("{gib}Gi"),
+                        "share": 1 }] } });
+                let mut held = held;
+                held["spec"]["nodeName"] = json!(name);
+                held["metadata"]["annotations"] =
+                    json!({ "gpuzone.dev/placement": placement.to_string() });
+                index.apply_pod(view(&held));
+            }
+            namespace(&mut index, "team");
+            index.end_pods(T);
+            complete(&mut index);
+            index
+        };
+        let mut tens = begin(&|index| running(index, 10 * 1024, 0..200));
+        assert_eq!(ranks(&mut tens), [9, 10]);
+        let mut twelves = begin(&|index| running(index, 12 * 1024, 0..200));
+        assert_eq!(ranks(&mut twelves), [10, 9]);
+    }
+
     #[test]
     fn a_lost_answer_keeps_its_place_until_it_cannot_be_carried_out() {
         let mut index = index(2, 1);

@@ -44,6 +44,7 @@ pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
 pub use why::Why;
 
+use crate::ask::Ask;
 use cohort::Left;
 use gang::{GroupKey, PodGroups};
 use group::Group;
@@ -131,6 +132,8 @@ pub struct Index {
     usage: BTreeMap<String, Usage>,
     /// Pods that wait for what is guaranteed to them.
     claims: Claims,
+    /// Pods that came before all was known, with when they did.
+    before: Vec<(i64, Ask)>,
     arrivals: WorkloadMix,
     mix: Arc<Mix>,
     /// What is free of nodes, and what that is to kinds of pods.
@@ -160,6 +163,7 @@ impl Index {
             pod_groups: PodGroups::new(),
             usage: BTreeMap::new(),
             claims: Claims::default(),
+            before: Vec::new(),
             arrivals: WorkloadMix::default(),
             mix: Arc::default(),
             rooms: Rooms::default(),
@@ -223,6 +227,7 @@ impl Index {
 
     /// What is likely to be asked for next, seen from this cluster.
     fn mix(&mut self) -> Arc<Mix> {
+        self.learn_before();
         if self.arrivals.is_due() {
             let rooms = &self.rooms;
             let of_nodes = self.nodes.values().filter_map(|node| rooms.get(node.room?));

@@ -11,6 +11,10 @@ use super::{Index, Moment, Usage};
 use crate::ask::{Ask, AskError};
 use crate::view::{PodName, PodView};
 
+/// Of no more pods that were there before is anything learned: of those before the last 30,000 little
+/// would be left.
+const MOST_BEFORE: usize = 50_000;
+
 /// What a pod holds.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
@@ -115,7 +119,7 @@ impl Index {
         if view.ask == Ok(None) || view.terminating {
             return self.remove_pod(&view.uid);
         }
-        let new = !self.pods.contains_key(&view.uid);
+        let new = self.arrived(&view);
         let entry = PodEntry {
             name: view.name,
             priority: view.priority,
@@ -125,14 +129,38 @@ impl Index {
             terminating: false,
             epoch: self.epoch,
         };
-        if let (true, Some(ask)) = (new, entry.asks()) {
-            self.arrivals.observe(&ask.demand(&self.models));
-        }
         self.leave_group(&view.uid);
         self.join_group(&view.uid, &entry);
         // Those that came before it were put aside, and its coming wakes none of them.
         self.favour |= new && self.is_whole(&entry);
         self.pods.insert(view.uid, entry);
+    }
+
+    /// Whether a pod is new. What new ones ask for is learned from. Those that were there before this
+    /// process began are listed by their names, so they are kept until all are known, and then taken in the
+    /// order in which they came.
+    fn arrived(&mut self, view: &PodView) -> bool {
+        let new = !self.pods.contains_key(&view.uid);
+        if let (true, Ok(Some(ask))) = (new, &view.ask) {
+            match self.missing().is_empty() {
+                true => self.arrivals.observe(&ask.demand(&self.models)),
+                false if self.before.len() < MOST_BEFORE => {
+                    self.before.push((view.created, ask.clone()));
+                }
+                false => {}
+            }
+        }
+        new
+    }
+
+    /// Learns from pods that were there before all was known.
+    pub(super) fn learn_before(&mut self) {
+        if self.before.is_empty() || !self.missing().is_empty() {
+            return;
+        }
+        let mut before = std::mem::take(&mut self.before);
+        before.sort_by_key(|(created, _)| *created);
+        before.iter().for_each(|(_, ask)| self.arrivals.observe(&ask.demand(&self.models)));
     }
 
     fn apply_bound(&mut self, view: PodView) {
@@ -161,6 +189,7 @@ impl Index {
             }
             return;
         }
+        self.arrived(&view);
         self.unhold(&view.uid);
         self.leave_group(&view.uid);
         let entry = PodEntry {
