@@ -53,6 +53,8 @@ pub struct Ask {
     pub containers: Vec<ContainerAsk>,
     /// What holds for all of them.
     pub terms: PodTerms,
+    /// What the pod asks of its host.
+    pub host: HostDemand,
 }
 
 /// Why a pod's limits or annotations ask for nothing that can be given.
@@ -97,6 +99,7 @@ impl Ask {
     pub fn read(
         names: &ResourceNames,
         containers: &[ContainerLimits],
+        host: HostDemand,
         terms: impl FnOnce() -> Result<PodTerms, TermsError>,
     ) -> Result<Option<Self>, AskError> {
         let (mut lasting, mut inits): (Vec<ContainerAsk>, Vec<ContainerAsk>) = Default::default();
@@ -143,11 +146,16 @@ impl Ask {
                 None => lasting.push(init),
             }
         }
-        Ok(Some(Self { containers: lasting, terms: terms()? }))
+        Ok(Some(Self { containers: lasting, terms: terms()?, host }))
     }
 
-    /// The demand that it is for the placement engine.
+    /// The demand that it is for the placement engine, to choose and to prefer by.
     pub fn demand(&self, models: &ModelTable) -> PodDemand {
+        PodDemand { host: self.host, ..self.gpu_demand(models) }
+    }
+
+    /// The same of GPUs alone, to refuse by: the host is kube-scheduler's to refuse.
+    pub fn gpu_demand(&self, models: &ModelTable) -> PodDemand {
         let wanted = &self.terms.models;
         let demand = |ask: &ContainerAsk| Demand {
             models: match &ask.handed {
@@ -273,7 +281,7 @@ mod tests {
 
     fn read(containers: &[ContainerLimits]) -> Result<Option<Ask>, AskError> {
         let terms = || Ok(PodTerms::default());
-        Ask::read(&ResourceNames::defaults().unwrap(), containers, terms)
+        Ask::read(&ResourceNames::defaults().unwrap(), containers, HostDemand::default(), terms)
     }
 
     #[test]

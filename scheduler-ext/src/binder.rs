@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::index::{BindOrder, Concluded, Doubt, Gate, Look, ReserveError, Settled};
+use crate::index::{BindOrder, Concluded, Doubt, Gate, Look, ReserveError, Settled, Ticket};
 use crate::shared::{Role, Shared};
 use crate::view::{PodName, PodView};
 use crate::wire::BindArgs;
@@ -76,6 +76,27 @@ impl Drop for InFlight {
     }
 }
 
+/// A place that was set aside for a bind. However that ends, in a panic, too, it is known afterwards what
+/// becomes of the place.
+struct Place {
+    shared: Arc<Shared>,
+    uid: PodUid,
+    ticket: Ticket,
+}
+
+impl Place {
+    fn of(shared: &Arc<Shared>, order: &BindOrder) -> Self {
+        Self { shared: Arc::clone(shared), uid: order.uid.clone(), ticket: order.ticket }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let now = self.shared.now();
+        self.shared.index().abandoned(&self.uid, self.ticket, now);
+    }
+}
+
 impl Binder {
     /// Binds with this client what the index says.
     pub(crate) fn new(shared: Arc<Shared>, client: Client) -> Self {
@@ -129,6 +150,7 @@ impl Binder {
             }
             other => other?,
         };
+        let _place = Place::of(&self.shared, &order);
         if order.grouped {
             self.wait_for_group(&order).await?;
         }
@@ -281,4 +303,87 @@ fn binding(pod: &PodName, uid: &PodUid, node: &NodeName, annotations: Value) -> 
         },
         "target": { "apiVersion": "v1", "kind": "Node", "name": node.as_str() },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gpuzone_api::kubernetes::ResourceNames;
+    use gpuzone_core::engine::{HostRoom, Policy};
+    use gpuzone_crds::{GpuEntry, GpuNodeStatus};
+
+    use super::*;
+    use crate::index::{Kind, Settings, WithoutQuota};
+
+    fn shared() -> Arc<Shared> {
+        let shared = Arc::new(Shared::new(Settings {
+            names: ResourceNames::defaults().unwrap(),
+            policy: Policy::Pack,
+            without_quota: WithoutQuota::Admit,
+            group_patience: Duration::from_secs(20),
+        }));
+        let gpu: GpuEntry = serde_json::from_value(json!({
+            "uuid": "GPU-00000001-0000-0000-0000-000000000001", "index": 0, "model": "H100",
+            "memoryBytes": 1_u64 << 34, "computeCapability": "9.0", "migCapable": false,
+            "simulated": true, "healthy": true,
+        }))
+        .unwrap();
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "namespace": "team", "name": "a", "uid": "uid-a" },
+            "spec": { "containers": [
+                { "name": "app", "resources": { "limits": { "gpuzone.dev/gpu": "1" } } }] },
+        }))
+        .unwrap();
+        let mut index = shared.index();
+        let node = "n1".parse().unwrap();
+        index.apply_node(&node, HostRoom::default());
+        index.apply_gpu_node(&node, Some(&GpuNodeStatus::new("simulated", vec![gpu])));
+        index.apply_namespace("team", &Default::default());
+        let names = ResourceNames::defaults().unwrap();
+        index.apply_pod(PodView::of(&pod, &names).unwrap());
+        use Kind::{GpuNodes, Namespaces, Nodes, Pods, Quotas};
+        [GpuNodes, Nodes, Namespaces, Quotas, Pods].into_iter().for_each(|k| index.complete(k));
+        drop(index);
+        shared
+    }
+
+    /// A place is never held for a bind that nobody sees to: it is looked at, and given back or kept.
+    #[tokio::test]
+    async fn a_bind_that_panics_leaves_a_place_that_is_looked_at() {
+        let shared = shared();
+        let uid: PodUid = "uid-a".parse().unwrap();
+        let order = shared.index().reserve(&uid, &"n1".parse().unwrap()).unwrap();
+        assert!(shared.index().overdue(shared.now()).is_empty(), "it is on its way");
+        let place = Place::of(&shared, &order);
+        let task = tokio::spawn(async move {
+            let _place = place;
+            tokio::task::yield_now().await;
+            panic!("as a bug would");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        let mut index = shared.index();
+        let late = index.overdue(shared.now()).remove(0);
+        assert_eq!((&late.uid, late.ticket), (&uid, order.ticket));
+        // It may have gone out; once it cannot be carried out any more, the place is free.
+        let now = shared.now();
+        index.looked(&uid, late.ticket, Look::Unbound, now);
+        assert_eq!(index.usage_of("team").total.gpus, 1);
+        index.looked(&uid, late.ticket, Look::Unbound, now + Duration::from_secs(80));
+        assert_eq!(index.usage_of("team").total.gpus, 0);
+    }
+
+    /// Whose answer came is not in doubt afterwards.
+    #[test]
+    fn a_bind_that_ended_is_not_abandoned() {
+        let shared = shared();
+        let uid: PodUid = "uid-a".parse().unwrap();
+        let order = shared.index().reserve(&uid, &"n1".parse().unwrap()).unwrap();
+        let place = Place::of(&shared, &order);
+        let now = shared.now();
+        shared.index().settle(&uid, order.ticket, Settled::Written, now);
+        drop(place);
+        assert!(shared.index().overdue(shared.now()).is_empty());
+        assert_eq!(shared.index().usage_of("team").total.gpus, 1);
+    }
 }

@@ -14,6 +14,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 
+use crate::host;
 use crate::index::{Index, Kind, Moment};
 use crate::pod_group;
 use crate::shared::Shared;
@@ -30,7 +31,7 @@ fn config() -> watcher::Config {
 /// `again` after so long.
 pub(crate) async fn feed(shared: Arc<Shared>, client: Client, again: Duration) {
     let gpu_nodes = watcher(Api::<GpuNode>::all(client.clone()), config());
-    let nodes = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), config());
+    let nodes = watcher(Api::<Node>::all(client.clone()), config());
     let namespaces = watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), config());
     let quotas = watcher(Api::<GpuQuota>::all(client.clone()), config());
     tokio::join!(
@@ -48,7 +49,7 @@ pub(crate) async fn feed(shared: Arc<Shared>, client: Client, again: Duration) {
             nodes,
             |index, node| {
                 if let Ok(name) = node.name_any().parse() {
-                    index.apply_node(&name);
+                    index.apply_node(&name, host::allocatable(&node));
                 }
             },
             |index, name| index.remove_node(name),

@@ -1,10 +1,11 @@
 //! What the leader does beside binding: looks at lost answers, wakes pods that wait, and writes
 //! what is used of quotas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gpuzone_api::kubernetes::NodeName;
 pub use gpuzone_api::kubernetes::WAKE_ANNOTATION;
 use gpuzone_crds::{GpuQuota, GpuQuotaStatus};
 use k8s_openapi::api::core::v1::Node;
@@ -48,24 +49,64 @@ pub(crate) async fn look_after(shared: Arc<Shared>, binder: Binder) {
 }
 
 /// Touches one node's annotation when something changed in favour of pods that wait, and no more
-/// than one in each `interval`: the scheduler looks at all of them again.
+/// than one in each `interval`: the scheduler looks at all of them again. A touch that failed is tried again.
 pub(crate) async fn wake(shared: Arc<Shared>, client: Client, interval: Duration) {
     let nodes: Api<Node> = Api::all(client);
+    // What is told the index tells once, so it is kept here until some node was touched for it.
+    let mut owed: BTreeSet<NodeName> = BTreeSet::new();
     loop {
         tokio::time::sleep(interval).await;
         if *shared.role.borrow() != Role::Leading {
             continue;
         }
-        let Some(node) = shared.index().take_favours().pop_first() else { continue };
-        let now = k8s_openapi::jiff::Timestamp::now().to_string();
-        let touch = json!({ "metadata": { "annotations": { WAKE_ANNOTATION: now } } });
-        let params = PatchParams::default();
-        let patch = Patch::Merge(&touch);
-        let patched = nodes.patch_metadata(node.as_str(), &params, &patch);
-        match tokio::time::timeout(PATIENCE, patched).await {
-            Ok(Ok(_)) => tracing::debug!(%node, "touched, so that waiting pods are looked at"),
-            Ok(Err(error)) => tracing::warn!(%node, %error, "cannot wake waiting pods"),
-            Err(_) => tracing::warn!(%node, "cannot wake waiting pods: no answer"),
+        {
+            let mut index = shared.index();
+            owed.extend(index.take_favours());
+            if !index.anybody_waits() {
+                owed.clear();
+            }
+        }
+        let Some(node) = owed.first().cloned() else { continue };
+        match touch(&nodes, &node).await {
+            Touch::Done => owed.clear(),
+            Touch::NoNode => {
+                // Any other will do.
+                let others = shared.index().another_node(&node);
+                if owed.len() > 1 || others.is_some() {
+                    owed.remove(&node);
+                    owed.extend(others);
+                }
+            }
+            Touch::Failed => {}
+        }
+    }
+}
+
+enum Touch {
+    Done,
+    NoNode,
+    Failed,
+}
+
+async fn touch(nodes: &Api<Node>, node: &NodeName) -> Touch {
+    let now = k8s_openapi::jiff::Timestamp::now().to_string();
+    let touch = json!({ "metadata": { "annotations": { WAKE_ANNOTATION: now } } });
+    let params = PatchParams::default();
+    let patch = Patch::Merge(&touch);
+    let patched = nodes.patch_metadata(node.as_str(), &params, &patch);
+    match tokio::time::timeout(PATIENCE, patched).await {
+        Ok(Ok(_)) => {
+            tracing::debug!(%node, "touched, so that waiting pods are looked at");
+            Touch::Done
+        }
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Touch::NoNode,
+        Ok(Err(error)) => {
+            tracing::warn!(%node, %error, "cannot wake waiting pods yet");
+            Touch::Failed
+        }
+        Err(_) => {
+            tracing::warn!(%node, "cannot wake waiting pods yet: no answer");
+            Touch::Failed
         }
     }
 }

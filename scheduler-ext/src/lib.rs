@@ -10,7 +10,7 @@
 //!
 //! Architecture invariant: every decision is made by [`index`], which is plain and synchronous:
 //! no clock, no lock, no network. All it knows comes from the API server, and an extender that
-//! starts anew knows all of it again.
+//! starts anew knows all of it again, but for what pods that are gone had asked for.
 #![forbid(unsafe_code)]
 
 pub mod admission;
@@ -20,6 +20,7 @@ pub mod config;
 pub mod election;
 mod feeds;
 mod follow;
+pub mod host;
 mod http;
 pub mod index;
 mod keeper;

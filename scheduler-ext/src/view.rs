@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use gpuzone_api::kubernetes::{
     NodeName, PLACEMENT_ANNOTATION, PodPlacement, PodTerms, PodUid, ResourceNames,
 };
+use gpuzone_core::engine::HostDemand;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 
 use crate::ask::{Ask, AskError, ContainerKind, ContainerLimits};
+use crate::host;
 
 /// A pod's name. It does not say which of all that ever had it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +41,10 @@ pub struct PodView {
     pub terminating: bool,
     /// What it asks for; `None` for nothing.
     pub ask: Result<Option<Ask>, AskError>,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// What it asks of its host.
+    pub host: HostDemand,
     /// What it was given: a placement of this pod on its node. Any other gives nothing.
     pub placement: Option<PodPlacement>,
     /// Pods of higher priority may take its place.
@@ -71,6 +77,8 @@ impl PodView {
             ended: ended(pod),
             terminating: meta.deletion_timestamp.is_some(),
             ask,
+            created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            host: host::requests(pod),
             placement,
             priority: spec.and_then(|spec| spec.priority).unwrap_or_default(),
             preempts: policy != Some("Never"),
@@ -91,7 +99,7 @@ pub fn ask_of(pod: &Pod, names: &ResourceNames) -> Result<Option<Ask>, AskError>
     let none = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
     let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
-    Ask::read(names, &limits(pod), || PodTerms::read(annotations, labels))
+    Ask::read(names, &limits(pod), host::requests(pod), || PodTerms::read(annotations, labels))
 }
 
 /// A controller may write a final phase while the node is out of reach; what a container's state

@@ -9,6 +9,8 @@ mod tests {
 
     use gpuzone_testkit::kubernetes::{BindFault, Used};
     use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::support::extender::*;
     use super::support::*;
@@ -289,6 +291,76 @@ mod tests {
         assert_eq!(extender.bind(&whole("c"), "n1").await, "");
         let rights = Used::all(&ROLES.concat());
         until("all rights used", || extender.log(), async || api.used() == rights).await;
+    }
+
+    /// What wakes pods is tried until it succeeded, and at another node where one is gone.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_wake_that_failed_is_not_forgotten() {
+        let (api, folder) = (cluster(2, 1).await, folder());
+        let more = ["--without-quota", "admit", "--wake-milliseconds", "100"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let whole = |name: &str| pod("team", name, &[("gpu", 1)]);
+        api.put("pods", whole("a"));
+        assert_eq!(extender.bind(&whole("a"), "n1").await, "");
+        api.put("pods", whole("b"));
+        until(
+            "it is known",
+            || extender.log(),
+            async || extender.ask("/explain/team/b", &Value::Null).await.0 == 200,
+        )
+        .await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let touched = |node: &str| {
+            let annotation = "gpuzone.dev~1room-changed";
+            let path = format!("/metadata/annotations/{annotation}");
+            api.get("nodes", node).unwrap().pointer(&path).cloned()
+        };
+        let before = (touched("n1"), touched("n2"), api.writes("patch", "nodes"));
+        api.refuse_patches("nodes", [500, 503, 404]);
+        api.delete("pods", "team/a");
+        until("another", || extender.log(), async || touched("n2") != before.1).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(touched("n1"), before.0, "n1 is said to be gone");
+        assert_eq!(api.writes("patch", "nodes"), before.2 + 1, "and once is enough");
+    }
+
+    /// Too much at once, too slow and too large are refused, each with its code, and cost nobody else.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_verbs_have_bounds() {
+        let (api, folder) = (cluster(1, 1).await, folder());
+        let more = ["--without-quota", "admit", "--largest-request-mib", "1"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let code = async |stream: &mut TcpStream| {
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            String::from_utf8_lossy(&answer[9..]).into_owned()
+        };
+        let begin = async |length: usize| {
+            let mut stream = TcpStream::connect(("127.0.0.1", extender.port)).await.unwrap();
+            let head =
+                format!("POST /filter HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{{");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream
+        };
+        // With the brace one byte more than a MiB, of two that are announced.
+        let mut large = begin(2 << 20).await;
+        large.write_all(&vec![b' '; 1 << 20]).await.unwrap();
+        assert_eq!(code(&mut large).await, "413");
+        let mut slow = Vec::new();
+        for _ in 0..256 {
+            slow.push(begin(100).await);
+        }
+        // All of them have a place by then, and for ten seconds.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(code(&mut begin(100).await).await, "429");
+        assert_eq!(extender.ready().await.0, 200, "probes have a door of their own");
+        for stream in &mut slow {
+            assert_eq!(code(stream).await, "408");
+        }
+        let answer = extender.filter(&pod("team", "a", &[("gpu", 1)]), &["n1"]).await;
+        assert_eq!(answer["NodeNames"], json!(["n1"]));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     use gpuzone_core::Exposure;
@@ -236,6 +236,16 @@ mod tests {
         // One that is given back is free.
         index.remove_pod(&uid("uid-a"));
         assert_eq!(reason(&mut index, &small("c")), "");
+        // And a quota limits them by themselves.
+        let limits = json!([{ "exposure": "vgpu", "limits": { "gpus": 1 } }]);
+        let spec = quota(json!({ "namespaceSelector": {}, "exposures": limits }));
+        index.apply_quota("q", Some("q"), Some(1), &spec);
+        let refused = reason(&mut index, &small("c"));
+        let says = "GpuQuota 'q' for vgpu: 1 GPUs used, 1 GPUs asked, 1 GPUs granted";
+        assert_eq!(refused, says);
+        assert!(bind(&mut index, &small("c"), "n1").unwrap_err().to_string().contains("for vgpu"));
+        index.remove_pod(&uid("uid-b"));
+        assert_eq!(reason(&mut index, &small("c")), "");
     }
 
     #[test]
@@ -391,61 +401,51 @@ mod tests {
         assert_eq!(borrowed.gpus, Some(1));
     }
 
+    /// What was borrowed is not lent once more because the borrower's quota is gone: not by who saw it
+    /// go, and not by who begins later.
     #[test]
-    fn preemption_takes_as_few_as_will_do_and_of_one_tenant() {
-        let mut index = index(1, 2);
-        namespace(&mut index, "other");
-        let small = |ns: &str, name: &str| pod(ns, name, &[("gpu", 1), ("memory-mib", 8192)]);
-        for (ns, name, priority) in
-            [("team", "a", 1), ("other", "b", 1), ("team", "c", 1), ("other", "d", 9)]
-        {
-            let mut bound = bind(&mut index, &small(ns, name), "n1").unwrap();
-            bound["spec"]["priority"] = json!(priority);
-            index.apply_pod(view(&bound));
+    fn what_a_deleted_quota_borrowed_is_not_lent_again() {
+        let strict = Settings { without_quota: WithoutQuota::Refuse, ..settings() };
+        let spec = |name: &str, gpus: u32| {
+            quota(json!({ "namespaceSelector": { "matchLabels": { "team": name } },
+                "cohort": "c", "guaranteed": { "gpus": gpus } }))
+        };
+        let with_quotas = |names: &[&str]| {
+            let mut index = index_with(strict.clone(), 1, 8);
+            namespace(&mut index, "other");
+            namespace(&mut index, "third");
+            for name in names {
+                let gpus = if *name == "team" { 1 } else { 2 };
+                index.apply_quota(name, Some(name), Some(1), &spec(name, gpus));
+            }
+            index
+        };
+        let mut index = with_quotas(&["team", "other", "third"]);
+        // Three GPUs, of which two are lent by the others: five are guaranteed in all.
+        let mut held = Vec::new();
+        for name in ["a", "b", "c"] {
+            held.push(bind(&mut index, &pod("team", name, &[("gpu", 1)]), "n1").unwrap());
+            index.apply_pod(view(held.last().unwrap()));
         }
-        let mut urgent = pod("team", "u", &[("gpu", 1), ("memory-mib", 8192)]);
-        urgent["spec"]["priority"] = json!(5);
-        // What the scheduler named frees enough: nobody else goes.
-        let named = BTreeSet::from([uid("uid-b")]);
-        assert_eq!(index.preempt(&view(&urgent), "n1", &named).unwrap().pods, named);
-        assert_eq!(index.preempt(&view(&urgent), "n1", &BTreeSet::new()).unwrap().pods.len(), 1);
-        let mut whole = pod("team", "w", &[("gpu", 1)]);
-        whole["spec"]["priority"] = json!(5);
-        let two = index.preempt(&view(&whole), "n1", &BTreeSet::new()).unwrap();
-        assert_eq!(two.pods.len(), 2);
-        assert!(!two.pods.contains(&uid("uid-d")), "of a higher priority");
-        whole["spec"]["priority"] = json!(0);
-        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
-        whole["spec"]["priority"] = json!(5);
-        whole["spec"]["preemptionPolicy"] = json!("Never");
-        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
-    }
-
-    #[test]
-    fn better_placements_rank_higher_and_a_workload_may_choose() {
-        let mut index = index(2, 2);
-        let a = bind(&mut index, &pod("team", "a", &[("gpu", 1)]), "n1").unwrap();
-        index.apply_pod(view(&a));
-        let mut next = pod("team", "b", &[("gpu", 1), ("memory-mib", 1024)]);
-        let ranks = index.prioritize(&view(&next), &["n1", "n2", "none"]).unwrap();
-        assert!(ranks[0] == 10 && ranks[1] < 10 && ranks[2] == 0, "{ranks:?}");
-        next["metadata"]["annotations"] = json!({ "gpuzone.dev/policy": "spread" });
-        let ranks = index.prioritize(&view(&next), &["n1", "n2"]).unwrap();
-        assert!(ranks[1] == 10 && ranks[0] < 10, "{ranks:?}");
-    }
-
-    #[test]
-    fn topology_is_held() {
-        let mut index = index(1, 8);
-        let mut wide = pod("team", "a", &[("gpu", 4), ("memory-mib", 1024)]);
-        wide["metadata"]["annotations"] = json!({ "gpuzone.dev/topology": "same-numa" });
-        let bound = bind(&mut index, &wide, "n1").unwrap();
-        index.apply_pod(view(&bound));
-        let gpus = index.holds(&uid("uid-a"));
-        let first: BTreeSet<u8> = gpus.iter().map(|grant| grant.gpu.as_bytes()[1] / 4).collect();
-        assert_eq!(first.len(), 1, "one NUMA node");
-        let mut pair = pod("team", "b", &[("gpu", 3)]);
-        pair["metadata"]["annotations"] = json!({ "gpuzone.dev/topology": "nvlink" });
-        assert!(reason(&mut index, &pair).contains("near to each other"));
+        let wide = |name: &str, gpus: u64| pod("other", name, &[("gpu", gpus)]);
+        assert_eq!(reason(&mut index, &wide("d", 2)), "");
+        assert!(reason(&mut index, &wide("e", 3)).contains("3 GPUs used, 3 GPUs asked, 5"));
+        let labels = BTreeMap::from([("team".to_owned(), "nobody".to_owned())]);
+        let mut moved = index.clone();
+        moved.apply_namespace("team", &labels);
+        let mut changed = index.clone();
+        let out = quota(json!({ "namespaceSelector": { "matchLabels": { "team": "team" } } }));
+        changed.apply_quota("team", Some("team"), Some(2), &out);
+        index.remove_quota("team");
+        let mut later = with_quotas(&["other", "third"]);
+        held.iter().for_each(|pod| later.apply_pod(view(pod)));
+        for mut index in [index, moved, changed, later] {
+            // What is guaranteed stays, and nothing is lent beyond it while the three are held.
+            assert_eq!(reason(&mut index, &wide("d", 2)), "");
+            let refused = reason(&mut index, &wide("e", 3));
+            assert!(refused.contains("3 GPUs used, 3 GPUs asked"), "{refused}");
+            held.iter().for_each(|pod| index.remove_pod(&view(pod).uid));
+            assert_eq!(reason(&mut index, &wide("e", 3)), "");
+        }
     }
 }

@@ -12,6 +12,7 @@ mod tests {
     use std::time::Duration;
 
     use gpuzone_api::kubernetes::PodUid;
+    use gpuzone_core::engine::HostRoom;
     use gpuzone_scheduler_ext::index::{
         BindOrder, Doubt, Gate, Index, Look, Moment, ReserveError, Settled,
     };
@@ -88,7 +89,7 @@ mod tests {
             self.watch.clear();
             self.index = Index::new(settings());
             for n in 1..=NODES {
-                self.index.apply_node(&node(&format!("n{n}")));
+                self.index.apply_node(&node(&format!("n{n}")), HostRoom::default());
                 self.report(n);
             }
             namespace(&mut self.index, "team");
@@ -339,7 +340,7 @@ mod tests {
                     self.index.remove_gpu_node(&name);
                     if self.dice.one_in(2) {
                         self.index.remove_node(name.as_str());
-                        self.index.apply_node(&name);
+                        self.index.apply_node(&name, HostRoom::default());
                     }
                     self.report(n);
                 }

@@ -92,4 +92,19 @@ tolerations: {{- toYaml . | nindent 2 }}
     {{- range .root.Values.resources.vgpuTypes }}
     - name: {{ $.root.Values.resources.vgpuPrefix }}{{ . }}
     {{- end }}
+{{- if .root.Values.scheduler.allPods }}
+# The same extender says which node is best for pods without GPUs, too: they take processors and memory
+# that GPUs need. What it does not answer in time does not count.
+- urlPrefix: https://{{ $name }}.{{ .root.Release.Namespace }}.svc:8443
+  prioritizeVerb: prioritize
+  weight: {{ .root.Values.scheduler.weight }}
+  enableHTTPS: true
+  nodeCacheCapable: true
+  ignorable: true
+  httpTimeout: 1s
+  tlsConfig:
+    caFile: {{ .tls }}/ca.crt
+    certFile: {{ .tls }}/tls.crt
+    keyFile: {{ .tls }}/tls.key
+{{- end }}
 {{- end -}}

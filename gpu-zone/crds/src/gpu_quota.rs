@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 /// A budget of GPUs for some namespaces, together.
 ///
 /// Every quota whose selector matches a namespace holds for its pods: what one refuses, no other
-/// allows. A quota counts for itself, so removing one changes nothing of what another allows.
+/// allows. A quota counts for itself, so removing one widens nothing that another allows: what its
+/// pods hold of a cohort counts there until they are gone.
 #[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
     group = "gpuzone.dev",
@@ -99,7 +100,7 @@ pub struct ModelLimit {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExposureLimit {
     /// How they are handed over.
-    #[x_kube(validation = Rule::new("self in ['mediated', 'passthrough', 'mig']").message("an exposure that a quota limits is mediated, passthrough or mig"))]
+    #[x_kube(validation = Rule::new("self in ['mediated', 'passthrough', 'mig', 'vgpu']").message("an exposure that a quota limits is mediated, passthrough, mig or vgpu"))]
     pub exposure: String,
     /// What may be held so.
     pub limits: Amounts,
@@ -169,5 +170,22 @@ impl GpuQuotaSpec {
             models: models.collect::<Result<_, InvalidMemory>>()?,
             exposures: exposures.collect::<Result<_, InvalidQuota>>()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::CustomResourceExt;
+
+    /// What a pod can ask for can be limited: the API server's rule knows each way.
+    #[test]
+    fn each_exposure_can_be_limited() {
+        let definition = serde_json::to_value(GpuQuota::crd()).unwrap();
+        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/exposures\
+                    /items/properties/exposure/x-kubernetes-validations/0/rule";
+        let rule = definition.pointer(path).unwrap().as_str().unwrap();
+        let all = Exposure::ALL.map(|exposure| format!("'{exposure}'")).join(", ");
+        assert_eq!(rule, format!("self in [{all}]"));
     }
 }

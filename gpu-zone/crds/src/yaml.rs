@@ -100,7 +100,7 @@ mod tests {
         for rule in [
             "has(self.spec.cohort) == has(self.spec.guaranteed)",
             "self.guaranteed.gpus <= self.limits.gpus",
-            "self in ['mediated', 'passthrough', 'mig']",
+            "self in ['mediated', 'passthrough', 'mig', 'vgpu']",
             "namespaceSelector",
         ] {
             assert!(text.contains(rule), "{rule} is missing in {text}");

@@ -134,6 +134,32 @@ mod tests {
         }
     }
 
+    /// Each ServiceMonitor finds a Service of its labels that has its port.
+    #[test]
+    #[ignore = "reads what `cargo xtask chart` renders"]
+    fn what_is_monitored_is_served() {
+        let objects = objects();
+        let of = |kind_of: &'static str| objects.iter().filter(move |(_, o)| kind(o).1 == kind_of);
+        let mut monitored = BTreeSet::new();
+        for (file, monitor) in of("ServiceMonitor") {
+            let wanted = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+            let port = &monitor["spec"]["endpoints"][0]["port"];
+            let case = file.parent().unwrap();
+            let served =
+                of("Service").filter(|(other, _)| other.starts_with(case)).any(|(_, s)| {
+                    let labels = &s["metadata"]["labels"];
+                    let selected = wanted.iter().all(|(name, value)| labels[name] == *value);
+                    let ports = s["spec"]["ports"].as_array().unwrap();
+                    selected && ports.iter().any(|own| own["name"] == *port)
+                });
+            let name = monitor["metadata"]["name"].as_str().unwrap();
+            assert!(served, "{}: nothing serves {name}", file.display());
+            monitored
+                .extend(["agent", "scheduler-ext"].into_iter().filter(|part| name.ends_with(part)));
+        }
+        assert_eq!(monitored, BTreeSet::from(["agent", "scheduler-ext"]));
+    }
+
     #[test]
     #[ignore = "reads what `cargo xtask chart` renders"]
     fn only_the_agent_is_privileged() {

@@ -5,10 +5,12 @@
 //! kube-scheduler would: filter, prioritize with ranks of 0 to 10, and a coin among the best.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod plot;
 mod run;
 mod trace;
 
+pub use cluster::{Host, Plain};
 pub use plot::svg;
 pub use run::{Figures, Outcome, Setting, TenantFigures, Ties, replay};
 pub use trace::{Trace, TraceError, TracePod};

@@ -1,8 +1,11 @@
 use std::collections::BTreeMap;
 
-use gpuzone_core::engine::{BEST_RANK, Board, Mix, Policy, Score, WorkloadMix, rank_scores};
+use gpuzone_core::engine::{
+    BEST_RANK, Mix, NodeRoom, PodDemand, Policy, Score, WorkloadMix, rank_scores,
+};
 
 use crate::Trace;
+use crate::cluster::{Cluster, Host};
 
 /// Who decides among nodes of equal score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Setting {
     pub seed: u64,
     /// Whether the mix is known from the start, from all pods, instead of learned.
     pub oracle: bool,
+    /// Who looks at processors and host memory.
+    pub host: Host,
 }
 
 /// What is known after a pod has arrived.
@@ -82,29 +87,27 @@ pub fn replay(
     trace: &Trace,
     setting: &Setting,
     order: impl IntoIterator<Item = usize>,
-    mut tell: impl FnMut(&Board, &Outcome),
+    mut tell: impl FnMut(&[NodeRoom], &Outcome),
 ) -> Figures {
-    let mut board = Board::new(setting.policy, trace.nodes.clone());
+    let mut cluster = Cluster::new(setting.policy, setting.host, trace.nodes.clone());
     let mut coin = fastrand::Rng::with_seed(setting.seed);
     let mut learned = WorkloadMix::default();
     let mut figures = Figures::default();
     let mut now = Outcome::default();
     for pod_at in order {
         let Some(pod) = trace.pods.get(pod_at) else { continue };
-        learned.observe(&pod.demand);
-        if learned.is_due() {
-            let mix = learned.renew(board.nodes().iter());
-            board.set_mix(if setting.oracle { whole(trace, &board) } else { mix });
+        if let Some(asked) = cluster.asked(&pod.demand) {
+            learned.observe(&asked);
         }
-        let (fitting, scores): (Vec<usize>, Vec<Score>) = board
-            .verdicts(&pod.demand)
-            .enumerate()
-            .filter_map(|(at, verdict)| Some((at, verdict.ok()?)))
-            .unzip();
+        if learned.is_due() {
+            let mix = learned.renew(cluster.of_engine().iter());
+            cluster.set_mix(if setting.oracle { whole(trace, &cluster) } else { mix });
+        }
+        let (fitting, scores): (Vec<usize>, Vec<Score>) = cluster.scores(&pod.demand).unzip();
         now.pod = pod_at;
         now.arrived += pod.gpu_milli;
         let chosen = choose(setting.ties, &fitting, &scores, &mut coin);
-        now.node = chosen.filter(|at| board.place(*at, &pod.demand).is_ok());
+        now.node = chosen.filter(|at| cluster.place(*at, &pod.demand).is_ok());
         let tenant = figures.tenants.entry(pod.tenant.clone().unwrap_or_default()).or_default();
         tenant.pods += 1;
         tenant.asked += pod.gpu_milli;
@@ -115,15 +118,17 @@ pub fn replay(
             tenant.dropped += 1;
         }
         figures.steps.push(now);
-        tell(&board, &now);
+        tell(cluster.nodes(), &now);
     }
     figures
 }
 
-fn whole(trace: &Trace, board: &Board) -> Mix {
-    let mut counts = BTreeMap::new();
-    trace.pods.iter().for_each(|pod| *counts.entry(pod.demand.clone()).or_insert(0.0) += 1.0);
-    Mix::new(counts).in_cluster(board.nodes().iter())
+fn whole(trace: &Trace, cluster: &Cluster) -> Mix {
+    let mut counts: BTreeMap<PodDemand, f64> = BTreeMap::new();
+    for asked in trace.pods.iter().filter_map(|pod| cluster.asked(&pod.demand)) {
+        *counts.entry(asked).or_insert(0.0) += 1.0;
+    }
+    Mix::new(counts).in_cluster(cluster.of_engine().iter())
 }
 
 fn choose(

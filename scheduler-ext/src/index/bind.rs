@@ -15,11 +15,12 @@ use std::time::Duration;
 use gpuzone_api::kubernetes::{
     ContainerName, MAX_PLACEMENT_BYTES, NodeName, PlacementError, PodPlacement, PodUid,
 };
-use gpuzone_core::engine::{Choice, Policy, Reason, place};
+use gpuzone_core::engine::{Choice, Policy, Reason};
 use gpuzone_core::{Grant, InvalidPlacement, Placement};
 
 use super::pods::{Held, PodEntry, Stand, holds_of};
 use super::quota::QuotaRefusal;
+use super::rooms::place_on;
 use super::{Index, Moment, Usage};
 use crate::ask::{Ask, AskError};
 use crate::view::{PodName, PodView};
@@ -348,7 +349,7 @@ impl Index {
         let known = self.nodes.get(node.as_str());
         let known = known.ok_or_else(|| ReserveError::NoNode(node.clone()))?;
         let room = known.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);
-        let placed = room.and_then(|room| place(policy, &mix, room, &demand));
+        let placed = room.and_then(|room| place_on(policy, &mix, room, &demand));
         let placed = placed.map_err(|reason| ReserveError::NoRoom {
             node: node.clone(),
             reason: reason.to_string(),
@@ -372,6 +373,20 @@ impl Index {
             Settled::Written => reservation.state = State::Written { since: now },
             Settled::Unsure => reservation.state = State::Unsure { since: now },
             Settled::Refused => self.let_go(uid),
+        }
+    }
+
+    /// Whoever saw to a bind is gone without a word: a Binding that may be on its way is looked at, and a
+    /// place whose Binding never began is given back.
+    pub fn abandoned(&mut self, uid: &PodUid, ticket: Ticket, now: Moment) {
+        let Some(reservation) = self.reservation_mut(uid) else { return };
+        if reservation.ticket != ticket {
+            return;
+        }
+        match reservation.state {
+            State::Posting => reservation.state = State::Unsure { since: now },
+            State::Planned { called: true } => self.let_go(uid),
+            State::Planned { called: false } | State::Unsure { .. } | State::Written { .. } => {}
         }
     }
 

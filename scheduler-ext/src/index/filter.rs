@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gpuzone_core::engine::{Amount, MemoryAsk, PodDemand, Reason, rank_scores};
+use gpuzone_core::engine::{Amount, MemoryAsk, PodDemand, Reason, Score, rank_scores};
 
 use super::bind::State;
 use super::pods::Stand;
@@ -124,7 +124,7 @@ impl Index {
             Err(refusal) => return Ok(Filtered::all(nodes.len(), &refusal, false)),
         };
         let mut sentences = Sentences { ask, made: BTreeMap::new() };
-        let demand = ask.demand(&self.models);
+        let demand = ask.gpu_demand(&self.models);
         let exact =
             !gates.is_empty() && (depends_on_node(&demand, &gates) || gates.depend_on_gpu());
         if !exact {
@@ -208,19 +208,27 @@ impl Index {
         Some(node)
     }
 
-    /// A rank for each of `nodes`, 0 to 10, better placements higher.
+    /// A rank for each of `nodes`, 0 to 10, better placements higher. One without GPUs is ranked, too,
+    /// where the scheduler asks about those: what it takes of the host, GPUs may lack later.
     ///
     /// # Errors
     /// When the index is not complete.
     pub fn prioritize(&mut self, pod: &PodView, nodes: &[&str]) -> Result<Vec<u8>, FilterError> {
         self.ready()?;
-        let Ok(Some(ask)) = &pod.ask else { return Ok(vec![0; nodes.len()]) };
-        let (policy, mix) = (self.policy_of(ask), self.mix());
-        let demand = ask.demand(&self.models);
+        let (policy, demand, without_gpus) = match &pod.ask {
+            Ok(Some(ask)) => (self.policy_of(ask), ask.demand(&self.models), None),
+            // Best where it takes nothing that a GPU needs.
+            Ok(None) => {
+                let demand = PodDemand { host: pod.host, containers: Vec::new() };
+                (self.settings.policy, demand, Some(Score::new(f64::INFINITY)))
+            }
+            Err(_) => return Ok(vec![0; nodes.len()]),
+        };
+        let mix = self.mix();
         let kind = self.rooms.kind(policy, &demand);
         let scores = nodes.iter().map(|name| {
             let room = self.nodes.get(*name).and_then(|node| node.room);
-            self.rooms.score(kind, &mix, room)
+            if room.is_some() { self.rooms.score(kind, &mix, room) } else { without_gpus }
         });
         let scores: Vec<_> = scores.collect();
         let mut ranks =

@@ -137,7 +137,9 @@ impl Index {
                 break;
             };
             // Pods of a group are mostly alike; then only the node that was chosen is new.
-            let known = scores.take().filter(|(of, _)| of.containers == ask.containers);
+            let known = scores
+                .take()
+                .filter(|(of, _)| of.containers == ask.containers && of.host == ask.host);
             let mut known = known.map_or_else(
                 || nodes.iter().map(|node| self.score(node, &ask)).collect(),
                 |(_, known)| known,

@@ -12,6 +12,7 @@
 //! says once the pod was seen bound ([`Stand::Bound`]).
 
 mod bind;
+mod cohort;
 mod filter;
 mod gang;
 mod group;
@@ -43,10 +44,12 @@ pub use report::{QuotaReport, Waiting};
 pub use usage::{Amount, Usage};
 pub use why::Why;
 
+use crate::ask::Ask;
+use cohort::Left;
 use gang::{GroupKey, PodGroups};
 use group::Group;
 use nodes::Node;
-use pods::PodEntry;
+use pods::{Other, PodEntry};
 use quota::Quota;
 use reclaim::Claims;
 use rooms::Rooms;
@@ -110,7 +113,7 @@ struct Namespace {
 }
 
 /// What the extender knows. See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Index {
     settings: Settings,
     complete: BTreeSet<Kind>,
@@ -118,13 +121,19 @@ pub struct Index {
     models: ModelTable,
     namespaces: BTreeMap<String, Namespace>,
     quotas: BTreeMap<String, Quota>,
+    /// Namespaces that left a cohort with GPUs.
+    left: Left,
     pods: HashMap<PodUid, PodEntry>,
+    /// Pods without GPUs that are on a node: what they take of hosts.
+    others: HashMap<PodUid, Other>,
     groups: BTreeMap<GroupKey, Group>,
     pod_groups: PodGroups,
     /// What the pods of a namespace hold.
     usage: BTreeMap<String, Usage>,
     /// Pods that wait for what is guaranteed to them.
     claims: Claims,
+    /// Pods that came before all was known, with when they did.
+    before: Vec<(i64, Ask)>,
     arrivals: WorkloadMix,
     mix: Arc<Mix>,
     /// What is free of nodes, and what that is to kinds of pods.
@@ -147,11 +156,14 @@ impl Index {
             models: ModelTable::default(),
             namespaces: BTreeMap::new(),
             quotas: BTreeMap::new(),
+            left: Left::default(),
             pods: HashMap::default(),
+            others: HashMap::default(),
             groups: BTreeMap::new(),
             pod_groups: PodGroups::new(),
             usage: BTreeMap::new(),
             claims: Claims::default(),
+            before: Vec::new(),
             arrivals: WorkloadMix::default(),
             mix: Arc::default(),
             rooms: Rooms::default(),
@@ -193,6 +205,7 @@ impl Index {
         }
         let namespace = Namespace { tenant, labels: labels.clone() };
         self.namespaces.insert(name.to_owned(), namespace);
+        self.note_left(|_, quota| quota.namespaces.contains(name).then(|| vec![name.to_owned()]));
         self.quotas.values_mut().for_each(|quota| quota.choose(name, labels));
         self.favour = true;
     }
@@ -200,6 +213,7 @@ impl Index {
     /// A namespace that is gone.
     pub fn remove_namespace(&mut self, name: &str) {
         self.namespaces.remove(name);
+        self.note_left(|_, quota| quota.namespaces.contains(name).then(|| vec![name.to_owned()]));
         self.quotas.values_mut().for_each(|quota| quota.forget(name));
     }
 
@@ -213,6 +227,7 @@ impl Index {
 
     /// What is likely to be asked for next, seen from this cluster.
     fn mix(&mut self) -> Arc<Mix> {
+        self.learn_before();
         if self.arrivals.is_due() {
             let rooms = &self.rooms;
             let of_nodes = self.nodes.values().filter_map(|node| rooms.get(node.room?));
@@ -225,17 +240,33 @@ impl Index {
     /// Nodes on which something changed in favour of pods that wait, and that wake nobody by
     /// themselves; none while no pod waits. What is told is not told again.
     pub fn take_favours(&mut self) -> BTreeSet<NodeName> {
-        if (self.favours.is_empty() && !self.favour) || !self.pods.values().any(PodEntry::waits) {
+        if (self.favours.is_empty() && !self.favour) || !self.anybody_waits() {
             self.favour = false;
             self.favours.clear();
             return BTreeSet::new();
         }
         let mut told = std::mem::take(&mut self.favours);
-        if std::mem::take(&mut self.favour) && told.is_empty() {
+        if self.favour && told.is_empty() {
             // Any node will do: the scheduler looks at all that it has put aside.
-            let some = self.nodes.iter().filter(|(_, node)| node.exists).map(|(name, _)| name);
-            told.extend(some.min().and_then(|name| name.parse().ok()));
+            told.extend(self.some_node(|_| true));
         }
+        // Without a node there is nothing to wake for; it is owed until there is one.
+        self.favour &= told.is_empty();
         told
+    }
+
+    /// Whether any pod waits for a place.
+    pub fn anybody_waits(&self) -> bool {
+        self.pods.values().any(PodEntry::waits)
+    }
+
+    /// A node that the API server has, other than `node`.
+    pub fn another_node(&self, node: &NodeName) -> Option<NodeName> {
+        self.some_node(|name| name != node.as_str())
+    }
+
+    fn some_node(&self, which: impl Fn(&str) -> bool) -> Option<NodeName> {
+        let there = self.nodes.iter().filter(|(name, node)| node.exists && which(name));
+        there.map(|(name, _)| name).min().and_then(|name| name.parse().ok())
     }
 }

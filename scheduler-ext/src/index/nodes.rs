@@ -1,13 +1,14 @@
 //! Nodes: their GPUs, and what their pods leave of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gpuzone_api::kubernetes::{NodeName, PodUid};
-use gpuzone_core::engine::{GpuKind, GpuRoom, HostRoom, NodeRoom, ShareMilli};
+use gpuzone_core::engine::{GpuKind, GpuRoom, HostDemand, HostRoom, NodeRoom, ShareMilli};
 use gpuzone_core::{ComputeShare, Exposure, GpuUuid, Grant, MemoryBytes};
 use gpuzone_crds::{GpuEntry, GpuNodeStatus};
 
 use super::Index;
+use super::pods::PodEntry;
 use super::rooms::RoomId;
 use super::usage::Sort;
 use crate::ask::instance_class;
@@ -49,8 +50,12 @@ pub(super) struct Node {
     pub(super) gpus: Vec<Unit>,
     /// What is free of each, in the same order; `None` without GPUs.
     pub(super) room: Option<RoomId>,
+    /// What there is beside them for pods.
+    pub(super) host: HostRoom,
     /// Those that hold something of it, or will once it reports its GPUs.
     pub(super) pods: BTreeSet<PodUid>,
+    /// Pods without GPUs there, and what they take of the host.
+    pub(super) others: BTreeMap<PodUid, HostDemand>,
 }
 
 impl Node {
@@ -61,14 +66,19 @@ impl Node {
     }
 
     fn is_nothing(&self) -> bool {
-        !self.exists && !self.reported && self.pods.is_empty()
+        !self.exists && !self.reported && self.pods.is_empty() && self.others.is_empty()
     }
 }
 
 impl Index {
     /// A node that the API server has.
-    pub fn apply_node(&mut self, name: &NodeName) {
-        self.nodes.entry(name.as_str().into()).or_default().exists = true;
+    pub fn apply_node(&mut self, name: &NodeName, host: HostRoom) {
+        let node = self.nodes.entry(name.as_str().into()).or_default();
+        node.exists = true;
+        if node.host != host {
+            node.host = host;
+            self.refresh(name.as_str());
+        }
     }
 
     /// A node that it has no more.
@@ -184,17 +194,36 @@ impl Index {
         }
     }
 
-    /// Computes what is free of a node's GPUs from what its pods hold.
+    /// Computes what is free of a node from what its pods hold.
     pub(super) fn refresh(&mut self, name: &str) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        let pods = node.pods.iter().filter_map(|pod| self.pods.get(pod)?.held());
-        let room = room_of(&node.gpus, pods.flat_map(|held| &held.holds));
+        let pods = node.pods.iter().filter_map(|pod| self.pods.get(pod));
+        let host = free_of(node.host, pods.clone().map(|entry| entry.host), &node.others);
+        let holds = pods.filter_map(PodEntry::held).flat_map(|held| &held.holds);
+        let room = room_of(host, &node.gpus, holds);
         node.room = self.rooms.replace(node.room, room);
     }
 }
 
-/// What `holds` leave of a node.
-pub(super) fn room_of<'a>(units: &[Unit], holds: impl Iterator<Item = &'a Grant>) -> NodeRoom {
+/// What pods leave of a node's host. One that has more than there is, as after its node has shrunk, leaves
+/// nothing.
+fn free_of(
+    all: HostRoom,
+    pods: impl Iterator<Item = HostDemand>,
+    others: &BTreeMap<PodUid, HostDemand>,
+) -> HostRoom {
+    pods.chain(others.values().copied()).fold(all, |free, taken| HostRoom {
+        cpu_milli: free.cpu_milli.saturating_sub(taken.cpu_milli),
+        memory: free.memory.checked_sub(taken.memory).unwrap_or(MemoryBytes::ZERO),
+    })
+}
+
+/// What `holds` leave of a node's GPUs, beside `host`.
+pub(super) fn room_of<'a>(
+    host: HostRoom,
+    units: &[Unit],
+    holds: impl Iterator<Item = &'a Grant>,
+) -> NodeRoom {
     let mut held = vec![(0_u64, 0_u64); units.len()];
     for hold in holds {
         let at = place_of(units, &held, hold);
@@ -211,7 +240,7 @@ pub(super) fn room_of<'a>(units: &[Unit], holds: impl Iterator<Item = &'a Grant>
         GpuRoom::with_free(unit.kind, memory, share.unwrap_or(ShareMilli::NONE))
     });
     // No more are read than a room has.
-    NodeRoom::new(HostRoom::default(), rooms.collect()).unwrap_or_default()
+    NodeRoom::new(host, rooms.collect()).unwrap_or_default()
 }
 
 /// Which unit a hold is of. Of a GPU that is shared the one that it names. Of whole GPUs and instances

@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use gpuzone_api::kubernetes::{NodeName, PodPlacement, PodUid};
 use gpuzone_core::Grant;
+use gpuzone_core::engine::HostDemand;
 
 use super::bind::Reservation;
 use super::{Index, Moment, Usage};
 use crate::ask::{Ask, AskError};
 use crate::view::{PodName, PodView};
+
+/// Of no more pods that were there before is anything learned: of those before the last 30,000 little
+/// would be left.
+const MOST_BEFORE: usize = 50_000;
 
 /// What a pod holds.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub(super) enum Stand {
 pub(super) struct PodEntry {
     pub(super) name: PodName,
     pub(super) priority: i32,
+    /// What it takes of its host.
+    pub(super) host: HostDemand,
     /// What it asks for; not kept once it is bound.
     pub(super) ask: Option<Arc<Result<Option<Ask>, AskError>>>,
     pub(super) stand: Stand,
@@ -65,6 +72,14 @@ impl PodEntry {
         let group = self.asks()?.terms.group.as_ref()?;
         Some((self.name.namespace.clone(), group.name.clone()))
     }
+}
+
+/// A pod without GPUs that is on a node.
+#[derive(Clone, Debug)]
+pub(super) struct Other {
+    node: NodeName,
+    /// As of [`PodEntry`].
+    epoch: u64,
 }
 
 /// What is held of each GPU, over all containers.
@@ -104,18 +119,16 @@ impl Index {
         if view.ask == Ok(None) || view.terminating {
             return self.remove_pod(&view.uid);
         }
-        let new = !self.pods.contains_key(&view.uid);
+        let new = self.arrived(&view);
         let entry = PodEntry {
             name: view.name,
             priority: view.priority,
+            host: view.host,
             ask: Some(Arc::new(view.ask)),
             stand: Stand::Waiting,
             terminating: false,
             epoch: self.epoch,
         };
-        if let (true, Some(ask)) = (new, entry.asks()) {
-            self.arrivals.observe(&ask.demand(&self.models));
-        }
         self.leave_group(&view.uid);
         self.join_group(&view.uid, &entry);
         // Those that came before it were put aside, and its coming wakes none of them.
@@ -123,11 +136,40 @@ impl Index {
         self.pods.insert(view.uid, entry);
     }
 
+    /// Whether a pod is new. What new ones ask for is learned from. Those that were there before this
+    /// process began are listed by their names, so they are kept until all are known, and then taken in the
+    /// order in which they came.
+    fn arrived(&mut self, view: &PodView) -> bool {
+        let new = !self.pods.contains_key(&view.uid);
+        if let (true, Ok(Some(ask))) = (new, &view.ask) {
+            match self.missing().is_empty() {
+                true => self.arrivals.observe(&ask.demand(&self.models)),
+                false if self.before.len() < MOST_BEFORE => {
+                    self.before.push((view.created, ask.clone()));
+                }
+                false => {}
+            }
+        }
+        new
+    }
+
+    /// Learns from pods that were there before all was known.
+    pub(super) fn learn_before(&mut self) {
+        if self.before.is_empty() || !self.missing().is_empty() {
+            return;
+        }
+        let mut before = std::mem::take(&mut self.before);
+        before.sort_by_key(|(created, _)| *created);
+        before.iter().for_each(|(_, ask)| self.arrivals.observe(&ask.demand(&self.models)));
+    }
+
     fn apply_bound(&mut self, view: PodView) {
         let Some(node) = view.node.clone() else { return };
         if view.is_foreign() {
-            return self.remove_pod(&view.uid);
+            self.forget_pod(&view.uid);
+            return self.apply_other(view.uid, node, view.host);
         }
+        self.remove_other(&view.uid);
         let holds = view.placement.as_ref().map(holds_of).unwrap_or_default();
         let known = self.pods.get(&view.uid);
         let same = known
@@ -142,13 +184,18 @@ impl Index {
             entry.priority = view.priority;
             entry.terminating = view.terminating;
             entry.epoch = self.epoch;
+            if std::mem::replace(&mut entry.host, view.host) != view.host {
+                self.refresh(node.as_str());
+            }
             return;
         }
+        self.arrived(&view);
         self.unhold(&view.uid);
         self.leave_group(&view.uid);
         let entry = PodEntry {
             name: view.name.clone(),
             priority: view.priority,
+            host: view.host,
             ask: has_group(&view).then(|| Arc::new(view.ask.clone())),
             stand: Stand::Waiting,
             terminating: view.terminating,
@@ -163,6 +210,11 @@ impl Index {
     /// A pod that is gone, or over. The scheduler sees that, too, but may have asked again before
     /// it was seen here.
     pub fn remove_pod(&mut self, uid: &PodUid) {
+        self.remove_other(uid);
+        self.forget_pod(uid);
+    }
+
+    fn forget_pod(&mut self, uid: &PodUid) {
         let held =
             self.pods.get(uid).and_then(PodEntry::held).filter(|held| !held.holds.is_empty());
         let node = held.map(|held| held.node.clone());
@@ -171,6 +223,29 @@ impl Index {
         self.leave_group(uid);
         self.claims.forget(uid);
         self.pods.remove(uid);
+    }
+
+    /// A pod without GPUs, on its node.
+    fn apply_other(&mut self, uid: PodUid, node: NodeName, host: HostDemand) {
+        let epoch = self.epoch;
+        if self.others.get(&uid).is_some_and(|other| other.node != node) {
+            self.remove_other(&uid);
+        }
+        let known = self.nodes.entry(node.as_str().into()).or_default();
+        let new = known.others.insert(uid.clone(), host) != Some(host);
+        if new {
+            self.refresh(node.as_str());
+        }
+        self.others.insert(uid, Other { node, epoch });
+    }
+
+    fn remove_other(&mut self, uid: &PodUid) {
+        let Some(other) = self.others.remove(uid) else { return };
+        if let Some(node) = self.nodes.get_mut(other.node.as_str()) {
+            node.others.remove(uid);
+        }
+        self.refresh(other.node.as_str());
+        self.drop_nothing(other.node.as_str());
     }
 
     /// A complete list of pods begins.
@@ -188,7 +263,9 @@ impl Index {
             };
             entry.epoch != self.epoch && !younger
         });
-        for uid in gone.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+        let others = self.others.iter().filter(|(_, other)| other.epoch != self.epoch);
+        let gone = gone.map(|(uid, _)| uid).chain(others.map(|(uid, _)| uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
             self.remove_pod(&uid);
         }
         self.complete(super::Kind::Pods);
@@ -235,6 +312,7 @@ impl Index {
             usage.remove(&held.charge);
             if *usage == Usage::default() {
                 self.usage.remove(&entry.name.namespace);
+                self.left.forget(&entry.name.namespace);
             }
         }
         if let Some(node) = self.nodes.get_mut(held.node.as_str()) {

@@ -31,7 +31,7 @@ pub(super) enum What {
 }
 
 impl What {
-    const ALL: [Self; 4] = [Self::Memory, Self::Gpus, Self::Share, Self::Pods];
+    pub(super) const ALL: [Self; 4] = [Self::Memory, Self::Gpus, Self::Share, Self::Pods];
 
     /// The limit on it, if there is one.
     pub(super) fn limit(self, limits: &Limits) -> Option<u64> {
@@ -43,7 +43,7 @@ impl What {
         }
     }
 
-    fn of(self, amount: &Amount) -> u64 {
+    pub(super) fn of(self, amount: &Amount) -> u64 {
         match self {
             Self::Memory => amount.memory,
             Self::Gpus => amount.gpus,
@@ -212,14 +212,14 @@ struct Gate {
 }
 
 #[derive(Clone, Debug)]
-struct CohortGate {
-    quota: String,
-    cohort: String,
-    what: What,
-    used: u64,
-    guaranteed: u64,
-    pool_used: u64,
-    pool: u64,
+pub(super) struct CohortGate {
+    pub(super) quota: String,
+    pub(super) cohort: String,
+    pub(super) what: What,
+    pub(super) used: u64,
+    pub(super) guaranteed: u64,
+    pub(super) pool_used: u64,
+    pub(super) pool: u64,
 }
 
 /// All that has to hold for one more pod of a namespace.
@@ -334,6 +334,7 @@ impl Index {
         {
             return;
         }
+        self.note_left_of(name);
         let mut quota = Quota::read(name, spec, uid, generation);
         for (name, namespace) in &self.namespaces {
             quota.choose(name, &namespace.labels);
@@ -344,6 +345,7 @@ impl Index {
 
     /// A quota that is gone. Those that hold for the same namespaces go on.
     pub fn remove_quota(&mut self, name: &str) {
+        self.note_left_of(name);
         self.favour |= self.quotas.remove(name).is_some();
     }
 
@@ -431,66 +433,5 @@ impl Index {
             into.cohorts.extend(self.cohort_gates(name, cohort, &terms.guaranteed, &used, freed));
         }
         Ok(())
-    }
-
-    /// Whether what a namespace may hold is a part of a cohort's.
-    pub(super) fn in_cohort(&self, namespace: &str) -> bool {
-        let mut of = self.quotas.values().filter(|quota| quota.namespaces.contains(namespace));
-        of.any(|quota| quota.cohort().is_some())
-    }
-
-    fn cohort_gates(
-        &self,
-        name: &str,
-        cohort: &str,
-        guaranteed: &Limits,
-        used: &Usage,
-        freed: &BTreeMap<String, Usage>,
-    ) -> Vec<CohortGate> {
-        let of = self.quotas.values().filter_map(|quota| {
-            let (name, guaranteed) = quota.cohort()?;
-            (name == cohort).then_some((quota, guaranteed))
-        });
-        let of: Vec<_> = of.map(|(quota, own)| (self.used(quota, freed).total, own)).collect();
-        let gates = What::ALL.into_iter().filter_map(|what| {
-            let parts = of.iter().filter_map(|(_, own)| what.limit(own));
-            // Of what nobody has a guarantee, the cohort says nothing.
-            let pool = parts.reduce(u64::saturating_add)?;
-            let sum = |sum: u64, (used, _): &(Amount, &Limits)| sum.saturating_add(what.of(used));
-            Some(CohortGate {
-                quota: name.to_owned(),
-                cohort: cohort.to_owned(),
-                what,
-                used: what.of(&used.total),
-                guaranteed: what.limit(guaranteed).unwrap_or_default(),
-                pool_used: of.iter().fold(0, sum),
-                pool,
-            })
-        });
-        gates.collect()
-    }
-
-    /// Whether pods of a namespace use more than is guaranteed to it once `freed` is given back: they
-    /// borrow, and who lends may have that back.
-    pub(super) fn borrows_from(
-        &self,
-        namespace: &str,
-        lender: &str,
-        freed: &BTreeMap<String, Usage>,
-    ) -> bool {
-        let cohorts_of = |namespace: &str| {
-            let of = self.quotas.values().filter(|quota| quota.namespaces.contains(namespace));
-            of.filter_map(|quota| Some((quota.cohort()?, quota))).collect::<Vec<_>>()
-        };
-        let lending = cohorts_of(lender);
-        cohorts_of(namespace).into_iter().any(|((cohort, guaranteed), quota)| {
-            let used = self.used(quota, freed).total;
-            let mut all = What::ALL.into_iter();
-            let over = all.any(|what| what.limit(guaranteed).is_some_and(|g| what.of(&used) > g));
-            let lent = lending
-                .iter()
-                .any(|((name, _), other)| *name == cohort && !other.namespaces.contains(namespace));
-            over && lent
-        })
     }
 }

@@ -98,7 +98,7 @@ impl Index {
     fn reclaim_for(&self, waiting: &Waiting) -> Option<Reclaim> {
         let view = &waiting.view;
         let Ok(Some(ask)) = &view.ask else { return None };
-        let demand = ask.demand(&self.models);
+        let demand = ask.gpu_demand(&self.models);
         let mut best: Option<(Disturbance<'_>, Vec<PodUid>)> = None;
         for name in &waiting.nodes {
             let known = self.nodes.get(name).filter(|node| node.exists && node.reported);
@@ -134,25 +134,10 @@ impl Index {
         going: BTreeSet<PodUid>,
         serves: impl Fn(&BTreeSet<PodUid>) -> bool,
     ) -> Option<Vec<PodUid>> {
-        let (mut gone, mut chosen) = (going, Vec::new());
-        while !serves(&gone) {
-            let lent = |uid: &PodUid| {
-                !self.claims.unwilling.contains_key(uid) && self.borrows_of(pod, uid, &gone)
-            };
-            let next = self.next_of(node, &gone, lent)?;
-            gone.insert(next.clone());
-            chosen.push(next);
-        }
-        // The last chosen may have freed what earlier ones did not have to.
-        chosen.retain(|uid| {
-            gone.remove(uid);
-            let needed = !serves(&gone);
-            if needed {
-                gone.insert(uid.clone());
-            }
-            needed
-        });
-        Some(chosen)
+        let lent = |uid: &PodUid, gone: &BTreeSet<PodUid>| {
+            !self.claims.unwilling.contains_key(uid) && self.borrows_of(pod, uid, gone)
+        };
+        self.fewest(node, &going, serves, lent)
     }
 
     fn is_going(&self, uid: &PodUid) -> bool {

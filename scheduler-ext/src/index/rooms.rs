@@ -4,10 +4,13 @@
 //! changes. So what the engine says of a room is worked out once for a kind of pod, and kept as
 //! long as some node has that room; scores, as long as the mix is the same, too.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use gpuzone_core::engine::{Mix, NodeRoom, PodDemand, Policy, Reason, Score, fit, place};
+use gpuzone_core::engine::{
+    HostDemand, Mix, NodeRoom, Placed, PodDemand, Policy, Reason, Score, fit, place,
+};
 
 use super::Usage;
 
@@ -71,7 +74,7 @@ pub(super) struct Rooms {
 
 impl Rooms {
     /// Kinds of pods that something is kept for; the one that nobody asked for longest gives way.
-    const MOST_KINDS: usize = 32;
+    const MOST_KINDS: usize = 64;
 
     /// A node has `room` now instead of `before`. One without GPUs has none.
     pub(super) fn replace(&mut self, before: Option<RoomId>, room: NodeRoom) -> Option<RoomId> {
@@ -199,7 +202,7 @@ impl Rooms {
             return *score;
         }
         let entry = self.rooms.get(at)?.as_ref()?;
-        let placed = place(kind.policy, mix, &entry.room, &kind.demand);
+        let placed = place_on(kind.policy, mix, &entry.room, &kind.demand);
         let score = placed.ok().map(|placed| placed.score);
         if let Some(place) = grown(&mut kind.scores, at, self.rooms.len()) {
             *place = Scored::Known(score);
@@ -229,6 +232,26 @@ impl Kind {
         });
         ChargeId(u32::try_from(at).unwrap_or(u32::MAX))
     }
+}
+
+/// The engine's choice. kube-scheduler has looked whether the host has enough, and knows better: where
+/// less is left by what is known here, the pod takes all of it.
+pub(super) fn place_on(
+    policy: Policy,
+    mix: &Mix,
+    room: &NodeRoom,
+    demand: &PodDemand,
+) -> Result<Placed, Reason> {
+    let (asked, free) = (demand.host, room.host());
+    let host = HostDemand {
+        cpu_milli: asked.cpu_milli.min(free.cpu_milli),
+        memory: asked.memory.min(free.memory),
+    };
+    let demand = match host == asked {
+        true => Cow::Borrowed(demand),
+        false => Cow::Owned(PodDemand { host, containers: demand.containers.clone() }),
+    };
+    place(policy, mix, room, &demand)
 }
 
 /// The place `at` of a list that has one for each of `rooms`.

@@ -96,7 +96,7 @@ impl Index {
         let Some(entry) = self.pods.get(uid).filter(|entry| entry.waits()) else { return found };
         let Some(ask) = entry.asks() else { return found };
         let gates = self.gates(&entry.name.namespace, &BTreeMap::new());
-        let demand = ask.demand(&self.models);
+        let demand = ask.gpu_demand(&self.models);
         found.quota = gates.as_ref().err().cloned();
         for node in self.nodes.values().filter(|node| node.exists && node.reported) {
             let room = node.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gpuzone_api::kubernetes::{NodeName, PodUid, ResourceNames};
 use gpuzone_core::GpuUuid;
-use gpuzone_core::engine::Policy;
+use gpuzone_core::engine::{HostRoom, Policy};
 use gpuzone_crds::{GpuEntry, GpuNodeStatus, GpuQuotaSpec};
 use gpuzone_scheduler_ext::index::{Index, Kind, Settings, WithoutQuota};
 use gpuzone_scheduler_ext::view::PodView;
@@ -129,7 +129,7 @@ pub(crate) fn index_with(settings: Settings, nodes: u8, gpus: u8) -> Index {
     let mut index = Index::new(settings);
     for n in 1..=nodes {
         let name = node(&format!("n{n}"));
-        index.apply_node(&name);
+        index.apply_node(&name, HostRoom::default());
         index.apply_gpu_node(&name, Some(&status(n, gpus, 16)));
     }
     namespace(&mut index, "team");

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use gpuzone_core::engine::BEST_RANK;
 use gpuzone_ledger::printable;
-use gpuzone_replay::{Figures, Setting, Ties, Trace, replay, svg};
+use gpuzone_replay::{Figures, Host, Setting, Ties, Trace, replay, svg};
 use serde_json::json;
 
 use crate::arguments::{Format, Simulate};
@@ -15,7 +15,8 @@ pub(crate) fn simulate(context: &Context, arguments: &Simulate) -> Result<(), Cl
     let trace = Trace::read(open(&arguments.nodes)?, open(&arguments.pods)?)
         .map_err(|error| CliError::caused(Kind::Usage, &error))?;
     let (policy, seed) = (arguments.policy, arguments.seed);
-    let setting = Setting { policy, ties: Ties::Ranks, seed, oracle: false };
+    let (ties, host) = (Ties::Ranks, Host::Engine);
+    let setting = Setting { policy, ties, seed, oracle: false, host };
     context.say(|| format!("ranks of 0 to {BEST_RANK}, a coin from {seed} among equals"));
     let figures = replay(&trace, &setting, 0..trace.pods.len(), |_, _| {});
     if let Some(path) = &arguments.svg {

@@ -21,6 +21,7 @@ mod park;
 mod reader;
 mod record;
 mod region;
+mod sizes;
 mod writer;
 
 #[cfg(test)]
@@ -30,9 +31,8 @@ pub use bytes::copy_bytes;
 pub use park::{Always, Bells, Peer, Spin};
 pub use reader::{Bulk, Reader, Received};
 pub use record::{Header, flag};
-pub use region::{
-    Carrier, Direction, Region, RegionError, RingBytes, RingBytesError, RingSizes, Side,
-};
+pub use region::{Carrier, Direction, Region, RegionError, Side};
+pub use sizes::{RingBytes, RingBytesError, RingSizes};
 pub use writer::{Payload, Writer};
 
 /// Most bytes that the control part of one record may have.

@@ -159,6 +159,11 @@ impl ClusterApi {
         self.shared.lock().faults.extend(faults);
     }
 
+    /// Refuses the next patches of a kind with these codes, one after the other.
+    pub fn refuse_patches(&self, plural: &str, codes: impl IntoIterator<Item = u16>) {
+        self.shared.lock().unpatched.entry(plural.to_owned()).or_default().extend(codes);
+    }
+
     /// Whether a disruption budget keeps a pod, from now on.
     pub fn protect(&self, key: &str, protected: bool) {
         let mut store = self.shared.lock();

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -114,6 +114,11 @@ pub(super) async fn handle(
             let there = shared.lock().get(&target.plural, &key).is_some();
             if apply && !status && !there && !shared.gate.admits_of(&Method::POST, uri.path()) {
                 return refuse((403, format!("cannot create {}", target.plural)));
+            }
+            let refused =
+                shared.lock().unpatched.get_mut(&target.plural).and_then(VecDeque::pop_front);
+            if let Some(code) = refused {
+                return refuse((code, key));
             }
             write(&shared, "patch", &target, |store| {
                 store.patch(&target.plural, &key, status, apply, &written)

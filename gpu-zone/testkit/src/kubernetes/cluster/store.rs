@@ -29,6 +29,8 @@ pub(super) struct Store {
     /// Kinds that it does not know.
     pub(super) withheld: BTreeSet<Plural>,
     pub(super) faults: VecDeque<BindFault>,
+    /// Kinds whose next patches are refused, and with which codes.
+    pub(super) unpatched: BTreeMap<Plural, VecDeque<u16>>,
     pub(super) bound: Vec<(String, String)>,
     /// Pods that a disruption budget keeps.
     pub(super) protected: BTreeSet<Key>,

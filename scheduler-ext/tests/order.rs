@@ -1,0 +1,238 @@
+//! The index: which nodes, places and victims it likes better.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use gpuzone_core::MemoryBytes;
+    use gpuzone_core::engine::{HostRoom, Policy};
+    use gpuzone_scheduler_ext::index::{Index, Moment, ReserveError, Settings, Settled};
+    use serde_json::{Value, json};
+
+    use super::support::*;
+
+    const T: Moment = Duration::from_secs(100);
+
+    fn said(index: &mut Index, pod: &Value, nodes: &[&str]) -> Vec<Option<String>> {
+        let filtered = index.filter(&view(pod), nodes, T).unwrap();
+        filtered
+            .0
+            .iter()
+            .map(|answer| answer.as_ref().err().map(|r| r.reason.to_string()))
+            .collect()
+    }
+
+    fn reason(index: &mut Index, pod: &Value) -> String {
+        said(index, pod, &["n1"]).remove(0).unwrap_or_default()
+    }
+
+    /// As the binder does it, with an API server that takes everything.
+    fn bind(index: &mut Index, pod: &Value, on: &str) -> Result<Value, ReserveError> {
+        index.apply_pod(view(pod));
+        let order = index.reserve(&view(pod).uid, &node(on))?;
+        index.settle(&order.uid, order.ticket, Settled::Written, T);
+        let mut bound = pod.clone();
+        bound["spec"]["nodeName"] = json!(on);
+        bound["metadata"]["annotations"]["gpuzone.dev/placement"] =
+            json!(order.placement.to_string());
+        Ok(bound)
+    }
+
+    /// Pods' processors decide which GPUs will be of use; who has none of them is no burden there.
+    #[test]
+    fn nodes_are_preferred_by_what_is_left_of_their_hosts() {
+        let fragmentation = Settings { policy: Policy::Fragmentation, ..settings() };
+        let mut index = index_with(fragmentation, 2, 2);
+        let host = |cpu: u64| HostRoom { cpu_milli: cpu * 1000, memory: MemoryBytes::gib(64) };
+        ["n1", "n2", "n3"].iter().for_each(|name| index.apply_node(&node(name), host(16)));
+        let asking = |mut pod: Value, cpu: u32| {
+            pod["spec"]["containers"][0]["resources"]["requests"] =
+                json!({ "cpu": cpu.to_string(), "memory": "1Gi" });
+            pod
+        };
+        let gpu = asking(pod("team", "g", &[("gpu", 1)]), 4);
+        index.apply_pod(view(&gpu));
+        let nodes = ["n1", "n2"];
+        let ranks = |index: &mut Index, pod: &Value| index.prioritize(&view(pod), &nodes).unwrap();
+        assert_eq!(ranks(&mut index, &gpu), [10, 10]);
+        // After one more pod there, n1 has no processors for its other GPU.
+        let mut other = asking(pod("team", "web", &[]), 11);
+        other["spec"]["nodeName"] = json!("n1");
+        index.apply_pod(view(&other));
+        assert_eq!(ranks(&mut index, &gpu), [9, 10]);
+        // Who asks for no GPU takes nothing of them where there is none; then not the last of n1's.
+        let plain = asking(pod("team", "p", &[]), 2);
+        assert_eq!(index.prioritize(&view(&plain), &["n1", "n2", "n3"]).unwrap(), [8, 9, 10]);
+        // It grows, and moves nowhere; nothing is left, and whether that matters is not said here.
+        other["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!("16");
+        index.apply_pod(view(&other));
+        assert_eq!(reason(&mut index, &gpu), "");
+        assert!(index.reserve(&view(&gpu).uid, &node("n1")).is_ok());
+        index.remove_pod(&view(&gpu).uid);
+        index.apply_pod(view(&gpu));
+        // A list without it, and n1 is as good again.
+        index.begin_pods();
+        index.apply_pod(view(&gpu));
+        index.end_pods(T);
+        assert_eq!(ranks(&mut index, &gpu), [10, 10]);
+        // What a pod with GPUs takes of the host counts as well, from its reservation on.
+        let large = asking(pod("team", "l", &[("gpu", 1), ("memory-mib", 1)]), 11);
+        let bound = bind(&mut index, &large, "n2").unwrap();
+        assert_eq!(ranks(&mut index, &plain), [10, 9]);
+        index.apply_pod(view(&bound));
+        assert_eq!(ranks(&mut index, &plain), [10, 9]);
+        index.remove_pod(&view(&bound).uid);
+        assert_eq!(ranks(&mut index, &plain), [10, 10]);
+    }
+
+    /// What is likely to come is known to an extender that starts anew, from pods that were there before.
+    #[test]
+    fn what_was_learned_is_learned_anew_from_bound_pods() {
+        let fragmentation = Settings { policy: Policy::Fragmentation, ..settings() };
+        let ranks = |index: &mut Index| {
+            let small = pod("team", "s", &[("gpu", 1), ("memory-mib", 2048)]);
+            index.prioritize(&view(&small), &["n1", "n2"]).unwrap()
+        };
+        // n1 has 10 GiB of its GPU left, n2 12. Where pods of 10 GiB are usual, the next of 2 takes of n2.
+        let running = |index: &mut Index, size: u64, of: std::ops::Range<u64>| {
+            for n in of {
+                let mib = [("gpu", 1), ("memory-mib", size), ("share", 1)];
+                let mut old = pod("team", &format!("{n:04}-{size}"), &mib);
+                let created = format!("2026-01-01T{:02}:{:02}:00Z", 23 - n / 60, 59 - n % 60);
+                old["metadata"]["creationTimestamp"] = json!(created);
+                old["spec"]["nodeName"] = json!("elsewhere");
+                index.apply_pod(view(&old));
+            }
+        };
+        let begin = |sizes: &dyn Fn(&mut Index)| {
+            let mut index = Index::new(fragmentation.clone());
+            index.begin_pods();
+            sizes(&mut index);
+            for n in 1..=2 {
+                let name = node(&format!("n{n}"));
+                index.apply_node(&name, HostRoom::default());
+                index.apply_gpu_node(&name, Some(&status(n, 1, 16)));
+                let held = pod("team", &format!("h{n}"), &[("gpu", 1)]);
+                let gib = if n == 1 { 6 } else { 4 };
+                let placement = json!({ "version": 1, "node": name, "pod": format!("uid-h{n}"),
+                    "containers": { "app": [{ "gpu": gpu_uuid(n, 0), "memory": format!("{gib}Gi"),
+                        "share": 1 }] } });
+                let mut held = held;
+                held["spec"]["nodeName"] = json!(name);
+                held["metadata"]["annotations"] =
+                    json!({ "gpuzone.dev/placement": placement.to_string() });
+                index.apply_pod(view(&held));
+            }
+            namespace(&mut index, "team");
+            index.end_pods(T);
+            complete(&mut index);
+            index
+        };
+        let mut tens = begin(&|index| running(index, 10 * 1024, 0..200));
+        assert_eq!(ranks(&mut tens), [9, 10]);
+        let mut twelves = begin(&|index| running(index, 12 * 1024, 0..200));
+        assert_eq!(ranks(&mut twelves), [10, 9]);
+    }
+
+    #[test]
+    fn preemption_takes_as_few_as_will_do_and_of_one_tenant() {
+        let mut index = index(1, 2);
+        namespace(&mut index, "other");
+        let small = |ns: &str, name: &str| pod(ns, name, &[("gpu", 1), ("memory-mib", 8192)]);
+        for (ns, name, priority) in
+            [("team", "a", 1), ("other", "b", 1), ("team", "c", 1), ("other", "d", 9)]
+        {
+            let mut bound = bind(&mut index, &small(ns, name), "n1").unwrap();
+            bound["spec"]["priority"] = json!(priority);
+            index.apply_pod(view(&bound));
+        }
+        let mut urgent = pod("team", "u", &[("gpu", 1), ("memory-mib", 8192)]);
+        urgent["spec"]["priority"] = json!(5);
+        // What the scheduler named frees enough: nobody else goes.
+        let named = BTreeSet::from([uid("uid-b")]);
+        assert_eq!(index.preempt(&view(&urgent), "n1", &named).unwrap().pods, named);
+        assert_eq!(index.preempt(&view(&urgent), "n1", &BTreeSet::new()).unwrap().pods.len(), 1);
+        let mut whole = pod("team", "w", &[("gpu", 1)]);
+        whole["spec"]["priority"] = json!(5);
+        let two = index.preempt(&view(&whole), "n1", &BTreeSet::new()).unwrap();
+        assert_eq!(two.pods.len(), 2);
+        assert!(!two.pods.contains(&uid("uid-d")), "of a higher priority");
+        let of = |uid: &str| if uid.ends_with(['a', 'c']) { "team" } else { "other" };
+        let tenants: BTreeSet<&str> = two.pods.iter().map(|uid| of(uid.as_str())).collect();
+        assert_eq!(tenants.len(), 2, "d keeps the other GPU: {:?}", two.pods);
+        whole["spec"]["priority"] = json!(0);
+        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+        whole["spec"]["priority"] = json!(5);
+        whole["spec"]["preemptionPolicy"] = json!("Never");
+        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+    }
+
+    /// Whichever pods come first by their UIDs: the GPU goes of which the fewest tenants lose a pod, and
+    /// priority before that.
+    #[test]
+    fn preemption_disturbs_as_few_tenants_as_will_do() {
+        let mut index = index(1, 2);
+        let mut whole = pod("team", "w", &[("gpu", 1)]);
+        whole["spec"]["priority"] = json!(5);
+        for (n, (ns, name)) in [("x", "a"), ("y", "b"), ("z", "c"), ("z", "d")].iter().enumerate() {
+            namespace(&mut index, ns);
+            let half = pod(ns, name, &[("gpu", 1), ("memory-mib", 8192)]);
+            let mut bound = bind(&mut index, &half, "n1").unwrap();
+            bound["spec"]["priority"] = json!(1);
+            index.apply_pod(view(&bound));
+            let gpu = index.holds(&uid(&format!("uid-{name}")))[0].gpu.to_string();
+            assert_eq!(gpu, gpu_uuid(1, u8::from(n > 1)), "two on each");
+        }
+        let victims = |index: &Index, pod: &Value| {
+            let none = BTreeSet::new();
+            let pods = index.preempt(&view(pod), "n1", &none).unwrap().pods;
+            pods.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(victims(&index, &whole), ["uid-c", "uid-d"], "z alone");
+        let mut two = whole.clone();
+        two["spec"]["containers"][0]["resources"]["limits"]["gpuzone.dev/gpu"] = json!("2");
+        assert_eq!(victims(&index, &two).len(), 4);
+        // One of z's is more important than x and y are.
+        let mut important = pod("z", "d", &[("gpu", 1), ("memory-mib", 8192)]);
+        let placement = index.holds(&uid("uid-d"));
+        let written = json!({ "version": 1, "node": "n1", "pod": "uid-d", "containers": { "app":
+            [{ "gpu": placement[0].gpu, "memory": "8Gi", "share": 50 }] } });
+        important["metadata"]["annotations"] =
+            json!({ "gpuzone.dev/placement": written.to_string() });
+        important["spec"]["nodeName"] = json!("n1");
+        important["spec"]["priority"] = json!(4);
+        index.apply_pod(view(&important));
+        assert_eq!(victims(&index, &whole), ["uid-a", "uid-b"]);
+    }
+
+    #[test]
+    fn better_placements_rank_higher_and_a_workload_may_choose() {
+        let mut index = index(2, 2);
+        let a = bind(&mut index, &pod("team", "a", &[("gpu", 1)]), "n1").unwrap();
+        index.apply_pod(view(&a));
+        let mut next = pod("team", "b", &[("gpu", 1), ("memory-mib", 1024)]);
+        let ranks = index.prioritize(&view(&next), &["n1", "n2", "none"]).unwrap();
+        assert!(ranks[0] == 10 && ranks[1] < 10 && ranks[2] == 0, "{ranks:?}");
+        next["metadata"]["annotations"] = json!({ "gpuzone.dev/policy": "spread" });
+        let ranks = index.prioritize(&view(&next), &["n1", "n2"]).unwrap();
+        assert!(ranks[1] == 10 && ranks[0] < 10, "{ranks:?}");
+    }
+
+    #[test]
+    fn topology_is_held() {
+        let mut index = index(1, 8);
+        let mut wide = pod("team", "a", &[("gpu", 4), ("memory-mib", 1024)]);
+        wide["metadata"]["annotations"] = json!({ "gpuzone.dev/topology": "same-numa" });
+        let bound = bind(&mut index, &wide, "n1").unwrap();
+        index.apply_pod(view(&bound));
+        let gpus = index.holds(&uid("uid-a"));
+        let first: BTreeSet<u8> = gpus.iter().map(|grant| grant.gpu.as_bytes()[1] / 4).collect();
+        assert_eq!(first.len(), 1, "one NUMA node");
+        let mut pair = pod("team", "b", &[("gpu", 3)]);
+        pair["metadata"]["annotations"] = json!({ "gpuzone.dev/topology": "nvlink" });
+        assert!(reason(&mut index, &pair).contains("near to each other"));
+    }
+}
