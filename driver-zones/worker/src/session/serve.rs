@@ -21,9 +21,6 @@ const SETTLE_EVERY: Duration = Duration::from_millis(1);
 /// The same, while others wait for the GPU.
 const SETTLE_SOON: Duration = Duration::from_micros(200);
 
-/// The same, of copies that read the ring.
-const READ_EVERY: Duration = Duration::from_micros(50);
-
 /// Whether a session's tenant is there: the main thread watches its socket.
 #[derive(Debug, Default)]
 pub struct SessionPeer {
@@ -84,8 +81,7 @@ pub fn serve(
             Pressure::Alone => SETTLE_EVERY,
             Pressure::Contended | Pressure::Recalled => SETTLE_SOON,
         };
-        let look = session.reads_records().then_some(READ_EVERY);
-        let timeout = look.or(busy.then_some(settle_every));
+        let timeout = session.looks_again().or(busy.then_some(settle_every));
         match line.next(session, timeout, peer) {
             Ok(true) => {
                 if !line.has_more() {

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gpuzone_cuda_abi::{CUevent, CUstream, CuResult};
 use gpuzone_wire::ring::{Bulk, Region};
@@ -18,6 +19,10 @@ use super::Session;
 const WORTH_IT: u64 = 8 << 20;
 /// From here on it is cheaper to keep a record until it was copied than to copy it aside.
 const LARGE: usize = 64 << 10;
+
+/// Copies out of the ring are looked at so soon, and so late at most.
+const SOONEST: Duration = Duration::from_micros(50);
+const LATEST: Duration = Duration::from_millis(1);
 
 /// What the driver knows of a session's rings.
 #[derive(Default)]
@@ -31,6 +36,8 @@ pub(super) struct Staging {
     reads: VecDeque<Read>,
     /// What marks the end of the copy that the last call began, if it still reads its record.
     begun: Option<(ContextId, CUevent)>,
+    /// When such a copy was last begun, or seen to be done.
+    moved: Option<Instant>,
 }
 
 /// A copy that reads the ring.
@@ -121,12 +128,19 @@ impl Session {
         if let Some((context, done)) = self.staging.begun.take() {
             let read = Read { context, done: Some(done), upto: upto() };
             self.staging.reads.push_back(read);
+            self.staging.moved = Some(Instant::now());
         }
     }
 
     /// Whether records are kept for copies.
     pub(super) fn reads_records(&self) -> bool {
         !self.staging.reads.is_empty()
+    }
+
+    /// How soon to look at such copies again, if there are some: the longer they take, the later.
+    pub(super) fn looks_again(&self) -> Option<Duration> {
+        let waited = self.staging.moved.filter(|_| self.reads_records())?.elapsed();
+        Some((waited / 4).clamp(SOONEST, LATEST))
     }
 
     /// Up to where the ring is read now, if that is further than before.
@@ -147,6 +161,9 @@ impl Session {
                 }
             }
             upto = self.staging.reads.pop_front().map(|read| read.upto);
+        }
+        if upto.is_some() {
+            self.staging.moved = Some(Instant::now());
         }
         upto
     }

@@ -56,13 +56,13 @@ pub(super) fn launches() {
     // The arguments in one buffer.
     let mut buffer = [at, n.into()];
     for (mut size, expected) in
-        [(12, CUresult::CUDA_SUCCESS), (16, CUresult::CUDA_SUCCESS), (11, REFUSED)]
+        [(12_usize, CUresult::CUDA_SUCCESS), (16, CUresult::CUDA_SUCCESS), (11, REFUSED)]
     {
         let mut extra: [*mut c_void; 5] = [
             std::ptr::without_provenance_mut(launch_param::BUFFER_POINTER),
             buffer.as_mut_ptr().cast(),
             std::ptr::without_provenance_mut(launch_param::BUFFER_SIZE),
-            (&raw mut size as *mut usize).cast(),
+            (&raw mut size).cast(),
             std::ptr::without_provenance_mut(launch_param::END),
         ];
         let extra = extra.as_mut_ptr();
