@@ -61,13 +61,7 @@ mod tests {
 
     async fn known(api: &ClusterApi, extender: &Extender, pod: &Value) {
         api.put("pods", pod.clone());
-        let path = format!("/explain/team/{}", pod["metadata"]["name"].as_str().unwrap());
-        until(
-            "it is known",
-            || extender.log(),
-            async || extender.ask(&path, &Value::Null).await.0 == 200,
-        )
-        .await;
+        extender.knows(pod["metadata"]["name"].as_str().unwrap()).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -258,12 +258,7 @@ mod tests {
         let of_tenant = &api.get("gpuquotas", "team").unwrap()["status"]["tenants"]["team"];
         assert_eq!(of_tenant["memory"], json!("16Gi"));
         api.put("pods", whole("b"));
-        until(
-            "it is known",
-            || extender.log(),
-            async || extender.ask("/explain/team/b", &Value::Null).await.0 == 200,
-        )
-        .await;
+        extender.knows("b").await;
         let answer = extender.filter(&whole("b"), &["n1"]).await;
         let said = answer["FailedNodes"]["n1"].as_str().unwrap();
         assert_eq!(said, "GpuQuota 'team': 1 GPUs used, 1 GPUs asked, 1 GPUs granted");
@@ -304,12 +299,7 @@ mod tests {
         api.put("pods", whole("a"));
         assert_eq!(extender.bind(&whole("a"), "n1").await, "");
         api.put("pods", whole("b"));
-        until(
-            "it is known",
-            || extender.log(),
-            async || extender.ask("/explain/team/b", &Value::Null).await.0 == 200,
-        )
-        .await;
+        extender.knows("b").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let touched = |node: &str| {
             let annotation = "gpuzone.dev~1room-changed";

@@ -8,20 +8,13 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
-    use gpuzone_scheduler_ext::index::{BindOrder, Gate, Index, Kind, Moment, Refusal, Settled};
+    use gpuzone_scheduler_ext::index::{BindOrder, Gate, Index, Kind, Settled};
     use gpuzone_scheduler_ext::view::PodName;
     use serde_json::{Value, json};
 
     use super::support::extender::*;
+    use super::support::questions::{T, said};
     use super::support::*;
-
-    const T: Moment = Duration::from_secs(100);
-
-    fn said(index: &mut Index, pod: &Value, nodes: &[&str]) -> Vec<Option<String>> {
-        let filtered = index.filter(&view(pod), nodes, T).unwrap();
-        let reason = |answer: Result<(), Refusal>| answer.err().map(|r| r.reason.to_string());
-        filtered.0.into_iter().map(reason).collect()
-    }
 
     fn says(index: &mut Index, pod: &Value) -> Result<(), String> {
         said(index, pod, &["n1"]).remove(0).map_or(Ok(()), Err)

@@ -5,41 +5,14 @@ mod support;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::Duration;
 
     use gpuzone_core::MemoryBytes;
     use gpuzone_core::engine::{HostRoom, Policy};
-    use gpuzone_scheduler_ext::index::{Index, Moment, ReserveError, Settings, Settled};
+    use gpuzone_scheduler_ext::index::{Index, Settings};
     use serde_json::{Value, json};
 
+    use super::support::questions::*;
     use super::support::*;
-
-    const T: Moment = Duration::from_secs(100);
-
-    fn said(index: &mut Index, pod: &Value, nodes: &[&str]) -> Vec<Option<String>> {
-        let filtered = index.filter(&view(pod), nodes, T).unwrap();
-        filtered
-            .0
-            .iter()
-            .map(|answer| answer.as_ref().err().map(|r| r.reason.to_string()))
-            .collect()
-    }
-
-    fn reason(index: &mut Index, pod: &Value) -> String {
-        said(index, pod, &["n1"]).remove(0).unwrap_or_default()
-    }
-
-    /// As the binder does it, with an API server that takes everything.
-    fn bind(index: &mut Index, pod: &Value, on: &str) -> Result<Value, ReserveError> {
-        index.apply_pod(view(pod));
-        let order = index.reserve(&view(pod).uid, &node(on))?;
-        index.settle(&order.uid, order.ticket, Settled::Written, T);
-        let mut bound = pod.clone();
-        bound["spec"]["nodeName"] = json!(on);
-        bound["metadata"]["annotations"]["gpuzone.dev/placement"] =
-            json!(order.placement.to_string());
-        Ok(bound)
-    }
 
     /// Pods' processors decide which GPUs will be of use; who has none of them is no burden there.
     #[test]

@@ -125,6 +125,13 @@ impl Extender {
         until("it is ready", || self.log(), async || self.ready().await.0 == 200).await;
     }
 
+    /// Waits until it knows the pod of `team`.
+    pub(crate) async fn knows(&self, pod: &str) {
+        let path = format!("/explain/team/{pod}");
+        let known = async || self.ask(&path, &Value::Null).await.0 == 200;
+        until("it is known", || self.log(), known).await;
+    }
+
     pub(crate) async fn ask(&self, verb: &str, body: &Value) -> (u16, Value) {
         let asked = async {
             let mut connection = Connection::open(self.port).await?;

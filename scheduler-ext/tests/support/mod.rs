@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "not every test needs all of it")]
 
 pub(crate) mod extender;
+pub(crate) mod questions;
 pub(crate) mod suite;
 
 use std::collections::BTreeMap;
