@@ -88,14 +88,13 @@ pub(crate) fn look_at_input(input: &[u8], most: u64) -> Result<(), CodeError> {
 }
 
 fn look_at_piece(piece: &[u8]) -> Result<Code, CodeError> {
+    // What was packed was not looked at before.
+    image::unpacked_bytes(piece)?;
     if piece.starts_with(&ELF) {
-        // What was packed was not looked at before.
-        image::unpacked_bytes(piece)?;
         if has_managed(piece) {
             return Err(CodeError::Managed);
         }
     } else {
-        image::unpacked_bytes(piece)?;
         if memchr::memmem::find(piece, b".managed").is_some() {
             return Err(CodeError::Managed);
         }
