@@ -312,7 +312,13 @@ impl Node {
     }
 
     /// What an agent that was stopped should not have left: processes, sockets, leases' files.
+    ///
+    /// Zones' janitors have work to do when all else is gone, so they are given time for it.
     pub fn leftovers(&self) -> Vec<String> {
+        let end = Instant::now() + LIMIT;
+        while self.processes().iter().any(Process::is_janitor) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let processes = self.processes().into_iter();
         let mut found: Vec<String> = processes
             .map(|process| format!("process {}: {}", process.pid, process.command))

@@ -46,6 +46,12 @@ impl Process {
             .collect()
     }
 
+    /// Whether it cleans up behind a zone, which it does once that has ended.
+    pub fn is_janitor(&self) -> bool {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid));
+        name.is_ok_and(|name| name.trim() == "zone-janitor")
+    }
+
     /// Sends it a signal; whether it was there.
     pub fn send(&self, signal: Signal) -> bool {
         send(self.pid, signal)
