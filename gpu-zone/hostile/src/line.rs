@@ -10,30 +10,60 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::{self, Hello, SOCKET, Welcome};
+pub(crate) use gpuzone_wire::ring::places::HEADER;
+use gpuzone_wire::ring::places::{CONTROL, DEFERRED, REPLY, REQUEST, TENANT_WAKES, WORKER_WAKES};
 use gpuzone_wire::ring::{Region, RingSizes, Spin};
 use gpuzone_wire::spec;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// How long a worker that is being replaced is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of a record's header, and what records are multiples of.
-pub(crate) const HEADER: usize = 32;
-/// In front of the rings.
-const CONTROL: usize = 4096;
 /// Set in a header's flags: the sender waits for an answer.
 pub(crate) const WANTS_REPLY: u16 = 1;
 
-/// Words of the control page, by their place in it.
+/// Words of the control page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Word {
-    RequestTail = 0,
-    RequestHead = 128,
-    ReplyTail = 512,
-    ReplyHead = 640,
+    RequestTail,
+    RequestHead,
+    RequestWanted,
+    ReplyTail,
+    ReplyHead,
+    ReplyWanted,
+}
+
+impl Word {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::RequestTail,
+        Self::RequestHead,
+        Self::RequestWanted,
+        Self::ReplyTail,
+        Self::ReplyHead,
+        Self::ReplyWanted,
+    ];
+
+    const fn place(self) -> usize {
+        match self {
+            Self::RequestTail => REQUEST.tail,
+            Self::RequestHead => REQUEST.head,
+            Self::RequestWanted => REQUEST.wanted,
+            Self::ReplyTail => REPLY.tail,
+            Self::ReplyHead => REPLY.head,
+            Self::ReplyWanted => REPLY.wanted,
+        }
+    }
 }
 
 /// Where somebody sleeps, and where deferred errors are.
-pub(crate) const HALF_WORDS: [usize; 7] = [256, 384, 768, 896, 1024, 1152, 1280];
+pub(crate) const HALF_WORDS: [usize; 7] = [
+    REQUEST.reader_parked,
+    REQUEST.writer_parked,
+    REPLY.reader_parked,
+    REPLY.writer_parked,
+    DEFERRED,
+    WORKER_WAKES,
+    TENANT_WAKES,
+];
 
 /// A connection.
 pub(crate) struct Line {
@@ -154,7 +184,7 @@ impl Memory {
     /// A position.
     pub(crate) fn word(&self, word: Word) -> &AtomicU64 {
         // SAFETY: within the first page of the mapping, aligned to 128 bytes.
-        unsafe { self.base.add(word as usize).cast::<AtomicU64>().as_ref() }
+        unsafe { self.base.add(word.place()).cast::<AtomicU64>().as_ref() }
     }
 
     /// A smaller word, at a place of [`HALF_WORDS`].
@@ -187,8 +217,8 @@ impl Memory {
     /// Publishes a position of the request ring, and wakes its reader.
     pub(crate) fn publish(&self, tail: u64) {
         self.word(Word::RequestTail).store(tail, Ordering::SeqCst);
-        self.half(256).store(0, Ordering::SeqCst);
-        let wakes = self.half(1152);
+        self.half(REQUEST.reader_parked).store(0, Ordering::SeqCst);
+        let wakes = self.half(WORKER_WAKES);
         wakes.fetch_add(1, Ordering::SeqCst);
         // Whoever sleeps there looks again; if nobody does, nothing is lost.
         let _ = rustix::thread::futex::wake(wakes, rustix::thread::futex::Flags::empty(), 1);

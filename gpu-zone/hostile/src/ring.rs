@@ -67,11 +67,10 @@ pub(crate) fn positions(arena: &Arena) -> anyhow::Result<String> {
             line.put(&record(Opcode::MemoryInfo as u16, WANTS_REPLY, 0, &[]), 32);
         }
         for _ in 0..dice.below(40) {
-            let words = [Word::RequestTail, Word::RequestHead, Word::ReplyTail, Word::ReplyHead];
-            let pick = usize::try_from(dice.below(4))?;
+            let pick = usize::try_from(dice.below(Word::ALL.len() as u64))?;
             let at = usize::try_from(dice.below(edges.len() as u64))?;
             let value = if dice.below(2) == 0 { edges[at] } else { dice.next() };
-            line.memory.word(words[pick]).store(value, Ordering::SeqCst);
+            line.memory.word(Word::ALL[pick]).store(value, Ordering::SeqCst);
             let half = usize::try_from(dice.below(HALF_WORDS.len() as u64))?;
             line.memory.half(HALF_WORDS[half]).store(u32::try_from(value >> 32)?, Ordering::SeqCst);
         }

@@ -18,6 +18,7 @@ mod ends;
 #[cfg(test)]
 mod model;
 mod park;
+pub mod places;
 mod reader;
 mod record;
 mod region;

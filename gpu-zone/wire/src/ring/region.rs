@@ -10,7 +10,7 @@ use super::ends::{Position, Shared};
 use super::park::{Bells, Place, wake_to_look};
 use super::sizes::RingSizes;
 
-const CONTROL_BYTES: usize = 4096;
+pub(super) const CONTROL_BYTES: usize = 4096;
 const SEALS: SealFlags = SealFlags::from_bits_retain(
     SealFlags::SHRINK.bits() | SealFlags::GROW.bits() | SealFlags::SEAL.bits(),
 );
@@ -96,14 +96,14 @@ impl<'a> Shared for Ring<'a> {
 }
 
 #[repr(C)]
-struct Control {
-    request: Channel,
-    reply: Channel,
-    deferred: Line<AtomicU32>,
+pub(super) struct Control {
+    pub(super) request: Channel,
+    pub(super) reply: Channel,
+    pub(super) deferred: Line<AtomicU32>,
     /// How often the worker's side was woken; where it sleeps.
-    worker_wakes: Line<AtomicU32>,
+    pub(super) worker_wakes: Line<AtomicU32>,
     /// The same of the tenant's side.
-    tenant_wakes: Line<AtomicU32>,
+    pub(super) tenant_wakes: Line<AtomicU32>,
 }
 const _: () = assert!(size_of::<Control>() <= CONTROL_BYTES);
 

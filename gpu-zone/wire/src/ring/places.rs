@@ -1,0 +1,49 @@
+//! Where the control page has what, in bytes from its beginning. For programs that write into it
+//! without this crate's ends, as a hostile tenant's does.
+
+use std::mem::offset_of;
+
+use super::record::Header;
+use super::region::{Channel, Control};
+
+/// Bytes in front of the request ring's.
+pub const CONTROL: usize = super::region::CONTROL_BYTES;
+/// Bytes of a record's header, and what a record's length is a multiple of.
+pub const HEADER: usize = size_of::<Header>();
+/// Of the request ring.
+pub const REQUEST: Places = Places::of(offset_of!(Control, request));
+/// Of the reply ring.
+pub const REPLY: Places = Places::of(offset_of!(Control, reply));
+/// The word of deferred errors, 32 bits.
+pub const DEFERRED: usize = offset_of!(Control, deferred);
+/// Where the worker's side sleeps, 32 bits.
+pub const WORKER_WAKES: usize = offset_of!(Control, worker_wakes);
+/// Where the tenant's side sleeps, 32 bits.
+pub const TENANT_WAKES: usize = offset_of!(Control, tenant_wakes);
+
+/// Where a ring's words are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Bytes ever written, 64 bits.
+    pub tail: usize,
+    /// Bytes ever read, 64 bits.
+    pub head: usize,
+    /// How far is to be read before a writer that sleeps is woken, 64 bits.
+    pub wanted: usize,
+    /// 1 while the reader sleeps, 32 bits.
+    pub reader_parked: usize,
+    /// 1 while the writer sleeps, 32 bits.
+    pub writer_parked: usize,
+}
+
+impl Places {
+    const fn of(channel: usize) -> Self {
+        Self {
+            tail: channel + offset_of!(Channel, tail),
+            head: channel + offset_of!(Channel, head),
+            wanted: channel + offset_of!(Channel, wanted),
+            reader_parked: channel + offset_of!(Channel, reader_parked),
+            writer_parked: channel + offset_of!(Channel, writer_parked),
+        }
+    }
+}
