@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -48,6 +49,7 @@ struct Objects {
     patches: u64,
     node: node::NodeObjects,
     away: bool,
+    holds_namespaces: bool,
 }
 
 impl Shared {
@@ -219,6 +221,11 @@ impl ApiServer {
         }
     }
 
+    /// Whether it answers nobody about namespaces until this is taken back, from now on.
+    pub fn hold_namespaces(&self, held: bool) {
+        self.shared.lock().holds_namespaces = held;
+    }
+
     /// How often anything was written by server-side apply.
     pub fn patches(&self) -> u64 {
         self.shared.lock().patches
@@ -260,6 +267,9 @@ async fn get_pod(
 async fn get_namespace(State(shared): Asked, UrlPath(name): UrlPath<String>) -> Response {
     if let Some(away) = away(&shared) {
         return away;
+    }
+    while shared.lock().holds_namespaces {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let labels = shared.lock().namespaces.get(&name).cloned();
     match labels {
