@@ -76,7 +76,10 @@ fn object(pod: &Pod, node: &str, phase: &str, states: &BTreeMap<String, Containe
         let of_kind = pod.containers.iter().filter(|c| (c.kind == ContainerKind::App) == app);
         let spec = of_kind.clone().map(|c| {
             let restart = (c.kind == ContainerKind::Sidecar).then_some("Always");
-            let limits = json!({ "gpuzone.dev/gpu": c.devices.to_string() });
+            let mut limits = json!({ "gpuzone.dev/gpu": c.devices.to_string() });
+            for (resource, count) in &c.others {
+                limits[resource] = json!(count.to_string());
+            }
             json!({ "name": c.name, "restartPolicy": restart, "resources": { "limits": limits } })
         });
         let status = of_kind.map(|c| {
