@@ -4,7 +4,7 @@
 //! holds, as podresources says it, knows its CDI devices: `<resource>=<device>`. Kata asks so when
 //! it makes a VM with all its devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -84,6 +84,34 @@ pub(crate) fn keep(
     Ok(())
 }
 
+/// Takes devices out of the specification of one kind, which may not be there. One that cannot be
+/// written anew, on a full disk, is removed.
+///
+/// # Errors
+/// When that cannot be done either: runtimes may find the devices there.
+pub(crate) fn without(folder: &Path, kind: &str, names: &BTreeSet<&str>) -> Result<(), CdiError> {
+    let path = file(folder, kind);
+    let cannot = |source| CdiError { path: path.clone(), source };
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(cannot)?,
+    };
+    let read = serde_json::from_slice::<serde_json::Value>(&text).ok();
+    let devices = read.as_ref().and_then(|spec| spec["devices"].as_array());
+    let named = |device: &&serde_json::Value| {
+        device["name"].as_str().is_none_or(|name| names.contains(name))
+    };
+    let left: Vec<_> = devices.into_iter().flatten().filter(|d| !named(d)).cloned().collect();
+    match read {
+        Some(mut spec) if !left.is_empty() => {
+            spec["devices"] = left.into();
+            write(folder, kind, &spec).or_else(|_| std::fs::remove_file(&path).map_err(cannot))
+        }
+        // Runtimes take no empty one, and what cannot be read names nothing.
+        Some(_) | None => std::fs::remove_file(&path).map_err(cannot),
+    }
+}
+
 /// The kind that a file has the devices of, if it is one that may be ours.
 fn kind_of(path: &Path) -> Option<ResourceName> {
     path.extension().filter(|extension| *extension == "json")?;
@@ -134,6 +162,24 @@ mod tests {
         assert_eq!(keep(&[&one, &two]), with(&both));
         assert_eq!(keep(&[&two]), with(&both[1..]));
         assert_eq!(keep(&[]), with(&[]));
+    }
+
+    #[test]
+    fn a_device_is_taken_out_and_its_neighbours_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = |n: u8| VfioDevice { name: format!("d{n}"), node: format!("/dev/vfio/{n}") };
+        let spec = cdi_vfio_spec("a.dev/x", VfioInterface::Group, &[device(1), device(2)]);
+        write(dir.path(), "a.dev/x", &spec).unwrap();
+        let without = |name: &str| without(dir.path(), "a.dev/x", &[name].into()).unwrap();
+        without("d1");
+        let left: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("a.dev-x.json")).unwrap())
+                .unwrap();
+        let expected = cdi_vfio_spec("a.dev/x", VfioInterface::Group, &[device(2)]);
+        assert_eq!(left, expected);
+        without("d2");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        without("d2");
     }
 
     #[test]

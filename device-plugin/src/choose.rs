@@ -1,6 +1,6 @@
 //! Which devices the kubelet should take: a hint, which it may ignore.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use gpuzone_api::kubelet::v1beta1::{
     ContainerPreferredAllocationRequest, Device, NumaNode, TopologyInfo,
@@ -10,10 +10,10 @@ use gpuzone_api::kubelet::v1beta1::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
     /// A number of devices that makes no sense.
-    #[error("{0} devices are asked for")]
+    #[error("the kubelet asks for {0} devices; restart it if that goes on")]
     Size(i32),
     /// More than there are.
-    #[error("{asked} devices are asked for and {available} are free")]
+    #[error("{asked} devices are asked for and {available} are free; wait, or ask for no more")]
     TooFew {
         /// How many are asked for.
         asked: usize,
@@ -78,6 +78,24 @@ pub fn choose(
     free.sort_unstable_by(before);
     chosen.extend(free.iter().map(|device| device.id));
     Ok(chosen.into_iter().map(str::to_owned).collect())
+}
+
+/// Chooses among devices as they are listed: near to their NUMA nodes, in the order of the list.
+///
+/// # Errors
+/// When the request asks for more than it names.
+pub fn choose_listed(
+    request: &ContainerPreferredAllocationRequest,
+    listed: &[Device],
+) -> Result<Vec<String>, ChooseError> {
+    // There may be hundreds, and each is looked up more than once.
+    let by_id: HashMap<&str, (u64, &Device)> =
+        (0..).zip(listed).map(|(at, device)| (device.id.as_str(), (at, device))).collect();
+    let numa = |id: &str| {
+        let nodes = &by_id.get(id)?.1.topology.as_ref()?.nodes;
+        nodes.first().and_then(|node| u32::try_from(node.id).ok())
+    };
+    choose(request, numa, |id| by_id.get(id).map_or(u64::MAX, |(at, _)| *at))
 }
 
 /// A device that may be chosen.
@@ -149,6 +167,17 @@ mod tests {
         assert_eq!(chosen(&[], 3), ["a1", "a2", "a3"]);
         assert_eq!(chosen(&["a2"], 2), ["a2", "a1"], "where some of it is already");
         assert_eq!(chosen(&[], 4), ["a1", "a2", "a3", "b1"]);
+    }
+
+    #[test]
+    fn what_is_listed_is_chosen_by_its_node_and_its_place() {
+        let listed = [("c", 1), ("b", 0), ("a", 1), ("e", 0), ("d", 0)];
+        let listed = listed.map(|(id, node)| device(id.to_owned(), true, &[node].into()));
+        let chosen =
+            |size| choose_listed(&request(&["a", "b", "c", "d", "e", "x"], &[], size), &listed);
+        assert_eq!(chosen(2).unwrap(), ["c", "a"]);
+        assert_eq!(chosen(3).unwrap(), ["b", "e", "d"]);
+        assert_eq!(chosen(6).unwrap().last().unwrap(), "x", "what is not listed comes last");
     }
 
     proptest! {

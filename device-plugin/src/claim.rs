@@ -86,7 +86,9 @@ pub enum ClaimError {
     )]
     NoPlacement(PodName),
     /// An annotation that cannot be read.
-    #[error("the pod {pod} has no usable GPU placement: {source}")]
+    #[error(
+        "the pod {pod} has no usable GPU placement: {source}; delete it and let it be scheduled again"
+    )]
     Unreadable {
         /// Which pod.
         pod: PodName,
@@ -155,7 +157,7 @@ pub enum ClaimError {
         source: InvalidId,
     },
     /// The pod is over.
-    #[error("the pod {0} is over, and gets no GPU")]
+    #[error("the pod {0} is over, and gets no GPU; nothing is to be done")]
     Ended(PodName),
 }
 

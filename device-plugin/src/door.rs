@@ -67,13 +67,7 @@ impl Door {
         match &self.keeper.kind {
             // All alike; the lowest numbers, so that few folders are ever made.
             Kind::Numbered(_) => choose::choose(asked, |_| None, number),
-            Kind::Instances(instances) => {
-                let instances = instances.borrow().clone();
-                let at = |id: &str| instances.iter().position(|i| i.slot.to_string() == id);
-                let numa = |id: &str| instances.get(at(id)?)?.numa_node;
-                let rank = |id: &str| at(id).and_then(|at| u64::try_from(at).ok());
-                choose::choose(asked, numa, |id| rank(id).unwrap_or(u64::MAX))
-            }
+            Kind::Instances(_) => choose::choose_listed(asked, &self.listing.borrow().clone()),
         }
     }
 

@@ -195,11 +195,9 @@ impl Keeper {
             return Ok(folder);
         }
         // Asked again after the claim: see `Slots::claim`.
-        let still = self.kubelet.holders().await.map_err(PrepareError::from);
-        let still = still.and_then(|holders| Ok(holders.find(slots.all())?));
-        match still {
-            Ok(still) if still.pod == found.pod => Ok(folder),
-            Ok(_) | Err(_) => {
+        match self.still_holds(slots, found, pod).await {
+            Ok(true) => Ok(folder),
+            still @ (Ok(false) | Err(_)) => {
                 let back = self.on_disk(move |store| store.unclaim(slot, folder)).await;
                 if let Err(error) = back.and_then(|done| done) {
                     tracing::error!(%slot, %error, "a folder stays claimed for {pod}");
@@ -207,6 +205,20 @@ impl Keeper {
                 still.and(Err(PrepareError::Moved(slot)))
             }
         }
+    }
+
+    /// Whether this very pod holds the slots. The kubelet says a name, and a pod that was deleted
+    /// may be there anew by that name, with the slot and its folder. The API server has a pod before
+    /// any kubelet does: as long as it has this one, no other of that name was handed anything.
+    async fn still_holds(
+        &self,
+        slots: &SlotSet,
+        found: &Found,
+        pod: &PodUid,
+    ) -> Result<bool, PrepareError> {
+        let still = self.kubelet.holders().await?.find(slots.all())?;
+        let named = self.api.pod(&found.pod).await?;
+        Ok(still.pod == found.pod && named.is_some_and(|named| named.uid == *pod))
     }
 
     /// Ends what this very pod held in another slot, or in this folder for another container:

@@ -40,9 +40,13 @@ enum RegisterError {
     Taken(PathBuf),
     #[error("cannot serve {}; the plugin needs to write in that folder: {source}", .path.display())]
     Serve { path: PathBuf, source: io::Error },
-    #[error("the kubelet does not take the plugin: {0}")]
+    #[error(
+        "the kubelet does not take the plugin: {0}; it is tried again, and needs a kubelet that speaks v1beta1"
+    )]
     Refused(String),
-    #[error("the kubelet does not answer within {PATIENCE:?}")]
+    #[error(
+        "the kubelet does not answer within {PATIENCE:?}; it is tried again, and its log may say why"
+    )]
     Slow,
 }
 

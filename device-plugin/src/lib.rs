@@ -14,7 +14,7 @@
 //! kubelet's word, what that pod gets is the API server's, which leases there are is the agent's,
 //! and whose folder a folder is stands on disk. A plugin that starts anew knows all it needs.
 //!
-//! The modules of decisions ([`claim`], [`keep`], [`answer`], [`choose`], [`registrar`]) do no
+//! The modules of decisions ([`claim`], [`keep`], [`answer`], [`choose`], [`handed`], [`registrar`]) do no
 //! I/O; those around them ask and act.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod choose;
 pub mod claim;
 pub mod config;
 mod door;
+pub mod handed;
 mod health;
 pub mod holders;
 pub mod keep;

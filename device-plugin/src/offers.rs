@@ -15,6 +15,7 @@ use crate::cdi::{self, CdiError};
 use crate::choose::device;
 use crate::config::Config;
 use crate::door::{Door, Listing};
+use crate::handed::Handed;
 use crate::health::{NodeGpus, Word};
 use crate::kubelet::Registration;
 use crate::links::sentence;
@@ -117,6 +118,7 @@ pub(crate) struct Offers<'a> {
     pub(crate) whole: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
     pub(crate) vgpus: &'a watch::Sender<Arc<Vec<WholeGpu>>>,
     pub(crate) instances: &'a watch::Sender<Arc<Vec<Instance>>>,
+    pub(crate) handed: &'a Handed,
 }
 
 impl Offers<'_> {
@@ -148,16 +150,16 @@ impl Offers<'_> {
         });
     }
 
-    /// Lists whole GPUs and vGPUs as the agent has them now; `first` says that it was not told
-    /// before, and what an earlier plugin told runtimes may not hold any more.
+    /// Lists whole GPUs and vGPUs as the agent has them now; `anew` says that what runtimes were told
+    /// may not hold any more, as after an earlier plugin, or when others may be opened.
     ///
     /// # Errors
     /// When runtimes cannot be told of them: a container would name devices that nobody knows.
-    fn devices(&self, gpus: &NodeGpus, first: bool) -> Result<(), CdiError> {
+    fn devices(&self, gpus: &NodeGpus, anew: bool) -> Result<(), CdiError> {
         let prefix = &self.config.vgpu_prefix;
         let whole = |name: &ResourceName| *name == self.config.passthrough_resource;
-        self.list(self.whole, &gpus.whole, first, whole)?;
-        self.list(self.vgpus, &gpus.vgpus, first, |name| prefix.profile(name).is_some())
+        self.list(self.whole, &gpus.whole, anew, whole)?;
+        self.list(self.vgpus, &gpus.vgpus, anew, |name| prefix.profile(name).is_some())
     }
 
     /// The resource by which pods ask for a device.
@@ -172,15 +174,16 @@ impl Offers<'_> {
         &self,
         listed: &watch::Sender<Arc<Vec<WholeGpu>>>,
         gpus: &[WholeGpu],
-        first: bool,
+        anew: bool,
         ours: impl Fn(&ResourceName) -> bool,
     ) -> Result<(), CdiError> {
         let same = listed.borrow().as_slice() == gpus;
-        if same && !first {
+        if same && !anew {
             return Ok(());
         }
+        let writing = self.handed.writing();
         let mut ready: BTreeMap<ResourceName, Vec<VfioDevice>> = BTreeMap::new();
-        for gpu in gpus {
+        for gpu in gpus.iter().filter(|gpu| !self.handed.is_blocked(gpu.gpu)) {
             if let (Ok(device), Some(resource)) = (&gpu.ready, self.resource_of(gpu)) {
                 ready.entry(resource).or_default().push(device.clone());
             }
@@ -188,6 +191,7 @@ impl Offers<'_> {
         if let Some(folder) = &self.config.cdi_dir {
             cdi::keep(folder, self.config.vfio, &ready, ours)?;
         }
+        drop(writing);
         if same {
             return Ok(());
         }
@@ -206,15 +210,15 @@ impl Offers<'_> {
 /// Lists what there is as the node's GPUs are. An agent that does not answer changes nothing: its
 /// pods' containers say so when they start, and start when it is back.
 pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_>) {
-    let mut first = true;
+    let (mut anew, mut blocked) = (true, offers.handed.changes());
     loop {
         let word = said.borrow_and_update().clone();
         let listed = match word {
             Word::Says(gpus) => {
                 offers.slots(&gpus);
                 offers.instances(&gpus.instances);
-                let listed = offers.devices(&gpus, first);
-                first &= listed.is_err();
+                let listed = offers.devices(&gpus, anew);
+                anew = listed.is_err();
                 listed
             }
             Word::None | Word::Silent(_) => Ok(()),
@@ -230,6 +234,7 @@ pub(crate) async fn list_gpus(mut said: watch::Receiver<Word>, offers: Offers<'_
         };
         tokio::select! {
             changed = said.changed() => if changed.is_err() { return },
+            Ok(()) = blocked.changed() => anew = true,
             () = again => {}
         }
     }

@@ -16,6 +16,7 @@ use crate::answer::{self, Libraries};
 use crate::cdi::{self, CdiError};
 use crate::config::Config;
 use crate::door::Door;
+use crate::handed::{Handed, HandedError};
 use crate::health::{self, Reporter, Word};
 use crate::holders::Resources;
 use crate::keeper::{Keeper, Kind};
@@ -60,8 +61,11 @@ pub enum RunError {
     /// The CDI specification cannot be written.
     #[error(transparent)]
     Cdi(#[from] CdiError),
+    /// No marks of what is handed out.
+    #[error(transparent)]
+    Handed(#[from] HandedError),
     /// No signals.
-    #[error("cannot set up the plugin's process")]
+    #[error("cannot set up the plugin's process; see what keeps it from handling signals")]
     Process(#[source] io::Error),
 }
 
@@ -103,6 +107,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     check_prefixes(&config)?;
     check_kinds(&config)?;
     let slots = Arc::new(Slots::open(&config.state_dir)?);
+    // With CDI, a VM may be made with its devices before any lease is.
+    let handed = Arc::new(Handed::open(&config.state_dir, config.cdi_dir.is_some())?);
     if let Some(folder) = &config.cdi_dir {
         cdi::write(folder, answer::CDI_KIND, &answer::cdi_spec(&libraries))?;
     }
@@ -111,7 +117,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (words, said) = watch::channel(Word::None);
     let devices = |exposure, resources| {
         let (listed, gpus) = watch::channel(Arc::default());
-        let keeper = device_keeper(&config, client.clone(), exposure, resources, gpus);
+        let (client, handed) = (client.clone(), Arc::clone(&handed));
+        let keeper = device_keeper(&config, client, exposure, resources, gpus, handed);
         (listed, Arc::new(keeper))
     };
     let resources = Resources::One(config.passthrough_resource.clone());
@@ -138,6 +145,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         handover: config.handover(),
         resource,
         profile,
+        cdi_dir: config.cdi_dir.clone(),
     };
     let resource = config.passthrough_resource.clone();
     let whole_door = device_door(&whole_keeper, resource.clone(), None);
@@ -149,6 +157,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         whole: &whole,
         vgpus: &vgpu,
         instances: &cut,
+        handed: &handed,
     };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Process)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
@@ -231,6 +240,7 @@ fn device_keeper(
     exposure: Exposure,
     resources: Resources,
     gpus: watch::Receiver<Arc<Vec<WholeGpu>>>,
+    handed: Arc<Handed>,
 ) -> WholeKeeper {
     let node = config.node.clone();
     WholeKeeper {
@@ -240,6 +250,7 @@ fn device_keeper(
         agent: AgentLink::new(config.directories().agent_socket()),
         node,
         gpus,
+        handed,
         turn: Mutex::default(),
         stirred: Notify::new(),
     }

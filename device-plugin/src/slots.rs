@@ -22,8 +22,8 @@
 //!
 //! Allocate may not wait for others, and a claim waits for the disk. So `hand_out` takes no lock
 //! that is held while a file is written: it may hand out a folder that is being claimed just then.
-//! Whoever claims asks the kubelet once more afterwards and takes such a claim back, as one that
-//! comes a moment after the hand-out.
+//! Whoever claims asks kubelet and API server once more afterwards and takes such a claim back, as
+//! one that comes a moment after the hand-out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -249,8 +249,8 @@ impl Slots {
 
     /// The newest folder of `slot`, which is `pod`'s from now on. The flag says that it was
     /// nobody's until now: then the kubelet has to be asked once more whether the pod still holds
-    /// the slot. If it does, whatever is handed out to others is handed out later, and is not this
-    /// folder.
+    /// the slot, and the API server whether it is still that pod. If so, whatever is handed out to
+    /// others is handed out later, and is not this folder.
     ///
     /// # Errors
     /// When the newest is another pod's, or the disk refuses.

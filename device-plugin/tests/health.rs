@@ -11,6 +11,8 @@ mod tests {
 
     use gpuzone_api::kubernetes::DEVICE_PLUGIN_ACCESS;
     use gpuzone_testkit::kubernetes::Used;
+    use gpuzone_testkit::{Node, Role};
+    use rustix::process::Signal;
     use serde_json::Value;
 
     use super::support::{Cluster, NODE};
@@ -177,5 +179,54 @@ mod tests {
         let condition = until_condition(&cluster, "False").await;
         assert!(condition["message"].as_str().is_some());
         cluster.kill_plugin();
+    }
+
+    /// What comes back by itself does so after a while, and both are told; what has to be cleared waits.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_lost_zone_comes_back_by_itself_and_a_failed_scrub_does_not() {
+        let terms = "[health]\ngrace_seconds = 0.5\nsettle_seconds = 1\n";
+        let node = Node::start(&Cluster::options(terms)).unwrap();
+        let mut cluster = Cluster::of(node).await;
+        cluster.start_plugin();
+        cluster.registered().await;
+        until_healthy(&cluster, 2).await;
+        let all = cluster.node.processes();
+        let broker = all.iter().find(|process| process.role == Role::Broker).unwrap();
+        assert!(broker.send(Signal::STOP));
+        until_healthy(&cluster, 0).await;
+        let sick = &published(&cluster).unwrap()["gpus"][0];
+        assert_eq!(sick["cause"], "zone");
+        assert_ne!(sick["needsOperator"], true);
+        cluster.until("no slots", async |c| c.kubelet().allocatable() == 0).await;
+        let condition = until_condition(&cluster, "False").await;
+        let said = condition["message"].as_str().unwrap();
+        assert!(said.contains("GPU 0 suspended (zone)"), "{said}");
+        cluster.until("an event of each", async |c| events(c, "GpuZone").len() == 2).await;
+        assert_eq!(events(&cluster, "GpuZone")[0]["type"], "Warning");
+        assert!(broker.send(Signal::CONT));
+        until_healthy(&cluster, 2).await;
+        until_condition(&cluster, "True").await;
+        cluster.until("both again", async |c| events(c, "GpuServesAgain").len() == 2).await;
+        cluster.registered().await;
+
+        let pod = cluster.small_pod("a");
+        cluster.admit(&pod).await;
+        let container = cluster.start_container(&pod, "app").await;
+        cluster.works(&container);
+        let simulated = cluster.node.folder().join("simulated.toml");
+        let honest = std::fs::read_to_string(&simulated).unwrap();
+        std::fs::write(&simulated, format!("{honest}\n[fault]\nmemset = \"ignored\"\n")).unwrap();
+        cluster.delete(&pod);
+        until_healthy(&cluster, 1).await;
+        let sick = &published(&cluster).unwrap()["gpus"][0];
+        assert_eq!((&sick["cause"], &sick["needsOperator"]), (&"scrub".into(), &true.into()));
+        cluster.until("an event", async |c| events(c, "GpuScrub").len() == 1).await;
+        let condition = until_condition(&cluster, "False").await;
+        let said = condition["message"].as_str().unwrap();
+        assert!(said.contains("GPU 0 quarantined (scrub)"), "{said}");
+        std::fs::write(&simulated, honest).unwrap();
+        cluster.node.json(&["gpus", "--clear-quarantine", "0"]).unwrap();
+        until_healthy(&cluster, 2).await;
+        until_condition(&cluster, "True").await;
     }
 }

@@ -16,6 +16,8 @@ mod world;
 mod tests {
     use std::time::{Duration, Instant};
 
+    use gpuzone_testkit::kubernetes::{Pod, Used};
+
     use super::agent_model::AgentModel;
     use super::world::{Agent, NODE, World, sequence};
 
@@ -102,6 +104,48 @@ mod tests {
             world.check().await;
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        world.kill_plugin().await;
+    }
+
+    /// The kubelet names pods and says no UID. What it says twice of one name may be of two pods.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_pod_made_anew_while_it_starts_gets_nothing_of_the_older_ones() {
+        let mut world = World::new(0).await;
+        world.slots = 1;
+        world.start_kubelet();
+        world.start_plugin();
+        let end = Instant::now() + Duration::from_secs(30);
+        while world.kubelet.as_ref().unwrap().allocatable() != 1 {
+            assert!(Instant::now() < end, "not registered");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let kubelet = world.kubelet.take().unwrap();
+        let (older, newer) = (world.simple_pod().pod, world.simple_pod().pod);
+        let newer = Pod { name: older.name.clone(), ..newer };
+        world.api.put(&older, NODE, "Pending", false);
+        kubelet.admit(&older).await.unwrap();
+        // The plugin has asked about the older one, and goes on when the newer has its slot.
+        world.api.hold_namespaces(true);
+        let anew = async {
+            let asked = |used: &Used| used.resource == "namespaces";
+            while !world.api.used().iter().any(asked) {
+                assert!(Instant::now() < end, "the plugin does not ask");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            kubelet.remove(&older);
+            world.api.delete(&older);
+            world.api.put(&newer, NODE, "Pending", false);
+            kubelet.admit(&newer).await.unwrap();
+            world.api.hold_namespaces(false);
+        };
+        let (starting, ()) = tokio::join!(kubelet.start_container(&older, "app"), anew);
+        let said = starting.unwrap_err().to_string();
+        assert!(said.contains("went to another pod meanwhile"), "{said}");
+        let started = kubelet.start_container(&newer, "app").await.unwrap();
+        let folder = started.on_node("/run/gpu-zone/slot").unwrap();
+        let leases = world.agent.leases().await.unwrap();
+        assert_eq!(leases.serves(&folder), Some((newer.uid, "app".to_owned())));
+        assert_eq!(leases.holders().len(), 1);
         world.kill_plugin().await;
     }
 

@@ -186,6 +186,29 @@ mod tests {
         assert!(cluster.node.leases().unwrap().is_empty());
     }
 
+    /// A VM that is made with its devices has one although no container of its pod ever starts.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_gpu_that_a_vm_had_without_a_lease_is_out_when_nothing_clears_it() {
+        let (mut cluster, _sysfs) = without_plugin().await;
+        cluster.start_kubelet_for(RESOURCE, Vec::new());
+        cluster.start_plugin_with_cdi();
+        cluster.allocatable(2).await;
+        // Its image cannot be pulled, so nobody asks for a lease.
+        let pod = whole_pod(&cluster, "team", "a");
+        cluster.admit(&pod).await;
+        cluster.knows(&pod).await;
+        assert_eq!(cluster.kubelet().allocatable(), 2);
+        cluster.delete(&pod);
+        cluster.allocatable(1).await;
+        let listed = cluster.node.json(&["gpus"]).unwrap().to_string();
+        assert!(listed.contains("the pod uid-a may have had it without a lease"), "{listed}");
+        cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
+        // The next pod gets the other one.
+        let next = whole_pod(&cluster, "team", "b");
+        cluster.admit(&next).await;
+        cluster.start_container(&next, "app").await;
+    }
+
     /// The device nodes are the container's from Allocate on, and the kubelet may skip
     /// PreStartContainer.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

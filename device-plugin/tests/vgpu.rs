@@ -16,6 +16,8 @@ mod tests {
 
     const RESOURCE: &str = "gpuzone.dev/vgpu-nvidia-592";
     const ADDRESS: &str = "0000:3b:00.0";
+    /// What the audit log says of a vGPU that was cleared.
+    const ANEW: &str = "taken away and made anew";
 
     fn gpu() -> GpuUuid {
         GpuUuid::from_bytes([1; 16])
@@ -23,6 +25,13 @@ mod tests {
 
     /// Two simulated GPUs, and beside them one that is cut into two mediated devices.
     async fn start() -> (Cluster, Sysfs) {
+        let (mut cluster, sysfs) = without_plugin().await;
+        cluster.start_plugin_with_cdi();
+        cluster.allocatable(2).await;
+        (cluster, sysfs)
+    }
+
+    async fn without_plugin() -> (Cluster, Sysfs) {
         let tables = format!(
             "[node]\nsysfs = \"sys\"\n[[gpu]]\nuuid = \"{}\"\nexposure = \"vgpu\"\n\
              address = \"{ADDRESS}\"\nmodel = \"A16\"\nmemory = \"16Gi\"\nreset = true\n\
@@ -37,11 +46,6 @@ mod tests {
         node.start_agent().unwrap();
         let mut cluster = Cluster::of(node).await;
         cluster.start_kubelet_for(RESOURCE, Vec::new());
-        let mut command = cluster.plugin_command();
-        let log = std::fs::File::create(cluster.log_path()).unwrap();
-        command.arg("--cdi-dir").arg(cluster.node.folder().join("cdi")).stderr(log);
-        cluster.plugin = Some(command.spawn().unwrap());
-        cluster.allocatable(2).await;
         (cluster, sysfs)
     }
 
@@ -128,7 +132,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_has_no_right_to_a_vgpu_does_not_start() {
-        let (cluster, sysfs) = start().await;
+        let (mut cluster, sysfs) = without_plugin().await;
+        cluster.start_plugin();
+        cluster.allocatable(2).await;
         let bare = Pod::new("team", "bare", "uid-bare", 1);
         let poor = vgpu_pod(&cluster, "small", "poor", 4);
         let large = vgpu_pod(&cluster, "team", "large", 8);
@@ -151,5 +157,62 @@ mod tests {
         assert!(said.contains("no GPU or vGPU that this node hands over"), "{said}");
         assert!(cluster.node.leases().unwrap().is_empty());
         assert_eq!(sysfs.mdevs().len(), 2);
+        // None was ever opened: without CDI a VM gets nothing before PreStartContainer.
+        cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
+        assert_eq!(cluster.audited(ANEW), 0);
+    }
+
+    fn listed(cluster: &Cluster) -> BTreeSet<String> {
+        let file = cluster.node.folder().join("cdi/gpuzone.dev-vgpu-nvidia-592.json");
+        let Ok(text) = std::fs::read(file) else { return BTreeSet::new() };
+        let spec: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let devices = spec["devices"].as_array().unwrap().iter();
+        devices.map(|device| device["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// A VM that is made with its devices has them before anybody asks for a lease.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_refused_pods_vm_may_have_had_is_made_anew_before_the_next_ones() {
+        let (mut cluster, _sysfs) = start().await;
+        let bare = Pod::new("team", "bare", "uid-bare", 1);
+        cluster.admit(&bare).await;
+        let device = cluster.kubelet().devices(&bare, "app").pop_first().unwrap();
+        cluster.refusal(&bare).await;
+        cluster.knows(&bare).await;
+        assert_eq!(listed(&cluster).len(), 2);
+        // The kubelet has given it to the next pod before anybody knows that the first is gone.
+        cluster.kubelet().remove(&bare);
+        let next = vgpu_pod(&cluster, "team", "next", 4);
+        cluster.admit(&next).await;
+        assert_eq!(cluster.kubelet().devices(&next, "app"), [device.clone()].into());
+        assert!(!listed(&cluster).contains(&device), "the next VM is made with it");
+        cluster.until("two that may be had", async |c| listed(c).len() == 2).await;
+        assert_eq!(cluster.audited(ANEW), 1, "{}", cluster.log());
+        cluster.delete(&bare);
+        cluster.delete(&next);
+        cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
+
+        // Nobody comes after it, and the plugin is killed meanwhile.
+        let anew = cluster.audited(ANEW);
+        cluster.allocatable(2).await;
+        let other = Pod::new("team", "other", "uid-other", 1);
+        cluster.admit(&other).await;
+        cluster.knows(&other).await;
+        cluster.kill_plugin();
+        cluster.delete(&other);
+        cluster.start_plugin_with_cdi();
+        cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
+        assert_eq!(cluster.audited(ANEW), anew + 1);
+
+        // One that has a lease is cleared by its end, and the next one waits for that.
+        cluster.allocatable(2).await;
+        let last = vgpu_pod(&cluster, "team", "last", 4);
+        cluster.admit(&last).await;
+        cluster.start_container(&last, "app").await;
+        let anew = cluster.audited(ANEW);
+        cluster.delete(&last);
+        cluster.leases(0).await;
+        cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
+        assert_eq!(cluster.audited(ANEW), anew + 1);
     }
 }

@@ -233,6 +233,14 @@ impl AgentLink {
         within(PATIENCE, client.condemn(condemned)).await.map(drop)
     }
 
+    /// Has a device cleared that `had_by` may have had without a lease; answers whether it is, for it
+    /// is in quarantine otherwise.
+    pub(crate) async fn clear(&self, gpu: GpuUuid, had_by: String) -> Result<bool, LinkError> {
+        let mut client = PlacementsClient::new(self.channel().await?);
+        let asked = proto::ClearRequest { gpu_uuid: gpu.to_string(), had_by };
+        within(END_PATIENCE, client.clear(asked)).await.map(|answer| answer.clear)
+    }
+
     /// Ends a lease; one that is not there any more is no error.
     pub(crate) async fn end(&self, lease: &str, reason: &str) -> Result<(), LinkError> {
         let mut client = PlacementsClient::new(self.channel().await?);

@@ -1,6 +1,7 @@
 //! The service of whole GPUs, or of one type of vGPUs, as the kubelet calls it.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,14 +14,17 @@ use gpuzone_api::kubelet::v1beta1::{
     PreferredAllocationResponse,
 };
 use gpuzone_api::kubernetes::ResourceName;
+use gpuzone_core::GpuUuid;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
 use super::{DeviceId, WholeGpu, WholeKeeper, devices};
 use crate::answer::{self, Handover, VfioDevice, VfioInterface};
+use crate::cdi;
 use crate::choose;
 use crate::door::options;
 use crate::kubelet::Served;
+use crate::links::sentence;
 
 /// The service.
 #[derive(Clone)]
@@ -32,6 +36,8 @@ pub(crate) struct WholeDoor {
     pub(crate) resource: ResourceName,
     /// The type of its vGPUs, if they are those.
     pub(crate) profile: Option<String>,
+    /// Where runtimes read what CDI devices there are.
+    pub(crate) cdi_dir: Option<PathBuf>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -40,11 +46,13 @@ fn addresses(ids: &[String]) -> Result<BTreeSet<DeviceId>, Status> {
     let read: Result<BTreeSet<DeviceId>, _> = ids.iter().map(|id| id.parse()).collect();
     let read = read.map_err(|error| {
         Status::invalid_argument(format!(
-            "the kubelet names a device that this plugin never listed: {error}"
+            "the kubelet names a device that this plugin never listed: {error}; restart the kubelet if that goes on"
         ))
     })?;
     if read.is_empty() {
-        return Err(Status::invalid_argument("the kubelet names no device"));
+        return Err(Status::invalid_argument(
+            "the kubelet names no device; restart it if that goes on",
+        ));
     }
     Ok(read)
 }
@@ -60,10 +68,41 @@ impl WholeDoor {
             .collect();
         answer::vfio(self.resource.as_str(), self.interface, self.handover, &ready)
     }
+
+    /// Notes what is handed out, before anybody is told of it. What another pod may have left
+    /// something on is no CDI device any more when this returns.
+    ///
+    /// # Errors
+    /// When it is one yet: a VM could be made with it.
+    fn hand_out(&self, asked: &BTreeSet<DeviceId>, gpus: &[WholeGpu]) -> Result<(), Status> {
+        let named = |gpu: &&WholeGpu| asked.contains(&gpu.id);
+        let handed: Vec<GpuUuid> = gpus.iter().filter(named).map(|gpu| gpu.gpu).collect();
+        let blocked = self.keeper.handed.hand_out(&handed);
+        self.keeper.stirred.notify_one();
+        if let Some(folder) = self.cdi_dir.as_ref().filter(|_| !blocked.is_empty()) {
+            let _writing = self.keeper.handed.writing();
+            let names = gpus.iter().filter(|gpu| blocked.contains(&gpu.gpu));
+            let names: BTreeSet<&str> =
+                names.filter_map(|gpu| Some(gpu.ready.as_ref().ok()?.name.as_str())).collect();
+            cdi::without(folder, self.resource.as_str(), &names).map_err(|error| {
+                let error = sentence(&error);
+                tracing::error!(
+                    error,
+                    "a VM would be made with what another pod left something on"
+                );
+                Status::failed_precondition(format!("gpu-zone: {error}"))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl Served for WholeDoor {
-    fn registering(&self) {}
+    fn registering(&self) {
+        let gpus = self.keeper.gpus.borrow().clone();
+        let own = gpus.iter().filter(|gpu| gpu.profile == self.profile);
+        self.keeper.handed.registering(&own.map(|gpu| gpu.gpu).collect::<Vec<_>>());
+    }
 }
 
 #[tonic::async_trait]
@@ -89,11 +128,9 @@ impl DevicePlugin for WholeDoor {
         request: Request<PreferredAllocationRequest>,
     ) -> Answer<PreferredAllocationResponse> {
         let gpus = self.keeper.gpus.borrow().clone();
-        let place = |id: &str| gpus.iter().position(|gpu| gpu.id.to_string() == id);
-        let numa = |id: &str| gpus.get(place(id)?)?.numa_node;
-        let rank = |id: &str| place(id).and_then(|at| u64::try_from(at).ok()).unwrap_or(u64::MAX);
+        let listed = devices(&gpus, self.profile.as_deref());
         let chosen = request.into_inner().container_requests.into_iter().map(|asked| {
-            let ids = choose::choose(&asked, numa, rank);
+            let ids = choose::choose_listed(&asked, &listed);
             ids.map(|ids| ContainerPreferredAllocationResponse { device_i_ds: ids })
         });
         let container_responses = chosen
@@ -107,6 +144,7 @@ impl DevicePlugin for WholeDoor {
         let asked = request.into_inner().container_requests;
         let asked = asked.iter().map(|asked| addresses(&asked.devices_ids));
         let asked = asked.collect::<Result<Vec<_>, Status>>()?;
+        asked.iter().try_for_each(|asked| self.hand_out(asked, &gpus))?;
         let container_responses = asked.iter().map(|asked| self.answer(asked, &gpus)).collect();
         Ok(Response::new(AllocateResponse { container_responses }))
     }

@@ -1,19 +1,26 @@
 //! Makes the leases of whole GPUs and of vGPUs, and ends them.
 
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gpuzone_api::ErrorKind;
 use gpuzone_api::kubernetes::{NodeName, TENANT_LABEL};
-use gpuzone_core::Exposure;
+use gpuzone_core::{Exposure, GpuUuid};
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{DeviceId, WholeError, WholeGpu, of_devices};
 use crate::claim::{Claim, ClaimError, claim};
+use crate::handed::Handed;
 use crate::holders::{HolderError, Holders, Holding, PodName};
 use crate::keep::{Verdict, verdict};
 use crate::keeper::{PATIENCE, REGULARLY, may_clear, runs};
 use crate::links::{AgentLink, ApiLink, KubeletLink, LinkError, QuotaError, WholeLease};
+
+/// When it is looked again while it is not known who has a device that was handed out.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Why a container does not start with its GPUs now.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +39,10 @@ pub(crate) enum WholeLeaseError {
     NoPod(PodName),
     #[error("GPU {0} cannot be handed over now: {1}")]
     NotReady(DeviceId, String),
+    #[error(
+        "GPU {0} may hold what another pod left, and is not cleared of it yet; it is tried again, and the device plugin's log and `gpu-zone gpus` say what is in the way"
+    )]
+    NotCleared(DeviceId),
     #[error("the lease was not made within {PATIENCE:?}; it is tried again")]
     Slow,
 }
@@ -61,6 +72,7 @@ impl WholeLeaseError {
             | Self::Quota(QuotaError::Link(_))
             | Self::Holder(_)
             | Self::NoPod(_)
+            | Self::NotCleared(_)
             | Self::Slow => false,
         }
     }
@@ -76,6 +88,8 @@ pub(crate) struct WholeKeeper {
     pub(crate) node: NodeName,
     /// What there is, as the agent last said.
     pub(crate) gpus: watch::Receiver<Arc<Vec<WholeGpu>>>,
+    /// What was handed out.
+    pub(crate) handed: Arc<Handed>,
     /// One at a time: there are few, and each is quick.
     pub(crate) turn: Mutex<()>,
     pub(crate) stirred: Notify,
@@ -116,15 +130,37 @@ impl WholeKeeper {
                 }
             };
         }
+        self.clear_way(devices, &gpus).await?;
         match self.agent.place_whole(self.exposure, &claim, &nodes, &pod.name).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {}
             // What is in its way may be leases of pods that are gone.
             Err(LinkError::Refused(error)) if may_clear(&error) => {
                 self.sweep().await;
-                Ok(self.agent.place_whole(self.exposure, &claim, &nodes, &pod.name).await?)
+                self.agent.place_whole(self.exposure, &claim, &nodes, &pod.name).await?;
             }
-            Err(error) => Err(error.into()),
+            Err(error) => return Err(error.into()),
         }
+        let leased: Vec<GpuUuid> = nodes.into_keys().collect();
+        self.handed.leased(&leased, &claim.pod);
+        Ok(())
+    }
+
+    /// Has what was before these devices' holder brought to its end.
+    async fn clear_way(
+        &self,
+        devices: &BTreeSet<DeviceId>,
+        gpus: &[WholeGpu],
+    ) -> Result<(), WholeLeaseError> {
+        let blocked = || {
+            let held = gpus.iter().filter(|gpu| devices.contains(&gpu.id));
+            held.into_iter().find(|gpu| self.handed.is_blocked(gpu.gpu))
+        };
+        if blocked().is_none() {
+            return Ok(());
+        }
+        self.sweep().await;
+        self.settle().await;
+        blocked().map_or(Ok(()), |gpu| Err(WholeLeaseError::NotCleared(gpu.id.clone())))
     }
 
     /// Sweeps for ever: when something stirs, and from time to time.
@@ -134,13 +170,15 @@ impl WholeKeeper {
             {
                 let _turn = self.turn.lock().await;
                 self.sweep().await;
+                self.settle().await;
             }
             self.make_missing().await;
+            let pause = if self.is_unsettled() { SOON } else { REGULARLY };
             tokio::select! {
                 () = self.stirred.notified() => {}
                 // Who holds one of those that came is not known yet.
                 Ok(()) = gpus.changed() => {}
-                () = tokio::time::sleep(REGULARLY) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -152,6 +190,7 @@ impl WholeKeeper {
         if leases.is_empty() {
             return;
         }
+        self.note(&leases);
         let pods = self.api.pods().await.ok();
         let holders: Option<Holders<DeviceId>> = self.kubelet.holders().await.ok();
         let gpus = self.gpus.borrow().clone();

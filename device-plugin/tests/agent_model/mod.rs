@@ -146,4 +146,8 @@ impl Placements for Service {
     async fn condemn(&self, _: Request<proto::CondemnRequest>) -> Answer<proto::CondemnReply> {
         Err(Status::invalid_argument("no such device"))
     }
+
+    async fn clear(&self, _: Request<proto::ClearRequest>) -> Answer<proto::ClearReply> {
+        Err(Status::invalid_argument("no such device"))
+    }
 }

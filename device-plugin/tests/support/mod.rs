@@ -111,8 +111,20 @@ impl Cluster {
     }
 
     pub(crate) fn start_plugin(&mut self) {
+        self.start_plugin_with(&[]);
+    }
+
+    pub(crate) fn start_plugin_with(&mut self, arguments: &[&str]) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path());
-        self.plugin = Some(self.plugin_command().stderr(log.unwrap()).spawn().unwrap());
+        let mut command = self.plugin_command();
+        self.plugin = Some(command.args(arguments).stderr(log.unwrap()).spawn().unwrap());
+    }
+
+    /// One that writes what CDI devices there are into this folder.
+    pub(crate) fn start_plugin_with_cdi(&mut self) -> PathBuf {
+        let folder = self.node.folder().join("cdi");
+        self.start_plugin_with(&["--cdi-dir", folder.to_str().unwrap()]);
+        folder
     }
 
     pub(crate) fn kill_plugin(&mut self) {
@@ -218,6 +230,26 @@ impl Cluster {
             assert!(said.contains(part), "{said} lacks {part}");
             self.delete(pod);
         }
+    }
+
+    /// What the plugin wrote down of the devices that it handed out, and that are not clear yet.
+    pub(crate) fn handed_out(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.node.state_dir().join("handed-out")).unwrap();
+        let marks = files.flatten().filter(|file| file.path().extension().is_none());
+        marks.filter_map(|file| std::fs::read_to_string(file.path()).ok()).collect()
+    }
+
+    /// Waits until the plugin knows that this pod has a device.
+    pub(crate) async fn knows(&self, pod: &Pod) {
+        let marked = |mark: &String| mark.contains(&format!("{:?}", pod.uid));
+        let knows = async |cluster: &Self| cluster.handed_out().iter().any(marked);
+        self.until(&format!("a mark of {}", pod.name), knows).await;
+    }
+
+    /// How often the audit log says this.
+    pub(crate) fn audited(&self, what: &str) -> usize {
+        let log = std::fs::read_to_string(self.node.state_dir().join("audit.log"));
+        log.unwrap_or_default().matches(what).count()
     }
 
     /// A pod that is deleted, and whose containers are gone.

@@ -256,6 +256,16 @@ impl Placements for PlacementService {
         self.leases.condemn(gpu, &shown(&held_by), &shown(&reason)).await?;
         Ok(Response::new(proto::CondemnReply {}))
     }
+
+    async fn clear(&self, request: Request<proto::ClearRequest>) -> Answer<proto::ClearReply> {
+        let proto::ClearRequest { gpu_uuid, had_by } = request.into_inner();
+        let (gpu, had_by) = (gpu_uuid.parse().map_err(invalid)?, shown(&had_by));
+        let leases = Arc::clone(&self.leases);
+        // On a task of its own, for a caller that goes away must not stop it half way.
+        let cleared = tokio::spawn(async move { leases.clear_unleased(gpu, &had_by).await });
+        let clear = cleared.await.map_err(|error| internal(error.to_string()))??;
+        Ok(Response::new(proto::ClearReply { clear }))
+    }
 }
 
 #[cfg(test)]

@@ -164,6 +164,27 @@ mod tests {
         drop(sysfs);
     }
 
+    /// As a VM may have had it before its pod was refused.
+    #[tokio::test]
+    async fn what_somebody_may_have_had_without_a_lease_is_kept_from_the_next() {
+        let (node, _sysfs) = start().await;
+        let clear = async |gpu: &str| {
+            let asked = proto::ClearRequest { gpu_uuid: gpu.into(), had_by: "the pod 7".into() };
+            client(&node).await.clear(asked).await.map(|answer| answer.into_inner().clear)
+        };
+        let mediated = gpus(&node).await[0].uuid.clone();
+        let refused = clear(&mediated).await.unwrap_err();
+        assert!(refused.message().contains("no device that a container can have"), "{refused}");
+        // Nothing here resets it, and asking twice changes nothing.
+        assert!(!clear(WHOLE).await.unwrap());
+        let reason = gpus(&node).await[1].quarantine.clone().unwrap();
+        assert!(reason.contains("the pod 7 may have had it without a lease"), "{reason}");
+        assert!(!clear(WHOLE).await.unwrap());
+        assert_eq!(gpus(&node).await[1].quarantine.clone().unwrap(), reason);
+        let next = place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap_err();
+        assert!(next.message.contains("is in quarantine"), "{}", next.message);
+    }
+
     #[tokio::test]
     async fn every_function_of_the_machine_is_listed_whatever_has_it() {
         let (node, sysfs) = start().await;

@@ -104,7 +104,9 @@ pub enum DiscoverError {
         source: QueryError,
     },
     /// An identifier in a form that nothing here can handle.
-    #[error("GPU {index} has an identifier that cannot be used")]
+    #[error(
+        "GPU {index} has an identifier that cannot be used; a driver of R470 or later gives it one that can"
+    )]
     Identifier {
         /// NVML's index of the GPU.
         index: u32,
@@ -112,7 +114,7 @@ pub enum DiscoverError {
         source: InvalidId,
     },
     /// The GPUs together make no inventory.
-    #[error("the listing of GPUs cannot be used")]
+    #[error("the listing of GPUs cannot be used; see whether nvidia-smi -L lists each once")]
     Inventory(#[from] InventoryError),
     /// A simulated GPU where a real one was asked for.
     #[error(
@@ -144,10 +146,12 @@ pub enum DiscoverError {
 #[derive(Debug, thiserror::Error)]
 pub enum UseError {
     /// NVML has no such GPU, or not any more.
-    #[error("GPU {0} is not on this node; it may have fallen off the bus")]
+    #[error(
+        "GPU {0} is not on this node; it may have fallen off the bus: see whether nvidia-smi lists it, and reset it or reboot if not"
+    )]
     UnknownGpu(GpuUuid),
     /// NVML did not answer.
-    #[error("the {what} of GPU {gpu} is not known")]
+    #[error("the {what} of GPU {gpu} is not known; see whether nvidia-smi shows it")]
     Query {
         /// What was asked for.
         what: &'static str,

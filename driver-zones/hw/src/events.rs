@@ -27,10 +27,10 @@ pub enum EventsError {
     #[error("this driver tells of no events of GPU {0}; it is only asked how the GPU is")]
     Unsupported(GpuUuid),
     /// It is gone.
-    #[error("the driver has lost GPU {0}")]
+    #[error("the driver has lost GPU {0}; reset it, or reboot")]
     Lost(GpuUuid),
     /// The driver did not answer as it should.
-    #[error("GPU {gpu}'s events are not to be had now")]
+    #[error("GPU {gpu}'s events are not to be had now; see whether nvidia-smi shows it")]
     Failed {
         /// Whose.
         gpu: GpuUuid,

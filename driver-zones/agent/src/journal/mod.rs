@@ -188,7 +188,7 @@ pub struct Replayed {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The file cannot be read.
-    #[error("cannot read the journal {}", .path.display())]
+    #[error("cannot read the journal {}; check its permissions and its disk", .path.display())]
     Read {
         /// Which.
         path: PathBuf,
@@ -208,7 +208,7 @@ pub enum ReplayError {
         reason: String,
     },
     /// It cannot be rewritten.
-    #[error("cannot write the journal {}", .path.display())]
+    #[error("cannot write the journal {}; check its permissions, and free space on its disk", .path.display())]
     Write {
         /// Which.
         path: PathBuf,

@@ -120,16 +120,7 @@ impl Leases {
         if !self.passthrough.as_ref().is_some_and(|devices| devices.resets(gpu)) {
             return Ok(None);
         }
-        let held = self.book.with(|book| book.leases()).await?;
-        let holds =
-            |held: &&HeldLease| held.lease.placement.grants().iter().any(|grant| grant.gpu == gpu);
-        if let Some(held) = held.iter().find(holds) {
-            let message = format!(
-                "{} holds GPU {gpu}, which a reset would take from it; end it first",
-                held.lease.id
-            );
-            return Err(AgentError { kind: ErrorKind::InvalidRequest, message });
-        }
+        self.check_unleased(gpu).await?;
         let Some(turned) = self.turn_over(gpu, actor, gpu.to_string(), None).await? else {
             return Ok(None);
         };
@@ -155,6 +146,65 @@ impl Leases {
         Ok(Some(ScrubReport { gpu, overwritten, compared, left, method, nanoseconds, failure }))
     }
 
+    /// Refuses what would take a device from a lease.
+    async fn check_unleased(&self, gpu: GpuUuid) -> Result<(), AgentError> {
+        let held = self.book.with(|book| book.leases()).await?;
+        let holds =
+            |held: &&HeldLease| held.lease.placement.grants().iter().any(|grant| grant.gpu == gpu);
+        held.iter().find(holds).map_or(Ok(()), |held| {
+            let message = format!(
+                "{} holds GPU {gpu}, which a reset would take from it; end it first",
+                held.lease.id
+            );
+            Err(AgentError { kind: ErrorKind::InvalidRequest, message })
+        })
+    }
+
+    /// Refuses what is handed over through a worker.
+    fn check_device(&self, gpu: GpuUuid) -> Result<(), AgentError> {
+        if self.inventory.unit(gpu).is_some() && !self.inventory.exposure(gpu).has_worker() {
+            return Ok(());
+        }
+        Err(AgentError {
+            kind: ErrorKind::InvalidRequest,
+            message: format!(
+                "GPU {gpu} is no device that a container can have by itself; `gpu-zone gpus` lists those, by passthrough or as vGPUs"
+            ),
+        })
+    }
+
+    /// Clears a device that `had_by` may have had without a lease; answers whether it is clear. It is
+    /// in quarantine otherwise.
+    pub(crate) async fn clear_unleased(
+        &self,
+        gpu: GpuUuid,
+        had_by: &str,
+    ) -> Result<bool, AgentError> {
+        self.check_device(gpu)?;
+        self.check_unleased(gpu).await?;
+        // An operator clears that one.
+        if self.book.with(move |book| book.is_quarantined(gpu)).await? {
+            return Ok(false);
+        }
+        let reason = format!(
+            "{had_by} may have had it without a lease, and nothing shows that its memory is clear"
+        );
+        let clear = match self.turn_over(gpu, audit::AGENT, gpu.to_string(), None).await? {
+            Some(Ok(_)) => true,
+            Some(Err(why)) => {
+                self.quarantine(gpu, &format!("{reason}: {why}")).await?;
+                false
+            }
+            None => {
+                self.quarantine(gpu, &reason).await?;
+                false
+            }
+        };
+        // What is made anew may be opened elsewhere, and whoever hands it on has to know.
+        self.health_changed();
+        Ok(clear)
+    }
+
     /// Keeps others from a device that somebody has without a lease.
     pub(crate) async fn condemn(
         &self,
@@ -162,12 +212,7 @@ impl Leases {
         held_by: &str,
         why: &str,
     ) -> Result<(), AgentError> {
-        if self.inventory.unit(gpu).is_none() || self.inventory.exposure(gpu).has_worker() {
-            return Err(AgentError {
-                kind: ErrorKind::InvalidRequest,
-                message: format!("GPU {gpu} is no device that a container can have by itself"),
-            });
-        }
+        self.check_device(gpu)?;
         // Said again and again, as long as it goes on.
         if self.book.with(move |book| book.is_quarantined(gpu)).await? {
             return Ok(());

@@ -70,7 +70,9 @@ pub enum ActionError {
         why: &'static str,
     },
     /// More functions than it can have.
-    #[error("{address} can have {total} virtual functions, and {asked} are asked for")]
+    #[error(
+        "{address} can have {total} virtual functions, and {asked} are asked for; ask for no more"
+    )]
     TooMany {
         /// Which.
         address: PciAddress,
@@ -103,7 +105,9 @@ pub enum ActionError {
         owner: Option<String>,
     },
     /// The mediated device belongs to another, or is of another type.
-    #[error("the mediated device {uuid} is there already, and not as it is asked for")]
+    #[error(
+        "the mediated device {uuid} is there already, and not as it is asked for; remove it (write 1 to its `remove` in sysfs) if nobody needs it"
+    )]
     Taken {
         /// Which.
         uuid: Uuid,
@@ -132,7 +136,7 @@ pub enum ActionError {
         source: NoReset,
     },
     /// The kernel refused a write.
-    #[error("writing '{text}' to {} failed: {source}", .path.display())]
+    #[error("writing '{text}' to {} failed: {source}; the kernel's log may say why", .path.display())]
     Refused {
         /// Where.
         path: PathBuf,

@@ -26,7 +26,7 @@ pub enum BetweenError {
     #[error(transparent)]
     Open(#[from] VfioError),
     /// It does not do what it is asked.
-    #[error("{device} does not answer over VFIO: {source}")]
+    #[error("{device} does not answer over VFIO: {source}; the kernel's log may say why")]
     Device {
         /// Which.
         device: PciAddress,

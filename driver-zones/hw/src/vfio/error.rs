@@ -25,7 +25,7 @@ pub enum VfioError {
         needs: &'static str,
     },
     /// It is there and may not be opened.
-    #[error("cannot open {}: {source}", .path.display())]
+    #[error("cannot open {}: {source}; the agent has to run as root, and vfio-pci has to be loaded", .path.display())]
     Open {
         /// Which.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum VfioError {
         source: io::Error,
     },
     /// Somebody has it.
-    #[error("{} is open already, so {address} is somebody's", .path.display())]
+    #[error("{} is open already, so {address} is somebody's; end the VM that has it", .path.display())]
     Busy {
         /// Which device.
         address: PciAddress,
@@ -42,7 +42,7 @@ pub enum VfioError {
     },
     /// Something in the group is on a driver of the host.
     #[error(
-        "the IOMMU group {group} of {address} is not viable: something else in it is on a driver of the host"
+        "the IOMMU group {group} of {address} is not viable: something else in it is on a driver of the host; bind that to vfio-pci, too, or to none"
     )]
     NotViable {
         /// Which device.
@@ -52,7 +52,7 @@ pub enum VfioError {
     },
     /// A virtual function, or its physical one, needs a token.
     #[error(
-        "{address} was refused: it needs the token that the owner of its physical function has set, and {}", if *given { "this is another" } else { "none was given" }
+        "{address} was refused: it needs the token that the owner of its physical function has set, and {}; whoever bound that one knows it", if *given { "this is another" } else { "none was given" }
     )]
     Token {
         /// Which device.
@@ -64,7 +64,7 @@ pub enum VfioError {
     #[error("the kernel's VFIO has no {0}; it is too old, or of another kind")]
     Lacks(&'static str),
     /// Anything else.
-    #[error("{step} of {address} failed: {source}")]
+    #[error("{step} of {address} failed: {source}; the kernel's log may say why")]
     Kernel {
         /// What was asked for.
         step: &'static str,
@@ -79,10 +79,14 @@ pub enum VfioError {
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// There is no such reset.
-    #[error("neither the slot nor the bus of {0} can be reset")]
+    #[error(
+        "neither the slot nor the bus of {0} can be reset; leave reset out of its [[gpu]], and clear it by its own driver"
+    )]
     None(PciAddress),
     /// It is not ours alone.
-    #[error("a reset of the slot of {address} would hit {other}, which is not handed over with it")]
+    #[error(
+        "a reset of the slot of {address} would hit {other}, which is not handed over with it; hand both over together, or neither"
+    )]
     Beyond {
         /// Which device.
         address: PciAddress,
@@ -90,7 +94,7 @@ pub enum SlotError {
         other: PciAddress,
     },
     /// The kernel refused it.
-    #[error("the reset of the slot of {address} failed: {source}")]
+    #[error("the reset of the slot of {address} failed: {source}; the kernel's log may say why")]
     Kernel {
         /// Which device.
         address: PciAddress,

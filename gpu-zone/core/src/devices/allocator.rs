@@ -62,19 +62,23 @@ pub enum Why {
     #[error("it is out of service: {0}")]
     Out(String),
     /// It has no such thing.
-    #[error("it does not offer that")]
+    #[error("it does not offer that; `gpu-zone gpus --all` says what it does")]
     NotOffered,
     /// It is in use in a way that the hardware does not have beside this one.
-    #[error("it is in use as {0}, and its hardware cannot be both")]
+    #[error(
+        "it is in use as {0}, and its hardware cannot be both; wait until the leases that use it so have ended"
+    )]
     Excluded(Mode),
     /// Parts of another kind are on it.
-    #[error("it has parts of the kind '{0}', and its hardware takes one kind at a time")]
+    #[error(
+        "it has parts of the kind '{0}', and its hardware takes one kind at a time; ask for that kind, or wait until they are gone"
+    )]
     OtherKind(String),
     /// All places are taken.
-    #[error("every place for it is taken or overlapped")]
+    #[error("every place for it is taken or overlapped; wait until a lease of it has ended")]
     NoPlace,
     /// Less is free.
-    #[error("{memory} and {share}% of its time are free")]
+    #[error("{memory} and {share}% of its time are free; ask for no more, or wait")]
     Less {
         /// Of its memory.
         memory: MemoryBytes,
@@ -97,10 +101,14 @@ pub struct AllocationRefusal {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreRefusal {
     /// The device is gone.
-    #[error("device {0} is not on this node; it may have been removed")]
+    #[error(
+        "device {0} is not on this node, so what a lease had there is over; put it back, or name its new address in its [[gpu]], and restart the agent"
+    )]
     Unknown(PciAddress),
     /// It does not go together with what others hold.
-    #[error("device {device} cannot give {portion:?} back to its lease: {why}")]
+    #[error(
+        "device {device} cannot give {portion:?} back to its lease: {why}; end one of the two leases, or undo the last change of the configuration"
+    )]
     Contradiction {
         /// Which device.
         device: PciAddress,

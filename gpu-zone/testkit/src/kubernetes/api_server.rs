@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -48,6 +49,7 @@ struct Objects {
     patches: u64,
     node: node::NodeObjects,
     away: bool,
+    holds_namespaces: bool,
 }
 
 impl Shared {
@@ -74,7 +76,10 @@ fn object(pod: &Pod, node: &str, phase: &str, states: &BTreeMap<String, Containe
         let of_kind = pod.containers.iter().filter(|c| (c.kind == ContainerKind::App) == app);
         let spec = of_kind.clone().map(|c| {
             let restart = (c.kind == ContainerKind::Sidecar).then_some("Always");
-            let limits = json!({ "gpuzone.dev/gpu": c.devices.to_string() });
+            let mut limits = json!({ "gpuzone.dev/gpu": c.devices.to_string() });
+            for (resource, count) in &c.others {
+                limits[resource] = json!(count.to_string());
+            }
             json!({ "name": c.name, "restartPolicy": restart, "resources": { "limits": limits } })
         });
         let status = of_kind.map(|c| {
@@ -219,6 +224,11 @@ impl ApiServer {
         }
     }
 
+    /// Whether it answers nobody about namespaces until this is taken back, from now on.
+    pub fn hold_namespaces(&self, held: bool) {
+        self.shared.lock().holds_namespaces = held;
+    }
+
     /// How often anything was written by server-side apply.
     pub fn patches(&self) -> u64 {
         self.shared.lock().patches
@@ -260,6 +270,9 @@ async fn get_pod(
 async fn get_namespace(State(shared): Asked, UrlPath(name): UrlPath<String>) -> Response {
     if let Some(away) = away(&shared) {
         return away;
+    }
+    while shared.lock().holds_namespaces {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let labels = shared.lock().namespaces.get(&name).cloned();
     match labels {

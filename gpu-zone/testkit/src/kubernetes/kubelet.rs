@@ -53,11 +53,22 @@ struct Plugin {
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) resource: String,
+    /// What a container's plain number of devices is of.
+    resource: String,
     pub(super) checkpoint: Checkpoint,
     pub(super) active: BTreeMap<String, Pod>,
-    plugin: Option<Plugin>,
+    /// By resource.
+    plugins: BTreeMap<String, Plugin>,
     registrations: u64,
+}
+
+impl State {
+    /// What a container asks for: how many of which resource.
+    fn asked(&self, container: &ContainerSpec) -> Vec<(String, usize)> {
+        let plain = (self.resource.clone(), container.devices);
+        let others = container.others.iter().map(|(resource, count)| (resource.clone(), *count));
+        std::iter::once(plain).chain(others).filter(|(_, count)| *count > 0).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -76,11 +87,9 @@ impl Shared {
     pub(super) fn take_plugin(shared: &Arc<Self>, request: RegisterRequest) {
         let client = DevicePluginClient::new(channel(&shared.folder.join(&request.endpoint)));
         let options = request.options.unwrap_or_default();
+        let resource = request.resource_name;
         let number = {
             let mut state = shared.lock();
-            if request.resource_name != state.resource {
-                return;
-            }
             state.registrations += 1;
             state.registrations
         };
@@ -92,7 +101,7 @@ impl Shared {
             healthy: BTreeSet::new(),
             registered: number,
         };
-        shared.lock().plugin = Some(plugin);
+        shared.lock().plugins.insert(resource.clone(), plugin);
         tokio::spawn(async move {
             if let Ok(answer) = listing.list_and_watch(Empty {}).await {
                 let mut messages = answer.into_inner();
@@ -102,7 +111,8 @@ impl Shared {
                         message.devices.iter().filter(|device| device.health == "Healthy");
                     let healthy = healthy.map(|device| device.id.clone()).collect();
                     let mut state = shared.lock();
-                    if let Some(plugin) = state.plugin.as_mut().filter(|p| p.registered == number) {
+                    let plugin = state.plugins.get_mut(&resource);
+                    if let Some(plugin) = plugin.filter(|plugin| plugin.registered == number) {
                         plugin.healthy = healthy;
                     }
                 }
@@ -110,8 +120,8 @@ impl Shared {
             // A plugin whose stream ends is stopped: nothing of it is to be had, nor called.
             if let Some(shared) = weak.upgrade() {
                 let mut state = shared.lock();
-                if state.plugin.as_ref().is_some_and(|plugin| plugin.registered == number) {
-                    state.plugin = None;
+                if state.plugins.get(&resource).is_some_and(|plugin| plugin.registered == number) {
+                    state.plugins.remove(&resource);
                 }
             }
         });
@@ -137,7 +147,8 @@ fn listener(path: &Path) -> Result<UnixListenerStream, HarnessError> {
 
 impl Kubelet {
     /// Starts a kubelet over `folder`, as after a boot or a restart of its own. `active` are the
-    /// pods that it runs. It speaks this version of the plugins' API.
+    /// pods that it runs. It speaks this version of the plugins' API. It takes any resource's plugin;
+    /// `resource` is the one that is meant where none is named.
     ///
     /// # Errors
     /// When its sockets cannot be made.
@@ -162,7 +173,7 @@ impl Kubelet {
             resource: resource.to_owned(),
             checkpoint: checkpoint.unwrap_or_default(),
             active: active.into_iter().map(|pod| (pod.uid.clone(), pod)).collect(),
-            plugin: None,
+            plugins: BTreeMap::new(),
             registrations: 0,
         };
         let shared = Shared {
@@ -191,14 +202,15 @@ impl Kubelet {
         &self.folder
     }
 
-    /// How many devices a plugin has that are healthy now.
+    /// How many devices there are that are healthy now.
     pub fn allocatable(&self) -> usize {
-        self.shared.lock().plugin.as_ref().map_or(0, |plugin| plugin.healthy.len())
+        let resource = self.shared.lock().resource.clone();
+        self.allocatable_of(&resource)
     }
 
-    /// How often a plugin has registered with this kubelet.
-    pub fn registrations(&self) -> u64 {
-        self.shared.lock().registrations
+    /// How many there are of any resource.
+    pub fn allocatable_of(&self, resource: &str) -> usize {
+        self.shared.lock().plugins.get(resource).map_or(0, |plugin| plugin.healthy.len())
     }
 
     /// The pods that it runs.
@@ -208,8 +220,14 @@ impl Kubelet {
 
     /// What a container was given.
     pub fn devices(&self, pod: &Pod, container: &str) -> BTreeSet<String> {
+        let resource = self.shared.lock().resource.clone();
+        self.devices_of(pod, container, &resource)
+    }
+
+    /// What it was given of any resource.
+    pub fn devices_of(&self, pod: &Pod, container: &str, resource: &str) -> BTreeSet<String> {
         let state = self.shared.lock();
-        let given = state.checkpoint.of(&pod.uid, container);
+        let given = state.checkpoint.of(&pod.uid, container, resource);
         given.map(|given| given.devices.clone()).unwrap_or_default()
     }
 
@@ -224,7 +242,8 @@ impl Kubelet {
             environment: BTreeMap::new(),
             nodes: BTreeSet::new(),
         };
-        state.checkpoint.pods.entry(pod.uid.clone()).or_default().insert(container.into(), given);
+        let resource = state.resource.clone();
+        state.checkpoint.give(&pod.uid, container, &resource, given);
     }
 
     /// Admits a pod: each container is given its devices, in order.
@@ -238,27 +257,41 @@ impl Kubelet {
             checkpoint.keep(active);
             active.insert(pod.uid.clone(), pod.clone());
         }
-        for container in pod.containers.iter().filter(|container| container.devices > 0) {
-            if self.shared.lock().checkpoint.of(&pod.uid, &container.name).is_some() {
-                continue;
-            }
-            if let Err(error) = self.allocate(pod, container).await {
-                self.remove(pod);
-                return Err(error);
+        for container in &pod.containers {
+            let asked = self.shared.lock().asked(container);
+            for (resource, count) in asked {
+                let given = {
+                    let state = self.shared.lock();
+                    state.checkpoint.of(&pod.uid, &container.name, &resource).is_some()
+                };
+                if given {
+                    continue;
+                }
+                if let Err(error) = self.allocate(pod, container, &resource, count).await {
+                    self.remove(pod);
+                    return Err(error);
+                }
             }
         }
         Ok(())
     }
 
-    async fn allocate(&self, pod: &Pod, container: &ContainerSpec) -> Result<(), AdmitError> {
+    async fn allocate(
+        &self,
+        pod: &Pod,
+        container: &ContainerSpec,
+        resource: &str,
+        count: usize,
+    ) -> Result<(), AdmitError> {
         let (mut client, prefers, mut chosen, free) = {
             let state = self.shared.lock();
             let gone = || AdmitError("no healthy devices present; cannot allocate".into());
-            let plugin = state.plugin.as_ref().ok_or_else(gone)?;
-            let (taken, free) = state.checkpoint.offers(pod, container, &plugin.healthy);
+            let plugin = state.plugins.get(resource).ok_or_else(gone)?;
+            let of = (resource, count);
+            let (taken, free) = state.checkpoint.offers(pod, container, of, &plugin.healthy);
             (plugin.client.clone(), plugin.prefers, taken, free)
         };
-        let missing = container.devices - chosen.len();
+        let missing = count - chosen.len();
         if free.len() < missing {
             let available = free.len();
             return Err(AdmitError(format!(
@@ -279,9 +312,8 @@ impl Kubelet {
                 chosen.extend(hinted.filter(|id| free.contains(id)).take(missing));
             }
         }
-        let wanted = container.devices;
         let rest = free.into_iter().filter(|id| !chosen.contains(id)).collect::<Vec<_>>();
-        let lacking = wanted - chosen.len();
+        let lacking = count - chosen.len();
         chosen.extend(rest.into_iter().take(lacking));
         let asked = ContainerAllocateRequest { devices_ids: chosen.iter().cloned().collect() };
         let asked = AllocateRequest { container_requests: vec![asked] };
@@ -295,27 +327,28 @@ impl Kubelet {
         let nodes = nodes.chain(answer.cdi_devices.into_iter().map(|cdi| cdi.name)).collect();
         let given = Given { devices: chosen, mounts, environment, nodes };
         let mut state = self.shared.lock();
-        let pods = &mut state.checkpoint.pods;
-        pods.entry(pod.uid.clone()).or_default().insert(container.name.clone(), given);
+        state.checkpoint.give(&pod.uid, &container.name, resource, given);
         let bytes = serde_json::to_vec(&state.checkpoint).unwrap_or_default();
         drop(state);
         std::fs::write(self.folder.join(CHECKPOINT), bytes)
             .map_err(|error| AdmitError(format!("failed to write checkpoint file: {error}")))
     }
 
-    /// Starts a container, for the first time or again: PreStartContainer is called if the plugin
-    /// is registered now, and skipped if it is not.
+    /// Starts a container, for the first time or again: PreStartContainer is called for each of its
+    /// resources whose plugin is registered now, and skipped if it is not.
     ///
     /// # Errors
-    /// When the plugin refuses; the sentence is what `kubectl describe` shows.
+    /// When a plugin refuses; the sentence is what `kubectl describe` shows.
     pub async fn start_container(&self, pod: &Pod, name: &str) -> Result<Container, StartError> {
-        let (given, plugin) = {
-            let state = self.shared.lock();
-            let plugin = state.plugin.as_ref().filter(|plugin| plugin.pre_start);
-            (state.checkpoint.of(&pod.uid, name).cloned(), plugin.map(|p| p.client.clone()))
-        };
+        let given = self.shared.lock().checkpoint.all_of(&pod.uid, name).cloned();
         let given = given.ok_or_else(|| StartError(format!("{name} was not admitted")))?;
-        if let Some(mut client) = plugin {
+        for (resource, given) in &given {
+            let plugin = {
+                let state = self.shared.lock();
+                let plugin = state.plugins.get(resource).filter(|plugin| plugin.pre_start);
+                plugin.map(|plugin| plugin.client.clone())
+            };
+            let Some(mut client) = plugin else { continue };
             let asked =
                 PreStartContainerRequest { devices_ids: given.devices.iter().cloned().collect() };
             let answer =
@@ -324,8 +357,13 @@ impl Kubelet {
                 answer.await.map_err(|_| StartError("context deadline exceeded".into()))?;
             answer.map_err(|status| StartError(status.message().to_owned()))?;
         }
-        Container::new(given.mounts, given.environment, given.nodes)
-            .map_err(|e| StartError(e.to_string()))
+        let (mut mounts, mut environment, mut nodes) = Default::default();
+        for given in given.into_values() {
+            BTreeMap::extend(&mut mounts, given.mounts);
+            BTreeMap::extend(&mut environment, given.environment);
+            BTreeSet::extend(&mut nodes, given.nodes);
+        }
+        Container::new(mounts, environment, nodes).map_err(|error| StartError(error.to_string()))
     }
 
     /// Forgets a pod: it is deleted, or over, and its containers are gone.

@@ -3,7 +3,8 @@
 //! The kubelet does what the real one does where a plugin can tell the difference: it allocates
 //! at admission, one container after the other, lets app containers take over what init
 //! containers held, keeps a checkpoint, forgets its plugins when it restarts and empties its
-//! folder, and calls PreStartContainer only for a plugin that is registered.
+//! folder, and calls PreStartContainer only for a plugin that is registered. It has any number of
+//! resources, each with its plugin.
 
 mod access;
 mod api_server;
@@ -12,6 +13,8 @@ mod container;
 mod devices;
 mod kubelet;
 mod services;
+
+use std::collections::BTreeMap;
 
 pub use access::Used;
 pub use api_server::ApiServer;
@@ -24,8 +27,10 @@ pub use kubelet::{AdmitError, Kubelet, StartError};
 pub struct ContainerSpec {
     /// Its name.
     pub name: String,
-    /// How many devices it asks for.
+    /// How many devices it asks for, of the resource that the kubelet was started for.
     pub devices: usize,
+    /// How many of others.
+    pub others: BTreeMap<String, usize>,
     /// What kind it is.
     pub kind: ContainerKind,
 }
@@ -62,7 +67,7 @@ pub struct Pod {
     /// Its containers, init containers first.
     pub containers: Vec<ContainerSpec>,
     /// Its annotations.
-    pub annotations: std::collections::BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Pod {
@@ -81,7 +86,8 @@ impl Pod {
     /// The same with one container more.
     #[must_use]
     pub fn with(mut self, name: &str, kind: ContainerKind, devices: usize) -> Self {
-        let spec = ContainerSpec { name: name.into(), devices, kind };
+        let others = BTreeMap::new();
+        let spec = ContainerSpec { name: name.into(), devices, others, kind };
         match kind {
             ContainerKind::App => self.containers.push(spec),
             // In front of the app containers, behind the other init containers.
@@ -90,6 +96,15 @@ impl Pod {
                 let at = self.containers.iter().position(app).unwrap_or(self.containers.len());
                 self.containers.insert(at, spec);
             }
+        }
+        self
+    }
+
+    /// The same, whose container of that name asks for so many of another resource, too.
+    #[must_use]
+    pub fn asking(mut self, container: &str, resource: &str, count: usize) -> Self {
+        for spec in self.containers.iter_mut().filter(|spec| spec.name == container) {
+            spec.others.insert(resource.into(), count);
         }
         self
     }

@@ -48,12 +48,12 @@ impl PodResourcesLister for Lister {
 fn list(shared: &Arc<Shared>) -> ListPodResourcesResponse {
     let state = shared.lock();
     let container = |pod: &Pod, name: &str| {
-        let given = state.checkpoint.of(&pod.uid, name);
-        let devices = given.map(|given| ContainerDevices {
-            resource_name: state.resource.clone(),
+        let given = state.checkpoint.all_of(&pod.uid, name);
+        let devices = given.into_iter().flatten().map(|(resource, given)| ContainerDevices {
+            resource_name: resource.clone(),
             device_ids: given.devices.iter().cloned().collect(),
         });
-        ContainerResources { name: name.to_owned(), devices: devices.into_iter().collect() }
+        ContainerResources { name: name.to_owned(), devices: devices.collect() }
     };
     let pods = state.active.values().map(|pod| {
         // Plain init containers are not listed.
