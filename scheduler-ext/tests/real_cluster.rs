@@ -165,7 +165,7 @@ mod tests {
     async fn a_real_scheduler_places_pods_by_the_extender() {
         let Some((kubeconfig, program)) = told() else { return };
         let scheduler = Scheduler::Real(program);
-        for size in [Size(20, 500, 2), Size(100, 1000, 2), Size(1000, 2000, 2)] {
+        for size in [Size(100, 1000, 2), Size(1000, 2000, 2)] {
             suite(client(&kubeconfig).await, &kubeconfig, &scheduler, size).await;
         }
     }
