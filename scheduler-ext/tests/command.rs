@@ -6,42 +6,17 @@ mod support;
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
-    use std::path::Path;
     use std::process::{Command, Output};
     use std::sync::Arc;
 
     use gpuzone_testkit::Artifacts;
     use gpuzone_testkit::kubernetes::ClusterApi;
-    use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
     use rustls::{ClientConfig, ClientConnection, RootCertStore};
     use serde_json::{Value, json};
 
+    use super::support::certificates::*;
     use super::support::extender::*;
     use super::support::*;
-
-    type Issuer = CertifiedIssuer<'static, KeyPair>;
-
-    fn issuer() -> Issuer {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-    }
-
-    /// `ca.crt`, `tls.crt` and `tls.key`, as the chart's Secrets have them.
-    fn certificates(folder: &Path, by: &Issuer) -> [String; 3] {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, by).unwrap().pem();
-        let write = |name: &str, text: String| {
-            std::fs::write(folder.join(name), text).unwrap();
-            folder.join(name).display().to_string()
-        };
-        [
-            write("ca.crt", by.pem()),
-            write("tls.crt", certificate),
-            write("tls.key", key.serialize_pem()),
-        ]
-    }
 
     fn folder() -> tempfile::TempDir {
         tempfile::Builder::new().prefix("gz-ext-").tempdir_in("/tmp").unwrap()

@@ -12,8 +12,7 @@ mod support;
 #[cfg(test)]
 mod tests {
     use std::panic::AssertUnwindSafe;
-    use std::path::{Path, PathBuf};
-    use std::process::{Child, Command, Stdio};
+    use std::path::Path;
     use std::sync::Arc;
 
     use futures::FutureExt;
@@ -25,77 +24,43 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::support::extender::*;
+    use super::support::scheduler::*;
     use super::support::suite::*;
-
-    const KUBECONFIG: &str = "GPU_ZONE_E2E_KUBECONFIG";
-    const SCHEDULER: &str = "GPU_ZONE_E2E_KUBE_SCHEDULER";
 
     /// Who schedules.
     enum Scheduler {
-        /// A program of Kubernetes.
-        Real { program: PathBuf, kubeconfig: PathBuf },
-        /// One that does what that is known to do, one pod after the other.
+        Real(KubeScheduler),
+        /// One that does what a real one is known to do, one pod after the other.
         StandIn,
     }
 
     enum Running {
-        Real(Child),
+        Real(#[expect(dead_code, reason = "dropping it ends it")] Scheduling),
         StandIn(JoinHandle<()>),
     }
 
     impl Drop for Running {
         fn drop(&mut self) {
-            match self {
-                Self::Real(child) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
-                Self::StandIn(task) => task.abort(),
+            if let Self::StandIn(task) = self {
+                task.abort();
             }
         }
     }
 
-    /// A scheduler's configuration, as `docs/scheduler.md` has it.
-    fn configuration(kubeconfig: &Path, extender: Option<u16>) -> Value {
-        let managed = |name: &str, ignored: bool| json!({ "name": format!("gpuzone.dev/{name}"), "ignoredByScheduler": ignored });
-        let extender = extender.map(|port| {
-            json!({ "urlPrefix": format!("http://127.0.0.1:{port}"), "filterVerb": "filter",
-                "prioritizeVerb": "prioritize", "bindVerb": "bind", "preemptVerb": "preempt",
-                "weight": 10, "nodeCacheCapable": true, "ignorable": false, "httpTimeout": "30s",
-                "managedResources": [managed("gpu", false), managed("memory-mib", true),
-                    managed("memory-percent", true), managed("share", true)] })
-        });
-        json!({ "apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
-            "clientConnection": { "kubeconfig": kubeconfig, "qps": 2000, "burst": 4000 },
-            "leaderElection": { "leaderElect": false },
-            "profiles": [{ "schedulerName": NAME, "percentageOfNodesToScore": 100 }],
-            "extenders": extender.into_iter().collect::<Vec<_>>() })
-    }
-
     impl Scheduler {
         fn start(&self, fleet: &Fleet, folder: &Path, extender: Option<&Arc<Extender>>) -> Running {
-            match self {
-                Self::Real { program, kubeconfig } => {
-                    let file = folder.join("scheduler.json");
-                    let port = extender.map(|extender| extender.port);
-                    std::fs::write(&file, configuration(kubeconfig, port).to_string()).unwrap();
-                    let log = folder.join("scheduler.log");
-                    let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
-                    let mut command = Command::new(program);
-                    command.arg("--config").arg(file).arg("--secure-port=0").stderr(log);
-                    Running::Real(command.stdin(Stdio::null()).spawn().unwrap())
-                }
-                Self::StandIn => {
-                    let (pods, nodes) = (fleet.pods(), fleet.nodes.clone());
-                    let extender = extender.cloned();
-                    Running::StandIn(tokio::spawn(async move {
-                        loop {
-                            stand_in(&pods, &nodes, extender.as_deref()).await;
-                            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-                        }
-                    }))
-                }
-            }
+            let Self::Real(program) = self else {
+                let (pods, nodes) = (fleet.pods(), fleet.nodes.clone());
+                let extender = extender.cloned();
+                return Running::StandIn(tokio::spawn(async move {
+                    loop {
+                        stand_in(&pods, &nodes, extender.as_deref()).await;
+                        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    }
+                }));
+            };
+            let asked = extender.map(|extender| Asked::plainly(extender.port));
+            Running::Real(program.start(folder, asked.as_ref()))
         }
     }
 
@@ -144,8 +109,9 @@ mod tests {
                 false => &[("gpu", 1)],
             };
             let names = fleet.create(if with { "with" } else { "without" }, pods, limits).await;
-            let running = scheduler.start(fleet, folder, with.then_some(extender));
-            *rate = fleet.bound(&names).await;
+            let begin = || scheduler.start(fleet, folder, with.then_some(extender));
+            let (running, a_second) = fleet.bound(&names, begin).await;
+            *rate = a_second;
             if with {
                 fleet.placed_once(&names).await;
                 let large = fleet.create("large", 1, &[("gpu", 1), ("memory-mib", 1 << 20)]).await;
@@ -162,9 +128,12 @@ mod tests {
         rates
     }
 
-    async fn suite(client: Client, kubeconfig: &Path, scheduler: &Scheduler, size: (u8, u32, u32)) {
+    /// So many nodes, and so many pods, so many times.
+    struct Size(u32, u32, u32);
+
+    async fn suite(client: Client, kubeconfig: &Path, scheduler: &Scheduler, size: Size) {
         let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
-        let (nodes, pods, rounds) = size;
+        let Size(nodes, pods, rounds) = size;
         let mut fleet = Fleet::install(client).await;
         let steps = async {
             fleet.furnish(nodes).await;
@@ -176,11 +145,11 @@ mod tests {
                     compare(&fleet, scheduler, &extender, folder.path(), pods).await;
                 let part = with / without;
                 let who = match scheduler {
-                    Scheduler::Real { .. } => "kube-scheduler",
+                    Scheduler::Real(_) => "kube-scheduler",
                     Scheduler::StandIn => "a stand-in, which says nothing of a cluster",
                 };
                 println!(
-                    "round {round}, {who}: {without:.0} pods/s without the extender, {with:.0} with it: {part:.2} (wanted: 0.9)"
+                    "{nodes} nodes, {pods} pods, round {round}, {who}: {without:.0} pods/s without the extender, {with:.0} with it: {part:.2} (wanted: 0.9)"
                 );
             }
         };
@@ -194,19 +163,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_real_scheduler_places_pods_by_the_extender() {
-        let (Some(kubeconfig), Some(program)) =
-            (std::env::var_os(KUBECONFIG), std::env::var_os(SCHEDULER))
-        else {
-            // Not by a macro: what those print is shown of a test that fails only.
-            let told = format!(
-                "SKIPPED: {KUBECONFIG} names the kubeconfig of a cluster of one's own, and {SCHEDULER} the program kube-scheduler\n"
-            );
-            std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes()).unwrap();
-            return;
-        };
-        let kubeconfig = PathBuf::from(kubeconfig);
-        let scheduler = Scheduler::Real { program: program.into(), kubeconfig: kubeconfig.clone() };
-        suite(client(&kubeconfig).await, &kubeconfig, &scheduler, (20, 500, 3)).await;
+        let Some((kubeconfig, program)) = told() else { return };
+        let scheduler = Scheduler::Real(program);
+        for size in [Size(100, 1000, 2), Size(1000, 2000, 2)] {
+            suite(client(&kubeconfig).await, &kubeconfig, &scheduler, size).await;
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,7 +175,7 @@ mod tests {
         let api = ClusterApi::start().await.unwrap();
         let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
         let kubeconfig = api.kubeconfig(folder.path()).unwrap();
-        suite(client(&kubeconfig).await, &kubeconfig, &Scheduler::StandIn, (3, 20, 1)).await;
+        suite(client(&kubeconfig).await, &kubeconfig, &Scheduler::StandIn, Size(3, 20, 1)).await;
         assert_eq!(api.bindings().len(), 40);
         for kind in
             ["pods", "nodes", "gpunodes", "gpuquotas", "namespaces", "customresourcedefinitions"]

@@ -76,7 +76,7 @@ pub struct GpuEntry {
     #[schemars(length(max = 128))]
     pub model: String,
     /// All of its memory, in bytes.
-    #[schemars(range(min = 1, max = 9_223_372_036_854_775_807_u64))]
+    #[schemars(range(min = 1, max = 1_125_899_906_842_624_u64))]
     pub memory_bytes: u64,
     /// Like `9.0`.
     #[schemars(regex(pattern = "^[0-9]{1,3}\\.[0-9]{1,3}$"))]
@@ -136,7 +136,7 @@ pub struct PartitionEntry {
     #[schemars(range(min = 0, max = 256))]
     pub healthy: u32,
     /// Memory of each, in bytes.
-    #[schemars(range(min = 1, max = 9_223_372_036_854_775_807_u64))]
+    #[schemars(range(min = 1, max = 1_125_899_906_842_624_u64))]
     pub memory_bytes: u64,
     /// The part of its GPU's compute that each is, in per cent: what a quota counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -91,6 +91,30 @@ mod tests {
         }
     }
 
+    /// An API server compares an integer with `int64(float64(maximum))`, and 2^63 becomes negative there:
+    /// it would refuse every object.
+    #[test]
+    fn each_bound_is_one_that_an_api_server_can_hold() {
+        fn bounds(schema: &serde_json::Value, found: &mut Vec<f64>) {
+            match schema {
+                serde_json::Value::Object(map) => {
+                    let bound = |key| map.get(key).and_then(serde_json::Value::as_f64);
+                    found.extend(["maximum", "minimum"].into_iter().filter_map(bound));
+                    map.values().for_each(|value| bounds(value, found));
+                }
+                serde_json::Value::Array(all) => all.iter().for_each(|value| bounds(value, found)),
+                _ => {}
+            }
+        }
+        for definition in [GpuNode::crd(), GpuQuota::crd()] {
+            let mut found = Vec::new();
+            bounds(&serde_json::to_value(&definition).unwrap(), &mut found);
+            assert!(!found.is_empty());
+            let exact = 2_f64.powi(53);
+            assert!(found.iter().all(|bound| bound.abs() <= exact), "{found:?}");
+        }
+    }
+
     #[test]
     fn a_quotas_rules_are_in_its_definition() {
         let manifest = manifests().unwrap().remove(1);

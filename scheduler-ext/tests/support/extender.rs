@@ -68,6 +68,7 @@ pub(crate) const ROLES: [&[Access]; 2] = [SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OW
 
 /// A replica. Dropping it kills it.
 pub(crate) struct Extender {
+    command: Command,
     child: Child,
     pub(crate) port: u16,
     health: u16,
@@ -89,7 +90,14 @@ impl Extender {
         command.args(["--health-listen", &format!("127.0.0.1:{health}")]);
         command.arg("--kubeconfig").arg(kubeconfig).args(more);
         command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        Self { child: command.spawn().unwrap(), port, health, log }
+        let child = command.spawn().unwrap();
+        Self { command, child, port, health, log }
+    }
+
+    /// Another one in its place, at the same ports, after this one was killed.
+    pub(crate) fn kill_and_start_anew(&mut self) {
+        self.kill();
+        self.child = self.command.spawn().unwrap();
     }
 
     pub(crate) fn pid(&self) -> u32 {

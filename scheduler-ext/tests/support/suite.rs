@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use gpuzone_crds::{GpuNode, GpuNodeSpec, GpuQuota};
+use gpuzone_core::GpuUuid;
+use gpuzone_crds::{GpuNode, GpuNodeSpec, GpuNodeStatus, GpuQuota};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -16,6 +17,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, CustomResourceExt, ResourceExt};
 use serde_json::{Value, json};
 
+use super::scheduler::say;
 use super::{GIB, pod, status};
 
 /// All objects are called so, or begin so.
@@ -54,7 +56,14 @@ impl Fleet {
         for definition in [GpuNode::crd(), GpuQuota::crd()] {
             let name = definition.name_any();
             if definitions.get_opt(&name).await.unwrap().is_none() {
-                apply(&definitions, &name, serde_json::to_value(&definition).unwrap()).await;
+                // Not applied: a server that knows no rules in CEL (before 1.23) refuses to apply what has
+                // some, and leaves them out of what is created.
+                let made = definitions.create(&PostParams::default(), &definition).await.unwrap();
+                if !serde_json::to_string(&made).unwrap().contains("x-kubernetes-validations") {
+                    say(&format!(
+                        "SKIPPED: the rules of {name}: this API server knows none in CEL"
+                    ));
+                }
                 fleet.definitions.push(name);
             }
         }
@@ -77,7 +86,7 @@ impl Fleet {
     }
 
     /// A namespace with a quota, and so many nodes of four GPUs of 16 GiB.
-    pub(crate) async fn furnish(&mut self, nodes: u8) {
+    pub(crate) async fn furnish(&mut self, nodes: u32) {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let quotas: Api<GpuQuota> = Api::all(self.client.clone());
         let labels = json!({ "labels": { "kubernetes.io/metadata.name": NAME } });
@@ -92,7 +101,7 @@ impl Fleet {
         }
     }
 
-    async fn add_node(&mut self, n: u8) {
+    async fn add_node(&mut self, n: u32) {
         let name = format!("{NAME}-{n}");
         self.nodes.push(name.clone());
         let nodes: Api<Node> = Api::all(self.client.clone());
@@ -110,7 +119,7 @@ impl Fleet {
         let gpu_nodes: Api<GpuNode> = Api::all(self.client.clone());
         let mut node = GpuNode::new(&name, GpuNodeSpec { node: name.clone() });
         apply(&gpu_nodes, &name, serde_json::to_value(&node).unwrap()).await;
-        node.status = Some(status(n, 4, 16));
+        node.status = Some(gpus_of(n));
         let params = PatchParams::apply(NAME).force();
         gpu_nodes.patch_status(&name, &params, &Patch::Apply(&node)).await.unwrap();
     }
@@ -126,14 +135,20 @@ impl Fleet {
         count: u32,
         limits: &[(&str, u64)],
     ) -> BTreeSet<String> {
+        let names = (0..count).map(|n| format!("{prefix}-{n}"));
+        let pods = names.map(|name| pod(NAME, &name, limits));
+        self.create_these(pods.collect()).await
+    }
+
+    pub(crate) async fn create_these(&self, pods: Vec<Value>) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
-        for n in 0..count {
-            let name = format!("{prefix}-{n}");
-            let mut wanted = pod(NAME, &name, limits);
+        for mut wanted in pods {
             wanted.as_object_mut().unwrap().remove("status");
             wanted["metadata"].as_object_mut().unwrap().remove("uid");
             let spec = &mut wanted["spec"];
             spec["schedulerName"] = json!(NAME);
+            // No kubelet ends them.
+            spec["terminationGracePeriodSeconds"] = json!(0);
             // Nobody keeps these nodes alive, so the cluster calls them unreachable in the end.
             spec["tolerations"] = json!([{ "operator": "Exists" }]);
             spec["nodeSelector"] = json!({ NAME: "node" });
@@ -142,19 +157,32 @@ impl Fleet {
             let params = PostParams::default();
             patiently("a pod is created", async || self.pods().create(&params, &wanted).await.ok())
                 .await;
-            names.insert(name);
+            names.insert(wanted.name_any());
         }
         names
     }
 
-    /// Waits until these pods have a node; how many a second got one, from the first to the last.
-    pub(crate) async fn bound(&self, names: &BTreeSet<String>) -> f64 {
-        let events = watcher(self.pods(), watcher::Config::default()).default_backoff();
-        let mut events = std::pin::pin!(events.applied_objects());
-        let (mut bound, mut first) = (BTreeSet::new(), None);
+    /// Begins, and waits until these pods have a node; what began, and how many a second got one, from
+    /// the first to the last.
+    pub(crate) async fn bound<T>(
+        &self,
+        names: &BTreeSet<String>,
+        begin: impl FnOnce() -> T,
+    ) -> (T, f64) {
+        let mut events =
+            std::pin::pin!(watcher(self.pods(), watcher::Config::default()).default_backoff());
+        let (mut begin, mut began, mut first) = (Some(begin), None, None);
+        let mut bound = BTreeSet::new();
         let all = async {
             while bound.len() < names.len() {
-                let Some(Ok(pod)) = events.next().await else { continue };
+                let pod = match events.next().await {
+                    Some(Ok(watcher::Event::InitDone)) => {
+                        began = began.take().or_else(|| begin.take().map(|begin| begin()));
+                        continue;
+                    }
+                    Some(Ok(watcher::Event::InitApply(pod) | watcher::Event::Apply(pod))) => pod,
+                    _ => continue,
+                };
                 let placed = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
                 if placed && names.contains(&pod.name_any()) && bound.insert(pod.name_any()) {
                     first.get_or_insert_with(Instant::now);
@@ -164,7 +192,8 @@ impl Fleet {
         let all = tokio::time::timeout(LIMIT, all).await;
         assert!(all.is_ok(), "{} of {} pods are bound after {LIMIT:?}", bound.len(), names.len());
         let took = first.map_or(Duration::ZERO, |first| first.elapsed());
-        f64::from(u32::try_from(names.len()).unwrap() - 1) / took.as_secs_f64()
+        let rate = f64::from(u32::try_from(names.len()).unwrap() - 1) / took.as_secs_f64();
+        (began.expect("no pod has a node before"), rate)
     }
 
     /// Each of these pods has a placement on its node, and no GPU is given twice.
@@ -204,6 +233,18 @@ impl Fleet {
             let _ = definitions.delete(definition, &now).await;
         }
     }
+}
+
+/// What the plugin of node `n` would say: four GPUs of 16 GiB.
+fn gpus_of(n: u32) -> GpuNodeStatus {
+    let mut said = status(0, 4, 16);
+    for (index, gpu) in (0..).zip(&mut said.gpus) {
+        let [a, b, c, d] = n.to_be_bytes();
+        let uuid = [a, b, c, d, index, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        gpu.uuid = GpuUuid::from_bytes(uuid).to_string();
+        gpu.nvlink_peers.clear();
+    }
+    said
 }
 
 /// An object to apply: `more` has whatever is not its name.
