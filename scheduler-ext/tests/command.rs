@@ -6,42 +6,17 @@ mod support;
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
-    use std::path::Path;
     use std::process::{Command, Output};
     use std::sync::Arc;
 
     use gpuzone_testkit::Artifacts;
     use gpuzone_testkit::kubernetes::ClusterApi;
-    use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
-    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use rustls::{ClientConfig, ClientConnection};
     use serde_json::{Value, json};
 
+    use super::support::certificates::*;
     use super::support::extender::*;
     use super::support::*;
-
-    type Issuer = CertifiedIssuer<'static, KeyPair>;
-
-    fn issuer() -> Issuer {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-    }
-
-    /// `ca.crt`, `tls.crt` and `tls.key`, as the chart's Secrets have them.
-    fn certificates(folder: &Path, by: &Issuer) -> [String; 3] {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, by).unwrap().pem();
-        let write = |name: &str, text: String| {
-            std::fs::write(folder.join(name), text).unwrap();
-            folder.join(name).display().to_string()
-        };
-        [
-            write("ca.crt", by.pem()),
-            write("tls.crt", certificate),
-            write("tls.key", key.serialize_pem()),
-        ]
-    }
 
     fn folder() -> tempfile::TempDir {
         tempfile::Builder::new().prefix("gz-ext-").tempdir_in("/tmp").unwrap()
@@ -96,7 +71,7 @@ mod tests {
         for (name, parts) in [
             ("second", ["the quota is against it", "GpuQuota 'research' have to end"]),
             ("member", ["would have to change", "group 'train' have to be there: 1 of 3 are"]),
-            ("large", ["even when empty", "has to ask for less memory"]),
+            ("large", ["the best of 2 has 16Gi, even when empty", "has to ask for less memory"]),
             ("wrong", ["not a number of GPUs", "delete it and create it so"]),
         ] {
             let text = explain(name);
@@ -129,12 +104,10 @@ mod tests {
 
     /// A question as the API server asks it: over TLS, without a certificate of its own.
     fn post(port: u16, ca: &Issuer, path: &str, body: &[u8]) -> (u16, String) {
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider);
         let config = config.with_safe_default_protocol_versions().unwrap();
-        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let config = config.with_root_certificates(roots(ca)).with_no_client_auth();
         let session = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap());
         let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let mut stream = rustls::StreamOwned::new(session.unwrap(), socket);
