@@ -4,14 +4,18 @@
 //! Architecture invariant: nothing relies on it. The scheduler's verbs read the same limits again,
 //! and the node reads the placement again; an API server that asks nobody opens no door.
 
-use gpuzone_api::kubernetes::{PLACEMENT_ANNOTATION, ResourceNames, SchedulerName};
+use gpuzone_api::kubernetes::{
+    ContainerRequest, DEFAULTS_ANNOTATION, Handed, PLACEMENT_ANNOTATION, POLICY_ANNOTATION,
+    ResourceNames, SchedulerName, TOPOLOGY_ANNOTATION,
+};
+use gpuzone_core::engine::Policy;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use kube::core::{DynamicObject, Status};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::ask::AskError;
-use crate::view::ask_of;
+use crate::view::{ask_of, limits};
 
 type Review = AdmissionReview<DynamicObject>;
 type Request = AdmissionRequest<DynamicObject>;
@@ -29,6 +33,8 @@ pub struct Rules {
     pub names: ResourceNames,
     /// The scheduler that pods with GPUs get, where they name none.
     pub scheduler: Option<SchedulerName>,
+    /// What placements are to be good for, where a pod does not say.
+    pub policy: Policy,
 }
 
 /// Why a pod is not stored.
@@ -58,21 +64,22 @@ enum Refusal {
 pub fn validate(rules: &Rules, review: Review) -> Review {
     answer(review, |request| {
         check(rules, request)?;
-        Ok(None)
+        Ok(Vec::new())
     })
 }
 
 /// Names the scheduler of pods that ask for GPUs and name none. Also of those whose limits cannot
-/// be read: that scheduler says what is wrong, and another would start them without GPUs.
+/// be read: that scheduler says what is wrong, and another would start them without GPUs. And writes
+/// down as what is taken what their authors left out.
 pub fn mutate(rules: &Rules, review: Review) -> Review {
     // What cannot be read stays as it is here, for `validate` refuses it.
-    answer(review, |request| Ok(scheduler_for(rules, request).unwrap_or_default().cloned()))
+    answer(review, |request| Ok(changes(rules, request).unwrap_or_default()))
 }
 
 /// The answer to a review. One without a request is answered, too, though no API server sends it.
 fn answer(
     mut review: Review,
-    decide: impl FnOnce(&Request) -> Result<Option<SchedulerName>, Refusal>,
+    decide: impl FnOnce(&Request) -> Result<Vec<Value>, Refusal>,
 ) -> Review {
     let Some(mut request) = review.request.take() else {
         return AdmissionResponse::invalid("the review has no request").into_review();
@@ -85,11 +92,11 @@ fn answer(
     };
     let mut response = AdmissionResponse::from(&request);
     match decided {
-        Ok(None) => {}
-        Ok(Some(scheduler)) => match with_scheduler(response.clone(), &scheduler) {
+        Ok(changes) if changes.is_empty() => {}
+        Ok(changes) => match with_changes(response.clone(), changes) {
             Ok(changed) => response = changed,
             // The pod stays as it was; a scheduler that cannot place it says so.
-            Err(error) => tracing::error!(%error, "a pod's scheduler could not be named"),
+            Err(error) => tracing::error!(%error, "a pod could not be changed"),
         },
         Err(refusal) => {
             let refusal = refusal.to_string();
@@ -123,19 +130,60 @@ fn check(rules: &Rules, request: &Request) -> Result<(), Refusal> {
     }
 }
 
-fn scheduler_for<'a>(
-    rules: &'a Rules,
-    request: &Request,
-) -> Result<Option<&'a SchedulerName>, Refusal> {
-    let Some(scheduler) = &rules.scheduler else { return Ok(None) };
+/// What is changed of a pod, as JSON patch.
+fn changes(rules: &Rules, request: &Request) -> Result<Vec<Value>, Refusal> {
     match request.operation {
-        Operation::Update | Operation::Delete | Operation::Connect => return Ok(None),
+        Operation::Update | Operation::Delete | Operation::Connect => return Ok(Vec::new()),
         Operation::Create => {}
     }
     let pod = pod(request)?;
+    let ask = ask_of(&pod, &rules.names);
+    if ask == Ok(None) {
+        return Ok(Vec::new());
+    }
+    let add = |path: &str, value: Value| json!({ "op": "add", "path": path, "value": value });
+    let mut changes = Vec::new();
     let named = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
-    let first = matches!(named, None | Some("" | FIRST_SCHEDULER));
-    Ok((first && ask_of(&pod, &rules.names) != Ok(None)).then_some(scheduler))
+    if let (Some(scheduler), None | Some("" | FIRST_SCHEDULER)) = (&rules.scheduler, named) {
+        changes.push(add("/spec/schedulerName", json!(scheduler.as_str())));
+    }
+    let taken = defaults(rules, &pod);
+    if ask.is_ok() && !taken.is_empty() {
+        if pod.metadata.annotations.is_none() {
+            changes.push(add("/metadata/annotations", json!({})));
+        }
+        let path = format!("/metadata/annotations/{}", DEFAULTS_ANNOTATION.replace('/', "~1"));
+        changes.push(add(&path, json!(taken)));
+    }
+    Ok(changes)
+}
+
+/// As what is taken what a pod leaves out. It is written beside the limits and not into them: a share
+/// depends on the GPU, and what stands in limits every other scheduler and quota counts.
+fn defaults(rules: &Rules, pod: &Pod) -> String {
+    let mut taken = Vec::new();
+    for container in limits(pod) {
+        let request = ContainerRequest::from_limits(&rules.names, &container.limits);
+        let Ok(Some(request)) = request else { continue };
+        let what = match (&request.handed, request.memory, request.share) {
+            (Handed::Mediated, None, _) => "all of the memory and time of each GPU",
+            (Handed::Mediated, Some(_), None) => "of the time the same part as of the memory",
+            (Handed::Mediated | Handed::Passthrough | Handed::Mig(_) | Handed::Vgpu(_), _, _) => {
+                continue;
+            }
+        };
+        taken.push(format!("container {}: {what}, {}", container.name, request.handed.exposure()));
+    }
+    let says = |annotation: &str| {
+        pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(annotation))
+    };
+    if !says(TOPOLOGY_ANNOTATION) {
+        taken.push("topology: any".to_owned());
+    }
+    if !says(POLICY_ANNOTATION) {
+        taken.push(format!("policy: {}", rules.policy));
+    }
+    taken.join("; ")
 }
 
 fn placement(meta: &kube::core::ObjectMeta) -> Option<&String> {
@@ -151,12 +199,10 @@ fn pod(request: &Request) -> Result<Pod, Refusal> {
     object.try_parse().map_err(|error| Refusal::Pod(error.to_string().chars().take(200).collect()))
 }
 
-fn with_scheduler(
+fn with_changes(
     response: AdmissionResponse,
-    scheduler: &SchedulerName,
+    changes: Vec<Value>,
 ) -> Result<AdmissionResponse, String> {
-    let patch =
-        json!([{ "op": "add", "path": "/spec/schedulerName", "value": scheduler.as_str() }]);
-    let patch = serde_json::from_value(patch).map_err(|error| error.to_string())?;
+    let patch = serde_json::from_value(Value::Array(changes)).map_err(|error| error.to_string())?;
     response.with_patch(patch).map_err(|error| error.to_string())
 }

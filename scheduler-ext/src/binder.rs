@@ -16,6 +16,10 @@ use crate::wire::BindArgs;
 
 /// How long the API server has for one answer.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// A pod of a group whose Binding has no answer is tried again after these: others of the group are
+/// bound already. Afterwards it is the scheduler that tries again.
+static AGAIN: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
 
 /// Why a pod is not bound. Each is the text of an event of the pod.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,11 @@ pub(crate) enum BindError {
     /// The API server will not.
     #[error("the API server refuses the Binding: {0}")]
     Refused(String),
+    /// The same, and others of its group are bound or on their way.
+    #[error(
+        "the API server refuses the Binding, and others of the pod's group are bound: {0}; its place is kept for the group's time, and it is tried again"
+    )]
+    Kept(String),
     /// Nobody knows yet.
     #[error(
         "the API server's answer was lost ({0}); the pod's place is kept until it is known whether it was bound"
@@ -150,11 +159,28 @@ impl Binder {
             }
             other => other?,
         };
-        let _place = Place::of(&self.shared, &order);
-        if order.grouped {
-            self.wait_for_group(&order).await?;
+        self.post_with_group(order).await
+    }
+
+    async fn post_with_group(&self, mut order: BindOrder) -> Result<(), BindError> {
+        let mut pauses = if order.grouped { AGAIN.as_slice() } else { &[] }.iter();
+        loop {
+            let _place = Place::of(&self.shared, &order);
+            if order.grouped {
+                self.wait_for_group(&order).await?;
+            }
+            let posted = self.post(&order).await;
+            let (Err(BindError::Unsure(_)), Some(pause)) = (&posted, pauses.next()) else {
+                return posted;
+            };
+            tokio::time::sleep(*pause).await;
+            let again = self.shared.index().reserve(&order.uid, &order.node);
+            order = match again {
+                // It was seen there meanwhile.
+                Err(ReserveError::Bound(on)) if on == order.node => return Ok(()),
+                other => other?,
+            };
         }
-        self.post(&order).await
     }
 
     async fn wait_for_group(&self, order: &BindOrder) -> Result<(), BindError> {
@@ -175,9 +201,9 @@ impl Binder {
         }
     }
 
-    fn settle(&self, order: &BindOrder, settled: Settled) {
+    fn settle(&self, order: &BindOrder, settled: Settled) -> Concluded {
         let now = self.shared.now();
-        self.shared.index().settle(&order.uid, order.ticket, settled, now);
+        self.shared.index().settle(&order.uid, order.ticket, settled, now)
     }
 
     async fn post(&self, order: &BindOrder) -> Result<(), BindError> {
@@ -195,22 +221,14 @@ impl Binder {
                 return Ok(());
             }
             Err(Lost::Refused(reason)) => {
-                self.settle(order, Settled::Refused);
-                return Err(BindError::Refused(reason));
+                return concluded(self.settle(order, Settled::Refused), reason);
             }
             Err(Lost::Conflict(reason)) => (Doubt::Conflict, reason),
             Err(Lost::Unsure(reason)) => (Doubt::Lost, reason),
         };
         let look = self.look(&order.pod, &order.uid).await.ok();
         let now = self.shared.now();
-        let concluded = self.shared.index().conclude(order, doubt, look, now);
-        match concluded {
-            Concluded::Bound => Ok(()),
-            Concluded::Elsewhere(on) => Err(BindError::Elsewhere(shown(on.as_ref()))),
-            Concluded::Gone => Err(BindError::Gone),
-            Concluded::Refused => Err(BindError::Refused(reason)),
-            Concluded::Unsure => Err(BindError::Unsure(reason)),
-        }
+        concluded(self.shared.index().conclude(order, doubt, look, now), reason)
     }
 
     /// A pod without GPUs, where the scheduler sends those, too.
@@ -273,6 +291,18 @@ impl Binder {
             self.shared.index().apply_pod(view);
         }
         Ok(Look::Unbound)
+    }
+}
+
+/// What the scheduler is told.
+fn concluded(concluded: Concluded, reason: String) -> Result<(), BindError> {
+    match concluded {
+        Concluded::Bound => Ok(()),
+        Concluded::Elsewhere(on) => Err(BindError::Elsewhere(shown(on.as_ref()))),
+        Concluded::Gone => Err(BindError::Gone),
+        Concluded::Refused => Err(BindError::Refused(reason)),
+        Concluded::Kept => Err(BindError::Kept(reason)),
+        Concluded::Unsure => Err(BindError::Unsure(reason)),
     }
 }
 

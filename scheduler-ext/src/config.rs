@@ -144,7 +144,8 @@ impl Config {
 
     /// What pods are held to when they are created.
     pub(crate) fn rules(&self) -> Rules {
-        Rules { names: self.names(), scheduler: self.set_scheduler_name.clone() }
+        let (names, scheduler) = (self.names(), self.set_scheduler_name.clone());
+        Rules { names, scheduler, policy: self.policy }
     }
 
     /// What the index is told.

@@ -102,8 +102,11 @@ async fn readyz(State(app): State<App>) -> Result<String, Bad> {
 }
 
 async fn metrics(State(app): State<App>) -> Result<Response, Bad> {
-    let counts = app.shared.index().counts();
-    let text = app.metrics.text(counts, app.shared.leads());
+    let (counts, in_part) = {
+        let index = app.shared.index();
+        (index.counts(), index.groups_in_part())
+    };
+    let text = app.metrics.text(counts, in_part, app.shared.leads());
     let text = text.map_err(|error| Bad(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

@@ -161,7 +161,8 @@ async fn lead_when_settled(shared: Arc<Shared>) {
     });
 }
 
-/// Gives the Lease back when this replica holds it and no bind of it is on its way.
+/// Gives the Lease back when this replica holds it and no bind of it is on its way, nor may be: whoever
+/// leads next does not know of places that a lost request may still take.
 pub(crate) async fn resign(shared: &Shared, client: Client, identity: &Identity) {
     let before = shared.role.send_replace(Role::Ending);
     let mut binds = shared.binds.subscribe();
@@ -171,8 +172,8 @@ pub(crate) async fn resign(shared: &Shared, client: Client, identity: &Identity)
         Role::Leading | Role::Settling => {}
         Role::Standby(_) | Role::Ending => return,
     }
-    if !all {
-        tracing::warn!("binds are still on their way, so the Lease is left to run out");
+    if !all || shared.index().in_doubt(shared.now()) {
+        tracing::warn!("binds are still on their way, or may be, so the Lease is left to run out");
         return;
     }
     let leases: Api<Lease> = Api::namespaced(client, &identity.namespace);

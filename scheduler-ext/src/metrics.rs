@@ -64,6 +64,7 @@ pub(crate) struct Metrics {
     waiting: Gauge,
     reserved: Gauge,
     bound: Gauge,
+    in_part: Gauge,
     leading: Gauge,
 }
 
@@ -76,15 +77,16 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("gpuzone_scheduler");
         let requests = Family::default();
         let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
-        let pods = [Gauge::default(), Gauge::default(), Gauge::default(), Gauge::default()];
-        let [waiting, reserved, bound, leading] = pods;
+        let [waiting, reserved, bound, in_part, leading] = [(); 5].map(|()| Gauge::default());
         registry.register("requests", "What the scheduler asked", requests.clone());
         registry.register("request_seconds", "How long an answer took", seconds.clone());
         registry.register("pods_waiting", "Pods with GPUs that have no node", waiting.clone());
         registry.register("pods_reserved", "Pods on their way to a node", reserved.clone());
         registry.register("pods_bound", "Pods that were seen on their node", bound.clone());
+        let help = "Groups of which some pods are bound and fewer than start together";
+        registry.register("groups_in_part", help, in_part.clone());
         registry.register("leading", "Whether this replica binds pods", leading.clone());
-        Self { registry, requests, seconds, waiting, reserved, bound, leading }
+        Self { registry, requests, seconds, waiting, reserved, bound, in_part, leading }
     }
 }
 
@@ -99,13 +101,19 @@ impl Metrics {
     ///
     /// # Errors
     /// When they cannot be written, which is a fault of a metric's own.
-    pub(crate) fn text(&self, counts: Waiting, leading: bool) -> Result<String, fmt::Error> {
+    pub(crate) fn text(
+        &self,
+        counts: Waiting,
+        in_part: usize,
+        leading: bool,
+    ) -> Result<String, fmt::Error> {
         let set = |gauge: &Gauge, count: usize| {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         };
         set(&self.waiting, counts.waiting);
         set(&self.reserved, counts.reserved);
         set(&self.bound, counts.bound);
+        set(&self.in_part, in_part);
         self.leading.set(leading.into());
         let mut text = String::new();
         encode(&mut text, &self.registry)?;

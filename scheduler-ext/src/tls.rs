@@ -11,7 +11,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 /// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where the certificates are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,9 +105,11 @@ pub(crate) async fn reload(files: Files, config: RustlsConfig) {
         match files.load() {
             Ok(new) => {
                 config.reload_from_config(Arc::new(new));
-                tracing::info!("new certificates are taken");
+                tracing::info!("new certificates are taken; connections that are open go on");
             }
-            Err(error) => tracing::warn!(%error, "the certificates that there were stay"),
+            Err(error) => {
+                tracing::warn!(%error, "new certificates cannot be used, so those before them stay");
+            }
         }
         known = found;
     }

@@ -114,7 +114,8 @@ fn ended(pod: &Pod) -> bool {
         && !all.into_iter().flatten().flatten().any(runs)
 }
 
-fn limits(pod: &Pod) -> Vec<ContainerLimits> {
+/// The limits of all its containers.
+pub(crate) fn limits(pod: &Pod) -> Vec<ContainerLimits> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let of = |container: &Container, kind| {
         let limits = container.resources.as_ref()?.limits.as_ref()?;

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests {
     use gpuzone_api::kubernetes::ResourceNames;
+    use gpuzone_core::engine::Policy;
     use gpuzone_scheduler_ext::admission::{Rules, mutate, validate};
     use kube::core::DynamicObject;
     use kube::core::admission::AdmissionReview;
@@ -10,7 +11,8 @@ mod tests {
 
     fn rules() -> Rules {
         let scheduler = Some("gpu-zone".parse().unwrap());
-        Rules { names: ResourceNames::defaults().unwrap(), scheduler }
+        let names = ResourceNames::defaults().unwrap();
+        Rules { names, scheduler, policy: Policy::Fragmentation }
     }
 
     /// The review that an API server sends for a pod that a ReplicaSet creates.
@@ -151,29 +153,76 @@ mod tests {
 
     #[test]
     fn the_scheduler_is_named_where_nobody_named_one() {
+        let named = json!({ "op": "add", "path": "/spec/schedulerName", "value": "gpu-zone" });
+        let names = |review: &Value| {
+            let patch = patch(review).unwrap_or_default();
+            patch.as_array().is_some_and(|changes| changes.contains(&named))
+        };
         let gpus = pod(&json!({ "gpuzone.dev/gpu": "1" }), &json!(null));
-        let named = json!([{ "op": "add", "path": "/spec/schedulerName", "value": "gpu-zone" }]);
-        assert_eq!(patch(&review(&gpus)), Some(named.clone()));
-        // One that cannot be read must not start without GPUs either.
+        assert!(names(&review(&gpus)));
+        // One that cannot be read must not start without GPUs either, and nothing else is said of it.
         let wrong = pod(&json!({ "gpuzone.dev/gpu": "half" }), &json!(null));
-        assert_eq!(patch(&review(&wrong)), Some(named.clone()));
+        assert_eq!(patch(&review(&wrong)), Some(json!([named])));
         let mut init = pod(&json!({}), &json!(null));
         init["spec"]["initContainers"] =
             json!([{ "name": "i", "resources": { "limits": { "gpuzone.dev/gpu": "1" } } }]);
-        assert_eq!(patch(&review(&init)), Some(named));
+        assert!(names(&review(&init)));
 
         let mut other = gpus.clone();
         other["spec"]["schedulerName"] = json!("my-scheduler");
+        assert!(!names(&review(&other)));
         let mut update = review(&gpus);
         update["request"]["operation"] = json!("UPDATE");
         let plain = pod(&json!({ "cpu": "1" }), &json!(null));
-        for unchanged in [review(&other), update, review(&plain)] {
+        for unchanged in [update, review(&plain)] {
             assert_eq!(patch(&unchanged), None);
         }
         let rules = Rules { scheduler: None, ..rules() };
         let review = serde_json::from_value(review(&gpus)).unwrap();
         let answer = serde_json::to_value(mutate(&rules, review)).unwrap();
-        assert!(answer["response"]["patch"].is_null(), "nobody told it a name");
+        let bytes: Vec<u8> = serde_json::from_value(answer["response"]["patch"].clone()).unwrap();
+        let patch: Value = serde_json::from_slice(&bytes).unwrap();
+        assert!(!patch.as_array().unwrap().contains(&named), "nobody told it a name");
+    }
+
+    #[test]
+    fn what_is_left_out_is_written_down() {
+        let written = |limits: Value, annotations: Value| {
+            let patch = patch(&review(&pod(&limits, &annotations))).unwrap_or_default();
+            let path = "/metadata/annotations/gpuzone.dev~1defaults";
+            let found = patch.as_array().into_iter().flatten().find(|op| op["path"] == path);
+            found.map(|op| op["value"].as_str().unwrap().to_owned()).unwrap_or_default()
+        };
+        let (gpu, none) = (json!({ "gpuzone.dev/gpu": "2" }), json!(null));
+        assert_eq!(
+            written(gpu.clone(), none.clone()),
+            "container app: all of the memory and time of each GPU, mediated; topology: any; policy: fragmentation"
+        );
+        let mut part = gpu.clone();
+        part["gpuzone.dev/memory-mib"] = json!("8192");
+        let near = json!({ "gpuzone.dev/topology": "nvlink" });
+        assert_eq!(
+            written(part.clone(), near.clone()),
+            "container app: of the time the same part as of the memory, mediated; policy: fragmentation"
+        );
+        part["gpuzone.dev/share"] = json!("50");
+        let mut all = near;
+        all["gpuzone.dev/policy"] = json!("pack");
+        assert_eq!(written(part, all.clone()), "", "nothing is left out");
+        // Of what there are no parts, none is left out.
+        assert_eq!(written(json!({ "gpuzone.dev/mig-1g.10gb": "1" }), all), "");
+        // Annotations that are not there are made first, and those that are stay.
+        let changes = patch(&review(&pod(&gpu, &none))).unwrap();
+        assert_eq!(
+            changes[1],
+            json!({ "op": "add", "path": "/metadata/annotations", "value": {} })
+        );
+        let changes = patch(&review(&pod(&gpu, &json!({ "a": "b" })))).unwrap();
+        assert_eq!(changes.as_array().unwrap().len(), 2, "{changes}");
+        // What it says, the index takes: with and without it, a pod asks for the same.
+        let limits = json!({ "gpuzone.dev/gpu": "1", "gpuzone.dev/memory-percent": "50" });
+        let with = pod(&limits, &json!({ "gpuzone.dev/defaults": "anything at all" }));
+        assert_eq!(refusal(&review(&with)), "", "and who reads limits does not read it");
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod tests {
 
     use gpuzone_testkit::Artifacts;
     use gpuzone_testkit::kubernetes::ClusterApi;
-    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use rustls::{ClientConfig, ClientConnection};
     use serde_json::{Value, json};
 
     use super::support::certificates::*;
@@ -71,7 +71,7 @@ mod tests {
         for (name, parts) in [
             ("second", ["the quota is against it", "GpuQuota 'research' have to end"]),
             ("member", ["would have to change", "group 'train' have to be there: 1 of 3 are"]),
-            ("large", ["even when empty", "has to ask for less memory"]),
+            ("large", ["the best of 2 has 16Gi, even when empty", "has to ask for less memory"]),
             ("wrong", ["not a number of GPUs", "delete it and create it so"]),
         ] {
             let text = explain(name);
@@ -104,12 +104,10 @@ mod tests {
 
     /// A question as the API server asks it: over TLS, without a certificate of its own.
     fn post(port: u16, ca: &Issuer, path: &str, body: &[u8]) -> (u16, String) {
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider);
         let config = config.with_safe_default_protocol_versions().unwrap();
-        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let config = config.with_root_certificates(roots(ca)).with_no_client_auth();
         let session = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap());
         let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let mut stream = rustls::StreamOwned::new(session.unwrap(), socket);

@@ -8,8 +8,10 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
-    use gpuzone_scheduler_ext::index::{BindOrder, Gate, Index, Kind, Settled};
+    use gpuzone_api::kubernetes::PodUid;
+    use gpuzone_scheduler_ext::index::{BindOrder, Concluded, Gate, Index, Kind, Settled};
     use gpuzone_scheduler_ext::view::PodName;
+    use gpuzone_testkit::kubernetes::BindFault;
     use serde_json::{Value, json};
 
     use super::support::extender::*;
@@ -156,7 +158,8 @@ mod tests {
 
     /// Two groups that each need most of the cluster: whatever order their pods come in, one of
     /// them runs as a whole, the other holds nothing, and runs when the first is gone. Who says how
-    /// many they are, and how long they wait, makes no difference.
+    /// many they are, and how long they wait, makes no difference; nor does an API server that refuses
+    /// Bindings or loses answers, if the scheduler tries again within its ten seconds.
     #[test]
     fn two_groups_never_hold_half_of_what_each_other_needs() {
         for seed in 1..=seeds(60) {
@@ -187,27 +190,50 @@ mod tests {
             let mut now = Duration::from_secs(1);
             let mut called: Vec<BindOrder> = Vec::new();
             let mut running: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+            let mut again: Vec<(Duration, usize)> = Vec::new();
+            let mut failed: BTreeSet<PodUid> = BTreeSet::new();
             for _ in 0..400 {
                 now += Duration::from_millis(dice.below(3000));
                 index.expire_groups(now);
-                let at = usize::try_from(dice.below(all.len() as u64)).unwrap();
+                let due = again.iter().position(|(due, _)| *due <= now);
+                let at = match due {
+                    Some(due) => again.swap_remove(due).1,
+                    None => usize::try_from(dice.below(all.len() as u64)).unwrap(),
+                };
                 let filtered = index.filter(&view(&all[at]), &["n1", "n2"], now).unwrap();
                 let on = ["n1", "n2"].into_iter().zip(&filtered.0).find(|(_, fit)| fit.is_ok());
                 if let Some((on, _)) = on
                     && let Ok(order) = index.reserve(&view(&all[at]).uid, &node(on))
                 {
-                    assert!(order.grouped);
+                    assert!(order.grouped || failed.contains(&order.uid));
                     called.push(order);
                 }
-                called.retain(|order| match index.gate(&order.uid, order.ticket) {
-                    Gate::Open => {
+                called.retain(|order| {
+                    let gate = match order.grouped {
+                        true => index.gate(&order.uid, order.ticket),
+                        false => Gate::Open,
+                    };
+                    if gate != Gate::Open {
+                        return gate == Gate::Wait;
+                    }
+                    let fails = failed.insert(order.uid.clone()) && dice.one_in(2);
+                    let settled = match (fails, dice.below(3)) {
+                        (false, _) => Settled::Written,
+                        (true, 0) => Settled::Refused,
+                        (true, _) => Settled::Unsure,
+                    };
+                    let concluded = index.settle(&order.uid, order.ticket, settled, now);
+                    let carried_out = settled == Settled::Unsure && dice.one_in(2);
+                    if carried_out || concluded == Concluded::Bound {
                         index.settle(&order.uid, order.ticket, Settled::Written, now);
                         let group = order.pod.name[..1].to_owned();
                         running.entry(group).or_default().insert(order.pod.name.clone());
-                        false
+                    } else if concluded != Concluded::Refused {
+                        let of = |pod: &Value| view(pod).uid == order.uid;
+                        let due = now + Duration::from_millis(dice.below(10_000));
+                        again.push((due, all.iter().position(of).unwrap()));
                     }
-                    Gate::Wait => true,
-                    Gate::Closed => false,
+                    false
                 });
                 if running.values().any(|pods| pods.len() == 3) {
                     break;
@@ -231,6 +257,48 @@ mod tests {
             let filtered = index.filter(&view(&all[0]), &["n1", "n2"], now).unwrap();
             assert!(filtered.0.iter().any(Result::is_ok), "seed {seed}: {filtered:?}");
         }
+    }
+
+    /// Of a group's Bindings one is forbidden, or has no answer, while the other is carried out.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_groups_binding_that_fails_is_tried_again_and_keeps_its_place() {
+        let folder = tempfile::Builder::new().prefix("gz-ext-").tempdir_in("/tmp").unwrap();
+        let api = cluster(1, 4).await;
+        let more = ["--without-quota", "admit"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let members = async |group: &str| {
+            let member =
+                |n: u32| grouped(pod("team", &format!("{group}{n}"), &[("gpu", 1)]), group, 2);
+            let pods = [0, 1].map(member);
+            pods.iter().for_each(|pod| api.put("pods", pod.clone()));
+            for pod in &pods {
+                let fits =
+                    async || extender.filter(pod, &["n1"]).await["NodeNames"] == json!(["n1"]);
+                until("its place", || extender.log(), fits).await;
+            }
+            pods
+        };
+        // No answer, twice: it is tried again while the scheduler waits.
+        let pods = members("g").await;
+        api.fault_bindings([BindFault::None, BindFault::Refuse, BindFault::Refuse]);
+        let binds = tokio::join!(extender.bind(&pods[0], "n1"), extender.bind(&pods[1], "n1"));
+        assert_eq!(binds, Default::default(), "{}", extender.log());
+
+        let pods = members("h").await;
+        api.fault_bindings([BindFault::None, BindFault::Forbid]);
+        let (one, two) = tokio::join!(extender.bind(&pods[0], "n1"), extender.bind(&pods[1], "n1"));
+        let (refused, said) = if one.is_empty() { (&pods[1], two) } else { (&pods[0], one) };
+        assert!(said.contains("denied the request; its place is kept"), "{said}");
+        assert!(extender.metrics().await.contains("groups_in_part 1\n"));
+        let other = pod("team", "other", &[("gpu", 1)]);
+        let answer = extender.filter(&other, &["n1"]).await;
+        assert_eq!(answer["NodeNames"], json!([]), "nobody else has it");
+        assert_eq!(extender.filter(refused, &["n1"]).await["NodeNames"], json!(["n1"]));
+        assert_eq!(extender.bind(refused, "n1").await, "");
+        assert!(extender.metrics().await.contains("groups_in_part 0\n"));
+        assert_eq!(api.bindings().len(), 4);
+        held(&api);
     }
 
     /// A cluster that has no PodGroups is one that has them a moment later, and none again.

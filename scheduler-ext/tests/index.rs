@@ -189,6 +189,24 @@ mod tests {
         status
     }
 
+    /// Instances that cannot be on one GPU together are an error of whoever reports them.
+    #[test]
+    fn instances_that_no_gpu_can_have_are_not_given() {
+        let small = pod("team", "a", &[("mig-1g.2gb", 1)]);
+        for (profiles, fits) in [
+            (vec![("1g.2gb", 7, 2, 14)], true),
+            (vec![("1g.2gb", 1, 2, 14), ("3g.6gb", 2, 6, 42)], true),
+            (vec![("1g.2gb", 2, 2, 14), ("3g.6gb", 2, 6, 42)], false),
+            (vec![("1g.2gb", 1, 2, 14), ("3g.8gb", 2, 8, 42)], false),
+            (vec![("1g.2gb", 1, 2, 14), ("7g.14gb", 1, 14, 100)], false),
+            (vec![("1g.2gb", 256, 2, 14)], false),
+        ] {
+            let mut index = index(1, 1);
+            index.apply_gpu_node(&node("n1"), Some(&cut(&profiles)));
+            assert_eq!(reason(&mut index, &small).is_empty(), fits, "{profiles:?}");
+        }
+    }
+
     #[test]
     fn vgpus_are_asked_for_by_their_type() {
         let mut index = index(2, 1);

@@ -1,6 +1,8 @@
-//! Random interleavings of filters, binds, watch events, lost answers, late requests, lists, lost
-//! GPUs, PodGroups that come, change and go, and restarts, against a model of the API server: what is written there never holds more
-//! than there is, quotas hold, groups bind all or none, and nothing is lost or left behind.
+//! Random interleavings of filters, binds, watch events, refused Bindings, lost answers, late requests,
+//! lists, lost GPUs, PodGroups that come, change and go, and restarts, against a model of the API server:
+//! what is written there never holds more than there is, quotas hold, no pod of a group is bound before
+//! the group has room, one that is refused keeps its place while others of its group are bound, and
+//! nothing is lost or left behind.
 //!
 //! `GPUZONE_MODEL_SEEDS=2000 cargo test -p gpuzone-scheduler-ext --test model` tries more.
 #[cfg(test)]
@@ -14,7 +16,7 @@ mod tests {
     use gpuzone_api::kubernetes::PodUid;
     use gpuzone_core::engine::HostRoom;
     use gpuzone_scheduler_ext::index::{
-        BindOrder, Doubt, Gate, Index, Look, Moment, ReserveError, Settled,
+        BindOrder, Concluded, Doubt, Gate, Index, Look, Moment, ReserveError, Settled,
     };
     use serde_json::{Value, json};
 
@@ -23,6 +25,7 @@ mod tests {
     const NODES: u8 = 3;
     const GPUS: u8 = 2;
     const QUOTA_GIB: u64 = 60;
+    const GROUP_TIME: Duration = Duration::from_secs(20);
 
     enum Happened {
         Apply(Value),
@@ -52,8 +55,11 @@ mod tests {
         sick: BTreeSet<(u8, u8)>,
         /// Groups' sizes, as their PodGroups say them.
         sizes: BTreeMap<String, u64>,
+        /// Pods of groups that were refused, and until when each keeps a place.
+        kept: BTreeMap<PodUid, Moment>,
         made: u32,
         bound: u32,
+        refused: u32,
     }
 
     impl World {
@@ -70,8 +76,10 @@ mod tests {
                 listing: None,
                 sick: BTreeSet::new(),
                 sizes: BTreeMap::new(),
+                kept: BTreeMap::new(),
                 made: 0,
                 bound: 0,
+                refused: 0,
             };
             world.restart();
             world
@@ -86,6 +94,7 @@ mod tests {
                 }
             }
             self.called.clear();
+            self.kept.clear();
             self.watch.clear();
             self.index = Index::new(settings());
             for n in 1..=NODES {
@@ -227,6 +236,10 @@ mod tests {
                     reserved = self.index.reserve(&uid, &on);
                 }
             }
+            if reserved == Err(ReserveError::NoPlan) {
+                // Its GPU is not well: it needs another place.
+                self.kept.remove(&uid);
+            }
             if let Ok(order) = reserved {
                 if order.grouped {
                     self.called.push(order);
@@ -289,13 +302,43 @@ mod tests {
                 }
                 return;
             }
-            let written = self.write(&post.order);
-            if written {
-                self.index.settle(&post.order.uid, post.order.ticket, Settled::Written, self.now);
+            let (uid, ticket) = (&post.order.uid, post.order.ticket);
+            let concluded = if self.dice.one_in(4) {
+                self.refused += 1;
+                self.index.settle(uid, ticket, Settled::Refused, self.now)
+            } else if self.write(&post.order) {
+                self.index.settle(uid, ticket, Settled::Written, self.now)
             } else {
                 // A conflict: it is looked at.
-                let look = self.look(&post.order.pod.name, &post.order.uid);
-                self.index.conclude(&post.order, Doubt::Conflict, Some(look), self.now);
+                let look = self.look(&post.order.pod.name, uid);
+                self.index.conclude(&post.order, Doubt::Conflict, Some(look), self.now)
+            };
+            if concluded == Concluded::Kept {
+                self.kept.entry(uid.clone()).or_insert(self.now + GROUP_TIME);
+            }
+        }
+
+        /// A pod that was refused while others of its group are bound has a place.
+        fn check_kept(&self, seed: u64, step: usize) {
+            if self.kept.values().all(|until| *until <= self.now) {
+                return;
+            }
+            let group = |pod: &Value| {
+                let label = "/metadata/labels/scheduling.x-k8s.io~1pod-group";
+                pod.pointer(label).map(|group| group.as_str().unwrap().to_owned())
+            };
+            let uid_of = |pod: &Value| uid(pod["metadata"]["uid"].as_str().unwrap());
+            let has = |pod: &Value| !self.index.holds(&uid_of(pod)).is_empty();
+            let is_bound = |pod: &&Value| !pod["spec"]["nodeName"].is_null();
+            let bound = self.pods.values().filter(is_bound).filter(|pod| group(pod).is_some());
+            let running: BTreeSet<String> =
+                bound.filter(|pod| has(pod)).filter_map(group).collect();
+            for pod in self.pods.values().filter(|pod| !is_bound(pod)) {
+                let runs = group(pod).is_some_and(|group| running.contains(&group));
+                let until = self.kept.get(&uid_of(pod)).copied().unwrap_or_default();
+                if runs && self.now < until {
+                    assert!(has(pod), "seed {seed}, step {step}: {pod} has no place");
+                }
             }
         }
 
@@ -412,17 +455,20 @@ mod tests {
 
     #[test]
     fn never_two_pods_on_the_same_bytes() {
-        let mut bound = 0;
+        let (mut bound, mut refused) = (0, 0);
         for seed in 1..=seeds(60) {
             let mut world = World::new(seed);
             for step in 0..600 {
                 world.step();
                 world.check(seed, step);
+                world.check_kept(seed, step);
             }
             world.settle(seed);
             world.check(seed, usize::MAX);
             bound += world.bound;
+            refused += world.refused;
         }
+        assert!(u64::from(refused) > seeds(60), "it did refuse some: {refused}");
         assert!(u64::from(bound) > 6 * seeds(60), "the model did bind pods: {bound}");
     }
 }

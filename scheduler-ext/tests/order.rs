@@ -14,6 +14,37 @@ mod tests {
     use super::support::questions::*;
     use super::support::*;
 
+    /// What each node lacks, the nearest first, and those that lack the same together.
+    #[test]
+    fn explain_has_a_figure_for_each_node() {
+        let mut index = index(5, 2);
+        for (at, gib) in [("n1", 14), ("n2", 12), ("n3", 14), ("n4", 14), ("n5", 14)] {
+            for gpu in 0..2 {
+                let limits = [("gpu", 1), ("memory-mib", gib * 1024), ("share", 10)];
+                let pod = pod("team", &format!("{at}-{gpu}"), &limits);
+                let bound = bind(&mut index, &pod, at).unwrap();
+                index.apply_pod(view(&bound));
+            }
+        }
+        let waits = pod("team", "waits", &[("gpu", 1), ("memory-mib", 8 * 1024), ("share", 10)]);
+        index.apply_pod(view(&waits));
+        let why = index.explain(&view(&waits).name).unwrap();
+        assert_eq!(why.nodes.values().copied().collect::<Vec<_>>(), [5]);
+        let told = why.lacking.iter().map(|l| (l.nodes.join(","), l.number, l.says.as_str()));
+        let near = "needs 8Gi on one GPU: the best of 2 has 4Gi free";
+        let far = "needs 8Gi on one GPU: the best of 2 has 2Gi free";
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            [("n2".to_owned(), 1, near), ("n1,n3,n4".to_owned(), 4, far)]
+        );
+        let nearest =
+            format!("the nearest is n2: {near}; with 4Gi of memory it would get past that");
+        assert!(why.changes.contains(&nearest), "{:?}", why.changes);
+        // And so it does.
+        let less = pod("team", "less", &[("gpu", 1), ("memory-mib", 4 * 1024), ("share", 10)]);
+        assert_eq!(said(&mut index, &less, &["n2"]), [None]);
+    }
+
     /// Pods' processors decide which GPUs will be of use; who has none of them is no burden there.
     #[test]
     fn nodes_are_preferred_by_what_is_left_of_their_hosts() {

@@ -34,6 +34,8 @@ mod tests {
         Dropped,
         /// The answer is lost, and it is carried out at any later time.
         Late,
+        /// Not carried out, and that is answered.
+        Refused,
     }
 
     enum Happened {
@@ -121,6 +123,10 @@ mod tests {
             let doubt = match fate {
                 Fate::Answered if self.api(|api| api.write(order)) => {
                     self.index(|i| i.settle(&order.uid, order.ticket, Settled::Written, T));
+                    return;
+                }
+                Fate::Refused => {
+                    self.index(|i| i.settle(&order.uid, order.ticket, Settled::Refused, T));
                     return;
                 }
                 Fate::Answered => Doubt::Conflict,
@@ -254,12 +260,13 @@ mod tests {
         });
     }
 
+    fn member(name: &str) -> PodView {
+        let limits = [("gpu", 1), ("memory-mib", 6 * 1024), ("share", 30)];
+        view(&grouped(pod("team", name, &limits), "g", 2))
+    }
+
     #[test]
     fn a_group_and_another_pod_are_bound_all_or_none() {
-        let member = |name: &str| {
-            let limits = [("gpu", 1), ("memory-mib", 6 * 1024), ("share", 30)];
-            view(&grouped(pod("team", name, &limits), "g", 2))
-        };
         let pods = [member("a"), member("b"), part("c", 8)];
         let won: Arc<[AtomicU32; 2]> = Arc::default();
         let seen = Arc::clone(&won);
@@ -286,5 +293,40 @@ mod tests {
             world.settle();
         });
         assert!(won.iter().all(|count| count.load(Ordering::Relaxed) > 0), "each was first once");
+    }
+
+    /// Whatever becomes of the second Binding of a group, and whoever wants its place meanwhile: it is
+    /// there when the scheduler tries again.
+    #[test]
+    fn a_binding_of_a_group_that_fails_costs_it_no_place() {
+        let fates = [(Fate::Refused, 2), (Fate::Lost, 1), (Fate::Dropped, 1), (Fate::Late, 1)];
+        for (fate, switches) in fates {
+            let pods = [member("a"), member("b"), part("c", 8)];
+            explore(switches, move || {
+                let world = World::of(&pods);
+                let orders = [0, 1].map(|at| world.schedule(&pods[at], Fate::Answered).unwrap());
+                for order in &orders {
+                    let gate = world.index(|index| index.gate(&order.uid, order.ticket));
+                    assert_eq!(gate, Gate::Open);
+                }
+                let post = |at: usize, fate| {
+                    let (world, order) = (Arc::clone(&world), orders[at].clone());
+                    thread::spawn(move || world.post(&order, fate))
+                };
+                let (other, pod) = (Arc::clone(&world), pods[2].clone());
+                let other = thread::spawn(move || drop(other.schedule(&pod, Fate::Answered)));
+                let all = [post(0, Fate::Answered), post(1, fate), other];
+                all.into_iter().for_each(|thread| thread.join().unwrap());
+                assert_eq!(world.schedule(&pods[1], Fate::Answered), None);
+                world.api(|api| {
+                    for order in std::mem::take(&mut api.late) {
+                        api.write(&order);
+                    }
+                });
+                world.settle();
+                let there = |pod: &PodView| world.api(|api| api.pods[&pod.uid].node.is_some());
+                assert_eq!(pods.each_ref().map(there), [true, true, false], "{fate:?}");
+            });
+        }
     }
 }

@@ -123,6 +123,12 @@ fn main() -> anyhow::Result<()> {
     let wrong: Vec<&str> =
         checks.iter().filter(|check| !check.near).map(|c| c.row.as_str()).collect();
     let short: Vec<String> = runs.iter().filter_map(Run::falls_short).collect();
+    let ran = |name: &str| runs.iter().any(|run| run.line.name == name);
+    let unseen = REACHED.iter().map(|(name, _)| *name).find(|name| only.is_empty() && !ran(name));
+    anyhow::ensure!(
+        unseen.is_none(),
+        "no line is called {unseen:?}, so nothing was held against it"
+    );
     anyhow::ensure!(short.is_empty(), "less than was reached before: {short:?}");
     anyhow::ensure!(wrong.is_empty(), "the harness is wrong, further off than {NEAR}: {wrong:?}");
     Ok(())

@@ -4,13 +4,17 @@
 //!            plan (groups)             all have come
 //! Waiting ────────────────▶ Planned ───────────────▶ Posting ──201──▶ Written ──seen──▶ Bound
 //!    │  └──────────────reserve──────────────────────▶  │ ▲ ▲                              ▲
-//!    │ ◀───────────────refused────────────────────────-┘ │ └─tried again─ Unsure ──seen───┤
-//!    │ ◀──────────────────looked: unbound, late enough───┼──────────────────┘             │
-//!    └────────────────────────────────seen on a node─────┴────────────────────────────────┘
+//!    │ ◀───────────────refused─────────────────────────┤ │ └─tried again─ Unsure ──seen───┤
+//!    │ ◀──────────────────looked: unbound, late enough─┼─┼────────────────┘               │
+//!    │                     refused, others of its group│ └─tried again──┐                 │
+//!    │                             are bound, or may be└──────────────▶ Kept ──seen───────┤
+//!    │ ◀──────────────────its group's time is over──────────────────────┘                 │
+//!    └────────────────────────────────seen on a node──────────────────────────────────────┘
 //! ```
+//!
+//! What the API server answers, [`super::settle`] takes in.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use gpuzone_api::kubernetes::{
     ContainerName, MAX_PLACEMENT_BYTES, NodeName, PlacementError, PodPlacement, PodUid,
@@ -18,18 +22,12 @@ use gpuzone_api::kubernetes::{
 use gpuzone_core::engine::{Choice, Policy, Reason};
 use gpuzone_core::{Grant, InvalidPlacement, Placement};
 
-use super::pods::{Held, PodEntry, Stand, holds_of};
+use super::pods::{Held, Stand, holds_of};
 use super::quota::QuotaRefusal;
 use super::rooms::place_on;
 use super::{Index, Moment, Usage};
 use crate::ask::{Ask, AskError};
-use crate::view::{PodName, PodView};
-
-/// A Binding whose answer was lost may still be carried out: the API server gives a request up
-/// after a minute.
-const LATE: Duration = Duration::from_secs(75);
-/// A pod that was bound is seen within moments; whoever is not is looked at.
-const UNSEEN: Duration = Duration::from_secs(20);
+use crate::view::PodName;
 
 /// One try to bind one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +40,11 @@ pub(super) struct Reservation {
     pub(super) placement: PodPlacement,
     pub(super) held: Held,
     pub(super) state: State,
+    /// When the last try was made whose answer was lost: it may be carried out after a later one was
+    /// refused.
+    pub(super) doubt: Option<Moment>,
+    /// Until when it is kept for its group, since it was refused first.
+    pub(super) kept: Option<Moment>,
 }
 
 /// How far its binding is.
@@ -64,13 +67,15 @@ pub(super) enum State {
         /// Since when.
         since: Moment,
     },
+    /// The API server refused it, while others of its group are bound or may be.
+    Kept,
 }
 
 impl Reservation {
     /// Whether a list that began then need not have the pod.
     pub(super) fn may_be_younger_than(&self, began: Moment) -> bool {
         match self.state {
-            State::Planned { .. } => false,
+            State::Planned { .. } | State::Kept => false,
             State::Posting | State::Unsure { .. } => true,
             State::Written { since } => since >= began,
         }
@@ -103,63 +108,6 @@ pub enum Gate {
     Wait,
     /// They did not come in time, or its place is gone.
     Closed,
-}
-
-/// What became of a Binding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// It is written.
-    Written,
-    /// It is not, and will not be.
-    Refused,
-    /// Nobody knows.
-    Unsure,
-}
-
-/// Why it is not known at once what became of a Binding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// The API server refuses it as the state is: the pod may be bound already.
-    Conflict,
-    /// No answer came, or none that says it: it may still be carried out.
-    Lost,
-}
-
-/// What became of a Binding that was in doubt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Concluded {
-    /// The pod is where it was to go, with what it was to get.
-    Bound,
-    /// Somebody else bound it, there.
-    Elsewhere(Option<NodeName>),
-    /// There is no such pod any more.
-    Gone,
-    /// It is not bound, and will not be.
-    Refused,
-    /// Nobody knows yet; its place is kept.
-    Unsure,
-}
-
-/// What a look at the API server showed.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Look {
-    /// There is no such pod.
-    Gone,
-    /// It is there and has no node.
-    Unbound,
-    /// It is on a node.
-    OnNode(Box<PodView>),
-}
-
-/// A pod that has to be looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Overdue {
-    /// Which try.
-    pub ticket: Ticket,
-    /// The pod.
-    pub pod: PodName,
-    /// Which one of that name.
-    pub uid: PodUid,
 }
 
 /// Why a pod is not bound.
@@ -234,6 +182,7 @@ impl Index {
                 State::Unsure { .. } => self.reserve_again(uid),
                 State::Planned { called: true } => Err(ReserveError::InFlight),
                 State::Planned { called: false } => self.reserve_planned(uid),
+                State::Kept => self.reserve_kept(uid),
             },
             Stand::Waiting => self.reserve_new(uid, node),
         }
@@ -269,21 +218,35 @@ impl Index {
     }
 
     fn reserve_planned(&mut self, uid: &PodUid) -> Result<BindOrder, ReserveError> {
-        let entry = self.pods.get(uid).ok_or(ReserveError::Unknown)?;
-        let held = entry.held().ok_or(ReserveError::Unknown)?;
-        // The quota may be another by now; what is planned is in its use already.
-        let charge = held.charge.clone();
-        let freed = BTreeMap::from([(entry.name.namespace.clone(), charge.clone())]);
-        self.gates(&entry.name.namespace, &freed)?.check(&charge)?;
-        if !self.still_fits(uid) {
-            return Err(ReserveError::NoPlan);
-        }
+        self.may_still_have(uid)?;
         let ticket = self.next_ticket();
         if let Some(reservation) = self.reservation_mut(uid) {
             (reservation.ticket, reservation.state) = (ticket, State::Planned { called: true });
         }
         self.open_group_of(uid);
         self.order(uid, ticket)
+    }
+
+    /// The others of its group have gone out, so it waits for nobody.
+    fn reserve_kept(&mut self, uid: &PodUid) -> Result<BindOrder, ReserveError> {
+        let may = self.may_still_have(uid);
+        if may == Err(ReserveError::NoPlan) {
+            // Another place may serve it.
+            self.let_go(uid);
+        }
+        may?;
+        self.reserve_again(uid)
+    }
+
+    /// Whether a place that was set aside a while ago may be used.
+    fn may_still_have(&self, uid: &PodUid) -> Result<(), ReserveError> {
+        let entry = self.pods.get(uid).ok_or(ReserveError::Unknown)?;
+        let held = entry.held().ok_or(ReserveError::Unknown)?;
+        // The quota may be another by now; what is planned is in its use already.
+        let charge = held.charge.clone();
+        let freed = BTreeMap::from([(entry.name.namespace.clone(), charge.clone())]);
+        self.gates(&entry.name.namespace, &freed)?.check(&charge)?;
+        if self.still_fits(uid) { Ok(()) } else { Err(ReserveError::NoPlan) }
     }
 
     /// Whether all GPUs of a reservation are still there, healthy, and handed over as they are
@@ -332,7 +295,8 @@ impl Index {
         let namespace = entry.name.namespace.clone();
         let (node, holds) = (placement.node().clone(), holds_of(&placement));
         let held = self.charged(&namespace, node, holds);
-        let reservation = Box::new(Reservation { ticket, placement, held, state });
+        let (doubt, kept) = (None, None);
+        let reservation = Box::new(Reservation { ticket, placement, held, state, doubt, kept });
         self.hold(uid, Stand::Reserved(reservation));
         ticket
     }
@@ -360,104 +324,6 @@ impl Index {
 
     pub(super) fn policy_of(&self, ask: &Ask) -> Policy {
         ask.terms.policy.unwrap_or(self.settings.policy)
-    }
-
-    /// What became of a Binding that was ordered. One that is not the last of its pod's changes
-    /// nothing.
-    pub fn settle(&mut self, uid: &PodUid, ticket: Ticket, settled: Settled, now: Moment) {
-        let Some(reservation) = self.reservation_mut(uid) else { return };
-        if reservation.ticket != ticket {
-            return;
-        }
-        match settled {
-            Settled::Written => reservation.state = State::Written { since: now },
-            Settled::Unsure => reservation.state = State::Unsure { since: now },
-            Settled::Refused => self.let_go(uid),
-        }
-    }
-
-    /// Whoever saw to a bind is gone without a word: a Binding that may be on its way is looked at, and a
-    /// place whose Binding never began is given back.
-    pub fn abandoned(&mut self, uid: &PodUid, ticket: Ticket, now: Moment) {
-        let Some(reservation) = self.reservation_mut(uid) else { return };
-        if reservation.ticket != ticket {
-            return;
-        }
-        match reservation.state {
-            State::Posting => reservation.state = State::Unsure { since: now },
-            State::Planned { called: true } => self.let_go(uid),
-            State::Planned { called: false } | State::Unsure { .. } | State::Written { .. } => {}
-        }
-    }
-
-    /// What becomes of a Binding in doubt, whose pod was looked at since; `None` when that failed.
-    pub fn conclude(
-        &mut self,
-        order: &BindOrder,
-        doubt: Doubt,
-        look: Option<Look>,
-        now: Moment,
-    ) -> Concluded {
-        let (settled, concluded) = match (look, doubt) {
-            (Some(Look::OnNode(view)), _) => {
-                let placed = view.placement.as_ref() == Some(&order.placement);
-                let ours = placed && view.node.as_ref() == Some(&order.node);
-                let node = view.node.clone();
-                self.looked(&order.uid, order.ticket, Look::OnNode(view), now);
-                return if ours { Concluded::Bound } else { Concluded::Elsewhere(node) };
-            }
-            (Some(Look::Gone), _) => {
-                self.looked(&order.uid, order.ticket, Look::Gone, now);
-                return Concluded::Gone;
-            }
-            (Some(Look::Unbound), Doubt::Conflict) => (Settled::Refused, Concluded::Refused),
-            (Some(Look::Unbound), Doubt::Lost) | (None, _) => (Settled::Unsure, Concluded::Unsure),
-        };
-        self.settle(&order.uid, order.ticket, settled, now);
-        concluded
-    }
-
-    /// Takes a reservation back; whoever waits for that room hears of it.
-    pub(super) fn let_go(&mut self, uid: &PodUid) {
-        let node = self.pods.get(uid).and_then(PodEntry::held).map(|held| held.node.clone());
-        self.unhold(uid);
-        self.favours.extend(node);
-    }
-
-    /// Pods that have to be looked at: whose answer was lost, or who were not seen for long.
-    pub fn overdue(&self, now: Moment) -> Vec<Overdue> {
-        let late = self.pods.iter().filter_map(|(uid, entry)| {
-            let Stand::Reserved(reservation) = &entry.stand else { return None };
-            let due = match reservation.state {
-                State::Planned { .. } | State::Posting => false,
-                State::Unsure { .. } => true,
-                State::Written { since } => now.saturating_sub(since) > UNSEEN,
-            };
-            let (ticket, pod) = (reservation.ticket, entry.name.clone());
-            due.then(|| Overdue { ticket, pod, uid: uid.clone() })
-        });
-        late.collect()
-    }
-
-    /// What a look at a pod showed. A lost Binding is given up only when it cannot be carried out
-    /// any more.
-    pub fn looked(&mut self, uid: &PodUid, ticket: Ticket, look: Look, now: Moment) {
-        let Some(reservation) = self.reservation_mut(uid) else { return };
-        if reservation.ticket != ticket {
-            return;
-        }
-        let state = reservation.state;
-        match look {
-            Look::Gone => self.remove_pod(uid),
-            Look::OnNode(view) => self.apply_pod(*view),
-            Look::Unbound => match state {
-                State::Unsure { since } if now.saturating_sub(since) > LATE => self.let_go(uid),
-                State::Unsure { .. }
-                | State::Planned { .. }
-                | State::Posting
-                | State::Written { .. } => {}
-            },
-        }
     }
 
     /// What a pod counts for if it gets `holds` there; for tests and answers.

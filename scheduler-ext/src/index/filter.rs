@@ -197,7 +197,8 @@ impl Index {
             Stand::Waiting => return None,
             Stand::Bound(held) => (held.node.to_string(), false),
             Stand::Reserved(reservation) => {
-                let planned = reservation.state == State::Planned { called: false };
+                let planned =
+                    matches!(reservation.state, State::Planned { called: false } | State::Kept);
                 (reservation.held.node.to_string(), planned)
             }
         };

@@ -120,14 +120,19 @@ impl Index {
     pub(super) fn group_sentence(&self, entry: &PodEntry) -> Option<String> {
         let said = self.gang(entry)?;
         let name = &entry.asks()?.terms.group.as_ref()?.name;
-        let there = self.groups.get(&entry.group()?).map_or(0, |group| group.pods.len());
+        let group = self.groups.get(&entry.group()?);
+        let there = group.map_or(0, |group| group.pods.len());
+        let bound = match group.map_or(0, |group| self.bound_of(group)) {
+            0 => String::new(),
+            bound => format!(", {bound} of them are bound"),
+        };
         Some(match said {
             Ok(gang) => {
                 let who = match gang.word {
                     Word::PodGroup => "its PodGroup",
                     Word::Annotation => "the pod's annotation",
                 };
-                format!("'{name}' of {} pods, as {who} says; {there} are there", gang.size)
+                format!("'{name}' of {} pods, as {who} says; {there} are there{bound}", gang.size)
             }
             Err(error) => error.to_string(),
         })

@@ -5,6 +5,9 @@
 //! out together. If they are not all called in time, the whole plan is given back, and the group
 //! waits a while before it makes another, so that others get a turn. How many they are, [`super::gang`]
 //! says.
+//!
+//! A Binding cannot be undone, and the API server may refuse one when others of the group are carried
+//! out. Its pod keeps its place then, for as long as the pods of the group wait for each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -32,6 +35,8 @@ pub(super) struct Group {
     asleep: bool,
     /// All have been called: binds go out.
     open: bool,
+    /// Some of its pods may have a place that is kept, after the API server refused it.
+    keeps: bool,
 }
 
 /// Why a group has no place.
@@ -45,6 +50,10 @@ pub(super) enum NoPlan {
     Later { name: String },
     #[error("its group '{name}' needs room for {pods} pods at once, and {found} of them have it")]
     NoRoom { name: String, pods: usize, found: usize },
+    #[error(
+        "its group '{name}' runs in part: {bound} of its {size} pods are on their nodes, and there is no room for the others; it is tried again"
+    )]
+    InPart { name: String, bound: usize, size: usize },
     #[error("its group '{name}': {reason}")]
     Quota { name: String, reason: String },
 }
@@ -118,7 +127,11 @@ impl Index {
             .filter(|other| *other != uid && self.pods.get(*other).is_some_and(PodEntry::waits));
         let planned = std::iter::once(uid).chain(waiting).take(missing).cloned();
         let planned: Vec<PodUid> = planned.collect();
-        self.plan(&name, &planned, nodes)?;
+        let bound = self.bound_of(group);
+        self.plan(&name, &planned, nodes).map_err(|error| match error {
+            NoPlan::NoRoom { name, .. } if bound > 0 => NoPlan::InPart { name, bound, size },
+            other => other,
+        })?;
         if let Some(group) = self.groups.get_mut(&key) {
             (group.until, group.patience) = (Some(now + patience), patience);
             // Pods that join a group that runs do not wait for those that run.
@@ -199,7 +212,7 @@ impl Index {
             Some(Stand::Bound(_)) => true,
             Some(Stand::Reserved(reservation)) => match reservation.state {
                 State::Planned { called } => called,
-                State::Posting | State::Unsure { .. } | State::Written { .. } => true,
+                State::Posting | State::Unsure { .. } | State::Written { .. } | State::Kept => true,
             },
             Some(Stand::Waiting) | None => false,
         });
@@ -211,16 +224,80 @@ impl Index {
             (group.open, group.until) = (true, None);
         }
         // The group has become smaller: who has not been called is not waited for, nor waits.
-        self.let_planned_go(pods, |called| !called);
+        self.let_them_go(pods, |state| *state == State::Planned { called: false });
     }
 
-    fn let_planned_go(&mut self, pods: BTreeSet<PodUid>, which: impl Fn(bool) -> bool) {
+    fn let_them_go(&mut self, pods: BTreeSet<PodUid>, which: impl Fn(&State) -> bool) {
         for uid in pods {
-            match self.reservation_mut(&uid).map(|reservation| reservation.state) {
-                Some(State::Planned { called }) if which(called) => self.let_go(&uid),
-                Some(_) | None => {}
+            if self.reservation_mut(&uid).is_some_and(|reservation| which(&reservation.state)) {
+                self.let_go(&uid);
             }
         }
+    }
+
+    /// Keeps the place of a pod that the API server refuses, while others of its group are bound or
+    /// may be: for the group's time, from the first refusal on. When it turns out that none of the
+    /// group is bound, none keeps a place.
+    pub(super) fn keep_for_group(&mut self, uid: &PodUid, now: Moment) -> bool {
+        let Some(key) = self.pods.get(uid).and_then(PodEntry::group) else { return false };
+        let Some(group) = self.groups.get(&key).filter(|group| group.open) else { return false };
+        let (patience, pods) = (group.patience, group.pods.clone());
+        if !pods.iter().any(|other| other != uid && self.is_out(other)) {
+            if let Some(group) = self.groups.get_mut(&key) {
+                group.open = false;
+            }
+            self.give_up_plan(&key, now);
+            self.let_them_go(pods, |state| *state == State::Kept);
+            return false;
+        }
+        let Some(reservation) = self.reservation_mut(uid) else { return false };
+        let until = *reservation.kept.get_or_insert(now + patience);
+        if until <= now {
+            return false;
+        }
+        reservation.state = State::Kept;
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.keeps = true;
+        }
+        true
+    }
+
+    /// Whether a pod is bound, or may be.
+    fn is_out(&self, uid: &PodUid) -> bool {
+        match self.pods.get(uid).map(|entry| &entry.stand) {
+            Some(Stand::Bound(_)) => true,
+            Some(Stand::Reserved(reservation)) => match reservation.state {
+                State::Posting | State::Unsure { .. } | State::Written { .. } => true,
+                State::Planned { .. } | State::Kept => false,
+            },
+            Some(Stand::Waiting) | None => false,
+        }
+    }
+
+    /// How many pods of a group are bound.
+    pub(super) fn bound_of(&self, group: &Group) -> usize {
+        let bound = |uid: &&PodUid| match self.pods.get(*uid).map(|entry| &entry.stand) {
+            Some(Stand::Bound(_)) => true,
+            Some(Stand::Reserved(held)) => matches!(held.state, State::Written { .. }),
+            Some(Stand::Waiting) | None => false,
+        };
+        group.pods.iter().filter(bound).count()
+    }
+
+    /// Groups of which some pods are bound, and fewer than start together, while others wait.
+    pub fn groups_in_part(&self) -> usize {
+        let waits = |uid: &PodUid| match self.pods.get(uid).map(|entry| &entry.stand) {
+            Some(Stand::Waiting) => true,
+            Some(Stand::Reserved(reservation)) => reservation.state == State::Kept,
+            Some(Stand::Bound(_)) | None => false,
+        };
+        let in_part = |group: &&Group| {
+            let bound = self.bound_of(group);
+            let entry = group.pods.iter().find(|uid| waits(uid)).and_then(|uid| self.pods.get(uid));
+            let gang = entry.and_then(|entry| self.gang(entry)).and_then(Result::ok);
+            bound > 0 && gang.is_some_and(|gang| bound < gang.size)
+        };
+        self.groups.values().filter(in_part).count()
     }
 
     /// Whether the Binding of a pod of a group may go out.
@@ -238,8 +315,9 @@ impl Index {
         }
     }
 
-    /// Gives back the plans whose time is over.
+    /// Gives back the plans whose time is over, and the places of refused pods whose time is.
     pub fn expire_groups(&mut self, now: Moment) {
+        self.expire_kept(now);
         let over = |group: &Group| group.until.is_some_and(|until| until <= now);
         let over = self.groups.iter().filter(|(_, group)| over(group));
         for key in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
@@ -253,28 +331,60 @@ impl Index {
         }
     }
 
+    fn expire_kept(&mut self, now: Moment) {
+        let mut over = Vec::new();
+        for group in self.groups.values_mut().filter(|group| group.keeps) {
+            let kept = group.pods.iter().filter_map(|uid| match &self.pods.get(uid)?.stand {
+                Stand::Reserved(held) if held.state == State::Kept => Some((uid, held.kept)),
+                Stand::Reserved(_) | Stand::Waiting | Stand::Bound(_) => None,
+            });
+            let (gone, stay): (Vec<_>, Vec<_>) =
+                kept.partition(|(_, until)| until.is_none_or(|until| until <= now));
+            over.extend(gone.into_iter().map(|(uid, _)| uid.clone()));
+            group.keeps = !stay.is_empty();
+        }
+        for uid in over {
+            if let Some(entry) = self.pods.get(&uid) {
+                tracing::warn!(pod = %entry.name, "its Binding was refused until its group's time was over: the group runs in part, and its place is free");
+            }
+            self.let_go(&uid);
+        }
+    }
+
     fn give_up_plan(&mut self, key: &GroupKey, now: Moment) {
         let Some(group) = self.groups.get_mut(key) else { return };
         (group.until, group.not_before, group.asleep) = (None, now + group.patience, true);
         let pods = group.pods.clone();
-        self.let_planned_go(pods, |_| true);
+        self.let_them_go(pods, |state| matches!(state, State::Planned { .. }));
     }
 
     /// A pod whose place the scheduler does not offer: its own constraints are against it. It
-    /// gets another place among `nodes`, or its group's plan is given back.
+    /// gets another place among `nodes`, or its group's plan is given back. One that is kept stays
+    /// then.
     pub(super) fn replan(&mut self, uid: &PodUid, nodes: &[&str], now: Moment) -> bool {
-        let planned = self.reservation_mut(uid).map(|reservation| reservation.state);
-        if planned != Some(State::Planned { called: false }) {
-            return false;
-        }
+        let Some(before) = self.reservation_mut(uid).cloned() else { return false };
+        let key = self.pods.get(uid).and_then(PodEntry::group);
+        let kept = match before.state {
+            State::Planned { called: false } => false,
+            State::Kept => true,
+            State::Planned { called: true }
+            | State::Posting
+            | State::Unsure { .. }
+            | State::Written { .. } => return false,
+        };
         self.unhold(uid);
         let name = self.pods.get(uid).map(|entry| entry.name.to_string()).unwrap_or_default();
-        if self.plan(&name, std::slice::from_ref(uid), nodes).is_ok() {
-            return true;
-        }
-        if let Some(key) = self.pods.get(uid).and_then(PodEntry::group) {
+        let planned = self.plan(&name, std::slice::from_ref(uid), nodes).is_ok();
+        if kept {
+            if !planned {
+                self.set_aside(uid, before.placement, State::Kept);
+            }
+            if let Some(reservation) = self.reservation_mut(uid) {
+                (reservation.state, reservation.kept) = (State::Kept, before.kept);
+            }
+        } else if let (false, Some(key)) = (planned, key) {
             self.give_up_plan(&key, now);
         }
-        false
+        planned
     }
 }

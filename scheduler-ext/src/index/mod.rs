@@ -23,6 +23,7 @@ mod quota;
 mod reclaim;
 mod report;
 mod rooms;
+mod settle;
 mod usage;
 mod why;
 
@@ -35,14 +36,15 @@ use gpuzone_api::kubernetes::{NodeName, PodUid, ResourceNames, TENANT_LABEL, ten
 use gpuzone_core::engine::{Mix, ModelTable, Policy, WorkloadMix};
 use gpuzone_core::{InvalidId, TenantId};
 
-pub use bind::{BindOrder, Concluded, Doubt, Gate, Look, Overdue, ReserveError, Settled, Ticket};
+pub use bind::{BindOrder, Gate, ReserveError, Ticket};
 pub use filter::{FilterError, Filtered, Refusal};
 pub use preempt::Victims;
 pub use quota::{QuotaRefusal, WithoutQuota};
 pub use reclaim::Reclaim;
 pub use report::{QuotaReport, Waiting};
+pub use settle::{Concluded, Doubt, Look, Overdue, Settled};
 pub use usage::{Amount, Usage};
-pub use why::Why;
+pub use why::{Lacking, Why};
 
 use crate::ask::Ask;
 use cohort::Left;

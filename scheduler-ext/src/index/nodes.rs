@@ -159,6 +159,9 @@ impl Index {
                 Exposure::Mediated | Exposure::Passthrough => {
                     units.push(Unit { gpu, kind, share: ShareMilli::WHOLE });
                 }
+                Exposure::Mig if !can_be_together(entry) => {
+                    tracing::warn!(node = %name, %gpu, "a GPU reports more MIG instances than can be on one, and none of them is used");
+                }
                 Exposure::Mig | Exposure::Vgpu => {
                     self.read_instances(entry, gpu, kind, &mut units);
                 }
@@ -203,6 +206,18 @@ impl Index {
         let room = room_of(host, &node.gpus, holds);
         node.room = self.rooms.replace(node.room, room);
     }
+}
+
+/// Whether a GPU can have all of its MIG instances at once. Which of them are where is the hardware's
+/// and the node's to say: they are there before anybody asks for one, and a request takes one of just
+/// its profile, so none takes the place of a larger one.
+fn can_be_together(entry: &GpuEntry) -> bool {
+    let sum = |of: fn(&gpuzone_crds::PartitionEntry) -> u64| {
+        let each = entry.partitions.iter().map(|part| of(part).saturating_mul(part.count.into()));
+        each.fold(0, u64::saturating_add)
+    };
+    sum(|part| part.memory_bytes) <= entry.memory_bytes
+        && sum(|part| part.share_percent.unwrap_or_default().into()) <= 100
 }
 
 /// What pods leave of a node's host. One that has more than there is, as after its node has shrunk, leaves

@@ -1,12 +1,13 @@
 //! What people are told of a pod: why it is where it is, or waits, and what would have to change.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use gpuzone_api::kubernetes::{
     MODEL_ANNOTATION, POD_GROUP_SIZE_ANNOTATION, PodUid, TENANT_LABEL, TOPOLOGY_ANNOTATION,
 };
-use gpuzone_core::engine::{Reason, fit};
+use gpuzone_core::engine::{Lack, Reason, fit, lack};
 use serde::Serialize;
 
 use super::bind::State;
@@ -14,6 +15,22 @@ use super::gang::NoGang;
 use super::pods::{PodEntry, Stand};
 use super::{Index, QuotaRefusal, Usage};
 use crate::view::PodName;
+
+/// So many nodes are named of those that lack the same, and so many of such sets are told.
+const MOST_NAMES: usize = 3;
+const MOST_LACKS: usize = 20;
+
+/// What nodes lack, in numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lacking {
+    /// Some of those that lack just this.
+    pub nodes: Vec<String>,
+    /// How many they are.
+    pub number: usize,
+    /// What they lack.
+    pub says: String,
+}
 
 /// Why a pod is where it is, or why it waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,6 +53,8 @@ pub struct Why {
     pub quota: Option<String>,
     /// What nodes say, each with how many say it.
     pub nodes: BTreeMap<String, usize>,
+    /// What they lack, the nearest to serving it first.
+    pub lacking: Vec<Lacking>,
     /// What would have to change so that it gets its GPUs; nothing where it has them.
     pub changes: Vec<String>,
 }
@@ -63,6 +82,36 @@ impl fmt::Display for Said {
 struct Hindrances {
     quota: Option<QuotaRefusal>,
     nodes: BTreeMap<Said, usize>,
+    /// Nodes by what they lack, those that lack least first.
+    lacking: BTreeMap<(Reverse<u64>, String), (Lack, BTreeSet<String>)>,
+}
+
+impl Hindrances {
+    fn lacks(&mut self, node: &str, lack: Lack) {
+        let key = (Reverse(lack.nearness()), lack.to_string());
+        self.lacking
+            .entry(key)
+            .or_insert_with(|| (lack, BTreeSet::new()))
+            .1
+            .insert(node.to_owned());
+    }
+
+    fn told(&self) -> Vec<Lacking> {
+        let told = self.lacking.iter().take(MOST_LACKS).map(|((_, says), (_, nodes))| Lacking {
+            nodes: nodes.iter().take(MOST_NAMES).cloned().collect(),
+            number: nodes.len(),
+            says: says.clone(),
+        });
+        told.collect()
+    }
+
+    /// The node that lacks least, and what would get past that.
+    fn nearest(&self) -> Option<String> {
+        let ((_, says), (lack, nodes)) = self.lacking.first_key_value()?;
+        let node = nodes.first()?;
+        let instead = lack.instead().map(|less| format!("; with {less} it would get past that"));
+        Some(format!("the nearest is {node}: {says}{}", instead.unwrap_or_default()))
+    }
 }
 
 impl Index {
@@ -87,6 +136,7 @@ impl Index {
             holds: holds.collect(),
             quota: hindrances.quota.as_ref().map(ToString::to_string),
             nodes: nodes.collect(),
+            lacking: hindrances.told(),
             changes,
         })
     }
@@ -98,7 +148,7 @@ impl Index {
         let gates = self.gates(&entry.name.namespace, &BTreeMap::new());
         let demand = ask.gpu_demand(&self.models);
         found.quota = gates.as_ref().err().cloned();
-        for node in self.nodes.values().filter(|node| node.exists && node.reported) {
+        for (name, node) in self.nodes.iter().filter(|(_, node)| node.exists && node.reported) {
             let room = node.room.and_then(|room| self.rooms.get(room)).ok_or(Reason::NoGpu);
             let fits = room.and_then(|room| Ok(Usage::of_choice(room, &fit(room, &demand)?)));
             let said = match (fits, &gates) {
@@ -112,6 +162,11 @@ impl Index {
                     }
                 },
             };
+            if let (Said::Lacks(_), Ok(room)) = (said, room)
+                && let Some(lack) = lack(room, &demand)
+            {
+                found.lacks(name, lack);
+            }
             *found.nodes.entry(said).or_default() += 1;
         }
         found
@@ -125,6 +180,9 @@ impl Index {
             Stand::Bound(_) => Vec::new(),
             Stand::Reserved(reservation) => match reservation.state {
                 State::Planned { .. } => vec!["the other pods of its group have to get as far".to_owned()],
+                State::Kept => vec![
+                    "the API server has to take its Binding: the pod's events say why it does not; the scheduler tries again, and its place is kept for its group's time".to_owned(),
+                ],
                 State::Posting | State::Unsure { .. } | State::Written { .. } => Vec::new(),
             },
             Stand::Waiting => match entry.ask.as_deref() {
@@ -150,6 +208,7 @@ impl Index {
             changes.push("nodes have to report GPUs: agent and device plugin have to run there (`kubectl get gpunodes`)".to_owned());
         } else if !hindrances.nodes.keys().any(with_room) {
             changes.extend(of_nodes(&hindrances.nodes));
+            changes.extend(hindrances.nearest());
         }
         if changes.is_empty() {
             changes.push(
@@ -270,6 +329,9 @@ fn stands(entry: &PodEntry) -> String {
                     "may have been bound to {node}: the API server's answer was lost, and it is looked at"
                 ),
                 State::Written { .. } => format!("was bound to {node} just now"),
+                State::Kept => format!(
+                    "keeps its place on {node}: the API server refused its Binding, and others of its group are bound"
+                ),
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use rustls::RootCertStore;
 
 pub(crate) type Issuer = CertifiedIssuer<'static, KeyPair>;
 
@@ -27,4 +28,11 @@ pub(crate) fn certificates(folder: &Path, by: &Issuer) -> [String; 3] {
         write("tls.crt", certificate),
         write("tls.key", key.serialize_pem()),
     ]
+}
+
+/// Who trusts nobody else.
+pub(crate) fn roots(of: &Issuer) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(of.der().clone()).unwrap();
+    roots
 }

@@ -66,6 +66,44 @@ impl Connection {
 /// What its service account may.
 pub(crate) const ROLES: [&[Access]; 2] = [SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS];
 
+/// Where a replica answers the scheduler.
+#[derive(Clone, Copy)]
+pub(crate) struct Door(u16);
+
+impl Door {
+    pub(crate) async fn ask(self, verb: &str, body: &Value) -> (u16, Value) {
+        let asked = async {
+            let mut connection = Connection::open(self.0).await?;
+            let body = if body.is_null() { String::new() } else { body.to_string() };
+            connection.ask(verb, body.as_bytes()).await
+        };
+        match asked.await {
+            Ok((code, body)) => {
+                let text = String::from_utf8_lossy(&body).into_owned();
+                (code, serde_json::from_slice(&body).unwrap_or(json!(text)))
+            }
+            Err(error) => (0, json!(error.to_string())),
+        }
+    }
+
+    /// Nodes that serve a pod.
+    pub(crate) async fn filter(self, pod: &Value, nodes: &[&str]) -> Value {
+        self.ask("/filter", &json!({ "Pod": pod, "Nodes": null, "NodeNames": nodes })).await.1
+    }
+
+    /// Why a pod is not bound; empty when it is.
+    pub(crate) async fn bind(self, pod: &Value, node: &str) -> String {
+        let meta = &pod["metadata"];
+        let args = json!({ "PodName": meta["name"], "PodNamespace": meta["namespace"],
+            "PodUID": meta["uid"], "Node": node });
+        let (code, answer) = self.ask("/bind", &args).await;
+        match answer["Error"].as_str() {
+            Some(error) => error.to_owned(),
+            None => format!("{code} {answer}"),
+        }
+    }
+}
+
 /// A replica. Dropping it kills it.
 pub(crate) struct Extender {
     command: Command,
@@ -140,36 +178,22 @@ impl Extender {
         until("it is known", || self.log(), known).await;
     }
 
+    pub(crate) fn door(&self) -> Door {
+        Door(self.port)
+    }
+
     pub(crate) async fn ask(&self, verb: &str, body: &Value) -> (u16, Value) {
-        let asked = async {
-            let mut connection = Connection::open(self.port).await?;
-            let body = if body.is_null() { String::new() } else { body.to_string() };
-            connection.ask(verb, body.as_bytes()).await
-        };
-        match asked.await {
-            Ok((code, body)) => {
-                let text = String::from_utf8_lossy(&body).into_owned();
-                (code, serde_json::from_slice(&body).unwrap_or(json!(text)))
-            }
-            Err(error) => (0, json!(error.to_string())),
-        }
+        self.door().ask(verb, body).await
     }
 
     /// Nodes that serve a pod.
     pub(crate) async fn filter(&self, pod: &Value, nodes: &[&str]) -> Value {
-        self.ask("/filter", &json!({ "Pod": pod, "Nodes": null, "NodeNames": nodes })).await.1
+        self.door().filter(pod, nodes).await
     }
 
     /// Why a pod is not bound; empty when it is.
     pub(crate) async fn bind(&self, pod: &Value, node: &str) -> String {
-        let meta = &pod["metadata"];
-        let args = json!({ "PodName": meta["name"], "PodNamespace": meta["namespace"],
-            "PodUID": meta["uid"], "Node": node });
-        let (code, answer) = self.ask("/bind", &args).await;
-        match answer["Error"].as_str() {
-            Some(error) => error.to_owned(),
-            None => format!("{code} {answer}"),
-        }
+        self.door().bind(pod, node).await
     }
 
     pub(crate) fn kill(&mut self) {
@@ -177,10 +201,21 @@ impl Extender {
         self.child.wait().unwrap();
     }
 
+    /// As the kubelet does.
+    pub(crate) fn tell_to_end(&self) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Whether nothing of it runs any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    }
+
     /// Ends it as the kubelet does, and waits until it has ended.
     pub(crate) fn terminate(&mut self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.tell_to_end();
         assert!(self.child.wait().unwrap().success(), "{}", self.log());
     }
 }

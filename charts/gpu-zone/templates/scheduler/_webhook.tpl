@@ -45,7 +45,7 @@ webhooks:
           object.metadata.?annotations[?'gpuzone.dev/placement'] !=
           (request.operation == 'UPDATE' ? oldObject.metadata.?annotations[?'gpuzone.dev/placement'] : optional.none())
           || (request.operation == 'CREATE' && {{ include "gpu-zone.asksForGpus" .root }})
-{{- if and $hook.mutating.enabled .root.Values.kubeScheduler.enabled }}
+{{- if $hook.mutating.enabled }}
 ---
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingWebhookConfiguration
@@ -68,8 +68,6 @@ webhooks:
         operations: [CREATE]
         scope: Namespaced
     matchConditions:
-      - name: names-no-scheduler
-        expression: object.spec.?schedulerName.orValue('') in ['', 'default-scheduler']
       - name: asks-for-gpus
         expression: >-
           {{ include "gpu-zone.asksForGpus" .root }}

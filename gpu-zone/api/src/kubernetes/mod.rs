@@ -14,6 +14,7 @@
 //! | pod, annotation | [`POLICY_ANNOTATION`] | `pack`, `spread` or `fragmentation` |
 //! | pod, label | [`POD_GROUP_LABEL`] | pods that start together or not at all |
 //! | pod, annotation | [`POD_GROUP_SIZE_ANNOTATION`] | how many those are, where no `PodGroup` says so |
+//! | pod, annotation | [`DEFAULTS_ANNOTATION`] | what is taken where the pod says nothing, for people |
 //! | pod, annotation | [`PLACEMENT_ANNOTATION`] | [`PodPlacement`], written with the Binding |
 //! | node, annotation | [`WAKE_ANNOTATION`] | that room may have come, written by the extender |
 //! | namespace, label | [`TENANT_LABEL`] | the tenant, where it is not the namespace's name |
@@ -35,8 +36,8 @@ pub(crate) use names::shorten;
 pub use names::{
     ContainerName, DEFAULT_GPU_RESOURCE, DEFAULT_MEMORY_PERCENT_RESOURCE, DEFAULT_MEMORY_RESOURCE,
     DEFAULT_MIG_PREFIX, DEFAULT_PASSTHROUGH_RESOURCE, DEFAULT_SHARE_RESOURCE, DEFAULT_VGPU_PREFIX,
-    InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName, ResourcePrefix,
-    SchedulerName, TENANT_LABEL, WAKE_ANNOTATION, tenant_of,
+    DEFAULTS_ANNOTATION, InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid, ResourceName,
+    ResourcePrefix, SchedulerName, TENANT_LABEL, WAKE_ANNOTATION, tenant_of,
 };
 pub use placement::{MAX_PLACEMENT_BYTES, PlacementError, PodPlacement};
 pub use request::{ContainerRequest, Handed, RequestError, ResourceNames};

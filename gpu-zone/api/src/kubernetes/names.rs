@@ -23,6 +23,8 @@ pub const DEFAULT_MIG_PREFIX: &str = "gpuzone.dev/mig-";
 pub const DEFAULT_VGPU_PREFIX: &str = "gpuzone.dev/vgpu-";
 /// Annotation of a pod that says which GPUs it gets. Written with the Binding, never by a user.
 pub const PLACEMENT_ANNOTATION: &str = "gpuzone.dev/placement";
+/// Annotation: as what is taken what a pod's author left out, written for people when it is created.
+pub const DEFAULTS_ANNOTATION: &str = "gpuzone.dev/defaults";
 /// Annotation of a Node, written by the scheduler extender, that wakes pods which wait for room.
 pub const WAKE_ANNOTATION: &str = "gpuzone.dev/room-changed";
 /// Label of a *namespace* that names the tenant its pods belong to. On a pod it means nothing.

@@ -9,6 +9,20 @@ use crate::commands::Context;
 use crate::error::CliError;
 use crate::output;
 
+/// More sets of nodes are not printed; `--format json` has those that follow, too.
+const MOST_LACKING: usize = 5;
+
+/// What nodes lack, in numbers.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Lacking {
+    /// Some of those that lack just this.
+    nodes: Vec<String>,
+    /// How many they are.
+    number: usize,
+    says: String,
+}
+
 /// What the extender says of a pod.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -21,6 +35,8 @@ struct Why {
     quota: Option<String>,
     /// What nodes say, each with how many say it.
     nodes: BTreeMap<String, u64>,
+    /// The nearest to serving it first.
+    lacking: Vec<Lacking>,
     changes: Vec<String>,
 }
 
@@ -50,6 +66,13 @@ fn text(why: &Why) -> String {
         let word = if **number == 1 { "node" } else { "nodes" };
         part("nodes", &format!("{number} {word}: {said}"))
     }));
+    lines.extend(why.lacking.iter().take(MOST_LACKING).map(|lacking| {
+        let more = match lacking.number.saturating_sub(lacking.nodes.len()) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        part("lacks", &format!("{}{more}: {}", lacking.nodes.join(", "), lacking.says))
+    }));
     if !why.changes.is_empty() {
         lines.push("what would have to change:".to_owned());
         lines.extend(why.changes.iter().map(|change| format!("  - {}", printable(change))));
@@ -69,6 +92,10 @@ mod tests {
             asks: Some("1 whole GPU".into()),
             group: Some("'train' of 3 pods".into()),
             nodes: BTreeMap::from([("few".into(), 1), ("no GPU".into(), 12)]),
+            lacking: vec![
+                Lacking { nodes: vec!["n1".into()], number: 1, says: "12Gi".into() },
+                Lacking { nodes: vec!["n2".into(), "n3".into()], number: 7, says: "24Gi".into() },
+            ],
             changes: vec!["pods have to end".into()],
             ..Why::default()
         };
@@ -82,6 +109,8 @@ mod tests {
                 "  group   'train' of 3 pods",
                 "  nodes   12 nodes: no GPU",
                 "  nodes   1 node: few",
+                "  lacks   n1: 12Gi",
+                "  lacks   n2, n3 and 5 more: 24Gi",
                 "what would have to change:",
                 "  - pods have to end"
             ]

@@ -323,7 +323,7 @@ fn groups(gpus: &[GpuRoom], topology: Topology) -> Vec<Vec<usize>> {
 }
 
 /// What a GPU must pass, in this order, and what is said when too few do.
-const STEPS: [Reason; 8] = [
+pub(super) const STEPS: [Reason; 8] = [
     Reason::TooFew,
     Reason::Model,
     Reason::Exposure,
@@ -335,7 +335,7 @@ const STEPS: [Reason; 8] = [
 ];
 
 /// How many of [`STEPS`] a GPU passes, to the first that it does not.
-fn passed(gpu: &GpuRoom, demand: &Demand) -> usize {
+pub(super) fn passed(gpu: &GpuRoom, demand: &Demand) -> usize {
     let (kind, (memory, share)) = (gpu.kind(), demand.amount.on(gpu));
     let passes = [
         true,
@@ -352,7 +352,7 @@ fn passed(gpu: &GpuRoom, demand: &Demand) -> usize {
 
 /// What would have to change first for `demand` alone, whatever CPU and memory the node has; `None`
 /// when it would fit. One pass over the GPUs, without a search.
-fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
+pub(super) fn why_not(gpus: &[GpuRoom], demand: &Demand) -> Option<Reason> {
     if gpus.is_empty() {
         return Some(Reason::NoGpu);
     }

@@ -41,7 +41,7 @@ def questions(name):
     yield from (
         (pod(gpu), None, True, True),
         (pod(init=gpu), None, True, True),
-        (pod(gpu, scheduler="another"), None, True, False),
+        (pod(gpu, scheduler="another"), None, True, True),
         (pod(gpu, plain), None, True, True),
         (pod(other, forged), None, True, False),
         (pod(other, plain), None, False, False),

@@ -11,6 +11,7 @@ mod store;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use gpuzone_api::kubernetes::Access;
@@ -32,6 +33,12 @@ pub enum BindFault {
     Refuse,
     /// It is carried out, and an error is answered.
     LoseAnswer,
+    /// It is not carried out, and never will be: something that is asked first forbids it.
+    Forbid,
+    /// An error is answered, and it is carried out after so long, whoever is still there.
+    Late(Duration),
+    /// It is carried out after so long, and answered then.
+    Slow(Duration),
 }
 
 /// The stand-in. Dropping it ends it.
@@ -144,6 +151,11 @@ impl ClusterApi {
     /// Whether it answers nobody, from now on.
     pub fn set_away(&self, away: bool) {
         self.shared.change(|store| store.away = away);
+    }
+
+    /// How long it takes over each answer, from now on.
+    pub fn set_delay(&self, delay: Duration) {
+        self.shared.lock().delay = delay;
     }
 
     /// Whether it knows no objects of a kind, from now on: their definition is not installed.

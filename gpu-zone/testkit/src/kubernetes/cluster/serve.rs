@@ -70,6 +70,10 @@ pub(super) async fn handle(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let delay = shared.lock().delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     if shared.lock().away {
         return refuse((503, "etcd is away".into()));
     }
@@ -145,16 +149,43 @@ fn write(
     written.map_or_else(refuse, |object| Json(&*object).into_response())
 }
 
-async fn bind(shared: &Shared, key: &str, binding: &Value) -> Response {
-    let fault = shared.lock().faults.pop_front().unwrap_or(BindFault::None);
-    if fault == BindFault::Refuse {
-        return refuse((500, "etcdserver: request timed out".into()));
+async fn bind(shared: &Arc<Shared>, key: &str, binding: &Value) -> Response {
+    let fault = {
+        let mut store = shared.lock();
+        store.wrote("bind", "pods");
+        store.faults.pop_front().unwrap_or(BindFault::None)
+    };
+    let lost = || refuse((500, "etcdserver: request timed out".into()));
+    match fault {
+        BindFault::None => bound(shared, key, binding),
+        BindFault::Refuse => lost(),
+        BindFault::Forbid => {
+            let said = "admission webhook \"policy.example.com\" denied the request";
+            refuse((403, said.into()))
+        }
+        BindFault::LoseAnswer => {
+            bound(shared, key, binding);
+            lost()
+        }
+        BindFault::Late(after) => {
+            let (shared, key, binding) = (Arc::clone(shared), key.to_owned(), binding.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                bound(&shared, &key, &binding);
+            });
+            lost()
+        }
+        BindFault::Slow(after) => {
+            tokio::time::sleep(after).await;
+            bound(shared, key, binding)
+        }
     }
-    let bound = shared.change(|store| store.bind(key, binding));
-    match (fault, bound) {
-        (BindFault::LoseAnswer, _) => refuse((500, "etcdserver: request timed out".into())),
-        (_, Err(refused)) => refuse(refused),
-        (_, Ok(())) => {
+}
+
+fn bound(shared: &Shared, key: &str, binding: &Value) -> Response {
+    match shared.change(|store| store.bind(key, binding)) {
+        Err(refused) => refuse(refused),
+        Ok(()) => {
             let body = json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" });
             (StatusCode::CREATED, Json(body)).into_response()
         }

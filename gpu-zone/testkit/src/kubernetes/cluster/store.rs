@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -26,6 +27,8 @@ pub(super) struct Store {
     pub(super) objects: BTreeMap<(Plural, Key), Arc<Value>>,
     pub(super) log: Vec<Event>,
     pub(super) away: bool,
+    /// How long each answer takes.
+    pub(super) delay: Duration,
     /// Kinds that it does not know.
     pub(super) withheld: BTreeSet<Plural>,
     pub(super) faults: VecDeque<BindFault>,
