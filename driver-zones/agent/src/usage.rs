@@ -104,13 +104,7 @@ impl UsageBook {
     /// When the ledger does not take it.
     pub async fn record(&self, used: Vec<Used>) -> Result<u32, WriteError> {
         let now = now();
-        let unwritten = Arc::clone(&self.unwritten);
         self.with(move |ledger| {
-            let mut unwritten = unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-            while let Some(bill) = unwritten.first() {
-                write_last(ledger, bill)?;
-                unwritten.remove(0);
-            }
             let mut leases = 0;
             for used in used {
                 leases += u32::from(write(ledger, now, &used)?);
@@ -120,15 +114,33 @@ impl UsageBook {
         .await
     }
 
-    /// Writes down a lease's last usage and its end. What the ledger does not take now is kept
-    /// and written with the next record.
-    pub async fn close(&self, lease: LeaseId, used: Option<Used>, reason: &str) {
+    /// Writes down last usage that the ledger has not taken before; returns of which leases.
+    ///
+    /// # Errors
+    /// When the ledger does not take it this time either.
+    pub async fn write_late(&self) -> Result<Vec<LeaseId>, WriteError> {
+        let unwritten = Arc::clone(&self.unwritten);
+        self.with(move |ledger| {
+            let mut unwritten = unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+            for bill in unwritten.iter() {
+                write_last(ledger, bill)?;
+            }
+            Ok(unwritten.drain(..).map(|bill| bill.lease).collect())
+        })
+        .await
+    }
+
+    /// Writes down a lease's last usage and its end; whether the ledger took it. What it does not
+    /// take now is kept until it does.
+    pub async fn close(&self, lease: LeaseId, used: Option<Used>, reason: &str) -> bool {
         let bill = LastBill { lease, at: now(), used, reason: reason.to_owned() };
         let written = bill.clone();
-        if let Err(error) = self.with(move |ledger| write_last(ledger, &written)).await {
+        let taken = self.with(move |ledger| write_last(ledger, &written)).await;
+        if let Err(error) = &taken {
             tracing::error!(%lease, %error, ?bill, "a lease's last usage is kept until it can be written");
             self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).push(bill);
         }
+        taken.is_ok()
     }
 
     /// Closes a lease; one that was never begun, or is closed, is no error.
@@ -270,11 +282,11 @@ mod tests {
         rename("intervals", "gone");
         let counters = UsageCounters { launches: 7, ..Default::default() };
         let used = Used { lease: held.lease.id, counters, refused_by_name: BTreeMap::new() };
-        usage.close(held.lease.id, Some(used), "its program ended").await;
-        assert!(usage.record(Vec::new()).await.is_err(), "the ledger still refuses");
+        assert!(!usage.close(held.lease.id, Some(used), "its program ended").await);
+        assert!(usage.write_late().await.is_err(), "the ledger still refuses");
         rename("gone", "intervals");
-        usage.record(Vec::new()).await.unwrap();
-        usage.record(Vec::new()).await.unwrap();
+        assert_eq!(usage.write_late().await.unwrap(), [held.lease.id]);
+        assert_eq!(usage.write_late().await.unwrap(), []);
         let ledger = Ledger::open_read_only(&path).unwrap();
         let report = ledger.report(&Filter::default()).unwrap();
         assert_eq!(report.leases.len(), 1);

@@ -11,6 +11,7 @@ use gpuzone_zone::maker::Maker;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::arbiter::Turns;
+use crate::ended::Ended;
 use crate::lease::{Common, Lease, ServeError};
 use crate::paths::ZonePaths;
 use crate::record;
@@ -27,13 +28,8 @@ pub(crate) struct Broker {
     paths: ZonePaths,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
     scrubs: Scrubs,
-    /// How leases did that were stopped lately. An agent that dies before it has written that down
-    /// has the next one ask again.
-    ended: Mutex<BTreeMap<LeaseId, LeaseStatus>>,
+    ended: Ended,
 }
-
-/// As many of them are kept at most.
-const MOST_ENDED: usize = 1024;
 
 /// `None` while the lease is started for the first time, and when that failed.
 type Entry = Arc<AsyncMutex<Option<Lease>>>;
@@ -64,25 +60,11 @@ impl Broker {
         let config = Arc::new(config);
         let turns = Turns::start(config.fair_time)?;
         let common = Common { config, turns, maker };
-        let found = crate::resume::leases(&common, &paths).await?;
+        let (found, ended) = crate::resume::leases(&common, &paths).await?;
         let entry = |lease: Lease| (lease.order().lease, Arc::new(AsyncMutex::new(Some(lease))));
         let leases = Mutex::new(found.into_iter().map(entry).collect());
-        let (scrubs, ended) = (Scrubs::default(), Mutex::default());
+        let (scrubs, ended) = (Scrubs::default(), Ended::new(paths.clone(), ended));
         Ok(Self { common, paths, leases, scrubs, ended })
-    }
-
-    fn ended(&self) -> MutexGuard<'_, BTreeMap<LeaseId, LeaseStatus>> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps how a lease did until its scrub, which comes when the agent has written it down.
-    fn keep_ended(&self, last: LeaseStatus) {
-        let mut ended = self.ended();
-        ended.insert(last.lease, last);
-        while ended.len() > MOST_ENDED {
-            // Identifiers begin with the time at which they were made.
-            ended.pop_first();
-        }
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -98,7 +80,6 @@ impl Broker {
             let same = *lease.order() == order;
             return if same { Ok(lease.status()) } else { Err(StartError::Different(id)) };
         }
-        self.ended().remove(&id);
         let started = self.start_new(order).await;
         match started {
             Ok(started) => Ok(lease.insert(started).status()),
@@ -138,39 +119,48 @@ impl Broker {
         };
         laid_out().map_err(files)?;
         let stats = StatsFile::create(&making.stats())?;
+        self.ended.continue_counting(id, &stats);
         let dir = self.paths.lease(id);
         std::fs::rename(making.dir(), dir.dir()).map_err(files)?;
         gpuzone_zone::files::sync_parent(dir.dir()).map_err(files)?;
         Ok(stats)
     }
 
-    /// Ends a lease and answers how it did, again when it was ended lately; `None` when there is no
+    /// Ends a lease and answers how it did, again until that is settled; `None` when there is no
     /// such lease.
     pub(crate) async fn stop(&self, id: LeaseId) -> Option<LeaseStatus> {
         let entry = self.leases().get(&id).map(Arc::clone);
-        let Some(entry) = entry else { return self.ended().get(&id).cloned() };
+        let Some(entry) = entry else { return self.ended.get(id) };
         let mut lease = entry.lock().await;
         let stopped = match lease.take() {
             Some(lease) => {
                 let slot = Slot::of(lease.order());
                 let last = lease.stop().await;
-                self.take_away(id, &slot);
+                self.put_away(&last, &slot);
                 tracing::info!(lease = %id, "ended");
-                self.keep_ended(last.clone());
                 Some(last)
             }
             // Somebody else stopped it while this one waited, or it never began.
-            None => self.ended().get(&id).cloned(),
+            None => self.ended.get(id),
         };
         drop(lease);
         self.forget(id, &entry);
         stopped
     }
 
+    /// How leases did that are not settled.
+    pub(crate) fn ended(&self) -> Vec<LeaseStatus> {
+        self.ended.all()
+    }
+
+    /// Forgets how a lease did: the agent has written it down.
+    pub(crate) fn settle(&self, id: LeaseId) {
+        self.ended.settle(id);
+    }
+
     /// Clears what a lease gave back. It needs nothing of this broker's leases, so it keeps none
     /// of them waiting.
     pub(crate) async fn scrub(&self, order: ScrubOrder) -> Result<Vec<ScrubReport>, ScrubError> {
-        self.ended().remove(&order.lease);
         let turn = self.scrubs.take(&order.gpus).await;
         let lease = order.lease;
         let (log, socket) = (self.paths.scrub_log(lease), self.paths.scrub_turns(lease));
@@ -186,22 +176,30 @@ impl Broker {
         }
     }
 
-    /// Removes a lease's files when no process uses them. The rename comes first: half a folder
-    /// under the lease's own name would look like a lease to the next broker.
+    /// Removes the files of a lease that never began. The rename comes first: half a folder under
+    /// the lease's own name would look like a lease to the next broker.
     fn take_away(&self, id: LeaseId, slot: &Slot) {
-        let (dir, ended) = (self.paths.lease(id), self.paths.ended_lease(id));
+        let (dir, making) = (self.paths.lease(id), self.paths.lease_in_the_making(id));
         let removed = || -> io::Result<()> {
             slot::close(slot)?;
-            remove(self.paths.lease_in_the_making(id).dir())?;
-            match std::fs::rename(dir.dir(), &ended) {
-                Ok(()) => remove(&ended),
+            remove(making.dir())?;
+            match std::fs::rename(dir.dir(), making.dir()) {
+                Ok(()) => remove(making.dir()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
             }
         };
         if let Err(error) = removed() {
-            tracing::error!(lease = %id, %error, "cannot remove all files of an ended lease");
+            tracing::error!(lease = %id, %error, "cannot remove all files of a lease");
         }
+    }
+
+    /// Closes the slot of a lease that no process serves any more, and keeps how it did.
+    fn put_away(&self, last: &LeaseStatus, slot: &Slot) {
+        if let Err(error) = slot::close(slot) {
+            tracing::error!(lease = %last.lease, %error, "an ended lease's slot is still there");
+        }
+        self.ended.keep(last);
     }
 
     /// How the leases are doing; one that is being started or stopped is left out.

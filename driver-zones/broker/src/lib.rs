@@ -11,6 +11,9 @@
 //!                           worker.json  whether its worker serves, and how often it was replaced
 //!                           turns.sock   where it listens for its turns on the GPUs
 //!                           worker.log   what it said on its standard error
+//!            leases/.ended-<lease>/      the same of one that has ended, until the agent has written
+//!                                        down what it used
+//!                           last.json    how it did
 //!            scrub-<lease>.log           what a scrub worker says, while there is one
 //!            zones/<zone>.zone           the process of each zone, <lease> and scrub-<lease>: the
 //!                                        maker's, and this broker's to read
@@ -20,6 +23,7 @@
 mod arbiter;
 mod broker;
 mod driver_zone;
+mod ended;
 mod ends;
 mod lease;
 mod maker;

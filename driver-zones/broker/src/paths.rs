@@ -58,15 +58,15 @@ impl ZonePaths {
         LeasePaths { dir: self.leases().join(format!("{MAKING}{lease}")) }
     }
 
-    /// Where a lease's folder is when it does not count any more.
-    pub(crate) fn ended_lease(&self, lease: LeaseId) -> PathBuf {
-        self.leases().join(format!("{ENDED}{lease}"))
+    /// Where a lease's folder is between its end and its settlement.
+    pub(crate) fn ended_lease(&self, lease: LeaseId) -> LeasePaths {
+        LeasePaths { dir: self.leases().join(format!("{ENDED}{lease}")) }
     }
 }
 
 /// In front of the name of a folder that is not complete.
 pub(crate) const MAKING: &str = ".new-";
-/// In front of the name of a folder that is being removed.
+/// In front of the name of the folder of a lease that has ended.
 pub(crate) const ENDED: &str = ".ended-";
 /// In front of the name of a folder that could not be read and was put aside.
 pub(crate) const UNREADABLE: &str = ".unreadable-";
@@ -95,6 +95,11 @@ impl LeasePaths {
 
     pub(crate) fn worker(&self) -> PathBuf {
         self.dir.join("worker.json")
+    }
+
+    /// How the lease did, when it has ended.
+    pub(crate) fn last(&self) -> PathBuf {
+        self.dir.join("last.json")
     }
 
     pub(crate) fn log(&self) -> PathBuf {

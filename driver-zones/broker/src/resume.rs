@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use gpuzone_core::LeaseId;
-use gpuzone_wire::control::WorkerOrder;
+use gpuzone_wire::control::{LeaseStatus, WorkerOrder};
 use gpuzone_wire::stats::{Monotonic, StatsError, StatsFile};
 use gpuzone_zone::files::{private_dir, remove};
 use gpuzone_zone::maker::MadeZone;
@@ -19,28 +19,43 @@ use crate::record::{self, ReadError, WorkerRecord};
 enum FolderError {
     #[error("its name is not a lease's")]
     Name,
-    #[error("its order.json is another lease's")]
+    #[error("what is in it is another lease's")]
     OtherLease,
     #[error("its order.json is wrong: {0}")]
     Order(#[source] ReadError),
     #[error("its worker.json is wrong: {0}")]
     Worker(#[source] ReadError),
+    #[error("its last.json is wrong: {0}")]
+    Last(#[source] ReadError),
     #[error(transparent)]
     Stats(#[from] StatsError),
     #[error("its stats or its worker cannot be looked at: {0}")]
     Io(#[from] io::Error),
 }
 
-/// All leases that an earlier broker served, with their workers. What cannot be read is put
-/// aside under another name, and never removed. Zones that are no such lease's are ended.
-pub(crate) async fn leases(common: &Common, paths: &ZonePaths) -> io::Result<Vec<Lease>> {
+/// All leases that an earlier broker served, with their workers, and how those did that ended and
+/// are not settled. What cannot be read is put aside under another name, and never removed. Zones
+/// that are no such lease's are ended.
+pub(crate) async fn leases(
+    common: &Common,
+    paths: &ZonePaths,
+) -> io::Result<(Vec<Lease>, Vec<LeaseStatus>)> {
     private_dir(&paths.leases())?;
-    let mut leases = Vec::new();
+    let (mut leases, mut ends) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(paths.leases())? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(MAKING) || name.starts_with(ENDED) {
+        if name.starts_with(MAKING) {
             remove(&entry.path())?;
+            continue;
+        }
+        if let Some(id) = name.strip_prefix(ENDED) {
+            match ended(id, &entry.path()) {
+                Ok(Some(last)) => ends.push(last),
+                // It was settled, and half of it removed.
+                Ok(None) => remove(&entry.path())?,
+                Err(error) => put_aside(&entry.path(), &name, &error)?,
+            }
             continue;
         }
         if name.starts_with(UNREADABLE) {
@@ -59,7 +74,17 @@ pub(crate) async fn leases(common: &Common, paths: &ZonePaths) -> io::Result<Vec
         tracing::warn!(zone = zone.name(), process = zone.process().pid, "nobody's zone is ended");
         zone.end().await?;
     }
-    Ok(leases)
+    Ok((leases, ends))
+}
+
+fn ended(name: &str, dir: &Path) -> Result<Option<LeaseStatus>, FolderError> {
+    let id: LeaseId = name.parse().map_err(|_| FolderError::Name)?;
+    let last = record::read_if_there(&LeasePaths::in_dir(dir.to_owned()).last());
+    let last: Option<LeaseStatus> = last.map_err(FolderError::Last)?;
+    match last {
+        Some(last) if last.lease != id => Err(FolderError::OtherLease),
+        last => Ok(last),
+    }
 }
 
 async fn resume(common: &Common, name: &str, dir: &Path) -> Result<Lease, FolderError> {

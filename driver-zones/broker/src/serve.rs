@@ -105,6 +105,8 @@ fn understand(line: &[u8], greeted: bool) -> Result<Request, String> {
         Request::Hello { .. } => Ok(request),
         Request::Start(_)
         | Request::Stop { .. }
+        | Request::Ended
+        | Request::Settle { .. }
         | Request::Scrub(_)
         | Request::Status
         | Request::Acknowledge { .. }
@@ -132,6 +134,11 @@ impl Answers for Broker {
                 }
             }
             Request::Stop { lease } => leases(self.stop(lease).await.into_iter().collect()),
+            Request::Ended => leases(self.ended()),
+            Request::Settle { lease } => {
+                self.settle(lease);
+                leases(Vec::new())
+            }
             Request::Scrub(order) => {
                 let lease = order.lease;
                 match self.scrub(order).await {

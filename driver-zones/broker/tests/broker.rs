@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs::File;
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
@@ -16,6 +17,7 @@ mod tests {
         BrokerConfig, Caps, Driver, LeaseStatus, Reply, Request, SlotAccess, VERSION, WorkerOrder,
     };
     use gpuzone_wire::scrub::{ScrubGpu, ScrubOrder};
+    use gpuzone_wire::stats::StatsWriter;
     use gpuzone_wire::turn::{FairTime, Priority};
     use gpuzone_zone::ProcessId;
     use uuid::Uuid;
@@ -198,10 +200,53 @@ mod tests {
         assert_eq!((last.worker_pid, last.restarts), (None, 0));
         assert!(!worker.is_alive().unwrap());
         assert!(!order.slot_dir.exists());
-        assert_eq!(listing(&zone.paths().leases()), Vec::<String>::new());
-        let again = agent.stop(&order).expect("told again to an agent that may have missed it");
-        assert_eq!((again.lease, again.counters), (last.lease, last.counters));
+        assert_eq!(listing(&zone.paths().leases()), [format!(".ended-{}", order.lease)]);
         assert_eq!(agent.status(), vec![]);
+    }
+
+    /// Counts launches as a worker does.
+    fn launches(zone: &Zone, order: &WorkerOrder, count: u32) {
+        let stats = zone.paths().leases().join(order.lease.to_string()).join("stats");
+        let file = File::options().read(true).write(true).open(stats).unwrap();
+        let writer = StatsWriter::open(file).unwrap();
+        (0..count).for_each(|_| writer.add_launch());
+    }
+
+    #[test]
+    fn how_a_lease_ended_outlives_the_broker_until_it_is_settled() {
+        let mut zone = Zone::new(READY);
+        let order = zone.order(1);
+        let mut agent = zone.connect();
+        agent.start(&order);
+        launches(&zone, &order, 3);
+        let last = agent.stop(&order).unwrap();
+        assert_eq!(last.counters.launches, 3);
+        zone.kill_broker();
+        zone.broker = broker(zone.dir.path());
+        let mut agent = zone.connect();
+        assert_eq!(agent.stop(&order).as_ref(), Some(&last));
+        assert_eq!(agent.leases(&Request::Ended), [last]);
+        assert_eq!(agent.status(), []);
+
+        // Served again, as after a broker that was ended with its leases, it counts on.
+        assert_eq!(agent.start(&order).counters.launches, 3);
+        launches(&zone, &order, 2);
+        let last = agent.stop(&order).unwrap();
+        assert_eq!(last.counters.launches, 5);
+        // One that cannot be served again is still told.
+        set_worker(&zone.dir.path().join("worker"), "exit 1");
+        agent.refused(&order);
+        zone.kill_broker();
+        zone.broker = broker(zone.dir.path());
+        let mut agent = zone.connect();
+        assert_eq!(agent.leases(&Request::Ended), [last]);
+
+        let settle = Request::Settle { lease: order.lease };
+        assert_eq!(agent.leases(&settle), []);
+        assert_eq!(agent.leases(&settle), []);
+        assert_eq!(agent.leases(&Request::Ended), []);
+        assert_eq!(agent.stop(&order), None);
+        assert_eq!(listing(&zone.paths().leases()), Vec::<String>::new());
     }
 
     #[test]

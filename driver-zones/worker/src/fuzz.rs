@@ -27,6 +27,7 @@ use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::{Direction, MAX_CONTROL, Reader, Region, RingSizes, Spin, flag};
 use gpuzone_wire::stats::{StatsFile, StatsWriter};
 
+use crate::busy::{BusyClock, Worked};
 use crate::driver::{Device, LaunchBounds};
 use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
@@ -83,6 +84,7 @@ pub fn lease() -> std::io::Result<Arc<Lease>> {
         devices: vec![Device { ordinal: 0, info, copies_lazily: false, bounds }],
         turns: Turns::new(1),
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
+        worked: Arc::new(Worked::new(stats.clone(), 1)),
         stats,
         own_use: OwnUse::unknown(),
         images: HostRoom::new(caps().image_bytes),
@@ -129,7 +131,8 @@ pub fn ring(lease: &Arc<Lease>, input: &[u8], refuse_each: usize) -> Outcome {
     let peer = SessionPeer::default();
     let spin = Spin { time: Duration::ZERO };
     let mut answers = Reader::new(region.clone(), Direction::Reply, spin);
-    let mut session = Session::new(lease.clone(), Arc::default(), LinePlace::default());
+    let clock = Arc::new(BusyClock::new(lease.worked.clone()));
+    let mut session = Session::new(lease.clone(), clock, LinePlace::default());
     let (_tenant, socket) = UnixDatagram::pair().expect("a socket");
     socket.set_nonblocking(true).expect("a socket of ours");
     let mut line = Rings::new(region, spin, Some(socket.as_fd()));

@@ -13,6 +13,7 @@ use gpuzone_wire::handover::{EXIT_DRIVER, LISTENER_FD, STATS_FD, WorkerSpec};
 use gpuzone_wire::scrub::SCRUB_ARGUMENT;
 use gpuzone_wire::stats::StatsWriter;
 use gpuzone_wire::turn::TURNS_FD;
+use gpuzone_worker::busy::Worked;
 use gpuzone_worker::driver::{Driver, devices, show_instances};
 use gpuzone_worker::host_room::HostRoom;
 use gpuzone_worker::ledger::Ledger;
@@ -64,7 +65,8 @@ fn run() -> anyhow::Result<i32> {
     let (driver_version, devices) =
         devices(&driver, &spec.grants).map_err(|error| unusable(&error))?;
     let limits = devices.iter().map(|device| device.info.memory).collect();
-    let turns = Turns::new(devices.len());
+    let count = devices.len();
+    let turns = Turns::new(count);
     if spec.arbitrated {
         // SAFETY: the orders say that the broker handed it over, and nobody else in this process
         // has touched it.
@@ -82,6 +84,7 @@ fn run() -> anyhow::Result<i32> {
         driver_version,
         devices,
         ledger: Ledger::new(limits, stats.clone()),
+        worked: Arc::new(Worked::new(stats.clone(), count)),
         stats,
         own_use: OwnUse::open(&spec.driver.nvml_library),
         images: HostRoom::new(spec.caps.image_bytes),

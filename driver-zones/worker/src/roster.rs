@@ -46,6 +46,23 @@ impl Load {
     }
 }
 
+/// The loads of all GPUs.
+#[derive(Debug, Default)]
+struct Loads(Vec<Load>);
+
+impl Loads {
+    /// Notes how many nanoseconds each GPU worked until `now`.
+    fn note(&mut self, now: Monotonic, busy: &[u64]) {
+        self.0.resize_with(busy.len(), Load::default);
+        self.0.iter_mut().zip(busy).for_each(|(load, busy)| load.note(now, *busy));
+    }
+
+    fn percent(&self, now: Monotonic, busy: &[u64]) -> Vec<Option<u32>> {
+        let each = busy.iter().enumerate();
+        each.map(|(gpu, busy)| self.0.get(gpu)?.percent(now, *busy)).collect()
+    }
+}
+
 /// A connected process.
 #[derive(Debug)]
 struct Member {
@@ -53,14 +70,14 @@ struct Member {
     pid: u32,
     account: Arc<Account>,
     clock: Arc<BusyClock>,
-    load: Load,
+    loads: Loads,
 }
 
 #[derive(Debug, Default)]
 struct State {
     last: u64,
     members: Vec<Member>,
-    load: Load,
+    loads: Loads,
 }
 
 /// The connected processes of a lease.
@@ -88,18 +105,18 @@ impl Roster {
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
-        let mut load = Load::default();
-        load.note(Monotonic::now(), 0);
-        state.members.push(Member { number, pid, account, clock, load });
+        let mut loads = Loads::default();
+        loads.note(Monotonic::now(), &clock.of_each());
+        state.members.push(Member { number, pid, account, clock, loads });
         Place { roster: self, number }
     }
 
     /// To be called now and then, so that there is a second to look back on.
-    pub(crate) fn note(&self, now: Monotonic, busy: u64) {
+    pub(crate) fn note(&self, now: Monotonic, busy: &[u64]) {
         let mut state = self.state();
-        state.load.note(now, busy);
+        state.loads.note(now, busy);
         for member in &mut state.members {
-            member.load.note(now, member.clock.total());
+            member.loads.note(now, &member.clock.of_each());
         }
     }
 
@@ -107,23 +124,21 @@ impl Roster {
     pub(crate) fn view(&self, lease: &Lease, now: Monotonic) -> View {
         let state = self.state();
         for member in &state.members {
-            member.clock.tick(now, &lease.stats);
+            member.clock.tick(now);
         }
-        // Time is counted over all GPUs of a lease: of which, nobody knows.
-        let alone = lease.devices.len() == 1;
-        let busy = |load: &Load, total| if alone { load.percent(now, total) } else { None };
+        let busy = state.loads.percent(now, &lease.worked.of_each());
         let gpu = |(index, device): (usize, &crate::driver::Device)| {
             let (free, total) = lease.ledger.free_and_total(index);
             GpuView {
                 used: total.saturating_sub(free),
-                busy: busy(&state.load, lease.stats.busy()),
+                busy: busy.get(index).copied().flatten(),
                 ..described(&device.info)
             }
         };
         let process = |member: &Member| ProcessView {
             pid: member.pid,
             used: member.account.bytes(),
-            busy: busy(&member.load, member.clock.total()),
+            busy: member.loads.percent(now, &member.clock.of_each()),
         };
         let versions = lease.own_use.versions();
         View {
@@ -162,7 +177,10 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
+    use gpuzone_wire::stats::{StatsFile, StatsWriter};
+
     use super::*;
+    use crate::busy::Worked;
 
     const fn at(milliseconds: u64) -> Monotonic {
         Monotonic::from_nanoseconds(milliseconds * 1_000_000)
@@ -191,9 +209,13 @@ mod tests {
 
     #[test]
     fn who_left_is_not_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let stats = StatsFile::create(&dir.path().join("stats")).unwrap();
+        let stats = StatsWriter::open(stats.file().try_clone().unwrap()).unwrap();
+        let worked = Arc::new(Worked::new(Arc::new(stats), 1));
         let roster = Roster::default();
-        let first = roster.enter(7, Account::new(1), Arc::default());
-        let second = roster.enter(7, Account::new(1), Arc::default());
+        let enter = || roster.enter(7, Account::new(1), Arc::new(BusyClock::new(worked.clone())));
+        let (first, second) = (enter(), enter());
         drop(first);
         assert_eq!(roster.state().members.len(), 1, "two of one number are two");
         drop(second);

@@ -75,9 +75,9 @@ pub fn run(lease: &Arc<Lease>, listener: &OwnedFd) -> Result<i32, ServeError> {
         lease.stats.set_sessions(u32::try_from(working).unwrap_or(u32::MAX));
         let now = Monotonic::now();
         for tenant in &tenants {
-            tenant.clock.tick(now, &lease.stats);
+            tenant.clock.tick(now);
         }
-        roster.note(now, lease.stats.busy());
+        roster.note(now, &lease.worked.of_each());
         if tenants.is_empty() && lease.poisoned.load(Ordering::SeqCst) {
             return Ok(EXIT_REPLACE);
         }
@@ -166,7 +166,7 @@ fn admit(
     let mut tenant = Tenant {
         socket: socket.clone(),
         peer: Arc::default(),
-        clock: Arc::default(),
+        clock: Arc::new(BusyClock::new(lease.worked.clone())),
         region: Arc::default(),
         looks: Arc::default(),
         line: LinePlace::default(),

@@ -46,7 +46,8 @@ fn gpu(index: usize) -> GpuView {
 }
 
 fn lease() -> View {
-    let process = |pid, used: [u64; 2]| ProcessView { pid, used: used.into(), busy: Some(25) };
+    let process =
+        |pid, used: [u64; 2]| ProcessView { pid, used: used.into(), busy: vec![Some(25), Some(3)] };
     View {
         driver: Some("580.65.06".into()),
         nvml: Some("13.580.65.06".into()),
@@ -129,6 +130,8 @@ fn shown() {
     assert!(device.running_graphics_processes().unwrap().is_empty());
     let samples = device.process_utilization_stats(None).unwrap();
     assert_eq!(samples.iter().map(|sample| sample.sm_util).collect::<Vec<_>>(), [25, 25]);
+    let other = nvml.device_by_index(1).unwrap();
+    assert_eq!(other.process_utilization_stats(None).unwrap()[0].sm_util, 3);
     nothing_of_the_card(&nvml);
 }
 

@@ -232,10 +232,18 @@ pub enum Request {
     /// Serve this lease from now on; answers once its first worker accepts connections.
     /// Asking again for a lease that is served is no error.
     Start(WorkerOrder),
-    /// End the lease's worker, close its slot, forget it; answers with its last counters
-    /// when the process is gone, and again until memory of the lease is cleared: an agent may have
-    /// died before it wrote them down. A lease that is not known is no error.
+    /// End the lease's worker and close its slot; answers with its last counters when the process
+    /// is gone, and again until they are settled: an agent or a broker may have died before they
+    /// were written down. A lease that is not known is no error.
     Stop {
+        /// Which.
+        lease: LeaseId,
+    },
+    /// How all leases did that were stopped and are not settled.
+    Ended,
+    /// What this lease used, and that it ended, is written down: forget it. One that is not known
+    /// is no error.
+    Settle {
         /// Which.
         lease: LeaseId,
     },
@@ -266,8 +274,8 @@ pub enum Reply {
         pid: u32,
     },
     /// To [`Request::Start`], with the lease's state; to [`Request::Stop`], with its last, or
-    /// with nothing for a lease that is not known; to [`Request::Status`], with all; to
-    /// [`Request::Acknowledge`], with nothing.
+    /// with nothing for a lease that is not known; to [`Request::Status`] and [`Request::Ended`],
+    /// with all; to [`Request::Acknowledge`] and [`Request::Settle`], with nothing.
     Leases {
         /// How they are doing.
         leases: Vec<LeaseStatus>,
@@ -354,6 +362,8 @@ mod tests {
             sample: MemoryBytes::mib(1),
             limit_ms: 5,
         }));
+        crosses(Request::Ended);
+        crosses(Request::Settle { lease: lease() });
         crosses(Request::Status);
         crosses(Request::Acknowledge { lease: lease(), through: 8 });
         crosses(Request::Shutdown);

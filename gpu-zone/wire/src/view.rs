@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::hello::{self, Hello, HelloError};
 
 /// Version of the question; a worker refuses another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Processes in one answer, so that it is never longer than a message may be.
 pub const MAX_PROCESSES: usize = 512;
 /// Names the slot's directory to a tenant's process.
@@ -89,8 +89,8 @@ pub struct ProcessView {
     pub pid: u32,
     /// Bytes in use on each of the lease's GPUs.
     pub used: Vec<u64>,
-    /// As [`GpuView::busy`], for this process.
-    pub busy: Option<u32>,
+    /// As [`GpuView::busy`], for this process, on each of the lease's GPUs.
+    pub busy: Vec<Option<u32>>,
 }
 
 /// Why there is nothing to see.
@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn the_longest_answer_is_a_message() {
-        let process = ProcessView { pid: u32::MAX, used: vec![u64::MAX; 8], busy: Some(100) };
+        let process =
+            ProcessView { pid: u32::MAX, used: vec![u64::MAX; 8], busy: vec![Some(100); 8] };
         let gpu = GpuView { name: "x".repeat(255), memory: u64::MAX, ..GpuView::default() };
         let view =
             View { gpus: vec![gpu; 8], processes: vec![process; MAX_PROCESSES], ..View::default() };

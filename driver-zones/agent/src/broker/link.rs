@@ -103,6 +103,22 @@ impl BrokerLink {
         self.leases(&Request::Acknowledge { lease, through }, STATUS_LIMIT).await.map(drop)
     }
 
+    /// How leases did that ended and are not settled.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn ended(&self) -> Result<Vec<LeaseStatus>, LinkError> {
+        self.leases(&Request::Ended, STATUS_LIMIT).await
+    }
+
+    /// Says that a lease's last usage and its end are written down.
+    ///
+    /// # Errors
+    /// When the broker does not answer; it tells them again then.
+    pub async fn settle(&self, lease: LeaseId) -> Result<(), LinkError> {
+        self.leases(&Request::Settle { lease }, STATUS_LIMIT).await.map(drop)
+    }
+
     /// Ends all workers and the broker.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 //!
 //! Every step can be repeated, so a lease that a crash left anywhere is brought on from there.
 
+mod bill;
 mod devices;
 mod health;
 mod placed;
@@ -39,9 +40,9 @@ use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerLink, LinkError};
 use crate::errors::{internal, sentence};
 use crate::journal::{At, HeldBy, HeldLease, Holder};
-use crate::metrics;
 use crate::passthrough::Passthrough;
 use crate::usage::{UsageBook, Used, now};
+use bill::used_by;
 pub use scrub::ScrubSettings;
 use turns::Turns;
 use workers::Workers;
@@ -390,7 +391,7 @@ impl Leases {
         })?;
         self.saw_last(id, last.as_ref()).await;
         self.count_last(held, last.as_ref());
-        self.usage.close(id, last.map(used_by), reason).await;
+        self.bill_last(id, last, reason).await;
         let order = self.order(held);
         match order.access {
             SlotAccess::Private => remove(&order.slot_dir),
@@ -398,15 +399,6 @@ impl Leases {
             SlotAccess::Mounted => remove(&order.slot_dir.join(SLOT_SOCKET)),
         }
         .map_err(|error| internal(format!("cannot remove {}: {error}", order.slot_dir.display())))
-    }
-
-    /// Counts what a lease used at last.
-    fn count_last(&self, held: &HeldLease, last: Option<&LeaseStatus>) {
-        let (lease, tenant, created) = (held.lease.id, &held.lease.tenant, held.holder.created);
-        let used =
-            last.map(|last| metrics::Used { lease, tenant, created, counters: last.counters });
-        self.audit.counts.used(used.into_iter());
-        self.audit.counts.ended(lease);
     }
 
     /// All leases that hold something, with what the broker says of each; and why it says
@@ -443,6 +435,10 @@ impl Leases {
         if let Err(error) = self.audit.sync().await {
             tracing::error!(error = sentence(&error), "the audit log is not on disk");
         }
+        let late = self.usage.write_late().await;
+        for lease in late.map_err(|error| internal(sentence(&error)))? {
+            self.settle(lease).await;
+        }
         let mut used: Vec<Used> = statuses.into_iter().map(used_by).collect();
         used.extend(self.used_devices().await);
         self.usage.record(used).await.map_err(|error| internal(sentence(&error)))
@@ -478,11 +474,6 @@ fn asker_of(held: &HeldLease) -> String {
         HeldBy::Process(process) => asker(*process),
         HeldBy::Placed(placed) => placed.name.to_string(),
     }
-}
-
-fn used_by(status: LeaseStatus) -> Used {
-    let LeaseStatus { lease, counters, refused_by_name, .. } = status;
-    Used { lease, counters, refused_by_name }
 }
 
 fn log_failure(lease: LeaseId, ended: Result<HeldLease, AgentError>) {

@@ -7,7 +7,7 @@ use gpuzone_api::AgentError;
 use gpuzone_core::{LeaseId, LeaseState};
 use gpuzone_zone::BootId;
 
-use super::{Leases, Memory, PROGRAM_ENDED, log_failure, used_by};
+use super::{Leases, Memory, PROGRAM_ENDED, log_failure};
 use crate::audit;
 use crate::book::LostLease;
 use crate::errors::{internal, sentence};
@@ -31,6 +31,7 @@ impl Leases {
             }
         }
         let boot = BootId::current().map_err(|error| internal(format!("no boot id: {error}")))?;
+        self.bill_ended().await;
         let held = self.book.with(|book| book.leases()).await?;
         let open = self.usage.open_leases().await.map_err(|error| internal(sentence(&error)))?;
         for (id, recorded) in open {
@@ -62,6 +63,7 @@ impl Leases {
     /// # Errors
     /// When the broker does not answer or the book failed.
     pub async fn reconcile(self: &Arc<Self>) -> Result<(), AgentError> {
+        self.bill_ended().await;
         let statuses = self.link.status().await.map_err(|error| internal(sentence(&error)))?;
         let served: BTreeSet<LeaseId> = statuses.iter().map(|status| status.lease).collect();
         // Read after the broker's answer: a lease is in the book before it is served.
@@ -71,10 +73,7 @@ impl Leases {
             let id = status.lease;
             tracing::warn!(lease = %id, "its worker serves a lease that is over; it is ended");
             match self.link.stop(id).await {
-                Ok(last) => {
-                    let last = last.map(used_by);
-                    self.usage.close(id, last, "its worker was found without it").await;
-                }
+                Ok(last) => self.bill_last(id, last, "its worker was found without it").await,
                 Err(error) => tracing::error!(lease = %id, %error, "it cannot be ended now"),
             }
         }

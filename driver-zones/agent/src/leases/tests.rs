@@ -23,6 +23,8 @@ use crate::config::Quotas;
 #[derive(Default)]
 struct Told {
     served: BTreeMap<LeaseId, WorkerOrder>,
+    /// Ended, and not settled.
+    ended: BTreeMap<LeaseId, LeaseStatus>,
     refuse_starts: bool,
     /// Closes every connection, as one that just died does.
     dead: bool,
@@ -106,7 +108,15 @@ impl FakeBroker {
                 vec![status(lease)]
             }
             Ask::Stop { lease } => {
-                told.served.remove(&lease).map(|_| status(lease)).into_iter().collect()
+                if told.served.remove(&lease).is_some() {
+                    told.ended.insert(lease, status(lease));
+                }
+                told.ended.get(&lease).cloned().into_iter().collect()
+            }
+            Ask::Ended => told.ended.values().cloned().collect(),
+            Ask::Settle { lease } => {
+                told.ended.remove(&lease);
+                Vec::new()
             }
             Ask::Scrub(_) if told.refuse_scrubs => {
                 return Reply::Refused { reason: "the scrub worker ended".into() };
@@ -382,6 +392,7 @@ async fn a_listing_says_when_the_broker_is_silent() {
     assert!(listed[0].1.is_none());
 }
 
+mod bill;
 mod ends;
 mod placed;
 mod scrub;

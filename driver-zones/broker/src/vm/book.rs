@@ -34,6 +34,9 @@ struct Entry {
     ends: Ends,
     /// As the microVM said last.
     last: Option<LeaseStatus>,
+    /// It has ended, and the agent has not settled that.
+    #[serde(default)]
+    ended: bool,
 }
 
 impl Book {
@@ -67,10 +70,12 @@ impl Book {
         self.folder.join(format!("{lease}.{SUFFIX}"))
     }
 
-    /// Writes a lease down before it is served; the same order again is no error.
+    /// Writes a lease down before it is served; the same order again is no error. One that has
+    /// ended and is not settled goes on.
     pub(super) fn begin(&self, order: &WorkerOrder) -> Result<(), String> {
         let mut leases = self.leases();
-        if let Some(entry) = leases.get(&order.lease) {
+        let ended = leases.get(&order.lease).filter(|entry| entry.ended).cloned();
+        if let (Some(entry), None) = (leases.get(&order.lease), &ended) {
             let same = entry.order == *order;
             return if same {
                 Ok(())
@@ -81,8 +86,8 @@ impl Book {
                 ))
             };
         }
-        let (before, order) = (UsageCounters::default(), order.clone());
-        let entry = Entry { order, before, restarts: 0, ends: Ends::default(), last: None };
+        let entry = Entry { order: order.clone(), ..ended.unwrap_or_else(|| Entry::new(order)) };
+        let entry = Entry { ended: false, ..entry };
         let lease = entry.order.lease;
         record::write(&self.path(lease), &entry)
             .map_err(|error| format!("cannot write {lease} down: {error}"))?;
@@ -90,17 +95,36 @@ impl Book {
         Ok(())
     }
 
-    /// Forgets a lease; what it used in all.
+    /// Ends a lease; what it used in all, again until that is settled.
     pub(super) fn end(&self, lease: LeaseId, last: Option<LeaseStatus>) -> Option<LeaseStatus> {
-        let entry = self.leases().remove(&lease)?;
-        if let Err(error) = remove(&self.path(lease)) {
-            tracing::error!(%lease, %error, "an ended lease's file is still there");
+        let mut leases = self.leases();
+        let entry = leases.get_mut(&lease)?;
+        if !entry.ended {
+            entry.end(last);
+            if let Err(error) = record::write(&self.path(lease), entry) {
+                tracing::error!(%lease, %error,
+                    "how it did is not on disk; it is lost if this process ends now");
+            }
         }
-        Some(Entry { last: last.or_else(|| entry.last.clone()), ..entry }.status())
+        Some(entry.status())
     }
 
+    /// Forgets a lease that has ended.
+    pub(super) fn settle(&self, lease: LeaseId) {
+        let mut leases = self.leases();
+        if leases.get(&lease).is_some_and(|entry| entry.ended) {
+            leases.remove(&lease);
+            if let Err(error) = remove(&self.path(lease)) {
+                tracing::error!(%lease, %error, "a settled lease's file is still there");
+            }
+        }
+    }
+
+    /// Of all leases that are served.
     pub(super) fn orders(&self) -> Vec<WorkerOrder> {
-        self.leases().values().map(|entry| entry.order.clone()).collect()
+        let leases = self.leases();
+        let served = leases.values().filter(|entry| !entry.ended);
+        served.map(|entry| entry.order.clone()).collect()
     }
 
     /// Takes in what the microVM says; what it says of leases that are not its is dropped.
@@ -108,7 +132,8 @@ impl Book {
         let mut leases = self.leases();
         let mut known = Vec::new();
         for status in statuses {
-            if let Some(entry) = leases.get_mut(&status.lease) {
+            // What comes late of one that has ended is not its last.
+            if let Some(entry) = leases.get_mut(&status.lease).filter(|entry| !entry.ended) {
                 entry.last = Some(status);
                 known.push(entry.status());
             }
@@ -116,9 +141,14 @@ impl Book {
         known
     }
 
-    /// How all leases are doing, as far as it was heard.
+    /// How all leases are doing that are served, as far as it was heard.
     pub(super) fn statuses(&self) -> Vec<LeaseStatus> {
-        self.leases().values().map(Entry::status).collect()
+        self.leases().values().filter(|entry| !entry.ended).map(Entry::status).collect()
+    }
+
+    /// How those did that have ended and are not settled.
+    pub(super) fn ended(&self) -> Vec<LeaseStatus> {
+        self.leases().values().filter(|entry| entry.ended).map(Entry::status).collect()
     }
 
     /// The microVM is gone, and all workers with it. What was used since it was last heard is lost.
@@ -141,6 +171,18 @@ impl Book {
 }
 
 impl Entry {
+    fn new(order: &WorkerOrder) -> Self {
+        let (order, before) = (order.clone(), UsageCounters::default());
+        Self { order, before, restarts: 0, ends: Ends::default(), last: None, ended: false }
+    }
+
+    fn end(&mut self, last: Option<LeaseStatus>) {
+        self.ended = true;
+        let Some(last) = last.or_else(|| self.last.take()) else { return };
+        let used = gpuzone_core::MemoryBytes::ZERO;
+        self.last = Some(LeaseStatus { worker_pid: None, sessions: 0, used, ..last });
+    }
+
     fn machine_gone(&mut self, reason: &str) {
         let Some(last) = self.last.take() else { return };
         for end in last.ends {
@@ -202,8 +244,7 @@ mod tests {
 
     fn said(launches: u64, pid: Option<u32>, restarts: u32) -> LeaseStatus {
         let counters = UsageCounters { launches, ..UsageCounters::default() };
-        let entry =
-            Entry { order: order(), before: counters, restarts, ends: Ends::default(), last: None };
+        let entry = Entry { before: counters, restarts, ..Entry::new(&order()) };
         LeaseStatus { worker_pid: pid, trouble: String::new(), ..entry.status() }
     }
 
@@ -222,6 +263,31 @@ mod tests {
         assert_eq!((after.counters.launches, after.restarts), (8, 2));
         assert_eq!(book.end(order().lease, None).unwrap().counters.launches, 8);
         assert!(Book::open(dir.path()).unwrap().orders().is_empty());
+    }
+
+    #[test]
+    fn how_a_lease_ended_is_told_until_it_is_settled() {
+        let (dir, lease) = (tempfile::tempdir().unwrap(), order().lease);
+        let book = Book::open(dir.path()).unwrap();
+        book.begin(&order()).unwrap();
+        book.heard(vec![said(5, Some(70), 0)]);
+        assert_eq!(book.end(lease, Some(said(6, None, 0))).unwrap().counters.launches, 6);
+        assert_eq!(book.heard(vec![said(5, Some(70), 0)]), [], "asked before it ended");
+        let book = Book::open(dir.path()).unwrap();
+        assert_eq!((book.orders(), book.statuses()), (vec![], vec![]));
+        let last = book.ended().remove(0);
+        assert_eq!((last.counters.launches, last.worker_pid), (6, None));
+        assert_eq!(book.end(lease, None), Some(last));
+
+        // Its broker counts on where it ended.
+        book.begin(&order()).unwrap();
+        assert_eq!((book.orders().len(), book.ended()), (1, vec![]));
+        book.settle(lease);
+        book.heard(vec![said(9, Some(71), 0)]);
+        assert_eq!(book.end(lease, None).unwrap().counters.launches, 9);
+        book.settle(lease);
+        assert_eq!((book.ended(), book.end(lease, None)), (vec![], None));
+        assert!(Book::open(dir.path()).unwrap().ended().is_empty());
     }
 
     #[test]

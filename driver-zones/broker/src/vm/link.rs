@@ -230,9 +230,11 @@ const fn limit_of(request: &Request) -> Duration {
         Request::Start(_) => Duration::from_secs(60),
         Request::Stop { .. } => Duration::from_secs(25),
         Request::Scrub(order) => Duration::from_millis(order.limit_ms.saturating_add(30_000)),
-        Request::Hello { .. } | Request::Status | Request::Acknowledge { .. } => {
-            Duration::from_secs(5)
-        }
+        Request::Hello { .. }
+        | Request::Status
+        | Request::Ended
+        | Request::Settle { .. }
+        | Request::Acknowledge { .. } => Duration::from_secs(5),
         Request::Shutdown => Duration::from_secs(30),
     }
 }

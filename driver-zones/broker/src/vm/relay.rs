@@ -414,6 +414,13 @@ impl Answers for Relay {
             Request::Start(order) => self.start(order).await,
             Request::Stop { lease } => self.stop(lease).await,
             Request::Scrub(order) => self.forward(Request::Scrub(order)).await,
+            Request::Ended => Reply::Leases { leases: self.book.ended() },
+            Request::Settle { lease } => {
+                self.book.settle(lease);
+                // Where the machine is gone, so is what it kept.
+                self.forward(Request::Settle { lease }).await;
+                Reply::Leases { leases: Vec::new() }
+            }
             Request::Status => {
                 if let Some(machine) = self.machine() {
                     self.ask_status(&machine).await;

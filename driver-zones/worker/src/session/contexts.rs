@@ -4,7 +4,7 @@ use gpuzone_cuda_abi::{CuResult, DeviceAttribute, Limit, stream_flags};
 use gpuzone_wire::spec::{ContextCreate, ContextCreated, ContextId};
 
 use super::{Context, Session, room};
-use crate::busy::Meter;
+use crate::busy::{GpuClock, Meter};
 use crate::ledger::Charge;
 use crate::pace::Pace;
 use crate::spare::SpareEvents;
@@ -157,7 +157,8 @@ impl Session {
             unsafe { (self.lease.driver.context_destroy)(context.driver) }
         };
         self.forget_reads(id);
-        if context.meter.stop(&self.clock, &self.lease.stats) {
+        let on = GpuClock { clock: &self.clock, gpu: context.device };
+        if context.meter.stop(on) {
             self.lease.turns.end(context.device, None);
         }
         let blocks = self.forget_blocks(id);

@@ -39,7 +39,7 @@ use gpuzone_wire::spec::{
 };
 use gpuzone_wire::stats::StatsWriter;
 
-use crate::busy::{BusyClock, Meter};
+use crate::busy::{BusyClock, Meter, Worked};
 use crate::driver::{Device, Driver};
 use crate::host_room::{Held, HostRoom};
 use crate::ledger::{Charge, Ledger};
@@ -74,6 +74,8 @@ pub struct Lease {
     pub ledger: Arc<Ledger>,
     /// The counters.
     pub stats: Arc<StatsWriter>,
+    /// How long each GPU worked.
+    pub worked: Arc<Worked>,
     /// What NVML says of this process.
     pub own_use: OwnUse,
     /// Host memory of modules.

@@ -15,6 +15,7 @@ use gpuzone_wire::stats::{StatsFile, StatsWriter};
 use proptest::prelude::*;
 
 use super::{Lease, Session};
+use crate::busy::{BusyClock, Worked};
 use crate::driver::{Device, Driver, LaunchBounds};
 use crate::host_room::HostRoom;
 use crate::ledger::Ledger;
@@ -77,6 +78,7 @@ fn lease_with(driver: Driver) -> (tempfile::TempDir, Arc<Lease>) {
         devices: vec![Device { ordinal: 0, info, copies_lazily: false, bounds }],
         turns: crate::turns::Turns::new(1),
         ledger: Ledger::new(vec![LIMIT], stats.clone()),
+        worked: Arc::new(Worked::new(stats.clone(), 1)),
         stats,
         own_use: OwnUse::unknown(),
         images: HostRoom::new(CAPS.image_bytes),
@@ -87,6 +89,10 @@ fn lease_with(driver: Driver) -> (tempfile::TempDir, Arc<Lease>) {
         windows: false,
     };
     (dir, Arc::new(lease))
+}
+
+fn clock(lease: &Lease) -> Arc<BusyClock> {
+    Arc::new(BusyClock::new(lease.worked.clone()))
 }
 
 struct Nowhere;
@@ -144,7 +150,7 @@ fn what_the_driver_does_not_take_back_stays_charged() {
         (Driver { context_destroy: keeps_context, ..idle() }, 0),
     ] {
         let (_dir, lease) = lease_with(driver);
-        let mut session = Session::new(lease.clone(), Arc::default(), Arc::default());
+        let mut session = Session::new(lease.clone(), clock(&lease), Arc::default());
         end_a_pool(&mut session).expect("done");
         assert_eq!(lease.ledger.free_and_total(0).0, LIMIT - before);
         session.allocate(ContextId(1), 1000).expect("there is room");
@@ -162,7 +168,7 @@ proptest! {
         calls in proptest::collection::vec((any::<u16>(), 0u32..4, control(), any::<bool>()), 1..120),
     ) {
         let (_dir, lease) = lease();
-        let mut session = Session::new(lease.clone(), Arc::default(), Arc::default());
+        let mut session = Session::new(lease.clone(), clock(&lease), Arc::default());
         // A context to begin with: without one most calls end early.
         let first = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let first = (Opcode::ContextCreate as u16, 0, first, false);

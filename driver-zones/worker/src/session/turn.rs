@@ -6,7 +6,7 @@ use gpuzone_cuda_abi::CuResult;
 use gpuzone_wire::spec::ContextId;
 
 use super::{Context, Lease, Session};
-use crate::busy::BusyClock;
+use crate::busy::{BusyClock, GpuClock};
 use crate::turns::Pressure;
 
 /// How long a session waits for a turn before it looks after its other work.
@@ -15,7 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_micros(500);
 impl Context {
     /// Looks whether its work is done, while it is current.
     pub(super) fn settle(&mut self, lease: &Lease, clock: &BusyClock) {
-        if let Some(measured) = self.meter.settle(&lease.driver, clock, &lease.stats) {
+        let on = GpuClock { clock, gpu: self.device };
+        if let Some(measured) = self.meter.settle(&lease.driver, on) {
             self.pace.idle(measured.0);
             lease.turns.end(self.device, measured.0);
         }

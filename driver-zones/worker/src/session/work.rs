@@ -9,6 +9,7 @@ use gpuzone_wire::spec::{
 };
 
 use super::{Session, room};
+use crate::busy::GpuClock;
 use crate::driver::Driver;
 
 impl Session {
@@ -23,7 +24,8 @@ impl Session {
         self.take_turn(context)?;
         let lease = self.lease.clone();
         let entered = self.contexts.get_mut(&context).ok_or(CuResult::INVALID_CONTEXT)?;
-        entered.meter.before(&lease.driver, stream, &self.clock);
+        let on = GpuClock { clock: &self.clock, gpu: entered.device };
+        entered.meter.before(&lease.driver, stream, on);
         let result = act(&lease.driver);
         if result.is_success() {
             entered.meter.after(&lease.driver, id, stream);

@@ -17,6 +17,7 @@ use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub(crate) const GPU: &str = "GPU-11111111-2222-3333-4444-555555555555";
+const SECOND: &str = "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -66,6 +67,7 @@ pub(crate) struct Lease {
     stats: StatsFile,
     limit: u64,
     caps: Caps,
+    gpus: Vec<&'static str>,
     worker: Option<Child>,
 }
 
@@ -82,6 +84,18 @@ impl Lease {
 
     /// The same, with other caps.
     pub(crate) fn start_with(limit: u64, more: &str, caps: Caps) -> Self {
+        Self::start_of(vec![GPU], limit, more, caps)
+    }
+
+    /// A lease of two GPUs.
+    pub(crate) fn start_on_two(limit: u64) -> Self {
+        let second = format!(
+            "[[gpu]]\nname = \"Second\"\nuuid = \"{SECOND}\"\nmemory = \"1Gi\"\ncompute_capability = \"9.0\"\npci = \"0000:02:00.0\"\n"
+        );
+        Self::start_of(vec![GPU, SECOND], limit, &second, Caps::default())
+    }
+
+    fn start_of(gpus: Vec<&'static str>, limit: u64, more: &str, caps: Caps) -> Self {
         let dir = tempfile::Builder::new().prefix("gz").tempdir().expect("a directory");
         let config = format!(
             "state_dir = \"{}/state\"\n[[gpu]]\nname = \"Simulated\"\nuuid = \"{GPU}\"\nmemory = \"1Gi\"\ncompute_capability = \"9.0\"\npci = \"0000:01:00.0\"\n{more}\n",
@@ -93,21 +107,21 @@ impl Lease {
         std::os::unix::fs::symlink("libcuda.so.1", dir.path().join("libcuda.so")).expect("linked");
         let listener = listen(&dir.path().join("cuda.sock"));
         let stats = StatsFile::create(&dir.path().join("stats")).expect("created");
-        let mut lease = Self { dir, listener, stats, limit, caps, worker: None };
+        let mut lease = Self { dir, listener, stats, limit, caps, gpus, worker: None };
         lease.start_worker();
         lease
     }
 
     pub(crate) fn spec(&self) -> WorkerSpec {
         let path = self.dir.path().join("sim.toml").display().to_string();
-        let grant = Grant {
-            gpu: GPU.parse().expect("a UUID"),
+        let grant = |gpu: &&str| Grant {
+            gpu: gpu.parse().expect("a UUID"),
             memory: MemoryBytes::new(self.limit).expect("an amount"),
             share: ComputeShare::new(50).expect("a share"),
         };
         WorkerSpec {
             lease: "lease-0192f0c1222273338444555555555555".parse().expect("an id"),
-            grants: vec![grant],
+            grants: self.gpus.iter().map(grant).collect(),
             driver: Driver {
                 cuda_library: libraries().cuda.clone(),
                 nvml_library: libraries().nvml.clone(),

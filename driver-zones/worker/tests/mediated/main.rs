@@ -17,13 +17,15 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
     use std::process::Output;
+    use std::time::Duration;
 
     use gpuzone_cuda_abi::{CuResult, FUNCTIONS};
     use gpuzone_wire::control::Caps;
     use gpuzone_wire::handover::{EXIT_DRIVER, EXIT_REPLACE};
     use gpuzone_wire::spec;
+    use gpuzone_wire::view::{View, look};
 
-    use crate::harness::Lease;
+    use crate::harness::{Lease, PATIENCE};
     use crate::hostile;
 
     const MIB: u64 = 1 << 20;
@@ -130,6 +132,25 @@ mod tests {
         assert_eq!((lease.stats().sessions, lease.stats().used.get()), (0, 0));
         lease.start_worker();
         lease.run("vector_add");
+    }
+
+    #[test]
+    fn each_gpu_of_a_lease_is_shown_to_work_by_itself() {
+        let lease = Lease::start_on_two(100 * MIB);
+        let mut tenant = lease.tenant("work_on_the_second");
+        tenant.says("working");
+        let mut seen = View::default();
+        let works = std::iter::repeat_with(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            seen = look(lease.slot(), PATIENCE).expect("shown");
+            seen.gpus[1].busy.is_some_and(|busy| busy > 0)
+        });
+        assert!(works.take(1000).any(|works| works), "{seen:?}");
+        assert_eq!(seen.gpus[0].busy, Some(0), "{seen:?}");
+        let of_process = &seen.processes[0].busy;
+        assert!(of_process[0] == Some(0) && of_process[1] > Some(0), "{seen:?}");
+        tenant.go_on();
+        tenant.finish();
     }
 
     #[test]

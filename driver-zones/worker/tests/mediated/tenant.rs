@@ -160,6 +160,27 @@ fn lose_the_worker() {
     std::mem::forget(context);
 }
 
+/// Has one GPU of two work, until it is told to go on.
+fn work_on_the_second() {
+    let _idle = CudaContext::new(0).expect("a context");
+    let context = CudaContext::new(1).expect("a context");
+    let stream = context.default_stream();
+    let kernel = function(&context, FAULTS, "fill");
+    let n = 1u64 << 16;
+    let mut memory = stream.alloc_zeros::<u32>(1 << 16).expect("memory");
+    let told = std::thread::spawn(wait);
+    say("working", "");
+    let config =
+        LaunchConfig { grid_dim: (256, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+    while !told.is_finished() {
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&mut memory).arg(&7u32).arg(&n);
+        // SAFETY: the kernel's arguments; it stays within the memory.
+        unsafe { launch.launch(config) }.expect("launched");
+        context.synchronize().expect("done");
+    }
+}
+
 fn reaches_the_host() {
     let context = CudaContext::new(0).expect("a context");
     let asked = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
@@ -302,6 +323,7 @@ fn tenant_process() {
         "lose_the_worker" => lose_the_worker(),
         "unsupported" => unsupported(),
         "called_with_nothing" => called_with_nothing(),
+        "work_on_the_second" => work_on_the_second(),
         "reaches_the_host" => reaches_the_host(),
         "misuse" => misuse(),
         "no_lease" => no_lease(),

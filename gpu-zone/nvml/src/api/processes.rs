@@ -12,7 +12,8 @@ fn users(device: Handle) -> Answer<Vec<(u32, u64, Option<u32>)>> {
     let device = Device::of(device)?;
     let of_gpu = device.view.processes.iter().filter_map(|process| {
         let used = process.used.get(device.index).copied().filter(|used| *used > 0)?;
-        Some((process.pid, used, process.busy))
+        let busy = process.busy.get(device.index).copied().flatten();
+        Some((process.pid, used, busy))
     });
     Ok(of_gpu.collect())
 }

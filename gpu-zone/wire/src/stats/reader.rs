@@ -59,6 +59,17 @@ impl StatsFile {
         Ok(stats)
     }
 
+    /// Takes over what another such file counted: the lease of both is the same, and was not served
+    /// for a while.
+    ///
+    /// # Errors
+    /// When one of the files cannot be read or written, or the other is damaged.
+    pub fn go_on_from(&self, before: File) -> Result<(), StatsError> {
+        let counted = Self::open(before)?.words()?;
+        self.write(word::SEQUENCE, &counted[word::SEQUENCE..])?;
+        self.worker_gone(Monotonic::now())
+    }
+
     /// The file, to be inherited by a worker.
     pub fn file(&self) -> &File {
         &self.file

@@ -95,11 +95,6 @@ impl StatsWriter {
         self.add(word::BUSY, nanoseconds);
     }
 
-    /// All of that time, over all workers of the lease.
-    pub fn busy(&self) -> u64 {
-        self.word(word::BUSY).load(Ordering::Relaxed)
-    }
-
     /// Counts a kernel's launch.
     pub fn add_launch(&self) {
         self.add(word::LAUNCHES, 1);

@@ -5,7 +5,7 @@ use super::half;
 use super::memory::{Memory, Place, addresses, lanes};
 use super::registers::Registers;
 use super::scalar_float::{bits32, bits64, flush};
-use crate::ir::{Atomic, AtomicOp, Slot};
+use crate::ir::{Atomic, AtomicOp, Slot, Space, VectorAtomic, WideAtomic};
 
 impl Memory<'_> {
     #[inline(never)]
@@ -37,6 +37,68 @@ impl Memory<'_> {
                 #[expect(clippy::cast_possible_truncation, reason = "a narrow value")]
                 Some(d) => registers.row32(d)[lane] = old as u32,
                 None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements are taken one after the other; all operands are read before the first result is
+    /// written.
+    #[inline(never)]
+    pub(crate) fn atomic_vector(
+        &mut self,
+        registers: &mut Registers,
+        atomic: &VectorAtomic,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let at = addresses(registers, atomic.address);
+        let (bytes, count) = (u32::from(atomic.bytes), atomic.elements.len());
+        let total = bytes * u32::try_from(count).unwrap_or(u32::MAX);
+        for lane in lanes(mask) {
+            let place = self.locate(Space::Global, at[lane], total, true, lane)?;
+            let Place::Host(host) = place else { continue };
+            let mut values = [0; 8];
+            for (value, (_, b)) in values.iter_mut().zip(&atomic.elements) {
+                *value = registers.get32(*b)[lane];
+            }
+            for (index, (value, (d, _))) in values.iter().zip(&atomic.elements).enumerate() {
+                let operands = [u64::from(*value), 0];
+                let change = |old| apply(atomic.op, (8 * bytes, true), old, operands);
+                let old = host.part(index, atomic.bytes).update(change);
+                if let Some(d) = d {
+                    #[expect(clippy::cast_possible_truncation, reason = "a narrow value")]
+                    let old = old as u32;
+                    registers.row32(*d)[lane] = old;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    pub(crate) fn atomic_wide(
+        &mut self,
+        registers: &mut Registers,
+        atomic: &WideAtomic,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let at = addresses(registers, atomic.address);
+        let whole = |registers: &Registers, slot: Slot, lane: usize| {
+            let half = |slot: Slot| u128::from(registers.get64(slot)[lane]);
+            half(slot) | half(slot + 1) << 64
+        };
+        for lane in lanes(mask) {
+            let place = self.locate(atomic.space, at[lane], 16, true, lane)?;
+            let new = whole(registers, atomic.new, lane);
+            let compare = atomic.compare.map(|slot| whole(registers, slot, lane));
+            let old = self.exchange((place, at[lane]), compare, new)?;
+            if let Some(d) = atomic.d {
+                #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+                let low = old as u64;
+                #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
+                let high = (old >> 64) as u64;
+                registers.row64(d)[lane] = low;
+                registers.row64(d + 1)[lane] = high;
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::collective::announce;
+use super::cooperative::MEETING;
 use super::host::Host;
 use super::memory::Memory;
 use super::registers::{FULL, LANES, Lanes32, Registers};
@@ -17,6 +18,9 @@ const BARRIERS: usize = 16;
 /// Instructions that a warp executes before the next one's turn, and between
 /// looks at the caller's wish to cancel.
 const TURN: u32 = 8192;
+
+/// Whether to go on, after so many instructions.
+pub(crate) type Check<'c> = &'c mut dyn FnMut(u32) -> Result<(), Fault>;
 
 /// A barrier's state: how many threads came, and how many must.
 #[derive(Clone, Copy, Default)]
@@ -98,37 +102,37 @@ impl<'a> BlockRunner<'a> {
 
     /// Executes one block. `check` is called between turns with the number of
     /// instructions that were executed.
-    pub(crate) fn run(
-        &mut self,
-        block: Dim3,
-        check: &mut dyn FnMut(u32) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub(crate) fn run(&mut self, block: Dim3, check: Check<'_>) -> Result<(), Fault> {
+        self.start(block);
+        while !self.round(TURN, check)? {}
+        Ok(())
+    }
+
+    /// Puts all threads of a block before their first instruction.
+    pub(crate) fn start(&mut self, block: Dim3) {
         self.around.block = block;
         self.around.memory.shared.fill(0);
         self.around.barriers = [Arrivals::default(); BARRIERS];
         for index in 0..self.warps.len() {
             self.start_warp(index, block);
         }
-        loop {
-            let mut progress = false;
-            let mut ended = true;
-            for index in 0..self.warps.len() {
-                if self.warps[index].live == 0 {
-                    continue;
-                }
-                ended = false;
-                let executed = run(&mut self.warps[index], &mut self.around, TURN)?;
-                progress |= executed > 0;
-                check(executed)?;
-                progress |= self.release_barriers();
+    }
+
+    /// Gives each warp a turn of so many instructions; whether all have ended.
+    pub(crate) fn round(&mut self, turn: u32, check: Check<'_>) -> Result<bool, Fault> {
+        let mut progress = false;
+        let mut ended = true;
+        for index in 0..self.warps.len() {
+            if self.warps[index].live == 0 {
+                continue;
             }
-            if ended {
-                return Ok(());
-            }
-            if !progress {
-                return Err(Fault::BarrierDeadlock);
-            }
+            ended = false;
+            let executed = run(&mut self.warps[index], &mut self.around, turn)?;
+            progress |= executed > 0;
+            check(executed)?;
+            progress |= self.release_barriers();
         }
+        if ended || progress { Ok(ended) } else { Err(Fault::BarrierDeadlock) }
     }
 
     /// Lets go who waits at barriers that everybody has reached.
@@ -210,6 +214,7 @@ impl SpecialValues<'_, '_> {
         let total = dynamic_offset(runner.around.kernel) + dynamic;
         let total = total.next_multiple_of(SHARED_UNIT);
         let processor = (runner.multiprocessor, runner.multiprocessors);
+        let meeting = if runner.launch.cooperative { MEETING } else { 0 };
         let lanes = std::array::from_fn::<u32, LANES, _>(|lane| u32::try_from(lane).unwrap_or(0));
         move |special| match special {
             Special::ThreadX => lanes.map(|lane| (first + lane) % size.x),
@@ -236,6 +241,9 @@ impl SpecialValues<'_, '_> {
             Special::LaneMaskGe => lanes.map(|lane| FULL << lane),
             Special::DynamicSharedSize => [dynamic; LANES],
             Special::TotalSharedSize => [total; LANES],
+            Special::MeetingHigh => [u32::try_from(meeting >> 32).unwrap_or(0); LANES],
+            #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+            Special::MeetingLow => [meeting as u32; LANES],
         }
     }
 }
@@ -281,6 +289,7 @@ mod tests {
             grid: Dim3::new(1, 1, 1),
             block: Dim3::new(64, 1, 1),
             dynamic_shared_bytes: 256,
+            cooperative: false,
             params: &params,
             globals: &[],
             prints: &PrintBuffer::new(0),

@@ -161,6 +161,26 @@ impl HostBytes {
         }
     }
 
+    /// One element of `bytes` bytes, as a value of its own.
+    pub(crate) fn part(self, index: usize, bytes: u8) -> Self {
+        match self.element(index, bytes) {
+            Some(place) => Self { place, bytes: bytes.into() },
+            // Nothing is read or written of no bytes.
+            None => Self { bytes: 0, ..self },
+        }
+    }
+
+    /// Replaces 16 bytes, if they are those of `compare`; returns the old ones. For bytes that were
+    /// found with `write`.
+    pub(crate) fn exchange(self, compare: Option<u128>, new: u128) -> Result<u128, Fault> {
+        if self.bytes != 16 {
+            return Err(Fault::InvalidProgram("an exchange of other than 16 bytes"));
+        }
+        // SAFETY: `find` checked that the bytes are aligned and within a writable mapped region;
+        // all access is atomic.
+        unsafe { exchange_wide(self.place.cast(), compare, new) }
+    }
+
     /// Replaces the value, of 8, 4 or 2 bytes, by what `change` makes of it; returns
     /// the old one. For bytes that were found with `write`.
     pub(crate) fn update(self, change: impl Fn(u64) -> u64) -> u64 {
@@ -183,3 +203,60 @@ impl HostBytes {
         }
     }
 }
+
+/// Replaces a number, if it is `compare`; returns the old one.
+///
+/// # Safety
+/// It must be mapped for writing, aligned, and accessed atomically only.
+#[cfg(target_arch = "x86_64")]
+unsafe fn exchange_wide(place: *mut u128, compare: Option<u128>, new: u128) -> Result<u128, Fault> {
+    if !is_x86_feature_detected!("cmpxchg16b") {
+        return Err(NO_WIDE);
+    }
+    let mut guess = compare.unwrap_or(0);
+    loop {
+        // SAFETY: as the caller says, and the host has the instruction.
+        let old = unsafe { compare_and_swap(place, guess, new) };
+        if compare.is_some() || old == guess {
+            return Ok(old);
+        }
+        guess = old;
+    }
+}
+
+/// The instruction itself: the compiler's own is linked only into what is compiled for hosts that
+/// all have it.
+///
+/// # Safety
+/// As [`exchange_wide`], on a host that has it.
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::cast_possible_truncation, reason = "numbers are taken apart")]
+unsafe fn compare_and_swap(place: *mut u128, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the place is the caller's. The compiler keeps `rbx` for itself, so it is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new}, rbx",
+            "lock cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, {new}",
+            new = inout(reg) new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            in("rdi") place,
+            options(nostack),
+        );
+    }
+    u128::from(low) | u128::from(high) << 64
+}
+
+/// As on x86-64, where the host has what it takes.
+///
+/// # Safety
+/// None is needed: nothing is done.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn exchange_wide(_: *mut u128, _: Option<u128>, _: u128) -> Result<u128, Fault> {
+    Err(NO_WIDE)
+}
+
+const NO_WIDE: Fault = Fault::InvalidProgram("the host has no atomic operations of 128 bits");

@@ -369,6 +369,30 @@ impl Memory<'_> {
         Ok(())
     }
 
+    /// Replaces 16 bytes that `locate` found at an address, if they are those of `compare`; returns
+    /// the old ones.
+    pub(crate) fn exchange(
+        &mut self,
+        (place, address): (Place, u64),
+        compare: Option<u128>,
+        new: u128,
+    ) -> Result<u128, Fault> {
+        let at = match place {
+            Place::Host(host) => return host.exchange(compare, new),
+            Place::Shared(at) => at,
+            Place::Local(_) | Place::Param(_) => {
+                return Err(Fault::IllegalAddress { address, bytes: 16, write: true });
+            }
+        };
+        let mut old = [0; 16];
+        old.copy_from_slice(&self.shared[at..at + 16]);
+        let old = u128::from_le_bytes(old);
+        if compare.is_none_or(|compare| compare == old) {
+            self.shared[at..at + 16].copy_from_slice(&new.to_le_bytes());
+        }
+        Ok(old)
+    }
+
     /// Replaces a value that `locate` found; returns the old one.
     pub(crate) fn update(
         &mut self,

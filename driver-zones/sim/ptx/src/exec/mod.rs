@@ -7,6 +7,7 @@ mod collective;
 mod compute;
 mod compute_rare;
 mod convert;
+mod cooperative;
 mod double;
 mod fault;
 mod half;
@@ -30,11 +31,14 @@ use std::time::Instant;
 
 use crate::{DeviceMemory, Dim3, Kernel, Module};
 use block::{BlockRunner, dynamic_offset};
+use cooperative::Meeting;
 
 /// The most shared memory that a block may have, static and dynamic.
 const MAX_SHARED: u32 = 256 << 10;
-/// The most memory that a block's registers and local memory may take here.
+/// The most memory that a block's registers and local memory may take here, and that all blocks
+/// of a cooperative launch may.
 const MAX_BLOCK_BYTES: usize = 256 << 20;
+const MAX_TOGETHER_BYTES: usize = 1 << 30;
 
 /// What to run, and on what.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +49,8 @@ pub struct Launch<'a> {
     pub block: Dim3,
     /// Bytes of shared memory beyond the kernel's static ones.
     pub dynamic_shared_bytes: u32,
+    /// All blocks run at once, and may wait for each other (`grid.sync()`).
+    pub cooperative: bool,
     /// The parameter buffer, laid out as [`Kernel::params`] says.
     pub params: &'a [u8],
     /// Device address of each of [`Module::globals`].
@@ -94,10 +100,11 @@ pub fn execute_within(
     budget: u64,
 ) -> Result<LaunchReport, Fault> {
     let blocks = validate(module, kernel, launch)?;
+    let meeting = Meeting::beside(memory);
     let grid = GridRun {
         kernel,
         launch,
-        memory,
+        memory: if launch.cooperative { &meeting } else { memory },
         budget,
         blocks,
         next: AtomicU64::new(0),
@@ -114,6 +121,9 @@ pub fn execute_within(
             // A host that has no thread to give has the blocks run by the others.
             let builder = std::thread::Builder::new();
             if builder.spawn_scoped(scope, move || grid.work(worker, workers)).is_err() {
+                if launch.cooperative {
+                    grid.fail(Fault::InvalidLaunch("the host has no thread for blocks at once"));
+                }
                 break;
             }
         }
@@ -148,8 +158,14 @@ fn validate(module: &Module, kernel: &Kernel, launch: &Launch<'_>) -> Result<u64
     let code = &kernel.code;
     let lane = code.slots32 * 4 + code.slots64 * 8 + kernel.local_bytes as usize;
     let lanes = usize::try_from(threads.next_multiple_of(32)).unwrap_or(usize::MAX);
-    if lane.checked_mul(lanes).is_none_or(|bytes| bytes > MAX_BLOCK_BYTES) {
+    let block = lane.checked_mul(lanes).filter(|bytes| *bytes <= MAX_BLOCK_BYTES);
+    let Some(block) = block else {
         return invalid("the block needs more registers and local memory than there are");
+    };
+    let block = block + shared.unwrap_or(0) as usize;
+    let together = usize::try_from(blocks).ok().and_then(|blocks| blocks.checked_mul(block));
+    if launch.cooperative && together.is_none_or(|bytes| bytes > MAX_TOGETHER_BYTES) {
+        return invalid("the blocks need more memory at once than there is");
     }
     Ok(blocks)
 }
@@ -173,6 +189,9 @@ impl GridRun<'_> {
     /// Executes blocks until there are none left. They are taken in order, so a
     /// block may wait for earlier ones.
     fn work(&self, worker: u32, workers: u32) {
+        if self.launch.cooperative {
+            return self.work_together(worker, workers);
+        }
         let mut runner = BlockRunner::new(
             self.kernel,
             self.launch,
@@ -187,13 +206,16 @@ impl GridRun<'_> {
                 return;
             }
             if let Err(fault) = runner.run(self.position(block), &mut check) {
-                // Before the others are told to stop, so that theirs come second.
-                let first = self.fault.lock();
-                first.unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(fault);
-                self.stop.store(true, Ordering::Release);
-                return;
+                return self.fail(fault);
             }
         }
+    }
+
+    fn fail(&self, fault: Fault) {
+        // Before the others are told to stop, so that theirs come second.
+        let first = self.fault.lock();
+        first.unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(fault);
+        self.stop.store(true, Ordering::Release);
     }
 
     fn position(&self, block: u64) -> Dim3 {

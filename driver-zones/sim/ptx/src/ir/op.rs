@@ -429,6 +429,12 @@ pub(crate) enum Op {
     Atomic {
         atomic: u32,
     },
+    AtomicVector {
+        atomic: u32,
+    },
+    AtomicWide {
+        atomic: u32,
+    },
     Stage {
         stage: u32,
     },

@@ -89,6 +89,28 @@ pub(crate) struct Atomic {
     pub(crate) c: Slot,
 }
 
+/// The same on each element of a vector in global memory.
+#[derive(Clone, Debug)]
+pub(crate) struct VectorAtomic {
+    pub(crate) op: AtomicOp,
+    pub(crate) address: Address,
+    /// Bytes of one element: 2 or 4.
+    pub(crate) bytes: u8,
+    /// Where each element's old value goes, and its operand.
+    pub(crate) elements: Vec<(Option<Slot>, Slot)>,
+}
+
+/// An exchange of 128 bits; each slot is the first of two of the 64-bit file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WideAtomic {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) d: Option<Slot>,
+    /// Only a value that equals this one is exchanged.
+    pub(crate) compare: Option<Slot>,
+    pub(crate) new: Slot,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShuffleMode {
     Up,
@@ -221,6 +243,9 @@ pub(crate) enum Special {
     LaneMaskGe,
     DynamicSharedSize,
     TotalSharedSize,
+    /// Halves of the address at which a cooperative launch's blocks meet, else 0.
+    MeetingHigh,
+    MeetingLow,
 }
 
 /// A kernel's body.
@@ -237,6 +262,8 @@ pub(crate) struct Code {
     pub(crate) accesses: Vec<Access>,
     pub(crate) stages: Vec<StageCopy>,
     pub(crate) atomics: Vec<Atomic>,
+    pub(crate) vector_atomics: Vec<VectorAtomic>,
+    pub(crate) wide_atomics: Vec<WideAtomic>,
     pub(crate) shuffles: Vec<Shuffle>,
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) conversions: Vec<Conversion>,

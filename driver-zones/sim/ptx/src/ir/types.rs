@@ -20,6 +20,8 @@ pub(crate) enum Type {
     S64,
     B64,
     F64,
+    /// Of registers of atomic operations; it takes two slots of the 64-bit file.
+    B128,
     /// Formats of conversions only: a tensor core's, and two of 8 bits.
     TF32,
     E4M3,
@@ -67,6 +69,7 @@ impl Type {
             | Self::BF16x2
             | Self::TF32 => 32,
             Self::U64 | Self::S64 | Self::B64 | Self::F64 => 64,
+            Self::B128 => 128,
         }
     }
 

@@ -172,14 +172,15 @@ impl<'m, 'a> FunctionBuilder<'m, 'a> {
     }
 
     pub(super) fn new_slot(&mut self, ty: Type) -> Result<Slot, PtxError> {
+        let slots = if ty == Type::B128 { 2 } else { 1 };
         let file = match ty {
             Type::Pred => &mut self.code.predicates,
-            Type::U64 | Type::S64 | Type::B64 | Type::F64 => &mut self.code.slots64,
+            Type::U64 | Type::S64 | Type::B64 | Type::F64 | Type::B128 => &mut self.code.slots64,
             _ => &mut self.code.slots32,
         };
         match Slot::try_from(*file) {
-            Ok(slot) if *file < MAX_SLOTS - 1 => {
-                *file += 1;
+            Ok(slot) if *file < MAX_SLOTS - slots => {
+                *file += slots;
                 Ok(slot)
             }
             _ => self.error(format!("the kernel uses more than {MAX_SLOTS} registers")),

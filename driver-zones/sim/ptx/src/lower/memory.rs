@@ -1,14 +1,13 @@
-//! Loads, stores, atomic operations and fences.
+//! Loads, stores and fences.
 
 use super::FunctionBuilder;
-use super::half::half_mode;
 use super::modifiers::Modifiers;
-use crate::ir::{Access, Atomic, AtomicOp, HalfOp, Op, Slot, Space, StageCopy, Type};
+use crate::ir::{Access, Op, Space, StageCopy, Type};
 use crate::parse::{Operand, PtxError, Statement};
 
 /// How strongly an access is ordered.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     Relaxed,
     Acquire,
     Release,
@@ -24,8 +23,6 @@ impl<'a> FunctionBuilder<'_, 'a> {
         match s.mnemonic {
             "ld" | "ldu" => self.lower_load(s, m)?,
             "st" => self.lower_store(s, m)?,
-            "atom" => self.lower_atomic(s, m, true)?,
-            "red" if !m.take("async") => self.lower_atomic(s, m, false)?,
             "membar" | "fence" => {
                 m.ignore(|name| matches!(name, "sc" | "acq_rel" | "acquire" | "release"));
                 // Asynchronous copies are none here: what they wrote is in order already.
@@ -56,20 +53,8 @@ impl<'a> FunctionBuilder<'_, 'a> {
         m: &mut Modifiers<'a>,
         operand: &'s Operand<'a>,
     ) -> Result<&'s [Operand<'a>], PtxError> {
-        let count = m.find(|modifier| match modifier {
-            "v2" => Some(2),
-            "v4" => Some(4),
-            "v8" => Some(8),
-            _ => None,
-        });
-        let list = match operand {
-            Operand::Vector(list) => list.as_slice(),
-            single => std::slice::from_ref(single),
-        };
-        if list.len() != count.unwrap_or(1) {
-            return m.error("the vector operand has another length");
-        }
-        Ok(list)
+        let count = vector(m).unwrap_or(1);
+        elements_of(m, operand, count)
     }
 
     /// Two operands, behind which there may be a cache policy.
@@ -216,50 +201,32 @@ impl<'a> FunctionBuilder<'_, 'a> {
         self.code.stages.push(StageCopy { to, from, bytes, read });
         self.emit(Op::Stage { stage })
     }
+}
 
-    /// All atomic operations are sequentially consistent, whatever they ask for.
-    fn lower_atomic(
-        &mut self,
-        s: &Statement<'a>,
-        m: &mut Modifiers<'a>,
-        returns: bool,
-    ) -> Result<(), PtxError> {
-        order(m);
-        hints(m);
-        // Halves are never flushed, which is what it asks for.
-        m.take("noftz");
-        let space = take_space(m)?;
-        if !matches!(space, Space::Global | Space::Shared | Space::Generic) {
-            return m.error("this state space has no atomic operations");
-        }
-        let name = m.find(operation_name);
-        let ty = m.ty()?;
-        let op = match name.and_then(|name| atomic_op(name, ty)) {
-            Some(AtomicOp::Exchange | AtomicOp::CompareSwap) if !returns => None,
-            op => op,
-        };
-        let Some(op) = op else { return m.error("it is not supported for this type") };
-        let skip = usize::from(returns);
-        let operands = if op == AtomicOp::CompareSwap { 3 } else { 2 };
-        if s.operands.len() != skip + operands {
-            return m.error(format_args!("it takes {} operands", skip + operands));
-        }
-        let d = match &s.operands[0] {
-            Operand::Name { name: "_", .. } => None,
-            operand if returns => Some(self.destination(operand, ty)?),
-            _ => None,
-        };
-        let (space, address) = self.address(&s.operands[skip], space)?;
-        let b = self.source(&s.operands[skip + 1], ty)?;
-        let c: Slot = match s.operands.get(skip + 2) {
-            Some(operand) => self.source(operand, ty)?,
-            None => b,
-        };
-        let atomic = u32::try_from(self.code.atomics.len()).unwrap_or(u32::MAX);
-        let bytes = u8::try_from(ty.bytes()).unwrap_or(8);
-        self.code.atomics.push(Atomic { op, space, address, bytes, d, b, c });
-        self.emit(Op::Atomic { atomic })
+/// Takes the number of a vector's elements, if it is one.
+pub(super) fn vector(m: &mut Modifiers<'_>) -> Option<usize> {
+    m.find(|modifier| match modifier {
+        "v2" => Some(2),
+        "v4" => Some(4),
+        "v8" => Some(8),
+        _ => None,
+    })
+}
+
+/// The so many elements of a vector operand, or the one of a plain operand.
+pub(super) fn elements_of<'s, 'a>(
+    m: &Modifiers<'a>,
+    operand: &'s Operand<'a>,
+    count: usize,
+) -> Result<&'s [Operand<'a>], PtxError> {
+    let list = match operand {
+        Operand::Vector(list) => list.as_slice(),
+        single => std::slice::from_ref(single),
+    };
+    if list.len() != count {
+        return m.error("the vector operand has another length");
     }
+    Ok(list)
 }
 
 fn scope(modifier: &str) -> Option<()> {
@@ -267,7 +234,7 @@ fn scope(modifier: &str) -> Option<()> {
 }
 
 /// Takes the modifiers that say how an access is ordered.
-fn order(m: &mut Modifiers<'_>) -> Order {
+pub(super) fn order(m: &mut Modifiers<'_>) -> Order {
     let order = m.find(|modifier| match modifier {
         "weak" | "volatile" | "relaxed" | "mmio" => Some(Order::Relaxed),
         "acquire" => Some(Order::Acquire),
@@ -280,7 +247,7 @@ fn order(m: &mut Modifiers<'_>) -> Order {
 }
 
 /// Takes cache hints, which change no value.
-fn hints(m: &mut Modifiers<'_>) {
+pub(super) fn hints(m: &mut Modifiers<'_>) {
     m.ignore(|name| {
         matches!(
             name,
@@ -299,7 +266,7 @@ fn hints(m: &mut Modifiers<'_>) {
     });
 }
 
-fn take_space(m: &mut Modifiers<'_>) -> Result<Space, PtxError> {
+pub(super) fn take_space(m: &mut Modifiers<'_>) -> Result<Space, PtxError> {
     let space = m.find(|modifier| {
         Some(match modifier {
             "global" => Space::Global,
@@ -311,33 +278,4 @@ fn take_space(m: &mut Modifiers<'_>) -> Result<Space, PtxError> {
         })
     });
     Ok(space.unwrap_or(Space::Generic))
-}
-
-fn operation_name(modifier: &str) -> Option<&'static str> {
-    const NAMES: [&str; 10] =
-        ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"];
-    NAMES.into_iter().find(|name| *name == modifier)
-}
-
-fn atomic_op(name: &str, ty: Type) -> Option<AtomicOp> {
-    Some(match (name, ty) {
-        ("add", Type::U32 | Type::S32 | Type::U64) => AtomicOp::Add,
-        ("add", Type::F32) => AtomicOp::AddSingle,
-        ("add", Type::F64) => AtomicOp::AddDouble,
-        ("add", ty) if ty.is_half() => AtomicOp::Half(HalfOp::Add, half_mode(ty)),
-        ("min", ty) if ty.is_half() => AtomicOp::Half(HalfOp::Min, half_mode(ty)),
-        ("max", ty) if ty.is_half() => AtomicOp::Half(HalfOp::Max, half_mode(ty)),
-        ("min", Type::U32 | Type::U64) => AtomicOp::MinU,
-        ("min", Type::S32 | Type::S64) => AtomicOp::MinS,
-        ("max", Type::U32 | Type::U64) => AtomicOp::MaxU,
-        ("max", Type::S32 | Type::S64) => AtomicOp::MaxS,
-        ("and", Type::B32 | Type::B64) => AtomicOp::And,
-        ("or", Type::B32 | Type::B64) => AtomicOp::Or,
-        ("xor", Type::B32 | Type::B64) => AtomicOp::Xor,
-        ("exch", Type::B32 | Type::B64) => AtomicOp::Exchange,
-        ("cas", Type::B16 | Type::B32 | Type::B64) => AtomicOp::CompareSwap,
-        ("inc", Type::U32) => AtomicOp::Increment,
-        ("dec", Type::U32) => AtomicOp::Decrement,
-        _ => return None,
-    })
 }

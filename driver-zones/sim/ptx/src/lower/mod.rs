@@ -2,6 +2,7 @@
 //! not execute exactly is refused here, with its line.
 
 mod arithmetic;
+mod atomics;
 mod bits;
 mod calls;
 mod compare;
@@ -65,6 +66,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
             || self.lower_move(statement, modifiers)?
             || self.lower_convert(statement, modifiers)?
             || self.lower_memory(statement, modifiers)?
+            || self.lower_atomics(statement, modifiers)?
             || self.lower_control(statement, modifiers)?
             || self.lower_warp(statement, modifiers)?)
     }

@@ -27,6 +27,9 @@ impl<'a> FunctionBuilder<'_, 'a> {
     }
 
     fn lower_mov(&mut self, s: &Statement<'a>, m: &mut Modifiers<'a>) -> Result<(), PtxError> {
+        if m.take("b128") {
+            return self.lower_wide_mov(s, m);
+        }
         let ty = m.ty()?;
         let [d, a] = self.operands(s)?;
         if ty == Type::Pred {
@@ -57,6 +60,35 @@ impl<'a> FunctionBuilder<'_, 'a> {
                 self.emit_move(ty, d, a)
             }
         }
+    }
+
+    /// A register of 128 bits lies in two slots, the lower half first.
+    fn lower_wide_mov(&mut self, s: &Statement<'a>, m: &Modifiers<'a>) -> Result<(), PtxError> {
+        let (d, a) = match self.operands(s)? {
+            [Operand::Vector(parts), a] => {
+                let [low, high] = parts.as_slice() else {
+                    return m.error("it has two parts");
+                };
+                let a = self.source(a, Type::B128)?;
+                let low = self.destination(low, Type::B64)?;
+                let high = self.destination(high, Type::B64)?;
+                ([low, high], [a, a + 1])
+            }
+            [d, Operand::Vector(parts)] => {
+                let [low, high] = parts.as_slice() else {
+                    return m.error("it has two parts");
+                };
+                let d = self.destination(d, Type::B128)?;
+                let (low, high) = (self.source(low, Type::B64)?, self.source(high, Type::B64)?);
+                ([d, d + 1], [low, high])
+            }
+            [d, a] => {
+                let (d, a) = (self.destination(d, Type::B128)?, self.source(a, Type::B128)?);
+                ([d, d + 1], [a, a + 1])
+            }
+        };
+        self.emit(Op::Move64 { d: d[0], a: a[0] })?;
+        self.emit(Op::Move64 { d: d[1], a: a[1] })
     }
 
     fn pack(

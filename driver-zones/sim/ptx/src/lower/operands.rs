@@ -54,7 +54,8 @@ impl<'a> FunctionBuilder<'_, 'a> {
     /// A register of at least (`wider`) or exactly the type's size.
     fn sized(&self, register: Register, ty: Type, wider: bool, name: &str) -> Result<(), PtxError> {
         let (has, wants) = (register.ty.bits(), ty.bits());
-        let fits = has == wants || (has > wants && (wider || wants == 8));
+        let wider = (wider || wants == 8) && has <= 64;
+        let fits = has == wants || (has > wants && wider);
         if register.ty == Type::Pred || !fits {
             let name = shown(name);
             return self.error(format!("register '{name}' has {has} bits, not {wants}"));
@@ -76,7 +77,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
     ) -> Result<Register, PtxError> {
         let (name, part, offset) = match *operand {
             Operand::Name { name, part, offset, negated: false } => (name, part, offset),
-            Operand::Integer(_) | Operand::Single(_) | Operand::Double(_) => {
+            Operand::Integer(_) | Operand::Single(_) | Operand::Double(_) if ty != Type::B128 => {
                 let bits = match encode(operand, ty) {
                     Ok(bits) => bits,
                     Err(message) => return self.error(message),
@@ -320,6 +321,9 @@ fn special(name: &str, part: Option<&str>) -> Option<Preset32> {
         ("%lanemask_ge", None) => Special::LaneMaskGe,
         ("%dynamic_smem_size", None) => Special::DynamicSharedSize,
         ("%total_smem_size", None) => Special::TotalSharedSize,
+        // What the driver tells kernels beside their arguments.
+        ("%envreg1", None) => Special::MeetingHigh,
+        ("%envreg2", None) => Special::MeetingLow,
         // A block is a cluster of its own.
         ("%clusterid", Some(part)) => return special("%ctaid", Some(part)),
         ("%nclusterid", Some(part)) => return special("%nctaid", Some(part)),

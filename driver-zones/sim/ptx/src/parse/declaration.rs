@@ -19,7 +19,14 @@ fn typed(cursor: &mut Cursor<'_>) -> Result<Type, PtxError> {
 pub(super) fn registers<'a>(
     cursor: &mut Cursor<'a>,
 ) -> Result<Vec<RegisterDeclaration<'a>>, PtxError> {
-    let ty = typed(cursor)?;
+    // Of instructions only `mov` and `atom` know it, and variables have other types.
+    let ty = match cursor.token {
+        Token::Dot("b128") => {
+            cursor.advance()?;
+            Type::B128
+        }
+        _ => typed(cursor)?,
+    };
     let mut list = Vec::new();
     loop {
         if list.len() == MAX_LIST {

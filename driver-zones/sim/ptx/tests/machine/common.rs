@@ -108,6 +108,7 @@ pub(crate) struct Run<'a> {
     /// What grid and block are in the third dimension.
     pub(crate) depth: (u32, u32),
     pub(crate) shared: u32,
+    pub(crate) cooperative: bool,
     pub(crate) threads: usize,
     pub(crate) budget: u64,
     pub(crate) cancel: &'a AtomicBool,
@@ -127,6 +128,7 @@ impl Default for Run<'_> {
             block: (32, 1),
             depth: (1, 1),
             shared: 0,
+            cooperative: false,
             threads: 2,
             budget: u64::MAX,
             cancel: &NEVER,
@@ -160,6 +162,7 @@ impl Run<'_> {
             grid: Dim3::new(self.grid.0, self.grid.1, self.depth.0),
             block: Dim3::new(self.block.0, self.block.1, self.depth.1),
             dynamic_shared_bytes: self.shared,
+            cooperative: self.cooperative,
             params: &params,
             globals: self.globals,
             prints: self.prints,

@@ -27,7 +27,7 @@ mod tests {
     ];
 
     /// Pieces that change what a text means more often than random bytes do.
-    const PIECES: [&str; 34] = [
+    const PIECES: [&str; 37] = [
         ";",
         "{",
         "}",
@@ -62,6 +62,9 @@ mod tests {
         "st.param.b64 [param0+4096], %rd1;",
         "fma.rn.relu.bf16x2 %r1, %r2, %r3, %r4;",
         "cp.async.cg.shared.global [%r1], [%rd2], 16, %r3;",
+        ".reg .b128 %q<3>;",
+        "atom.shared.exch.b128 %q1, [%r1], %q2;",
+        "atom.global.min.noftz.v4.f16x2 {%r1, _, %r3, %r4}, [%rd1], {%r5, %r6, %r7, %r8};",
     ];
 
     /// What random instructions call: one function calls the other.
@@ -118,6 +121,13 @@ mod tests {
             (0..10_u8, 0..10_u8).prop_map(|(d, a)| format!("cvta.shared.u64 %rd{d}, %rd{a};")),
             (0..10_u8, 0..10_u8)
                 .prop_map(|(d, a)| format!("atom.cas.b64 %rd{d}, [%rd{a}], %rd{d}, %rd{a};")),
+            (0..10_u8, 0..10_u8).prop_map(|(a, b)| format!(
+                "{{ .reg .b128 q; mov.b128 q, {{%rd{a}, %rd{b}}}; atom.cas.b128 q, [%rd{a}], q, q; mov.b128 {{%rd{b}, _}}, q; }}"
+            )),
+            (0..10_u8, 0..8_u8).prop_map(|(a, f)| format!(
+                "red.global.add.v2.f32 [%rd{a}], {{%f{f}, %f{a}}};"
+            )),
+            (0..10_u8).prop_map(|d| format!("mov.u32 %r{d}, %envreg2;")),
             (0..10_u8, 0..10_u8).prop_map(|(d, a)| format!("cvt.rzi.u64.f32 %rd{d}, %f{a};")),
             (0..10_u8, 0..10_u8)
                 .prop_map(|(d, a)| format!("fma.rm.ftz.f32 %f{d}, %f{a}, %f{d}, %f{a};")),
@@ -168,6 +178,7 @@ mod tests {
                     grid: Dim3::new(2, 1, 1),
                     block: Dim3::new(threads, 1, 1),
                     dynamic_shared_bytes: 64,
+                    cooperative: false,
                     params: &params,
                     globals: &globals,
                     prints: &prints,

@@ -1,9 +1,11 @@
 //! The machine as its callers see it. One binary, because each links for long.
 
 mod arithmetic;
+mod atomics;
 mod common;
 mod corpus;
 mod corpus_calls;
+mod corpus_grid;
 mod corpus_linear;
 mod corpus_matrix;
 mod differential;

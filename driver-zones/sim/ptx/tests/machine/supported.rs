@@ -126,8 +126,9 @@ mod tests {
         ),
         (
             "mov",
-            "vectors packed and unpacked; addresses of variables and functions; special registers",
+            "vectors packed and unpacked; addresses of variables and functions; special registers; grids that meet, by %envreg1 and %envreg2",
             &[
+                "mov.u32 %r1, %envreg2;",
                 "mov.b64 {%rs1, %rs2, %rs3, %rs4}, %rd1;",
                 "mov.b32 %r1, {%rs1, %rs2};",
                 "mov.u64 %rd1, %globaltimer;",
@@ -160,14 +161,19 @@ mod tests {
         ),
         (
             "atom, red",
-            "global, shared and generic; add min max and or xor exch cas inc dec; .b16 (cas), 32 and 64 bits, .f32 .f64 .f16 .f16x2 .bf16 .bf16x2",
+            "global, shared and generic; add min max and or xor exch cas inc dec; .b16 (cas), 32 and 64 bits, .b128 (exch, cas), .f32 .f64 .f16 .f16x2 .bf16 .bf16x2; of global memory .v2 .v4 .v8 of floats up to 32 bits",
             &[
                 "atom.acq_rel.gpu.global.cas.b16 %rs1, [%rd1], %rs2, %rs3;",
                 "red.shared.add.f64 [%rd1], %fd1;",
                 "atom.add.noftz.bf16x2 %r1, [%rd1], %r2;",
                 "atom.global.min.s64 %rd1, [%rd2], %rd3;",
+                "{ .reg .b128 %q<4>; atom.acquire.cta.shared.cas.b128 %q1, [%r1], %q2, %q3; }",
+                "{ .reg .b128 d, b; atom.exch.b128 d, [%rd1], b; mov.b128 {%rd2, %rd3}, d; }",
+                "atom.global.add.L2::cache_hint.v4.f32 {%f1, _, %f3, %f4}, [%rd1], {%f5, %f6, %f7, %f8}, %rd2;",
+                "red.release.gpu.global.max.noftz.v8.bf16 [%rd1], {%rs1, %rs2, %rs3, %rs4, %rs5, %rs6, %rs7, %rs8};",
+                "red.global.min.noftz.v2.f16x2 [%rd1], {%r1, %r2};",
             ],
-            "memory, corpus_calls",
+            "memory, atomics, corpus_calls, corpus_grid",
         ),
         (
             "cp.async",
@@ -237,8 +243,8 @@ mod tests {
             "unknown instruction 'vadd4",
         ),
         (
-            "atomic operations of 128 bits, and on vectors",
-            "atom.global.exch.b128 %rd1, [%rd2], %rd3;",
+            "loads and stores of 128 bits as one",
+            "{ .reg .b128 q; ld.relaxed.gpu.global.b128 q, [%rd1]; }",
             "a known type is missing",
         ),
         (
