@@ -11,6 +11,8 @@ mod watching;
 #[cfg(test)]
 mod calls;
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
@@ -47,6 +49,7 @@ const SIZES: RingSizes = RingSizes { request: 2 << 20, reply: 2 << 20 };
 #[allow(clippy::needless_update, reason = "a cap that comes later need not be named here")]
 pub fn caps() -> Caps {
     Caps {
+        record_bytes: (64 << 10).try_into().unwrap_or_default(),
         sessions: 4,
         contexts: 3,
         modules: 3,

@@ -322,7 +322,8 @@ impl Visit<'_> {
         };
         let devices = self.lease.devices.iter().map(|device| device.info.clone()).collect();
         let driver_version = self.lease.driver_version;
-        let welcome = Welcome::Accepted { sizes, driver_version, devices };
+        let record_bytes = self.lease.caps.record_bytes;
+        let welcome = Welcome::Accepted { sizes, record_bytes, driver_version, devices };
         hello::send(self.socket, &welcome, file.as_ref().map(AsFd::as_fd))?;
         Ok(Some((hello, Arc::new(region))))
     }

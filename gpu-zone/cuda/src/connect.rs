@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::{self, DeviceInfo, Hello, HelloError, SOCKET, WINDOW_FILES, Welcome};
-use gpuzone_wire::ring::{Bells, Region, RegionError, RingSizes, Spin};
+use gpuzone_wire::ring::{Bells, RecordBytes, Region, RegionError, RingSizes, Spin};
 use gpuzone_wire::spec;
 
 /// Names the slot's directory.
@@ -23,6 +23,7 @@ pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) driver_version: i32,
     pub(crate) devices: Vec<DeviceInfo>,
+    pub(crate) record_bytes: RecordBytes,
 }
 
 /// Whether this process was forked from one that had a connection: it has none of its own, and
@@ -42,13 +43,13 @@ pub(crate) fn connect() -> Result<Connection, String> {
     let (socket, welcome, files) = greet_patiently(&path).map_err(explain)?;
     match welcome {
         Welcome::Refused { reason } => Err(reason),
-        Welcome::Accepted { sizes, driver_version, devices } => {
+        Welcome::Accepted { sizes, record_bytes, driver_version, devices } => {
             let region = region(files, sizes).ok_or(HelloError::NotUnderstood).map_err(explain)?;
             let region = region.map_err(|error| error.to_string())?;
             region.keep_from_children();
             watch_forks(&socket);
             let client = Client::new(region, socket, Spin::default());
-            Ok(Connection { client, driver_version, devices })
+            Ok(Connection { client, record_bytes, driver_version, devices })
         }
     }
 }

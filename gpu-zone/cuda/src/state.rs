@@ -30,6 +30,8 @@ const FIRST_CONTEXT: u32 = 1 << 16;
 
 pub(crate) struct State {
     pub(crate) client: Client,
+    /// Bytes that go in one record at most.
+    pub(crate) piece: usize,
     pub(crate) driver_version: i32,
     pub(crate) devices: Vec<DeviceInfo>,
     attributes: Vec<Attributes>,
@@ -109,6 +111,7 @@ pub(crate) fn initialise() -> Answer {
         primaries: devices.iter().map(|_| Primary::default()).collect(),
         devices,
         client: connection.client,
+        piece: connection.record_bytes.get(),
         driver_version: connection.driver_version,
         contexts: HashMap::new(),
         modules: HashMap::new(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use gpuzone_core::{ComputeShare, Grant, LeaseId, MemoryBytes, UsageCounters};
 use serde::{Deserialize, Serialize};
 
-use crate::ring::RingBytes;
+use crate::ring::{RecordBytes, RingBytes};
 use crate::scrub::{ScrubOrder, ScrubReport};
 use crate::turn::{FairTime, Priority};
 
@@ -139,6 +139,8 @@ pub struct UserRanges {
 pub struct Caps {
     /// Bytes of each of the two rings of a process; no record has more than half of it.
     pub ring_bytes: RingBytes,
+    /// Bulk bytes of one record of a process.
+    pub record_bytes: RecordBytes,
     /// Processes of one lease that are connected at once.
     pub sessions: u32,
     /// Contexts of a process.
@@ -171,6 +173,7 @@ impl Default for Caps {
     fn default() -> Self {
         Self {
             ring_bytes: RingBytes::default(),
+            record_bytes: RecordBytes::default(),
             sessions: 64,
             contexts: 16,
             modules: 1024,

@@ -15,7 +15,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::ring::RingSizes;
+use crate::ring::{RecordBytes, RingSizes};
 
 /// The socket's name in a slot.
 pub const SOCKET: &str = "cuda.sock";
@@ -53,6 +53,9 @@ pub enum Welcome {
     Accepted {
         /// How the rings are cut.
         sizes: RingSizes,
+        /// How much a record of the tenant's may hold.
+        #[serde(default)]
+        record_bytes: RecordBytes,
         /// The driver's version, as `cuDriverGetVersion` has it.
         driver_version: i32,
         /// The lease's GPUs, in order.

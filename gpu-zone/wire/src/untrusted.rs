@@ -10,38 +10,37 @@ use crate::scrub::{ScrubOrder, ScrubReport};
 use crate::turn::{FromArbiter, FromWorker, MESSAGE};
 use crate::view::{Opening, Seen};
 
-/// What is understood is understood the same when it is said again.
-fn json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
-    let Ok(message) = serde_json::from_slice::<T>(bytes) else { return };
+/// What is understood is understood the same when it is said again; how many messages that were.
+fn json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> usize {
+    let Ok(message) = serde_json::from_slice::<T>(bytes) else { return 0 };
     let again = serde_json::to_vec(&message).expect("what was read can be written");
     let read = serde_json::from_slice::<T>(&again).expect("what was written can be read");
     assert_eq!(read, message);
+    1
 }
 
-/// Reads the bytes as every message there is.
+/// Reads the bytes as every message there is; as how many they are understood.
 ///
 /// # Panics
 /// When one is read as something else than it is written as.
-pub fn all(bytes: &[u8]) {
+pub fn all(bytes: &[u8]) -> usize {
     // Between a tenant's process and its worker.
-    json::<Hello>(bytes);
-    json::<Opening>(bytes);
-    json::<Welcome>(bytes);
-    json::<Seen>(bytes);
+    let mut understood = json::<Opening>(bytes) + json::<Welcome>(bytes) + json::<Seen>(bytes);
+    understood += json::<Hello>(bytes);
     // Between agent, broker and worker.
-    json::<Request>(bytes);
-    json::<Reply>(bytes);
-    json::<WorkerSpec>(bytes);
-    json::<ScrubOrder>(bytes);
-    json::<ScrubReport>(bytes);
+    understood += json::<Request>(bytes) + json::<Reply>(bytes) + json::<WorkerSpec>(bytes);
+    understood += json::<ScrubOrder>(bytes) + json::<ScrubReport>(bytes);
     for packet in bytes.as_chunks::<MESSAGE>().0 {
         if let Some(message) = FromWorker::decode(packet) {
             assert_eq!(FromWorker::decode(&message.encode()), Some(message));
+            understood += 1;
         }
         if let Some(message) = FromArbiter::decode(packet) {
             assert_eq!(FromArbiter::decode(&message.encode()), Some(message));
+            understood += 1;
         }
     }
+    understood
 }
 
 #[cfg(test)]

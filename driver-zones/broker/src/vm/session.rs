@@ -134,10 +134,10 @@ fn in_window(
 /// The worker's welcome, as far as it is the worker's to say.
 fn welcome(heard: &mpsc::Receiver<Told>, sizes: RingSizes) -> Result<Welcome, SessionError> {
     match heard.recv_timeout(ANSWER_LIMIT) {
-        Ok(Told::Opened(Welcome::Accepted { driver_version, devices, .. }))
+        Ok(Told::Opened(Welcome::Accepted { record_bytes, driver_version, devices, .. }))
             if devices.len() <= MOST_DEVICES =>
         {
-            Ok(Welcome::Accepted { sizes, driver_version, devices })
+            Ok(Welcome::Accepted { sizes, record_bytes, driver_version, devices })
         }
         Ok(Told::Opened(Welcome::Refused { reason })) => Err(SessionError::Refused(reason)),
         Ok(Told::Opened(Welcome::Accepted { .. })) => {

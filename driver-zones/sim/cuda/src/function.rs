@@ -112,6 +112,18 @@ impl Function {
         Ok(())
     }
 
+    /// Refuses a grid whose blocks do not all fit the device at once.
+    pub(crate) fn check_together(&self, grid: Dim3, block: Dim3, dynamic_shared: u32) -> Answer {
+        let threads = block.count().and_then(|threads| u32::try_from(threads).ok());
+        let threads = threads.ok_or(CuResult::INVALID_VALUE)?;
+        let each = self.blocks_per_multiprocessor(threads, dynamic_shared.into())?;
+        let processors = self.module.context().gpu().config().multiprocessors;
+        if grid.count().unwrap_or(u64::MAX) > u64::from(each) * u64::from(processors) {
+            return Err(CuResult::COOPERATIVE_LAUNCH_TOO_LARGE);
+        }
+        Ok(())
+    }
+
     /// Size of the parameter buffer in bytes.
     pub(crate) fn param_bytes(&self) -> Answer<usize> {
         let ends = self.kernel()?.params().iter().map(|param| param.offset + param.size);

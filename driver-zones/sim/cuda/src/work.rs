@@ -62,6 +62,7 @@ pub(crate) struct LaunchWork {
     pub(crate) grid: Dim3,
     pub(crate) block: Dim3,
     pub(crate) dynamic_shared_bytes: u32,
+    pub(crate) cooperative: bool,
     pub(crate) params: Vec<u8>,
 }
 
@@ -107,6 +108,7 @@ fn run_kernel(context: &Context, work: &LaunchWork) -> Answer {
         grid: work.grid,
         block: work.block,
         dynamic_shared_bytes: work.dynamic_shared_bytes,
+        cooperative: work.cooperative,
         params: &work.params,
         globals: module.global_addresses(),
         prints: context.prints(),

@@ -3,4 +3,6 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| gpuzone_wire::untrusted::all(input));
+fuzz_target!(|input: &[u8]| {
+    gpuzone_wire::untrusted::all(input);
+});

@@ -145,6 +145,9 @@ impl<'a> Rings<'a> {
         peer: &SessionPeer,
     ) -> Result<(), Ended> {
         let header = received.header;
+        if received.bulk.len() > session.lease.caps.record_bytes.get() {
+            return Err(Ended::Ring(RingError::TooLarge));
+        }
         let opcode = Opcode::of(header.opcode).map_err(Ended::Call)?;
         let wants_reply = header.flags & flag::WANTS_REPLY != 0;
         if peer.gone.load(Ordering::SeqCst) && opcode != Opcode::Unsupported {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gpuzone_cuda_abi::{CUcontext, CUdeviceptr, CUfunction, CuResult, DeviceAttribute};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::hello::DeviceInfo;
-use gpuzone_wire::ring::{Bulk, MAX_BULK, RingBytes};
+use gpuzone_wire::ring::{Bulk, MAX_BULK, RecordBytes, RingBytes};
 use gpuzone_wire::spec::{
     Call, ContextCreate, ContextId, DevicePtr, MemoryFreeAsync, Opcode, Pieces, PoolAllocate,
     PoolCreate, PoolId, StreamId, dispatch,
@@ -24,6 +24,7 @@ use crate::nvml::OwnUse;
 const LIMIT: u64 = 1 << 20;
 const CAPS: Caps = Caps {
     ring_bytes: RingBytes::USUAL,
+    record_bytes: RecordBytes::MOST,
     sessions: 4,
     contexts: 3,
     modules: 3,

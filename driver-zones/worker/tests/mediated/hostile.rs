@@ -77,6 +77,13 @@ impl Line {
         self.requests.send(header, control, Payload::NONE, &Always).expect("room");
     }
 
+    /// Sends so many bytes of code in one record.
+    pub(crate) fn send_code(&mut self, bytes: usize) {
+        let header = Header::new(Opcode::ModuleData as u16, 0, 0, 1);
+        let code = vec![b' '; bytes];
+        self.requests.send(header, &[], Payload::of(&code), &Always).expect("room");
+    }
+
     /// Whether the worker closed the connection, in time.
     pub(crate) fn was_ended(&self) -> bool {
         let began = Instant::now();

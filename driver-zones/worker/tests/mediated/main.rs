@@ -193,10 +193,10 @@ mod tests {
 
     #[test]
     fn code_of_all_kinds_loads_as_with_the_driver() {
-        ["libraries", "fat_binaries", "linking", "occupancy", "files", "launches", "attributes"]
+        ["libraries", "fat_binaries", "linking", "occupancy", "files", "launches", "cooperative"]
             .into_iter()
             .for_each(both);
-        both("enumerated");
+        ["attributes", "enumerated"].into_iter().for_each(both);
     }
 
     #[test]
@@ -324,6 +324,19 @@ mod tests {
     }
 
     /// A pool keeps what is freed; that is the lease's until there is no room without it.
+    #[test]
+    fn records_are_as_long_as_the_configuration_says() {
+        let record_bytes = (64 << 10).try_into().expect("possible");
+        let caps = Caps { record_bytes, ..Caps::default() };
+        let lease = Lease::start_with(256 * MIB, "", caps);
+        ["vector_add", "rows", "boxes", "linking"].into_iter().for_each(|role| lease.run(role));
+        let mut line = hostile::connect(lease.slot());
+        line.send_code(64 << 10);
+        line.send_code((64 << 10) + 1);
+        assert!(line.was_ended());
+        lease.run("vector_add");
+    }
+
     #[test]
     fn pools_are_charged_what_they_have_reserved() {
         let lease = Lease::start(64 * MIB);

@@ -1,7 +1,7 @@
 use std::ffi::c_void;
 
 use gpuzone_cuda_abi::{CUdeviceptr, CUstream, CuResult};
-use gpuzone_wire::ring::{MAX_BULK, Payload, RingError, copy_bytes};
+use gpuzone_wire::ring::{Payload, RingError, copy_bytes};
 use gpuzone_wire::spec::{
     ContextId, CopyOnDevice, CopySharedToDevice, CopySharedToHost, CopyToDevice, CopyToHost,
     DevicePtr, MemorySet, StreamId, StreamSynchronize,
@@ -45,7 +45,7 @@ pub(super) fn to_device(
         }
         let mut done = 0;
         while done < bytes {
-            let piece = (bytes - done).min(MAX_BULK);
+            let piece = (bytes - done).min(state.piece);
             let wait = wait && done + piece == bytes;
             let target = DevicePtr(target + done as u64);
             let request = CopyToDevice { target, stream, wait };

@@ -4,9 +4,10 @@ use gpuzone_cuda_abi::{
     CUfunction, CUstream, CuResult, DeviceAttribute, FunctionAttribute, LaunchAttribute,
     LaunchAttributeValue, LaunchConfig, launch_param,
 };
-use gpuzone_wire::spec::{ContextId, Launch, LaunchSetting, ParamInfo, StreamId};
+use gpuzone_wire::spec::{ContextId, FunctionId, Launch, LaunchSetting, ParamInfo, StreamId};
 
 use super::function::{function_of, known};
+use super::occupancy::at_once;
 use crate::ffi::{Answer, api};
 use crate::graphs::{KernelWork, Work};
 use crate::state::{State, with};
@@ -83,6 +84,25 @@ fn check(state: &State, function: &Function, shape: &Shape) -> Answer {
     }
     if u64::from(shape.shared) > of_function(FunctionAttribute::MAX_DYNAMIC_SHARED_SIZE_BYTES) {
         return Err(CuResult::INVALID_VALUE);
+    }
+    Ok(())
+}
+
+/// A grid whose blocks wait for each other must fit the GPU at once; only the worker's driver knows.
+fn check_together(state: &mut State, function: FunctionId, shape: &Shape) -> Answer {
+    let cooperative = |setting: &LaunchSetting| {
+        LaunchAttribute(setting.attribute) == LaunchAttribute::COOPERATIVE
+    };
+    if !shape.settings.iter().any(cooperative) {
+        return Ok(());
+    }
+    let product = |sizes: [u32; 3]| {
+        sizes.into_iter().try_fold(1u64, |all, size| all.checked_mul(u64::from(size)))
+    };
+    let threads = product(shape.block).ok_or(CuResult::INVALID_VALUE)?;
+    let most = at_once(state, function, threads, shape.shared)?;
+    if product(shape.grid).is_none_or(|blocks| blocks > most) {
+        return Err(CuResult::COOPERATIVE_LAUNCH_TOO_LARGE);
     }
     Ok(())
 }
@@ -212,6 +232,7 @@ fn launch(
         if context != known.context {
             return Err(CuResult::INVALID_HANDLE);
         }
+        check_together(state, id, &shape)?;
         let Shape { grid, block, shared, settings } = shape;
         let work = KernelWork { function: id, grid, block, shared, settings, arguments };
         start(state, context, stream, work)

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 use gpuzone_cuda_abi::{CuResult, link_input};
-use gpuzone_wire::ring::{MAX_BULK, Payload, RingError};
+use gpuzone_wire::ring::{Payload, RingError};
 use gpuzone_wire::spec::{Link, LinkInput, ModuleData};
 
 use super::jit::options;
@@ -71,7 +71,7 @@ fn complete(state: &mut State, handle: *mut c_void) -> Answer<(*mut c_void, usiz
     let linker = linker_of(state, handle)?;
     let (context, options) = (linker.context, linker.options.clone());
     let (inputs, data) = (linker.inputs.clone(), std::mem::take(&mut linker.data));
-    for piece in data.chunks(MAX_BULK) {
+    for piece in data.chunks(state.piece) {
         state.client.post(context, &ModuleData {}, Payload::of(piece))?;
     }
     let request = Link {

@@ -1,7 +1,7 @@
 use std::ffi::{c_char, c_void};
 
 use gpuzone_cuda_abi::{CUdeviceptr, CUfunction, CUmodule, CuResult};
-use gpuzone_wire::ring::{MAX_BULK, Payload};
+use gpuzone_wire::ring::Payload;
 use gpuzone_wire::spec::{
     ContextId, ModuleData, ModuleGlobal, ModuleId, ModuleKernels, ModuleLoad, ModuleUnload,
 };
@@ -23,7 +23,7 @@ pub(super) fn load_into(
     if image.is_empty() {
         return Err(CuResult::INVALID_IMAGE);
     }
-    for piece in image.chunks(MAX_BULK) {
+    for piece in image.chunks(state.piece) {
         state.client.post(context, &ModuleData {}, Payload::of(piece))?;
     }
     let module = ModuleId(state.new_number());

@@ -1,5 +1,5 @@
 use gpuzone_cuda_abi::{CUfunction, CuResult, DeviceAttribute, FunctionAttribute};
-use gpuzone_wire::spec::{Occupancy, OccupancyShared};
+use gpuzone_wire::spec::{FunctionId, Occupancy, OccupancyShared};
 
 use super::function::{function_of, known};
 use crate::ffi::{Answer, api, put};
@@ -16,6 +16,24 @@ fn occupancy(
     flags: u32,
 ) -> Answer {
     with(|state| put(blocks, ask(state, function, block, shared, flags)?))
+}
+
+/// How many blocks of this kernel run on the whole GPU at once.
+pub(super) fn at_once(
+    state: &mut State,
+    function: FunctionId,
+    threads: u64,
+    shared: u32,
+) -> Answer<u64> {
+    let known = known(state, function)?;
+    let context = known.context;
+    let device = state.contexts.get(&context).ok_or(CuResult::INVALID_CONTEXT)?.device;
+    let processors = state.attribute(device, DeviceAttribute::MULTIPROCESSOR_COUNT)?;
+    let block = i32::try_from(threads).map_err(|_| CuResult::INVALID_VALUE)?;
+    let request = Occupancy { function, block, dynamic_shared: shared.into(), flags: 0 };
+    let each = state.call(context, &request)?.blocks;
+    let number = |value: i32| u64::try_from(value).unwrap_or(0);
+    Ok(number(each) * number(processors))
 }
 
 fn ask(

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use gpuzone_cuda_abi::rows::{Place, Rows, WORDS_2D, WORDS_3D};
 use gpuzone_cuda_abi::{CUdeviceptr, CUstream, CuResult};
-use gpuzone_wire::ring::{MAX_BULK, Payload, RingError};
+use gpuzone_wire::ring::{Payload, RingError};
 use gpuzone_wire::spec::{CopyRowsOnDevice, CopyRowsToDevice, CopyRowsToHost, DevicePtr};
 
 use super::copy::{DEFAULT, Plane, check, either, set, wait_for};
@@ -28,9 +28,9 @@ impl Slice {
         pitch.wrapping_mul(self.rows - 1).wrapping_add(self.width)
     }
 
-    /// Rows that go in one record.
-    fn at_once(&self) -> u64 {
-        (MAX_BULK as u64 / self.width).min(self.rows)
+    /// Rows that go in one record, which holds `most` bytes.
+    fn at_once(&self, most: usize) -> u64 {
+        (most as u64 / self.width).min(self.rows)
     }
 }
 
@@ -50,7 +50,7 @@ fn to_device(state: &mut State, slice: &Slice, stream: CUstream) -> Answer {
     let source = host(slice.source)?;
     let (mut done, mut bytes) = (0, Vec::new());
     while done < slice.rows {
-        let rows = slice.at_once().min(slice.rows - done);
+        let rows = slice.at_once(state.piece).min(slice.rows - done);
         bytes.clear();
         for row in done..done + rows {
             // SAFETY: the driver API's contract: the source has such rows.
@@ -129,15 +129,15 @@ pub(super) fn copy(rows: Answer<Rows>, stream: CUstream, wait: bool) -> Answer {
     };
     let to = is_device(rows.target.place, rows.target.address)?;
     let from = is_device(rows.source.place, rows.source.address)?;
-    let is_captured = with(|state| {
+    let (is_captured, most) = with(|state| {
         let (stream, _) = state.stream(stream)?;
-        state.captures(stream, || Work::Rows(rows))
+        Ok((state.captures(stream, || Work::Rows(rows))?, state.piece as u64))
     })?;
     if is_captured {
         return Ok(());
     }
     let (width, height) = (rows.width, rows.height);
-    if (!to && !from) || (to != from && width > MAX_BULK as u64) {
+    if (!to && !from) || (to != from && width > most) {
         // Within the host, or rows that are longer than a record.
         let width = small(width)?;
         return rows

@@ -33,7 +33,7 @@ pub use park::{Always, Bells, Peer, Spin};
 pub use reader::{Bulk, Reader, Received};
 pub use record::{Header, flag};
 pub use region::{Carrier, Direction, Region, RegionError, Side};
-pub use sizes::{RingBytes, RingBytesError, RingSizes};
+pub use sizes::{RecordBytes, RecordBytesError, RingBytes, RingBytesError, RingSizes};
 pub use writer::{Payload, Writer};
 
 /// Most bytes that the control part of one record may have.

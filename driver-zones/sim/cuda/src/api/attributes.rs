@@ -50,7 +50,8 @@ fn launch_limit(which: A) -> Option<u32> {
         | A::COMPUTE_PREEMPTION_SUPPORTED
         | A::MEMORY_POOLS_SUPPORTED
         | A::VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED
-        | A::HOST_REGISTER_SUPPORTED => 1,
+        | A::HOST_REGISTER_SUPPORTED
+        | A::COOPERATIVE_LAUNCH => 1,
         A::SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO => 2,
         _ => return None,
     })

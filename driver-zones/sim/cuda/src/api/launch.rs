@@ -41,6 +41,8 @@ struct Shape {
     grid: Dim3,
     block: Dim3,
     dynamic_shared_bytes: u32,
+    /// Whether all blocks run at once.
+    cooperative: bool,
 }
 
 fn launch(
@@ -56,14 +58,17 @@ fn launch(
         return Err(CuResult::INVALID_HANDLE);
     }
     function.check_launch(shape.grid, shape.block, shape.dynamic_shared_bytes)?;
+    if shape.cooperative {
+        function.check_together(shape.grid, shape.block, shape.dynamic_shared_bytes)?;
+    }
     let params = match (params.is_null(), extra.is_null()) {
         (false, true) => from_pointers(&function, params)?,
         (true, false) => from_buffer(&function, extra)?,
         (true, true) if function.param_bytes()? == 0 => Vec::new(),
         (true, true) | (false, false) => return Err(CuResult::INVALID_VALUE),
     };
-    let &Shape { grid, block, dynamic_shared_bytes } = shape;
-    let work = LaunchWork { function, grid, block, dynamic_shared_bytes, params };
+    let &Shape { grid, block, dynamic_shared_bytes, cooperative } = shape;
+    let work = LaunchWork { function, grid, block, dynamic_shared_bytes, cooperative, params };
     lane.submit(Work::Launch(work)).map(drop)
 }
 
@@ -107,8 +112,9 @@ fn from_buffer(function: &Function, extra: Array<Word>) -> Answer<Vec<u8>> {
     Ok(HostBytes::new(buffer, needed)?.to_vec())
 }
 
-/// Hints are taken and change nothing; what would change results is refused.
-fn check_attribute(attribute: &RawAttribute) -> Answer {
+/// Hints are taken and change nothing; what would change results is refused, but for whether the
+/// launch is cooperative, which is the answer.
+fn check_attribute(attribute: &RawAttribute) -> Answer<bool> {
     let [x, y, z, ..] = attribute.value;
     match LaunchAttribute(attribute.id) {
         LaunchAttribute::IGNORE
@@ -119,9 +125,9 @@ fn check_attribute(attribute: &RawAttribute) -> Answer {
         | LaunchAttribute::PRIORITY
         | LaunchAttribute::MEM_SYNC_DOMAIN_MAP
         | LaunchAttribute::MEM_SYNC_DOMAIN
-        | LaunchAttribute::PREFERRED_SHARED_MEMORY_CARVEOUT => Ok(()),
-        LaunchAttribute::COOPERATIVE if x == 0 => Ok(()),
-        LaunchAttribute::CLUSTER_DIMENSION if (x, y, z) == (1, 1, 1) => Ok(()),
+        | LaunchAttribute::PREFERRED_SHARED_MEMORY_CARVEOUT => Ok(false),
+        LaunchAttribute::COOPERATIVE => Ok(x != 0),
+        LaunchAttribute::CLUSTER_DIMENSION if (x, y, z) == (1, 1, 1) => Ok(false),
         _ => Err(CuResult::NOT_SUPPORTED),
     }
 }
@@ -144,8 +150,30 @@ entry_points! {
             grid: Dim3::new(grid_x, grid_y, grid_z),
             block: Dim3::new(block_x, block_y, block_z),
             dynamic_shared_bytes,
+            cooperative: false,
         };
         launch(function, &shape, stream, params, extra)
+    }
+
+    fn cuLaunchCooperativeKernel(
+        function: Word,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        dynamic_shared_bytes: u32,
+        stream: Word,
+        params: Array<Word>,
+    ) {
+        let shape = Shape {
+            grid: Dim3::new(grid_x, grid_y, grid_z),
+            block: Dim3::new(block_x, block_y, block_z),
+            dynamic_shared_bytes,
+            cooperative: true,
+        };
+        launch(function, &shape, stream, params, Array::none())
     }
 
     fn cuLaunchKernelEx(
@@ -158,14 +186,16 @@ entry_points! {
         if config.attribute_count > MAX_ATTRIBUTES {
             return Err(CuResult::INVALID_VALUE);
         }
+        let mut cooperative = false;
         for index in 0..usize::try_from(config.attribute_count).unwrap_or(0) {
-            check_attribute(&config.attributes.get(index)?)?;
+            cooperative |= check_attribute(&config.attributes.get(index)?)?;
         }
         let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
         let shape = Shape {
             grid: Dim3::new(gx, gy, gz),
             block: Dim3::new(bx, by, bz),
             dynamic_shared_bytes: config.dynamic_shared_bytes,
+            cooperative,
         };
         launch(function, &shape, config.stream, params, extra)
     }

@@ -95,7 +95,6 @@ impl Memory<'_> {
             if let Some(d) = atomic.d {
                 #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
                 let low = old as u64;
-                #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
                 let high = (old >> 64) as u64;
                 registers.row64(d)[lane] = low;
                 registers.row64(d + 1)[lane] = high;

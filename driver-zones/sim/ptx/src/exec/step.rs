@@ -120,11 +120,11 @@ fn interpret(warp: &mut Warp, around: &mut Surroundings<'_>, turn: u32) -> Resul
                 let atomic = &code.atomics[atomic as usize];
                 around.memory.atomic(&mut warp.registers, atomic, mask)?;
             }
-            Op::AtomicVector { atomic } => {
+            Op::AtomicVector(atomic) => {
                 let atomic = &code.vector_atomics[atomic as usize];
                 around.memory.atomic_vector(&mut warp.registers, atomic, mask)?;
             }
-            Op::AtomicWide { atomic } => {
+            Op::AtomicWide(atomic) => {
                 let atomic = &code.wide_atomics[atomic as usize];
                 around.memory.atomic_wide(&mut warp.registers, atomic, mask)?;
             }

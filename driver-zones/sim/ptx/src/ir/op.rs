@@ -429,12 +429,8 @@ pub(crate) enum Op {
     Atomic {
         atomic: u32,
     },
-    AtomicVector {
-        atomic: u32,
-    },
-    AtomicWide {
-        atomic: u32,
-    },
+    AtomicVector(u32),
+    AtomicWide(u32),
     Stage {
         stage: u32,
     },

@@ -119,7 +119,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
         }
         let atomic = u32::try_from(self.code.vector_atomics.len()).unwrap_or(u32::MAX);
         self.code.vector_atomics.push(VectorAtomic { op, address, bytes, elements });
-        self.emit(Op::AtomicVector { atomic })
+        self.emit(Op::AtomicVector(atomic))
     }
 
     fn lower_wide_atomic(
@@ -144,7 +144,7 @@ impl<'a> FunctionBuilder<'_, 'a> {
         let compare = if swaps { Some(self.source(&values[0], Type::B128)?) } else { None };
         let atomic = u32::try_from(self.code.wide_atomics.len()).unwrap_or(u32::MAX);
         self.code.wide_atomics.push(WideAtomic { space, address, d, compare, new });
-        self.emit(Op::AtomicWide { atomic })
+        self.emit(Op::AtomicWide(atomic))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Launches with all that can be said of them, and what kernels are asked.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 
 use cudarc::driver::sys::{self, CUfunction_attribute as A, CUresult};
 use gpuzone_cuda_abi::{LaunchAttribute as L, LaunchAttributeValue, LaunchConfig, launch_param};
 
-use super::{allocate, context, get, kernel, kernels, module, ok, read};
+use super::{allocate, context, get, kernel, kernels, module, ok, read, write};
 
 const REFUSED: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -71,6 +71,68 @@ pub(super) fn launches() {
     }
     assert_eq!(launch(function, &[], none, none), REFUSED, "no arguments");
     assert_eq!(read(memory, 16), [4; 16]);
+}
+
+const COOPERATIVE: &str = include_str!("../../../../sim/kernels/ptx/cooperative.ptx");
+
+/// Grids whose blocks meet, launched in both ways; and one that does not fit the GPU at once.
+pub(super) fn cooperative() {
+    context();
+    let module = module(&CString::new(COOPERATIVE).expect("no zero within"));
+    // SAFETY: a name with its zero, and a place for the answer.
+    let function =
+        get(|place| unsafe { sys::cuModuleGetFunction(place, module, c"ring_steps".as_ptr()) });
+    let ring = allocate(4 * 600);
+    let start: Vec<u32> = (0..600).collect();
+    write(ring, &start);
+    let rounds = 3u32;
+    let (mut at, mut n, mut times) = (ring, 600u32, rounds);
+    let mut list: [*mut c_void; 3] =
+        [(&raw mut at).cast(), (&raw mut n).cast(), (&raw mut times).cast()];
+    let (list, none) = (list.as_mut_ptr(), std::ptr::null_mut::<c_void>());
+    let grid = |blocks: u32| {
+        // SAFETY: the kernel's three arguments.
+        unsafe {
+            sys::cuLaunchCooperativeKernel(function, blocks, 1, 1, 64, 1, 1, 0, none.cast(), list)
+        }
+    };
+    ok(grid(10));
+    let attribute = LaunchAttributeValue::of(L::COOPERATIVE.0, [1, 0, 0]);
+    let config = |blocks| LaunchConfig {
+        grid: [blocks, 1, 1],
+        block: [64, 1, 1],
+        shared: 0,
+        stream: std::ptr::null_mut(),
+        attributes: &raw const attribute,
+        attribute_count: 1,
+    };
+    let with = |config: LaunchConfig| {
+        // SAFETY: a configuration with its list, and the kernel's arguments.
+        unsafe {
+            sys::cuLaunchKernelEx((&raw const config).cast(), function, list, std::ptr::null_mut())
+        }
+    };
+    ok(with(config(10)));
+    let mut expected = start;
+    for _ in 0..2 * rounds {
+        let sum = |i: usize| expected[(i + 1) % 600].wrapping_add(expected[(i + 599) % 600]);
+        expected = (0..600).map(sum).collect();
+    }
+    assert_eq!(read(ring, 600), expected);
+    // SAFETY: a kernel and a place for the answer.
+    let each = get(|place| unsafe {
+        sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(place, function, 64, 0)
+    });
+    let processors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    // SAFETY: a place for the answer.
+    let processors = get(|place| unsafe { sys::cuDeviceGetAttribute(place, processors, 0) });
+    let most = u32::try_from(each * processors).expect("some");
+    let too_large = CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    assert_eq!((grid(most + 1), with(config(most + 1))), (too_large, too_large));
+    // No error is left behind, and the most that fit do run.
+    ok(grid(most));
+    // SAFETY: a plain call.
+    ok(unsafe { sys::cuCtxSynchronize() });
 }
 
 /// Launches `empty` with so many bytes of dynamic shared memory.

@@ -57,6 +57,7 @@ pub(crate) fn play(role: &str) -> bool {
         "files" => files::files(),
         "options" => files::options(),
         "launches" => launches::launches(),
+        "cooperative" => launches::cooperative(),
         "attributes" => launches::attributes(),
         "enumerated" => launches::enumerated(),
         "halves" => planes::halves(),
