@@ -195,7 +195,7 @@ mod tests {
             let pods = self.api.list("pods");
             let mut groups: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
             for pod in &pods {
-                groups.entry(group(pod).unwrap_or_else(|| key(pod))).or_default().push(pod);
+                groups.entry(group_of(pod).unwrap_or_else(|| key(pod))).or_default().push(pod);
             }
             // What stays is a group that runs in part, if there is one, and room for the rest of it.
             let in_part = groups.iter().find(|(_, pods)| {
@@ -239,11 +239,6 @@ mod tests {
     fn key(pod: &Value) -> String {
         let meta = &pod["metadata"];
         format!("{}/{}", meta["namespace"].as_str().unwrap(), meta["name"].as_str().unwrap())
-    }
-
-    fn group(pod: &Value) -> Option<String> {
-        let label = &pod["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"];
-        label.as_str().map(str::to_owned)
     }
 
     fn waits(pod: &Value) -> bool {

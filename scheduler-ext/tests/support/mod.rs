@@ -3,6 +3,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod extender;
+pub(crate) mod promises;
 pub(crate) mod questions;
 pub(crate) mod scheduler;
 pub(crate) mod suite;
@@ -35,6 +36,16 @@ pub(crate) fn node(name: &str) -> NodeName {
 
 pub(crate) fn uid(text: &str) -> PodUid {
     text.parse().unwrap()
+}
+
+pub(crate) fn uid_of(pod: &Value) -> PodUid {
+    uid(pod["metadata"]["uid"].as_str().unwrap())
+}
+
+/// The name of its group.
+pub(crate) fn group_of(pod: &Value) -> Option<String> {
+    let label = &pod["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"];
+    label.as_str().map(str::to_owned)
 }
 
 pub(crate) fn gpu_uuid(node: u8, index: u8) -> String {
