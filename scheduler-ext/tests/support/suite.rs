@@ -228,10 +228,19 @@ impl Fleet {
         }
         let _ = Api::<GpuQuota>::all(client.clone()).delete(NAME, &now).await;
         let _ = Api::<Namespace>::all(client.clone()).delete(NAME, &now).await;
+        let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
         for definition in &self.definitions {
-            let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
             let _ = definitions.delete(definition, &now).await;
         }
+        // An API server takes its time, and whoever comes next would take what is going for there.
+        let namespaces: Api<Namespace> = Api::all(client);
+        patiently("all of it is gone", async || {
+            for definition in &self.definitions {
+                definitions.get_opt(definition).await.ok()?.is_none().then_some(())?;
+            }
+            namespaces.get_opt(NAME).await.ok()?.is_none().then_some(())
+        })
+        .await;
     }
 }
 
