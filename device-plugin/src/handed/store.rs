@@ -20,10 +20,12 @@ const DIRECTORY: &str = "handed-out";
 const AT_ONCE: Duration = Duration::from_millis(200);
 /// What was handed out longer ago is in the kubelet's listing, or was never taken.
 const ON_ITS_WAY: Duration = Duration::from_secs(5);
+/// What was handed out so long ago, and is not settled, waits for somebody who is away.
+const LONG_AGO: Duration = Duration::from_secs(60);
 
 /// The marks cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use {}; the plugin needs to write there: {source}", .path.display())]
+#[error("cannot use {}; the plugin needs to write there", .path.display())]
 pub struct HandedError {
     path: PathBuf,
     source: io::Error,
@@ -37,6 +39,12 @@ pub(crate) struct HandOut {
 }
 
 impl HandOut {
+    /// Whether whoever looks again soon may know more.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        let recent = self.at.is_some_and(|at| at.elapsed() < LONG_AGO);
+        self.is_on_its_way() || (self.mark.again && recent)
+    }
+
     /// Whether a hand-out of it may be on its way yet: the kubelet lists it only afterwards.
     pub(crate) fn is_on_its_way(&self) -> bool {
         let unlisted = self.mark.pod.is_none() || self.mark.again;

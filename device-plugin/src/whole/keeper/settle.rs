@@ -78,8 +78,7 @@ impl WholeKeeper {
 
     /// Whether somebody has to look again soon.
     pub(super) fn is_unsettled(&self) -> bool {
-        let unsettled = |handed: &HandOut| handed.mark.again || handed.is_on_its_way();
-        self.handed().values().any(unsettled)
+        self.handed().values().any(HandOut::is_unsettled)
     }
 
     /// Looks at all that was handed out, and has cleared what is nobody's any more.
