@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gpuzone_agent::broker::BrokerLink;
 use gpuzone_api::agent::v1::{self as proto, CreateLeaseReply, CreateLeaseRequest};
 use gpuzone_api::{AgentClient, AgentError, Directories, connect};
 use gpuzone_testkit::Artifacts;
 use rustix::process::{Pid, Signal, kill_process};
+
+/// On a machine that others use, too.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A node, whose agent may or may not run.
 pub(crate) struct Node {
@@ -183,13 +186,11 @@ impl Node {
     }
 
     pub(crate) async fn eventually(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {
-        for _ in 0..1000 {
-            if holds(self).await {
-                return;
-            }
+        let end = Instant::now() + LIMIT;
+        while !holds(self).await {
+            assert!(Instant::now() < end, "not within {LIMIT:?}: {what}\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("not within 10 s: {what}\n{}", self.log());
     }
 }
 
