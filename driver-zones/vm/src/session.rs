@@ -80,9 +80,8 @@ impl Session {
                 return;
             }
         };
-        let bell = ToWorkload::Bell { session: id };
         let (over, gone) = (|| self.is_closed(), || hello::is_closed(&worker));
-        carrier.carry(LOOK, over, gone, || relay.send(&bell).is_ok());
+        carrier.carry(LOOK, over, gone, || relay.bell(id).is_ok());
         drop(worker);
         let _ = relay.send(&ToWorkload::Closed { session: id });
         let end = Instant::now() + CLOSE_LIMIT;
@@ -94,7 +93,10 @@ impl Session {
     }
 
     fn begin(&self, id: SessionId, version: u32, relay: &Relay) -> Result<Begun, SessionError> {
-        let worker = hello::connect(&relay.slot.join(SOCKET), ANSWER_LIMIT)?;
+        let slot = relay.slot.as_ref().ok_or_else(|| {
+            SessionError::Refused("the program has its GPU itself, and no worker".to_owned())
+        })?;
+        let worker = hello::connect(&slot.join(SOCKET), ANSWER_LIMIT)?;
         let pid = std::process::id();
         hello::send(&worker, &Hello { version, pid, window: None, apart: true }, None)?;
         let (welcome, file) = hello::receive::<Welcome>(&worker)?;

@@ -19,7 +19,7 @@ use crate::hello::Welcome;
 use crate::zone_link::SessionId;
 
 /// Version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The port of messages, by its name in the guest.
 pub const PORT: &str = "gpuzone.control";
 /// Ports of the program's standard input, output and error.
@@ -60,6 +60,9 @@ pub struct Order {
     pub pids: Option<u64>,
     /// Bytes in `/tmp`, `/run` and their like, each; left out: half of the machine's memory.
     pub scratch: Option<u64>,
+    /// The bridges on bus 0, like `08.0`, behind which it has devices itself. Where there are some, it
+    /// has neither slot nor shim: the devices' drivers are its own.
+    pub devices: Vec<String>,
 }
 
 /// From the host.

@@ -159,7 +159,7 @@ fn carry(id: SessionId, socket: &OwnedFd, link: &Link, session: &Carried) {
         over,
         || hello::is_closed(socket),
         || {
-            if link.send(&ToGuest::Bell { session: id }).is_err() {
+            if link.bell(id).is_err() {
                 return false;
             }
             carried += 1;

@@ -246,6 +246,9 @@ pub struct Limits {
     pub device_memory: BTreeMap<String, u64>,
     /// Open files of each process.
     pub open_files: Option<u64>,
+    /// Bytes of each process's memory that are kept where they are, for devices that write to it. More than
+    /// the usual few is root's to give.
+    pub locked: Option<u64>,
     /// Bytes in all private folders together, which are memory. Left out: a quarter of the
     /// host's.
     pub scratch: Option<u64>,

@@ -169,6 +169,7 @@ fn begin(
     if !setup.makes_zones() {
         hold(&mut setup, owned.as_ref())?;
     }
+    restrict::allow_locked(&setup.spec.limits)?;
     users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     let mut program = match (setup.spec.own_pids, runs) {

@@ -13,7 +13,7 @@ use rustix::thread::{
 };
 
 use super::{Setup, SetupError, step};
-use crate::sandbox::spec::{Feature, Filter, Root, Spec};
+use crate::sandbox::spec::{Feature, Filter, Limits, Root, Spec};
 use crate::sandbox::{filter, maker};
 
 /// Rights up to this version of Landlock are asked for; a kernel with fewer gives what it has.
@@ -49,6 +49,16 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
         set_capabilities_secure_bits(bits).map_err(step(failed))?;
     }
     maker::drop_all_but(kept).map_err(step(failed))
+}
+
+/// Memory that is not moved, while this process may still give itself more of it.
+pub(super) fn allow_locked(limits: &Limits) -> Result<(), SetupError> {
+    let Some(bytes) = limits.locked else { return Ok(()) };
+    let most = getrlimit(Resource::Memlock).maximum.map(|most| most.max(bytes));
+    let raised = setrlimit(Resource::Memlock, Rlimit { current: most, maximum: most });
+    raised.map_err(step(format!(
+        "cannot let the zone keep {bytes} bytes of memory where they are, as a device in a VM needs it (root can, or `ulimit -l`)"
+    )))
 }
 
 /// At most `most`, and never more than before.
