@@ -60,9 +60,8 @@ impl NvmlLibrary {
             .iter()
             .map(|(device, gpu)| Ends { gpu: gpu.uuid, at: gpu.pci, others: other_ends(device) })
             .collect();
-        let gpus = found
-            .into_iter()
-            .map(|(_, gpu)| Gpu { nvlink_peers: peers(gpu.uuid, &ends), ..gpu });
+        let gpus =
+            found.into_iter().map(|(_, gpu)| Gpu { nvlink_peers: peers(gpu.uuid, &ends), ..gpu });
         Ok(Discovered { inventory: Inventory::new(gpus.collect())?, lost, mig })
     }
 }

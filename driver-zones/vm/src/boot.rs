@@ -11,8 +11,8 @@ use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS, WHOLE};
 use gpuzone_zone::Process;
 use gpuzone_zone::microvm::{
-    self, CONTROL, DigestError, LOG, MONITOR, Machine as Kind, MicroVmError, MicroVms, Passthrough, ProbeError, VmSpec,
-    Windows, check_digest, last_word, probe,
+    self, CONTROL, DigestError, LOG, MONITOR, Machine as Kind, MicroVmError, MicroVms, Passthrough,
+    ProbeError, VmSpec, Windows, check_digest, last_word, probe,
 };
 use gpuzone_zone::sandbox::LaunchError;
 

@@ -62,11 +62,7 @@ impl Link {
     ///
     /// # Errors
     /// When none does within `limit`.
-    pub(super) fn open(
-        port: OwnedFd,
-        limit: Duration,
-        stalled: Duration,
-    ) -> io::Result<Arc<Self>> {
+    pub(super) fn open(port: OwnedFd, limit: Duration, stalled: Duration) -> io::Result<Arc<Self>> {
         let stream = UnixStream::from(port);
         let nonce = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
         let outbox = Outbox::start(stream.try_clone()?, stalled)?;

@@ -26,8 +26,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use gpuzone_wire::control::{BrokerConfig, MicroVm};
-use gpuzone_zone::maker::{self, Maker};
 use gpuzone_zone::files::{PidLock, private_dir, remove};
+use gpuzone_zone::maker::{self, Maker};
 
 use crate::paths::ZonePaths;
 use crate::{RunError, serve};
@@ -52,7 +52,8 @@ pub(crate) async fn run(
         Some(line) => line,
         None => own_maker(&paths, &vm).map_err(zone)?,
     };
-    let maker = Maker::connect(line).await.map_err(|error| RunError::Maker("says nothing", error))?;
+    let maker =
+        Maker::connect(line).await.map_err(|error| RunError::Maker("says nothing", error))?;
     let keeper = Keeper::open(config, vm, &paths, maker.clone()).map_err(zone)?;
     let relay = Relay::new(keeper, book);
     let kept = tokio::spawn(Arc::clone(&relay).keep());

@@ -9,7 +9,7 @@ use gpuzone_zone::microvm::{
     Accelerator, KVM, Machine, MicroVmError, Passthrough, VmSpec, arguments, confinement,
     probe_arguments,
 };
-use gpuzone_zone::sandbox::{BrokerSandbox, MakerSandbox, Policy, Spec, UserRanges};
+use gpuzone_zone::sandbox::{BrokerSandbox, Filter, MakerSandbox, Policy, Spec, UserRanges};
 
 /// The machine's name among zones.
 pub(super) const NAME: &str = "driver-zone-vm";
@@ -69,7 +69,9 @@ impl<'a> MachineZone<'a> {
     pub fn maker(&self) -> Result<Spec, MicroVmError> {
         let qemus = self.qemu(self.usual())?;
         let own = [&self.sandbox.maker, &self.vm.qemu].into_iter().cloned();
-        let handed = qemus.mounts.iter().filter(|mount| !mount.optional || mount.source.exists());
+        // It is shown `/proc` as a whole.
+        let handed = qemus.mounts.iter().filter(|mount| !mount.source.starts_with("/proc"));
+        let handed = handed.filter(|mount| !mount.optional || mount.source.exists());
         let view = MakerSandbox {
             zone: MAKER.to_owned(),
             read: own.chain(handed.map(|mount| mount.source.clone())).collect(),
@@ -80,6 +82,8 @@ impl<'a> MachineZone<'a> {
         };
         let folder = |source| MicroVmError::Files { folder: self.records(), source };
         let mut spec = view.spec().map_err(folder)?;
+        // QEMU has the filters of whoever started it, too.
+        spec.filter = Filter::Machines;
         // It hands on what it has, and cannot give itself more.
         spec.limits.locked = qemus.limits.locked;
         Ok(spec)
@@ -122,10 +126,8 @@ pub(super) fn plain(vm: &MicroVm) -> Result<Template, MicroVmError> {
 
 fn template(vm: &MicroVm, sandbox: Option<maker::Sandbox>) -> Result<Template, MicroVmError> {
     let kind = |arguments, files| Kind { arguments, files, device_memory: BTreeMap::new() };
-    let mut kinds = BTreeMap::from([(
-        PROBE.to_owned(),
-        kind(probe_arguments(Accelerator::Kvm), 0),
-    )]);
+    let mut kinds =
+        BTreeMap::from([(PROBE.to_owned(), kind(probe_arguments(Accelerator::Kvm), 0))]);
     for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
         let arguments = arguments(NAME, &machine(vm, accelerator))?;
         kinds.insert(accelerator.as_str().to_owned(), kind(arguments, FILES));
@@ -154,7 +156,7 @@ fn machine(vm: &MicroVm, accelerator: Accelerator) -> VmSpec {
 mod tests {
     use gpuzone_wire::control::{Caps, Driver};
     use gpuzone_wire::turn::FairTime;
-    use gpuzone_zone::sandbox::{Filter, Root};
+    use gpuzone_zone::sandbox::Root;
 
     use super::*;
 
@@ -211,7 +213,11 @@ mod tests {
             found.map(|mount| mount.write)
         };
         for path in ["/usr/bin/qemu", "/opt/launcher", "/k/zone.cpio", "/proc"] {
-            assert_eq!((shows(&relay, path), shows(&maker, path).is_some()), (None, true), "{path}");
+            assert_eq!(
+                (shows(&relay, path), shows(&maker, path).is_some()),
+                (None, true),
+                "{path}"
+            );
         }
         for path in ["/run/gz/slots", "/run/gz/driver-zone"] {
             assert_eq!((shows(&relay, path), shows(&maker, path)), (Some(true), None), "{path}");
@@ -219,7 +225,10 @@ mod tests {
         assert_eq!(shows(&relay, "/k/vmlinuz"), Some(false));
         let records = "/run/gz/driver-zone/zones";
         assert_eq!((shows(&relay, records), shows(&maker, records)), (Some(false), Some(true)));
-        assert_eq!((&relay.root, relay.network, relay.filter), (&Root::Empty, false, Filter::Broker));
+        assert_eq!(
+            (&relay.root, relay.network, relay.filter),
+            (&Root::Empty, false, Filter::Broker)
+        );
         assert!(relay.devices.is_empty() && maker.devices.is_empty());
 
         let template = zone.template().unwrap();
@@ -228,6 +237,7 @@ mod tests {
         assert_eq!(kinds, [(PROBE, 0), ("kvm", FILES), ("tcg", FILES)]);
         let spec = template.sandbox.unwrap().spec;
         assert_eq!((spec.filter, spec.own_pids, spec.network), (Filter::Workload, true, false));
-        assert!(spec.mounts.iter().all(|mount| !mount.write) && spec.devices.is_empty());
+        let written: Vec<_> = spec.mounts.iter().filter(|mount| mount.write).collect();
+        assert!(written.len() == 1 && spec.devices.is_empty(), "{written:?}");
     }
 }

@@ -129,7 +129,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let bridge = root.path().join("0000:00:08.0");
         let function = bridge.join("0000:01:00.0");
-        let (controller, space) = (function.join("nvme/nvme0"), function.join("nvme/nvme0/nvme0n1"));
+        let (controller, space) =
+            (function.join("nvme/nvme0"), function.join("nvme/nvme0/nvme0n1"));
         fs::create_dir_all(&space).unwrap();
         fs::create_dir_all(function.join("drm/card0")).unwrap();
         fs::create_dir_all(bridge.join("power")).unwrap();

@@ -21,6 +21,8 @@ use crate::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Spec, UserRang
 const FIRMWARE: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"];
 /// Where sysfs has functions by address.
 const FUNCTIONS: &str = "/sys/bus/pci/devices";
+/// A process's open files, by their numbers.
+const OWN_FILES: &str = "/proc/self/fd";
 /// VFIO's nodes.
 const VFIO: &str = "/dev/vfio";
 /// QEMU's own memory beside the guest's, and some.
@@ -116,12 +118,7 @@ impl MicroVms {
             let null = || File::options().read(true).write(true).open("/dev/null");
             let mut log = File::options();
             let log = log.write(true).create(true).truncate(true).mode(0o600).open(at(LOG))?;
-            Ok(Files {
-                stdin: null()?.into(),
-                stdout: null()?.into(),
-                stderr: log.into(),
-                inherit,
-            })
+            Ok(Files { stdin: null()?.into(), stdout: null()?.into(), stderr: log.into(), inherit })
         };
         files().map_err(|source| MicroVmError::Files { folder: self.folder.clone(), source })
     }
@@ -167,6 +164,9 @@ pub fn confinement(
     let mut mounts: Vec<Mount> = libraries().collect();
     mounts.extend(FIRMWARE.map(Mount::read_if_there));
     mounts.extend([&vm.qemu, &vm.kernel, &vm.image].map(Mount::read));
+    // Windows are opened by it. Of a `/proc` of its own a maker's zone can have none: the maker's is covered
+    // in places, and who cannot see all of it gets no new one (mount_namespaces(7)).
+    mounts.push(Mount { unmapped: true, ..Mount::write(OWN_FILES) });
     let mut devices = Vec::new();
     if vm.accelerator == Accelerator::Kvm {
         devices.push(Path::new(KVM).to_owned());
@@ -179,7 +179,8 @@ pub fn confinement(
         // Of a function QEMU reads its own folder, and opens its group.
         let folder = functions.join(address);
         let group = std::fs::read_link(folder.join("iommu_group"));
-        let group = group.map_err(|source| MicroVmError::Group { address: address.clone(), source });
+        let group =
+            group.map_err(|source| MicroVmError::Group { address: address.clone(), source });
         let group = Path::new(VFIO).join(group?.file_name().unwrap_or_default());
         mounts.push(Mount { unmapped: true, ..Mount::read(folder) });
         if !devices.contains(&group) {
@@ -198,7 +199,8 @@ pub fn confinement(
         hidden: Vec::new(),
         directory: "/".into(),
         network: false,
-        own_pids: true,
+        // Users of its own can signal nobody; without them, numbers of its own keep it from that.
+        own_pids: users.is_none(),
         users,
         record: None,
         filter: Filter::Workload,

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 
 pub use backend::{CONTROL, KVM, LOG, MONITOR, MicroVmError, MicroVms, confinement, last_word};
 pub use command::{
-    CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES, arguments, device_bridge, window_bridge,
-    window_bus,
+    CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES, arguments, device_bridge,
+    window_bridge, window_bus,
 };
 pub use digest::{DigestError, check_digest, digest_of};
 pub use outbox::{Outbox, STALLED};

@@ -226,6 +226,9 @@ pub enum Filter {
     /// `maker.json`: what is not listed is denied. The program makes zones itself, and has what
     /// that takes (`maker.rs`).
     Maker,
+    /// `machines.json`: what is listed is denied. As [`Filter::Maker`], but what runs in the zones is
+    /// QEMU, which has the filters of whoever started it, too.
+    Machines,
 }
 
 /// Limits; those that are left out do not apply.

@@ -82,7 +82,9 @@ pub(crate) fn check(run: &Run, zone: Option<&ZoneName>) -> Result<(), CliError> 
         return match run.exposure {
             Exposure::Mediated => Ok(()),
             other => refused(
-                &format!("a GPU by {other} goes to a machine of the program's own, and a sandbox is none"),
+                &format!(
+                    "a GPU by {other} goes to a machine of the program's own, and a sandbox is none"
+                ),
                 "give it one with --zone-kind microvm",
             ),
         };
@@ -157,8 +159,11 @@ pub(crate) fn prepare(
         "policy": { "default": demand(run.demand), "features": { "mount": "require" } },
     });
     let zone = Zone::ordered(launcher, directories, orders)?;
-    let mut words: Vec<OsString> =
-        vec![machine.orders(run, granted, vm).to_string().into(), "--".into(), program.file.clone().into()];
+    let mut words: Vec<OsString> = vec![
+        machine.orders(run, granted, vm).to_string().into(),
+        "--".into(),
+        program.file.clone().into(),
+    ];
     words.push(program.name.clone());
     words.extend(program.arguments.iter().cloned());
     let program = Program { file: relay, name: "gpu-zone-vm".into(), arguments: words };
@@ -189,9 +194,10 @@ fn mounts(
     mounts.push(json!({ "source": relay }));
     mounts.push(json!({ "source": root, "target": ROOT }));
     mounts.extend(slot.map(|slot| json!({ "source": slot, "target": SLOT_INSIDE })));
-    let libraries = shim.map(image::libraries).unwrap_or_default().into_iter().filter_map(|(from, to)| {
-        Some(json!({ "source": from, "target": Path::new(LIBRARIES).join(to.file_name()?) }))
-    });
+    let libraries =
+        shim.map(image::libraries).unwrap_or_default().into_iter().filter_map(|(from, to)| {
+            Some(json!({ "source": from, "target": Path::new(LIBRARIES).join(to.file_name()?) }))
+        });
     mounts.extend(libraries);
     mounts
 }

@@ -64,7 +64,8 @@ fn is_over(link: &Link) -> bool {
 #[test]
 fn what_is_no_message_and_a_line_without_end_end_the_machine_and_its_sessions_alone() {
     let endless = vec![b'x'; MAX_LINE + 10];
-    for said in [&b"nonsense\n"[..], b"{\"to_host\":\"own\"}\n", b"\xff\xfe\n", b"[1]\n", &endless] {
+    for said in [&b"nonsense\n"[..], b"{\"to_host\":\"own\"}\n", b"\xff\xfe\n", b"[1]\n", &endless]
+    {
         let ((guest, link), (other, kept)) = (guest(LONG), guest(LONG));
         let session = Arc::new(Heard::default());
         link.open_session(Arc::<Heard>::clone(&session)).unwrap();
@@ -93,7 +94,10 @@ async fn answers_that_nobody_asked_for_replays_and_floods_change_nothing() {
             let wrong = if other == id { id + 5000 } else { other };
             say(&guest, &ToHost::Answer { id: wrong, reply });
             say(&guest, &ToHost::Bell { session: id + other });
-            say(&guest, &ToHost::Closed { session: id + 1 + other, reason: Some("\x1b[2J".into()) });
+            say(
+                &guest,
+                &ToHost::Closed { session: id + 1 + other, reason: Some("\x1b[2J".into()) },
+            );
             say(&guest, &ToHost::Began);
             say(&guest, &ToHost::Hello { version: 0, nonce: other, begun: true });
         }

@@ -80,7 +80,7 @@ impl Setup {
     /// in which theirs may be, and sees the paths of the host's groups.
     fn makes_zones(&self) -> bool {
         match self.spec.filter {
-            Filter::Maker => true,
+            Filter::Maker | Filter::Machines => true,
             Filter::Worker | Filter::Workload | Filter::Broker => false,
         }
     }

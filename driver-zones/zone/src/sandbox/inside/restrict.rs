@@ -35,7 +35,7 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
     if let Some(count) = limits.pids.filter(|_| !setup.has(Feature::Pids)) {
         limit(Resource::Nproc, count).map_err(step("cannot limit processes"))?;
     }
-    let kept = if setup.makes_zones() { maker::kept() } else { CapabilitySet::empty() };
+    let kept = maker::kept(setup.spec.filter);
     let privileged = maker::bound_to(kept).map_err(step(failed))?;
     if privileged && kept.is_empty() {
         // Being called root gives a program nothing, and nobody turns that back.
@@ -76,7 +76,7 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
         source: io::Error::other(error.to_string()),
     };
     let restricted = match setup.spec.filter {
-        Filter::Maker => makes_zones(),
+        Filter::Maker | Filter::Machines => makes_zones(),
         Filter::Worker => files(&setup.spec, None, AccessFs::from_all(LANDLOCK)),
         // Others read in its folders, with more rights: no link of its making leads them elsewhere.
         Filter::Broker => files(&setup.spec, None, AccessFs::from_all(LANDLOCK) & !special()),
@@ -158,6 +158,7 @@ pub(super) fn seccomp(setup: &mut Setup) -> Result<(), SetupError> {
         Filter::Workload => "workload",
         Filter::Broker => "broker",
         Filter::Maker => "maker",
+        Filter::Machines => "machines",
     };
     let programs = filter::programs(setup.spec.filter)
         .map_err(|error| SetupError::Spec(format!("the policy {name}.json is wrong: {error}")))?;

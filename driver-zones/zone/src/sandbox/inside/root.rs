@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, symlinkat};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use super::files::{
-    NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, fresh_nodes, kind, map_users, part, place,
-    set,
+    NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, fresh_nodes, kind, map_users, part,
+    place, set,
 };
 use super::{Setup, SetupError, step, users};
 use crate::sandbox::spec::{Feature, Root, Spec};
@@ -317,7 +317,8 @@ fn dev(
         put(root, device)?;
     }
     if let Some((nodes, targets)) = own_nodes {
-        put_nodes(root, nodes, targets).map_err(step("cannot put the zone's device nodes into it"))?;
+        put_nodes(root, nodes, targets)
+            .map_err(step("cannot put the zone's device nodes into it"))?;
     }
     for (link, target) in LINKS {
         let link = Path::new(link);
