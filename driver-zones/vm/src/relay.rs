@@ -15,7 +15,7 @@ use gpuzone_wire::zone_link::SessionId;
 use gpuzone_zone::microvm::{MOST_WINDOWS, Outbox, Windows};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::session::Session;
+use crate::session::{Session, Visit};
 
 /// The way to the guest, and its sessions.
 pub(crate) struct Relay {
@@ -78,7 +78,10 @@ impl Relay {
                     );
                     return Err(io::Error::new(io::ErrorKind::InvalidData, message));
                 }
-                FromWorkload::Open { session, version } => self.open(session, version)?,
+                FromWorkload::Open { session, version, pid } => {
+                    self.visit(session, Visit::Work { version, pid })?;
+                }
+                FromWorkload::Look { session, look } => self.visit(session, Visit::Look(look))?,
                 FromWorkload::Bell { session } => {
                     if let Some(session) = self.sessions().get(&session) {
                         session.bell();
@@ -96,7 +99,7 @@ impl Relay {
         }
     }
 
-    fn open(self: &Arc<Self>, id: SessionId, version: u32) -> io::Result<()> {
+    fn visit(self: &Arc<Self>, id: SessionId, visit: Visit) -> io::Result<()> {
         let mut sessions = self.sessions();
         if sessions.contains_key(&id) || sessions.len() >= usize::from(MOST_WINDOWS) {
             drop(sessions);
@@ -108,7 +111,7 @@ impl Relay {
         drop(sessions);
         let relay = Arc::clone(self);
         std::thread::Builder::new().name(format!("session-{id}")).spawn(move || {
-            session.serve(id, version, &relay);
+            session.serve(id, visit, &relay);
             relay.sessions().remove(&id);
         })?;
         Ok(())
@@ -185,7 +188,7 @@ mod tests {
         let asking = std::thread::spawn(move || {
             for session in 0..MANY {
                 let bell = FromWorkload::Bell { session: session + MANY };
-                for message in [bell, FromWorkload::Open { session, version: 1 }] {
+                for message in [bell, FromWorkload::Open { session, version: 1, pid: 1 }] {
                     let line = serde_json::to_string(&message).unwrap() + "\n";
                     writer.write_all(line.as_bytes()).unwrap();
                 }

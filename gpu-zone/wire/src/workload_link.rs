@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Welcome;
+use crate::view::{Look, Seen};
 use crate::zone_link::SessionId;
 
 /// Version of this protocol.
@@ -85,6 +86,13 @@ pub enum ToWorkload {
         /// Why.
         reason: String,
     },
+    /// To [`FromWorkload::Look`]: what the worker said, or why there is nothing to see.
+    Seen {
+        /// Which session.
+        session: SessionId,
+        /// What it said.
+        seen: Box<Seen>,
+    },
     /// The worker woke its tenant.
     Bell {
         /// In this session.
@@ -137,6 +145,15 @@ pub enum FromWorkload {
         session: SessionId,
         /// The process's version of the spec.
         version: u32,
+        /// Its number, as it says itself.
+        pid: u32,
+    },
+    /// A process of the program's only looks at its lease.
+    Look {
+        /// Which session this is to be, to its answer: one that there is not.
+        session: SessionId,
+        /// The question.
+        look: Look,
     },
     /// The process woke its worker.
     Bell {
@@ -187,7 +204,8 @@ mod tests {
     fn messages_cross_the_line_unchanged_and_stay_on_it() {
         let messages = [
             FromWorkload::Hello { version: VERSION },
-            FromWorkload::Open { session: 3, version: 2 },
+            FromWorkload::Open { session: 3, version: 2, pid: 7 },
+            FromWorkload::Look { session: 4, look: Look { look: 1 } },
             FromWorkload::Exited { end: End::Signal(15), written: [1, 2] },
             FromWorkload::Unrunnable { errno: 2, reason: "no\nprogram".to_owned() },
         ];

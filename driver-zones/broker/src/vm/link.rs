@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use gpuzone_wire::control::{Reply, Request};
 use gpuzone_wire::hello::Welcome;
+use gpuzone_wire::view::Seen;
 use gpuzone_wire::zone_link::{Health, MAX_LINE, SessionId, ToGuest, ToHost, VERSION};
 use gpuzone_zone::microvm::Outbox;
 use tokio::sync::{Notify, oneshot};
@@ -21,6 +22,7 @@ use tokio::sync::{Notify, oneshot};
 #[derive(Debug)]
 pub(super) enum Told {
     Opened(Welcome),
+    Seen(Seen),
     Closed(Option<String>),
 }
 
@@ -88,6 +90,7 @@ impl Link {
                 // What was said to whoever was here before.
                 ToHost::Hello { .. } | ToHost::Began | ToHost::Failed { .. } => {}
                 ToHost::Answer { .. } | ToHost::Opened { .. } | ToHost::Bell { .. } => {}
+                ToHost::Seen { .. } => {}
                 ToHost::Closed { .. } | ToHost::Health(_) => {}
             }
         }
@@ -146,6 +149,11 @@ impl Link {
             ToHost::Opened { session, welcome } => {
                 if let Some(session) = waiting.sessions.get(&session) {
                     session.told(Told::Opened(*welcome));
+                }
+            }
+            ToHost::Seen { session, seen } => {
+                if let Some(session) = waiting.sessions.get(&session) {
+                    session.told(Told::Seen(*seen));
                 }
             }
             ToHost::Bell { session } => {

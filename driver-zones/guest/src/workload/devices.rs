@@ -16,6 +16,8 @@ const FUNCTIONS: &str = "/sys/bus/pci/devices";
 /// may come late.
 const PATIENCE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(200);
+/// Between two looks once the program runs.
+const LATER: Duration = Duration::from_secs(2);
 /// Folders below a function's own; no driver has more.
 const DEPTH: usize = 8;
 
@@ -57,7 +59,7 @@ pub(super) fn show(bridges: &[String]) -> io::Result<()> {
     all(&bridges).iter().try_for_each(make)?;
     std::thread::spawn(move || {
         loop {
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(LATER);
             // One that cannot be made is not there, as without a driver.
             let _ = all(&bridges).iter().try_for_each(make);
         }

@@ -140,6 +140,7 @@ impl Host {
             ToWorkload::Unwanted { output: OutputName::Error } => error.say(),
             ToWorkload::Opened { .. }
             | ToWorkload::Refused { .. }
+            | ToWorkload::Seen { .. }
             | ToWorkload::Bell { .. }
             | ToWorkload::Closed { .. } => {
                 if let Some(slot) = &self.slot {

@@ -13,6 +13,7 @@ pub(super) const PORT: &str = "gpuzone.control";
 /// Bytes of a window. A PCI region's size is a power of two; what the rings do not take is never
 /// touched, so it takes no memory.
 pub const WINDOW_BYTES: u64 = 16 << 20;
+const SMALL_FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 /// Slots 16 to 30 of bus 0, eight functions each.
 pub const MOST_WINDOWS: u16 = 15 * 8;
 const FIRST_SLOT: u16 = 16;
@@ -99,8 +100,18 @@ pub fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, CommandError>
     for device in devices(spec)? {
         add("-device", device);
     }
+    if let Some(firmware) = small_firmware(spec) {
+        add("-bios", firmware.to_owned());
+    }
     let flags = ["-nodefaults", "-no-user-config", "-no-reboot", "-S"];
     Ok(flags.into_iter().map(str::to_owned).chain(words).collect())
+}
+
+/// QEMU's small firmware, where it is there: the usual one looks for disks to boot from, and so drives devices
+/// that are handed over. Bridges for windows get their room from the usual one.
+fn small_firmware(spec: &VmSpec) -> Option<&'static str> {
+    let without_windows = matches!(spec.machine, Machine::Q35 { windows: 0, .. });
+    (without_windows && Path::new(SMALL_FIRMWARE).exists()).then_some(SMALL_FIRMWARE)
 }
 
 fn plain(path: &Path) -> Result<(), CommandError> {
@@ -129,7 +140,8 @@ fn machine(machine: Machine, accelerator: Accelerator) -> String {
 const fn cpu(accelerator: Accelerator) -> &'static str {
     match accelerator {
         Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
+        // A fifth level of page tables costs at each walk, and no guest here has so much memory.
+        Accelerator::Tcg => "max,la57=off",
     }
 }
 

@@ -46,11 +46,12 @@ const TOOLS: [&str; 8] = [
 /// In the order in which one needs the other. Not all kernels have all of them.
 const MODULES: [&str; 5] = ["irqbypass", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
 /// What QEMU reads to start a kernel by PVH.
-const FIRMWARE: [(&str, &str); 4] = [
+const FIRMWARE: [(&str, &str); 5] = [
     ("/usr/share/seabios", "bios-256k.bin"),
     ("/usr/share/qemu", "kvmvapic.bin"),
     ("/usr/share/qemu", "linuxboot_dma.bin"),
     ("/usr/share/qemu", "pvh.bin"),
+    ("/usr/share/qemu", "qboot.rom"),
 ];
 /// A machine in a machine, both emulated, on a busy host.
 const LIMIT_SECONDS: &str = "840";
@@ -118,6 +119,9 @@ fn archive(
     }
     for (folder, name) in FIRMWARE {
         let file = Path::new(folder).join(name);
+        if !file.exists() {
+            continue;
+        }
         archive.file(&file.display().to_string(), file, 0o644);
     }
     for (number, file) in modules(&wanted.kernel, node)?.into_iter().enumerate() {

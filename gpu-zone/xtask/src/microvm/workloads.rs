@@ -12,7 +12,7 @@ use gpuzone_testkit::{Finished, Node, Options, Role, Running};
 
 use super::image::{self, Contents, For};
 use super::layout;
-use super::suite::{LIMIT, Wanted, kill, timed};
+use super::suite::{LIMIT, Wanted, kill, sees_its_lease, timed};
 
 /// What the programs' root has of the host's, with the libraries that they need.
 const TOOLS: [&str; 6] =
@@ -147,7 +147,7 @@ impl Suite {
 
     fn all(&mut self) -> anyhow::Result<()> {
         timed("a program computes in a machine of its own", || self.computes())?;
-        timed("its root is an image, by its digest", || self.from_an_image())?;
+        timed("its root is an image by its digest, and NVML tells of its lease", || self.from_an_image())?;
         timed("its processes share it", || self.several())?;
         timed("a hostile guest harms nobody", || self.hostile())?;
         timed("a signal reaches it, and a reader that left", || self.signals())?;
@@ -203,13 +203,17 @@ impl Suite {
         let run = |digest: &str| -> anyhow::Result<Finished> {
             let root = format!("{}@{digest}", layout.display());
             let kind = ["run", "--zone-kind", "microvm", "--rootfs", &root, "--tenant", "acme"];
-            let script = format!("echo image=$FROM_IMAGE; '{}' vector-add && exit 3", self.program);
+            let one = &self.program;
+            let script = format!(
+                "echo image=$FROM_IMAGE; '{one}' smi --memory 16Mi; '{one}' vector-add && exit 3"
+            );
             let program = ["--memory", "64Mi", "--", "sh", "-c", &script];
             Ok(Running::start(self.node.cli(kind.iter().chain(&program))?)?.finish(LIMIT)?)
         };
         let finished = run(&digest)?;
         ensure!(finished.code() == Some(3), "{}", finished.text());
         ensure!(finished.text().contains("image=yes"), "{}", finished.text());
+        sees_its_lease(&finished.stdout, 64 << 20)?;
         let other = run(&format!("sha256:{}", "0".repeat(64)))?;
         ensure!(other.code() == Some(64), "{}", other.text());
         self.nothing_is_left()

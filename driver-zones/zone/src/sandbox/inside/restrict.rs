@@ -9,7 +9,7 @@ use landlock::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, set_capabilities_secure_bits, set_no_new_privs,
+    CapabilitiesSecureBits, set_capabilities_secure_bits, set_no_new_privs,
 };
 
 use super::{Setup, SetupError, step};
