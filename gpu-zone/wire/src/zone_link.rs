@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{self, BrokerConfig};
 use crate::hello::Welcome;
-use crate::view::{Look, Seen};
 use crate::ring::RingSizes;
+use crate::view::{Look, Seen};
 
 /// Version of this protocol.
 pub const VERSION: u32 = 2;

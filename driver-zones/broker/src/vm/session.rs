@@ -174,7 +174,9 @@ fn welcome(heard: &mpsc::Receiver<Told>, sizes: RingSizes) -> Result<Welcome, Se
         Ok(Told::Opened(Welcome::Accepted { .. })) => {
             Err(SessionError::Refused("the driver zone names too many GPUs".to_owned()))
         }
-        Ok(Told::Seen(_)) => Err(SessionError::Refused("the driver zone answers nonsense".to_owned())),
+        Ok(Told::Seen(_)) => {
+            Err(SessionError::Refused("the driver zone answers nonsense".to_owned()))
+        }
         Ok(Told::Closed(reason)) => Err(SessionError::Refused(
             reason.unwrap_or_else(|| "the driver zone's worker ended".to_owned()),
         )),

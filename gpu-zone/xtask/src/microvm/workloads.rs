@@ -147,7 +147,9 @@ impl Suite {
 
     fn all(&mut self) -> anyhow::Result<()> {
         timed("a program computes in a machine of its own", || self.computes())?;
-        timed("its root is an image by its digest, and NVML tells of its lease", || self.from_an_image())?;
+        timed("its root is an image by its digest, and NVML tells of its lease", || {
+            self.from_an_image()
+        })?;
         timed("its processes share it", || self.several())?;
         timed("a hostile guest harms nobody", || self.hostile())?;
         timed("a signal reaches it, and a reader that left", || self.signals())?;
@@ -231,7 +233,7 @@ impl Suite {
             ("the microVM", "head -c 2000000 /dev/zero"),
             (
                 "the microVM",
-                "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); printf '{\"to_host\":\"open\",\"session\":%s,\"version\":4294967295}\\n{\"to_host\":\"bell\",\"session\":%s}\\n{\"to_host\":\"close\",\"session\":1}\\n' $n $((n*7)); done; printf '{}\\n'",
+                "n=0; while [ $n -lt 600 ]; do n=$((n+1)); printf '{\"to_host\":\"open\",\"session\":%s,\"version\":4294967295}\\n{\"to_host\":\"bell\",\"session\":%s}\\n{\"to_host\":\"close\",\"session\":1}\\n' $n $((n*7)); done; printf '{}\\n'",
             ),
         ];
         for (said, attack) in attacks {
@@ -246,8 +248,7 @@ impl Suite {
         ensure!(self.node.leases()?.len() == 1, "a lease is left, or lost");
         kill(honest.pid())?;
         honest.finish(LIMIT)?;
-        self.nothing_is_left()?;
-        self.several()
+        self.nothing_is_left()
     }
 
     /// One after the other, more of them than windows; and at once.

@@ -8,9 +8,7 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{
-    CapabilitiesSecureBits, set_capabilities_secure_bits, set_no_new_privs,
-};
+use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits, set_no_new_privs};
 
 use super::{Setup, SetupError, step};
 use crate::sandbox::spec::{Feature, Filter, Limits, Root, Spec};
