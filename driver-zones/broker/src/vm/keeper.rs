@@ -74,7 +74,7 @@ impl Keeper {
             if !zone.is_gone()? {
                 tracing::info!(process = zone.process().pid, "the microVM lives and is kept");
                 // Whoever had it started may not have come to this.
-                self.begin().await?;
+                self.begin(&zone).await?;
                 return Ok((zone, true));
             }
             zone.end().await?;
@@ -86,14 +86,19 @@ impl Keeper {
         for missing in zone.start().await? {
             tracing::warn!(%missing, "QEMU runs without a part of its confinement, which the policy allows");
         }
-        self.begin().await?;
+        self.begin(&zone).await?;
         Ok((zone, false))
     }
 
-    async fn begin(&self) -> Result<(), KeepError> {
+    /// Lets it run. One that cannot be told so is ended: the next one may be.
+    async fn begin(&self, zone: &MadeZone) -> Result<(), KeepError> {
         let vms = self.vms.clone();
         let begun = tokio::task::spawn_blocking(move || vms.begin(NAME)).await;
-        Ok(begun.map_err(io::Error::other)??)
+        let begun = begun.map_err(io::Error::other)?;
+        if begun.is_err() {
+            self.end(zone).await?;
+        }
+        Ok(begun?)
     }
 
     /// The microVM, if there is one.
