@@ -94,7 +94,7 @@ fn has_pvh_entry(file: &[u8]) -> bool {
         let length = usize::try_from(long(at + 32)?).ok()?;
         (number(file, at)? == NOTES).then(|| file.get(begins..)?.get(..length)).flatten()
     });
-    file.starts_with(b"\x7fELF\x02") && segments.into_iter().any(|notes| is_among(notes))
+    file.starts_with(b"\x7fELF\x02") && segments.into_iter().any(is_among)
 }
 
 fn is_among(mut notes: &[u8]) -> bool {

@@ -148,7 +148,7 @@ impl Suite {
     fn all(&mut self) -> anyhow::Result<()> {
         timed("a program computes in a machine of its own", || self.computes())?;
         timed("its root is an image by its digest, and NVML tells of its lease", || {
-            self.from_an_image()
+            self.with_an_image()
         })?;
         timed("its processes share it", || self.several())?;
         timed("a hostile guest harms nobody", || self.hostile())?;
@@ -199,7 +199,7 @@ impl Suite {
     }
 
     /// Of the same files as the folder; and no other image than the one that was named.
-    fn from_an_image(&self) -> anyhow::Result<()> {
+    fn with_an_image(&self) -> anyhow::Result<()> {
         let layout = self.node.folder().join("layout");
         let digest = layout::write(&self.root, &layout)?;
         let run = |digest: &str| -> anyhow::Result<Finished> {
