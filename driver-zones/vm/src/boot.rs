@@ -79,7 +79,7 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
         machine: Kind::Q35 { windows: orders.windows, iommu: false },
         memory: orders.memory,
         processors: orders.processors,
-        devices: orders.devices.iter().map(passthrough).collect(),
+        devices: orders.devices.iter().map(|address| passthrough(address)).collect(),
         ports: STREAMS.map(str::to_owned).into(),
     };
     let vms = MicroVms::new(folder.to_owned());
@@ -96,8 +96,8 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
     Ok(Booted { machine, control, streams, windows, slot: orders.slot.clone() })
 }
 
-fn passthrough(address: &String) -> Passthrough {
-    Passthrough { address: address.clone(), vf_token: None }
+fn passthrough(address: &str) -> Passthrough {
+    Passthrough { address: address.to_owned(), vf_token: None }
 }
 
 /// By a guest that was seen to run, not by a file that opens.

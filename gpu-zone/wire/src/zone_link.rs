@@ -190,6 +190,7 @@ mod tests {
             bridge: "10.3".to_owned(),
             sizes: RingSizes::default(),
             version: 2,
+            pid: 9,
         };
         let line = serde_json::to_string(&open).expect("it can be written");
         assert_eq!(serde_json::from_str::<ToGuest>(&line).expect("readable"), open);
