@@ -239,7 +239,7 @@ impl Book {
         let placement = self.node.place(request)?;
         let demand = Demand { tenant: request.tenant.clone(), placement, time: request.time };
         let admission = self.admit(demand)?;
-        self.hold(id, zone, Exposure::Mediated, admission, holder)
+        self.hold(id, zone, request.exposure, admission, holder)
     }
 
     /// Admits a placement that somebody else chose and sets its GPUs aside, unless the very lease

@@ -33,6 +33,7 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
         zone_name: _,
         priority,
         cap_percent,
+        exposure,
     } = message;
     let memory = |bytes: u64| {
         let error = || invalid(format!("memory size '{bytes}' is larger than any GPU's memory"));
@@ -50,13 +51,22 @@ pub(crate) fn request(message: proto::CreateLeaseRequest) -> Result<(Request, St
     let time = TimeTerms { priority, cap: cap_percent.map(cap).transpose()? };
     let share = share_percent.map(share).transpose()?;
     share.map_or(Ok(()), |share| time.allow(share)).map_err(invalid)?;
+    let exposure = match exposure.as_str() {
+        "" => Exposure::Mediated,
+        named => named.parse().map_err(invalid)?,
+    };
+    if matches!(exposure, Exposure::Mig | Exposure::Vgpu) {
+        return Err(invalid(format!(
+            "a program does not get a part of a GPU as {exposure} by itself; MIG instances and vGPUs are for pods"
+        )));
+    }
     let request = Request {
         tenant: tenant.parse().map_err(invalid)?,
         gpus: GpuCount::new(gpus).map_err(invalid)?,
         memory: memory_bytes.map(memory).transpose()?,
         share,
         time,
-        exposure: Exposure::Mediated,
+        exposure,
         model,
     };
     // It is the caller's own text and goes to terminals.
@@ -289,6 +299,7 @@ mod tests {
             zone_name: None,
             priority: String::new(),
             cap_percent: Some(60),
+            exposure: String::new(),
         }
     }
 
@@ -305,7 +316,7 @@ mod tests {
     #[test]
     fn an_error_names_the_field() {
         type Change = fn(&mut proto::CreateLeaseRequest);
-        let cases: [(Change, &str); 11] = [
+        let cases: [(Change, &str); 13] = [
             (|r| r.tenant = "a/b".into(), "tenant 'a/b'"),
             (|r| r.tenant = "x".repeat(300), "tenant 'xxx"),
             (|r| r.gpus = 0, "'0' is not a number of GPUs"),
@@ -316,6 +327,8 @@ mod tests {
             (|r| r.priority = "urgent".into(), "priority 'urgent'"),
             (|r| r.cap_percent = Some(0), "cap '0'"),
             (|r| r.cap_percent = Some(101), "cap '101'"),
+            (|r| r.exposure = "whole".into(), "exposure 'whole'"),
+            (|r| r.exposure = "vgpu".into(), "a program does not get a part"),
             (|r| r.cap_percent = Some(49), "a cap of 49% is below the share of 50%"),
         ];
         for (change, beginning) in cases {

@@ -2,6 +2,7 @@
 
 mod devices;
 mod gpus;
+mod passed;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -85,7 +86,13 @@ impl Agent for Service {
         let holder = caller(&request)?;
         let zone = convert::zone_name(request.get_ref())?;
         let (request, program) = convert::request(request.into_inner())?;
+        let exposure = request.exposure;
+        passed::check(&self.gpus, &request)?;
         let held = self.leases.create(request, holder, program, zone).await?;
+        let functions = match exposure.has_worker() {
+            true => Vec::new(),
+            false => passed::functions(&self.leases, &self.gpus, &held).await?,
+        };
         let directories = &self.leases.directories;
         let slot = directories.slots_dir().join(held.lease.id.to_string());
         let environment = HashMap::from([(SLOT_VARIABLE.to_owned(), slot.display().to_string())]);
@@ -96,6 +103,7 @@ impl Agent for Service {
             zone_limits: Some(convert::zone_limits(&self.zone.limits.limits())),
             zone_users: self.zone.users.ranges().map(convert::zone_users),
             microvm: self.zone.workload_microvm.as_ref().map(WorkloadVm::message),
+            functions,
         }))
     }
 

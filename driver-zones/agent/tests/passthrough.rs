@@ -13,7 +13,7 @@ mod tests {
     use gpuzone_testkit::Sysfs;
     use rustix::process::Signal;
 
-    use super::support::Node;
+    use super::support::{Node, request};
 
     const WHOLE: &str = "GPU-00000000-0000-0000-0000-00000000abcd";
     const ADDRESS: &str = "0000:3b:00.0";
@@ -131,6 +131,44 @@ mod tests {
         let refused = node.client().await.clear_quarantine(clear).await.unwrap_err();
         assert!(refused.message().contains("bind it to its own driver"), "{refused}");
         assert!(refused.message().contains("reset = true"), "{refused}");
+        node.signal_agent(Signal::INT);
+    }
+
+    #[tokio::test]
+    async fn a_program_is_told_what_to_open_of_a_whole_gpu_and_holds_it_to_its_end() {
+        let (mut node, sysfs) = start().await;
+        let asked = || agent::CreateLeaseRequest {
+            memory_bytes: None,
+            share_percent: None,
+            exposure: "passthrough".into(),
+            ..request("acme", 0)
+        };
+        sysfs.bind(ADDRESS, Some("nvidia")).unwrap();
+        let refused = node.client().await.create_lease(asked()).await.unwrap_err();
+        assert!(refused.message().contains("bound to nvidia, not to a VFIO driver"), "{refused}");
+        assert!(node.leases().await.is_empty());
+        sysfs.bind(ADDRESS, Some("vfio-pci")).unwrap();
+        let part = agent::CreateLeaseRequest { memory_bytes: Some(8 << 30), ..asked() };
+        let part = node.client().await.create_lease(part).await.unwrap_err();
+        assert!(part.message().contains("handed over whole"), "{part}");
+
+        let granted = node.client().await.create_lease(asked()).await.unwrap().into_inner();
+        let function = agent::PassedFunction { address: ADDRESS.into(), group: 12 };
+        assert_eq!(granted.functions, [function]);
+        let lease = granted.lease.unwrap();
+        assert_eq!(lease.state, "active");
+        let second = node.client().await.create_lease(asked()).await.unwrap_err();
+        assert_eq!(AgentError::from(second).kind, ErrorKind::NoRoom);
+
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        let held = node.leases().await;
+        let held: Vec<_> = held.iter().map(|it| (&it.id, it.state.as_str())).collect();
+        assert_eq!(held, [(&lease.id, "active")]);
+        let end = agent::EndLeaseRequest { lease_id: lease.id.clone() };
+        node.client().await.end_lease(end).await.unwrap();
+        let reason = gpus(&node).await[1].quarantine.clone().unwrap();
+        assert!(reason.contains("tenant acme had it by passthrough"), "{reason}");
         node.signal_agent(Signal::INT);
     }
 

@@ -49,6 +49,7 @@ use gpuzone_zone::files::{LockError, PidLock, private_dir, remove};
 pub use driver_zone::DriverZone;
 pub use maker::made_by;
 pub use paths::ZonePaths;
+pub use vm::MachineZone;
 
 use broker::Broker;
 
@@ -97,7 +98,7 @@ pub fn handed(config: &BrokerConfig) -> Result<Option<OwnedFd>, RunError> {
 /// When the zone is served by another broker, or its files cannot be used.
 pub async fn run(mut read: BrokerConfig, handed: Option<OwnedFd>) -> Result<(), RunError> {
     if let Some(machine) = read.microvm.take() {
-        return vm::run(read, *machine).await;
+        return vm::run(read, *machine, handed).await;
     }
     let zone_dir = read.zone_dir.clone();
     let zone = |error| RunError::Zone(zone_dir.clone(), error);

@@ -24,8 +24,8 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(level).with_writer(stderr).with_ansi(colours).init();
     let config = gpuzone_broker::configuration(&arguments.config)?;
     let handed = gpuzone_broker::handed(&config)?;
-    // Before anything is read that a worker wrote, and before there are threads. What makes a microVM
-    // starts QEMU, which would have this process's filter for its own.
+    // Before anything is read that a worker or a guest wrote, and before there are threads. What makes a
+    // microVM without sandboxes starts QEMU itself, which would have this process's filter for its own.
     if let Some(workers) = gpuzone_broker::made_by(&config)
         && let Some(missing) = gpuzone_zone::sandbox::confine_broker(workers)?
     {

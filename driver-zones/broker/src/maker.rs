@@ -13,11 +13,11 @@ use gpuzone_zone::sandbox::{MadeBy, Missing};
 use crate::driver_zone::{DriverZone, plain};
 use crate::paths::ZonePaths;
 
-/// Who makes the zones of this broker's workers; `None` where a microVM has the workers, and the broker
-/// in there.
+/// Who makes the zones of this broker's workers, or that of its microVM; `None` where it makes a microVM
+/// without a sandbox itself.
 pub fn made_by(config: &BrokerConfig) -> Option<MadeBy> {
     match config {
-        BrokerConfig { microvm: Some(_), .. } => None,
+        BrokerConfig { microvm: Some(vm), .. } => vm.confinement.as_ref().map(|_| MadeBy::Maker),
         BrokerConfig { sandbox: None, .. } => Some(MadeBy::Itself),
         BrokerConfig { windows: true, .. } => Some(MadeBy::ItselfSandboxed),
         BrokerConfig { .. } => Some(MadeBy::Maker),

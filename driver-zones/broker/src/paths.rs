@@ -40,6 +40,11 @@ impl ZonePaths {
         self.dir.join("zones")
     }
 
+    /// The sockets and the log of the zone's microVM, if it is one.
+    pub(crate) fn machine(&self) -> PathBuf {
+        self.dir.join("machine")
+    }
+
     pub(crate) fn scrub_log(&self, lease: LeaseId) -> PathBuf {
         self.dir.join(format!("scrub-{lease}.log"))
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gpuzone_wire::control::{Reply, Request};
+use gpuzone_wire::view::{self, Seen};
 use gpuzone_wire::zone_link::{MAX_LINE, ToGuest, ToHost, VERSION};
 
 use crate::broker::Broker;
@@ -10,6 +11,8 @@ use crate::port::{Heard, Port};
 use crate::session::{Opening, Sessions, socket_of};
 
 /// How often nonsense is borne before the host's end is left alone for a while.
+/// How long a worker may take to tell of its lease.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens to the host, on a thread of its own: the first one takes ends of processes.
@@ -59,9 +62,16 @@ fn act(message: ToGuest, port: &Port, broker: &Broker, sessions: &Sessions) {
                 port.send(&ToHost::Answer { id, reply: Box::new(reply) });
             });
         }
-        ToGuest::Open { session, slot, bridge, sizes, version } => {
-            let opening = Opening { session, socket: socket_of(&slot), bridge, sizes, version };
+        ToGuest::Open { session, slot, bridge, sizes, version, pid } => {
+            let socket = socket_of(&slot);
+            let opening = Opening { session, socket, bridge, sizes, version, pid };
             std::thread::spawn(move || sessions.serve(&opening, &port));
+        }
+        ToGuest::Look { session, slot, look } => {
+            std::thread::spawn(move || {
+                let seen = view::ask(&slot, look, LOOK_LIMIT).unwrap_or_else(Seen::refused);
+                port.send(&ToHost::Seen { session, seen: Box::new(seen) });
+            });
         }
         ToGuest::Bell { session } => sessions.bell(session),
         ToGuest::Close { session } => sessions.close(session),

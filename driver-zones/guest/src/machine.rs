@@ -114,6 +114,13 @@ fn nodes() -> Result<(), PrepareError> {
     Ok(())
 }
 
+/// Where those are that were made so.
+pub(crate) fn node_paths() -> io::Result<Vec<PathBuf>> {
+    let lines = lines(NODES).map_err(io::Error::other)?;
+    let path = |(_, line): (usize, String)| line.split_whitespace().next().map(PathBuf::from);
+    Ok(lines.into_iter().filter_map(path).collect())
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Node {
     path: String,

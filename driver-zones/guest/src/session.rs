@@ -36,6 +36,8 @@ pub(crate) struct Opening {
     pub(crate) bridge: String,
     pub(crate) sizes: RingSizes,
     pub(crate) version: u32,
+    /// The tenant's process, as it says itself.
+    pub(crate) pid: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -101,9 +103,8 @@ fn open(opening: &Opening) -> Result<(Session, Welcome), OpenError> {
     let window = window::open(&opening.bridge)?;
     let (to_worker, to_tenant) = (bells::bell()?, bells::bell()?);
     let socket = hello::connect(&opening.socket, GREETING)?;
-    let version = opening.version;
-    let hello =
-        Hello { version, pid: std::process::id(), window: Some(opening.sizes), apart: true };
+    let &Opening { version, pid, sizes, .. } = opening;
+    let hello = Hello { version, pid, window: Some(sizes), apart: true };
     hello::send_with(&socket, &hello, &[window.as_fd(), to_worker.as_fd(), to_tenant.as_fd()])?;
     let (welcome, _) = hello::receive::<Welcome>(&socket)?;
     Ok((Session { socket, to_worker, to_tenant }, welcome))

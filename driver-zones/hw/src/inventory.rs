@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use gpuzone_core::{
     ComputeCapability, Gpu, GpuBacking, GpuUuid, Inventory, MemoryBytes, PciAddress,
@@ -56,10 +56,12 @@ impl NvmlLibrary {
             mig.add(&device, &gpu)?;
             found.push((device, gpu));
         }
-        let by_address: BTreeMap<_, _> = found.iter().map(|(_, gpu)| (gpu.pci, gpu.uuid)).collect();
-        let gpus = found
-            .into_iter()
-            .map(|(device, gpu)| Gpu { nvlink_peers: peers(&device, &by_address), ..gpu });
+        let ends: Vec<Ends> = found
+            .iter()
+            .map(|(device, gpu)| Ends { gpu: gpu.uuid, at: gpu.pci, others: other_ends(device) })
+            .collect();
+        let gpus =
+            found.into_iter().map(|(_, gpu)| Gpu { nvlink_peers: peers(gpu.uuid, &ends), ..gpu });
         Ok(Discovered { inventory: Inventory::new(gpus.collect())?, lost, mig })
     }
 }
@@ -121,13 +123,37 @@ fn mig_capable(device: &Device<'_>, index: u32) -> Result<bool, DiscoverError> {
     }
 }
 
-/// The GPUs at the other ends of active links. A switch in between is none of them.
-fn peers(device: &Device<'_>, by_address: &BTreeMap<PciAddress, GpuUuid>) -> BTreeSet<GpuUuid> {
+/// A GPU, and what is at the other ends of its active links: other GPUs, or switches.
+struct Ends {
+    gpu: GpuUuid,
+    at: PciAddress,
+    others: BTreeSet<PciAddress>,
+}
+
+fn other_ends(device: &Device<'_>) -> BTreeSet<PciAddress> {
     let links = (0..MAX_LINKS).map(|link| device.link_wrapper_for(link));
     let active = links.filter(|link| link.is_active().unwrap_or(false));
     let remotes = active.filter_map(|link| link.remote_pci_info().ok());
-    let addresses = remotes.filter_map(|remote| remote.bus_id.parse().ok());
-    addresses.filter_map(|address: PciAddress| by_address.get(&address).copied()).collect()
+    remotes.filter_map(|remote| remote.bus_id.parse().ok()).collect()
+}
+
+/// The GPUs that NVLink joins `gpu` with: at the other end of a link, or at another port of the same
+/// switch.
+fn peers(gpu: GpuUuid, all: &[Ends]) -> BTreeSet<GpuUuid> {
+    let Some(own) = all.iter().find(|ends| ends.gpu == gpu) else { return BTreeSet::new() };
+    let switches: BTreeSet<PciAddress> = {
+        let gpus: BTreeSet<PciAddress> = all.iter().map(|ends| ends.at).collect();
+        // An end that the driver does not know is shown at address 0, where no switch sits.
+        let known = own.others.iter().copied().filter(|at| at.bus() != 0 || at.domain() != 0);
+        known.filter(|at| !gpus.contains(at)).collect()
+    };
+    let others = all.iter().filter(|ends| ends.gpu != gpu);
+    let joined = others.filter(|other| {
+        own.others.contains(&other.at)
+            || other.others.contains(&own.at)
+            || !switches.is_disjoint(&other.others)
+    });
+    joined.map(|other| other.gpu).collect()
 }
 
 /// The simulated GPU must not answer where a real one was asked for, nor the other way round.
@@ -163,6 +189,34 @@ mod tests {
             mig_capable: false,
             backing,
         }
+    }
+
+    #[test]
+    fn gpus_at_one_switch_are_joined_and_those_at_none_are_not() {
+        let at = |text: &str| text.parse::<PciAddress>().unwrap();
+        let uuid = |number: u8| GpuUuid::from_bytes([number; 16]);
+        let ends = |number: u8, others: &[&str]| Ends {
+            gpu: uuid(number),
+            at: at(&format!("0000:{number:02x}:00.0")),
+            others: others.iter().map(|other| at(other)).collect(),
+        };
+        let (switch, other_switch) = ("0000:a0:00.0", "0000:b0:00.0");
+        let all = [
+            ends(1, &[switch]),
+            ends(2, &[switch, other_switch]),
+            ends(3, &[other_switch]),
+            // Directly, as one side says it.
+            ends(4, &["0000:05:00.0"]),
+            ends(5, &[]),
+            // Ends that the driver does not know are no common switch.
+            ends(6, &["0000:00:00.0"]),
+            ends(7, &["0000:00:00.0"]),
+        ];
+        let joined = |number| peers(uuid(number), &all);
+        assert_eq!(joined(1), [uuid(2)].into());
+        assert_eq!(joined(2), [uuid(1), uuid(3)].into());
+        assert_eq!((joined(4), joined(5)), ([uuid(5)].into(), [uuid(4)].into()));
+        assert_eq!((joined(6), joined(7), joined(8)), Default::default());
     }
 
     #[test]

@@ -10,13 +10,11 @@ use gpuzone_image::cpio::Archive;
 use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS, WHOLE};
 use gpuzone_zone::Process;
-use gpuzone_zone::microvm::qmp::{Monitor, QmpError};
 use gpuzone_zone::microvm::{
-    self, DigestError, Machine as Kind, MicroVmError, MicroVms, ProbeError, VmSpec, Windows,
-    check_digest, last_word, probe,
+    self, CONTROL, DigestError, LOG, MONITOR, Machine as Kind, MicroVmError, MicroVms, Passthrough,
+    ProbeError, VmSpec, Windows, check_digest, last_word, probe,
 };
 use gpuzone_zone::sandbox::LaunchError;
-use serde_json::json;
 
 use crate::orders::{Command, Orders};
 
@@ -33,7 +31,7 @@ pub(crate) struct Booted {
     /// The program's input, output and error.
     pub(crate) streams: [UnixStream; 3],
     pub(crate) windows: Windows,
-    pub(crate) slot: PathBuf,
+    pub(crate) slot: Option<PathBuf>,
 }
 
 pub(crate) struct Machine {
@@ -59,8 +57,6 @@ pub(crate) enum BootError {
     Describe(#[from] MicroVmError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error("{source}; QEMU's last word: {said}")]
-    Monitor { source: QmpError, said: String },
     #[error("cannot reach the microVM: {0}")]
     Ports(#[from] io::Error),
 }
@@ -83,23 +79,25 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
         machine: Kind::Q35 { windows: orders.windows, iommu: false },
         memory: orders.memory,
         processors: orders.processors,
-        devices: Vec::new(),
+        devices: orders.devices.iter().map(|address| passthrough(address)).collect(),
         ports: STREAMS.map(str::to_owned).into(),
     };
     let vms = MicroVms::new(folder.to_owned());
     let at = |what: &str| vms.path(NAME, what);
     let process = Arc::new(vms.launch(NAME, &vm)?.start()?);
-    let machine = Machine { process, log: at("qemu.log") };
+    let machine = Machine { process, log: at(LOG) };
     // All ends are there before the guest says anything.
     let [input, output, error] = STREAMS;
     let connect = |what: &str| UnixStream::connect(at(what));
-    let control = connect("port")?;
+    let control = connect(CONTROL)?;
     let streams = [connect(input)?, connect(output)?, connect(error)?];
-    let begun =
-        Monitor::connect(&at("qmp")).and_then(|mut monitor| monitor.execute("cont", json!({})));
-    begun.map_err(|source| BootError::Monitor { source, said: machine.last_word() })?;
-    let windows = Windows::new(at("qmp"), orders.windows);
+    vms.begin(NAME)?;
+    let windows = Windows::new(at(MONITOR), orders.windows);
     Ok(Booted { machine, control, streams, windows, slot: orders.slot.clone() })
+}
+
+fn passthrough(address: &str) -> Passthrough {
+    Passthrough { address: address.to_owned(), vf_token: None }
 }
 
 /// By a guest that was seen to run, not by a file that opens.
@@ -135,8 +133,9 @@ fn first_files(command: &Command, path: &Path) -> io::Result<()> {
         io::Error::new(error.kind(), format!("{error} ({hint})"))
     };
     let taken = archive.tree(ROOT, &orders.root, most).map_err(too_large)?;
-    let left = most.saturating_sub(taken);
-    archive.tree(LIBRARIES, &orders.libraries, left).map_err(too_large)?;
+    if let Some(libraries) = &orders.libraries {
+        archive.tree(LIBRARIES, libraries, most.saturating_sub(taken)).map_err(too_large)?;
+    }
     archive.text(ORDER, serde_json::to_string(order)?);
     archive.text(WHOLE, String::new());
     let mut out = BufWriter::new(File::create(path)?);

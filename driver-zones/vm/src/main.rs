@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use gpuzone_wire::workload_link::{End, FromWorkload, ToWorkload};
 use gpuzone_zone::Exit;
+use gpuzone_zone::microvm::STALLED;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -79,7 +80,7 @@ async fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
     let booted = tokio::task::spawn_blocking(move || boot::boot(&command)).await??;
     let Booted { machine, control, streams, windows, slot } = booted;
     let (over, mut outcome) = mpsc::unbounded_channel();
-    let relay = Relay::start(control, windows, slot, over)?;
+    let relay = Relay::start(control, windows, slot, over, STALLED)?;
     let outputs = streams::carry(streams, Arc::clone(&relay))?;
     let told = loop {
         tokio::select! {

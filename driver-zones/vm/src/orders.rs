@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::Order;
+use gpuzone_zone::microvm::device_bridge;
 use serde::Deserialize;
 
 /// The machine, and what of the zone it gets.
@@ -27,10 +28,15 @@ pub(crate) struct Orders {
     pub(crate) windows: u16,
     /// The program's files.
     pub(crate) root: PathBuf,
-    /// The shim's libraries.
-    pub(crate) libraries: PathBuf,
-    /// The lease's slot.
-    pub(crate) slot: PathBuf,
+    /// The shim's libraries, where the lease has a worker.
+    #[serde(default)]
+    pub(crate) libraries: Option<PathBuf>,
+    /// The lease's slot, where it has a worker.
+    #[serde(default)]
+    pub(crate) slot: Option<PathBuf>,
+    /// Functions that the program has itself, like `0000:3b:00.0`; bound to VFIO already.
+    #[serde(default)]
+    pub(crate) devices: Vec<String>,
     /// The program's working directory, in its root.
     pub(crate) directory: PathBuf,
     pub(crate) pids: Option<u64>,
@@ -72,8 +78,9 @@ impl Command {
         let orders: Orders = serde_json::from_str(&orders)?;
         let variables = std::env::vars_os().map(|(name, value)| Ok((text(name)?, text(value)?)));
         let environment = variables.collect::<Result<_, CommandError>>()?;
+        let devices = (0..orders.devices.len()).map(device_bridge).collect();
         let Orders { directory, pids, scratch, .. } = orders.clone();
-        let order = Order { file, name, arguments, environment, directory, pids, scratch };
+        let order = Order { file, name, arguments, environment, directory, pids, scratch, devices };
         Ok(Self { orders, order })
     }
 }

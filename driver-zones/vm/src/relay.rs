@@ -4,44 +4,52 @@
 //! more of them than windows.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gpuzone_wire::workload_link::{FromWorkload, MAX_LINE, ToWorkload, VERSION};
 use gpuzone_wire::zone_link::SessionId;
-use gpuzone_zone::microvm::{MOST_WINDOWS, Windows};
+use gpuzone_zone::microvm::{MOST_WINDOWS, Outbox, Windows};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::session::Session;
+use crate::session::{Session, Visit};
 
 /// The way to the guest, and its sessions.
 pub(crate) struct Relay {
-    writer: Mutex<UnixStream>,
+    outbox: Outbox,
     sessions: Mutex<BTreeMap<SessionId, Arc<Session>>>,
     pub(crate) windows: Windows,
-    pub(crate) slot: PathBuf,
+    pub(crate) slot: Option<PathBuf>,
 }
 
 /// How the guest's part came to its end.
 pub(crate) type Outcome = Result<FromWorkload, io::Error>;
 
 impl Relay {
-    /// Listens to the guest, on a thread of its own, until the program has ended.
+    /// Listens to the guest, on a thread of its own, until the program has ended. A guest that reads
+    /// nothing for `stalled` has no say any more.
     pub(crate) fn start(
         control: UnixStream,
         windows: Windows,
-        slot: PathBuf,
+        slot: Option<PathBuf>,
         over: UnboundedSender<Outcome>,
+        stalled: Duration,
     ) -> io::Result<Arc<Self>> {
         let reader = BufReader::new(control.try_clone()?);
-        let (writer, sessions) = (Mutex::new(control), Mutex::default());
-        let relay = Arc::new(Self { writer, sessions, windows, slot });
+        let (outbox, sessions) = (Outbox::start(control, stalled)?, Mutex::default());
+        let relay = Arc::new(Self { outbox, sessions, windows, slot });
         let listening = Arc::clone(&relay);
         std::thread::Builder::new().name("guest".to_owned()).spawn(move || {
             // Nobody hears it when all is over.
-            let _ = over.send(listening.listen(reader));
+            let heard = Arc::clone(&listening).listen(reader);
+            let heard = heard.map_err(|error| match listening.outbox.trouble() {
+                Some(trouble) => io::Error::new(io::ErrorKind::BrokenPipe, trouble),
+                None => error,
+            });
+            let _ = over.send(heard);
         })?;
         Ok(relay)
     }
@@ -50,11 +58,14 @@ impl Relay {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a message. Waits while the guest does not read.
+    /// Sends a message. Never waits, whether the guest reads or not.
     pub(crate) fn send(&self, message: &ToWorkload) -> io::Result<()> {
-        let mut line = serde_json::to_vec(message)?;
-        line.push(b'\n');
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+        self.outbox.send(line_of(message)?)
+    }
+
+    /// Wakes a session's process, unless the guest is still to hear of the last time.
+    pub(crate) fn bell(&self, session: SessionId) -> io::Result<()> {
+        self.outbox.send_once(session, line_of(&ToWorkload::Bell { session })?)
     }
 
     fn listen(self: Arc<Self>, mut reader: impl BufRead) -> Outcome {
@@ -67,7 +78,10 @@ impl Relay {
                     );
                     return Err(io::Error::new(io::ErrorKind::InvalidData, message));
                 }
-                FromWorkload::Open { session, version } => self.open(session, version)?,
+                FromWorkload::Open { session, version, pid } => {
+                    self.visit(session, Visit::Work { version, pid })?;
+                }
+                FromWorkload::Look { session, look } => self.visit(session, Visit::Look(look))?,
                 FromWorkload::Bell { session } => {
                     if let Some(session) = self.sessions().get(&session) {
                         session.bell();
@@ -85,7 +99,7 @@ impl Relay {
         }
     }
 
-    fn open(self: &Arc<Self>, id: SessionId, version: u32) -> io::Result<()> {
+    fn visit(self: &Arc<Self>, id: SessionId, visit: Visit) -> io::Result<()> {
         let mut sessions = self.sessions();
         if sessions.contains_key(&id) || sessions.len() >= usize::from(MOST_WINDOWS) {
             drop(sessions);
@@ -97,11 +111,17 @@ impl Relay {
         drop(sessions);
         let relay = Arc::clone(self);
         std::thread::Builder::new().name(format!("session-{id}")).spawn(move || {
-            session.serve(id, version, &relay);
+            session.serve(id, visit, &relay);
             relay.sessions().remove(&id);
         })?;
         Ok(())
     }
+}
+
+fn line_of(message: &ToWorkload) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 fn next(reader: &mut impl BufRead) -> io::Result<FromWorkload> {
@@ -113,7 +133,10 @@ fn next(reader: &mut impl BufRead) -> io::Result<FromWorkload> {
     if line.last() != Some(&b'\n') {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the microVM's line has no end"));
     }
-    Ok(serde_json::from_slice(&line)?)
+    serde_json::from_slice(&line).map_err(|error| {
+        let message = format!("the microVM says what is no message: {error}");
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }
 
 /// What a guest says goes to a terminal: not more of it than fits a line.
@@ -123,7 +146,11 @@ pub(crate) fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_line_without_end_and_what_is_no_message_are_errors() {
@@ -138,11 +165,19 @@ mod tests {
 
     /// As much of a guest as does what it likes.
     fn guest() -> (UnixStream, tokio::sync::mpsc::UnboundedReceiver<Outcome>) {
+        let (guest, _, outcome) = guest_that_stalls(LONG);
+        (guest, outcome)
+    }
+
+    fn guest_that_stalls(
+        stalled: Duration,
+    ) -> (UnixStream, Arc<Relay>, tokio::sync::mpsc::UnboundedReceiver<Outcome>) {
         let (guest, control) = UnixStream::pair().unwrap();
         let (over, outcome) = tokio::sync::mpsc::unbounded_channel();
         let windows = Windows::new("/nonexistent/qmp".into(), 1);
-        Relay::start(control, windows, "/nonexistent".into(), over).unwrap();
-        (guest, outcome)
+        let slot = Some("/nonexistent".into());
+        let relay = Relay::start(control, windows, slot, over, stalled).unwrap();
+        (guest, relay, outcome)
     }
 
     #[test]
@@ -153,7 +188,7 @@ mod tests {
         let asking = std::thread::spawn(move || {
             for session in 0..MANY {
                 let bell = FromWorkload::Bell { session: session + MANY };
-                for message in [bell, FromWorkload::Open { session, version: 1 }] {
+                for message in [bell, FromWorkload::Open { session, version: 1, pid: 1 }] {
                     let line = serde_json::to_string(&message).unwrap() + "\n";
                     writer.write_all(line.as_bytes()).unwrap();
                 }
@@ -171,6 +206,21 @@ mod tests {
         asking.join().unwrap();
         (&guest).write_all(b"{}\n").unwrap();
         assert!(outcome.blocking_recv().unwrap().is_err());
+    }
+
+    /// A program's signals, and whoever else speaks to the guest, never wait for it.
+    #[test]
+    fn a_guest_that_stops_reading_holds_up_no_signal_and_is_over() {
+        let (guest, relay, mut outcome) = guest_that_stalls(Duration::from_millis(200));
+        let error = loop {
+            if let Err(error) = relay.send(&ToWorkload::Signal { number: 15 }) {
+                break error.to_string();
+            }
+        };
+        assert!(error.contains("at its control port"), "{error}");
+        let over = outcome.blocking_recv().unwrap().unwrap_err().to_string();
+        assert_eq!(over, error);
+        drop(guest);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gpuzone_wire::hello::{self, Hello, HelloError, SOCKET, Welcome};
 use gpuzone_wire::ring::{Carrier, RegionError, Side};
+use gpuzone_wire::view::{self, Look, Seen};
 use gpuzone_wire::workload_link::ToWorkload;
 use gpuzone_wire::zone_link::SessionId;
 use gpuzone_zone::microvm::{Window, WindowError};
@@ -33,6 +35,15 @@ enum SessionError {
     Refused(String),
     #[error("the microVM does not hear: {0}")]
     Guest(#[from] io::Error),
+}
+
+/// What a process comes to its slot for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Visit {
+    /// To compute; with its version of the spec, and its number as it says itself.
+    Work { version: u32, pid: u32 },
+    /// To look at its lease.
+    Look(Look),
 }
 
 /// What the guest says of it.
@@ -70,8 +81,18 @@ impl Session {
     }
 
     /// From the process's greeting to its end.
-    pub(crate) fn serve(&self, id: SessionId, version: u32, relay: &Relay) {
-        let Begun { worker, window, carrier } = match self.begin(id, version, relay) {
+    pub(crate) fn serve(&self, id: SessionId, visit: Visit, relay: &Relay) {
+        let (version, pid) = match visit {
+            Visit::Work { version, pid } => (version, pid),
+            Visit::Look(look) => {
+                let seen = slot(relay).and_then(|slot| Ok(view::ask(slot, look, ANSWER_LIMIT)?));
+                let seen = Box::new(seen.unwrap_or_else(Seen::refused));
+                // Where it cannot be said, there is nobody to hear it.
+                let _ = relay.send(&ToWorkload::Seen { session: id, seen });
+                return;
+            }
+        };
+        let Begun { worker, window, carrier } = match self.begin(id, version, pid, relay) {
             Ok(begun) => begun,
             Err(error) => {
                 let reason = error.to_string();
@@ -80,9 +101,8 @@ impl Session {
                 return;
             }
         };
-        let bell = ToWorkload::Bell { session: id };
         let (over, gone) = (|| self.is_closed(), || hello::is_closed(&worker));
-        carrier.carry(LOOK, over, gone, || relay.send(&bell).is_ok());
+        carrier.carry(LOOK, over, gone, || relay.bell(id).is_ok());
         drop(worker);
         let _ = relay.send(&ToWorkload::Closed { session: id });
         let end = Instant::now() + CLOSE_LIMIT;
@@ -93,9 +113,14 @@ impl Session {
         relay.windows.unplug(window);
     }
 
-    fn begin(&self, id: SessionId, version: u32, relay: &Relay) -> Result<Begun, SessionError> {
-        let worker = hello::connect(&relay.slot.join(SOCKET), ANSWER_LIMIT)?;
-        let pid = std::process::id();
+    fn begin(
+        &self,
+        id: SessionId,
+        version: u32,
+        pid: u32,
+        relay: &Relay,
+    ) -> Result<Begun, SessionError> {
+        let worker = hello::connect(&slot(relay)?.join(SOCKET), ANSWER_LIMIT)?;
         hello::send(&worker, &Hello { version, pid, window: None, apart: true }, None)?;
         let (welcome, file) = hello::receive::<Welcome>(&worker)?;
         let file = match (&welcome, file) {
@@ -117,4 +142,10 @@ impl Session {
             }
         }
     }
+}
+
+/// The lease's slot, where it has a worker.
+fn slot(relay: &Relay) -> Result<&Path, SessionError> {
+    let none = || SessionError::Refused("the program has its GPU itself, and no worker".to_owned());
+    relay.slot.as_deref().ok_or_else(none)
 }

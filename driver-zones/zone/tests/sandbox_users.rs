@@ -9,7 +9,7 @@ mod tests {
     use std::process::Command;
 
     use gpuzone_zone::Exit;
-    use gpuzone_zone::sandbox::{Feature, Mount, Root, Spec};
+    use gpuzone_zone::sandbox::{Demand, Feature, Mount, Root, Spec};
 
     use crate::support::{begun, denied, descendants, eventually, host_has, shell, spec, status};
 
@@ -24,6 +24,12 @@ mod tests {
             .collect();
         assert!(!numbers.is_empty());
         numbers[0]
+    }
+
+    fn may_raise_locked() -> bool {
+        let limit = |hard: u64| format!("ulimit -H -l {hard}");
+        let script = format!("{} && {}", limit(1 << 21), limit(1 << 20));
+        Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success()
     }
 
     fn shell_of(launcher: u32) -> u32 {
@@ -71,6 +77,42 @@ mod tests {
         for zone in [one, other] {
             zone.end(None).await.unwrap();
         }
+    }
+
+    /// A node that is closed on the host is the zone's own in the zone; one that it is not handed is not
+    /// there. Memory that is not moved is as much as was said.
+    #[tokio::test]
+    async fn a_device_that_only_root_may_open_is_opened_by_the_zone_that_is_handed_it() {
+        let test = "a_device_that_only_root_may_open_is_opened_by_the_zone_that_is_handed_it";
+        if !host_has(test, &[Feature::Users, Feature::Mount]) {
+            return;
+        }
+        // Where devices are, as a zone's rules for files have it.
+        let Ok(folder) = tempfile::tempdir_in("/dev") else {
+            println!("skipped: {test}: nothing can be made in /dev here");
+            return;
+        };
+        let node = folder.path().join("zero");
+        let (mode, number) = (rustix::fs::Mode::RUSR, rustix::fs::makedev(1, 5));
+        let kind = rustix::fs::FileType::CharacterDevice;
+        if let Err(error) = rustix::fs::mknodat(rustix::fs::CWD, &node, kind, mode, number) {
+            println!("skipped: {test}: no device node can be made here: {error}");
+            return;
+        }
+        let mut wanted = Spec { devices: vec![node.clone()], ..spec() };
+        // Only who may raise the limit can say so.
+        let may = may_raise_locked();
+        wanted.limits.locked = may.then_some(1 << 30);
+        wanted.policy.features.insert(Feature::Users, Demand::Require);
+        let read = format!(
+            "head -c 3 {0} | wc -c; stat -c '%u %a' {0}; ulimit -l; ls /dev/shm | wc -l",
+            node.display()
+        );
+        let (exit, said) = shell(wanted, &read).await;
+        assert_eq!(exit, Exit::Code(0), "{said}");
+        let said: Vec<&str> = said.split_whitespace().collect();
+        assert_eq!((&said[..3], said[4]), (&["3", "0", "600"][..], "0"), "{said:?}");
+        assert!(!may || said[3] == "1048576" || said[3] == "unlimited", "{said:?}");
     }
 
     #[tokio::test]

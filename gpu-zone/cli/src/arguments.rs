@@ -3,7 +3,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpuzone_core::engine::Policy;
-use gpuzone_core::{ComputeShare, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName};
+use gpuzone_core::{
+    ComputeShare, Exposure, GpuCount, LeaseId, MemoryBytes, Priority, TenantId, ZoneName,
+};
 use gpuzone_ledger::Head;
 
 use crate::run::Volume;
@@ -139,6 +141,10 @@ pub(crate) struct Run {
     /// Number of GPUs.
     #[arg(long, allow_hyphen_values = true, default_value = "1", value_name = "N")]
     pub(crate) gpus: GpuCount,
+    /// How its GPUs are handed over: mediated, or passthrough, by which it has whole GPUs itself, in
+    /// a microVM whose image has their driver.
+    #[arg(long, default_value = "mediated", value_name = "WAY")]
+    pub(crate) exposure: Exposure,
     /// Only GPUs of this product name.
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,

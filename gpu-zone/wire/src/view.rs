@@ -48,6 +48,13 @@ pub enum Seen {
     },
 }
 
+impl Seen {
+    /// A refusal with this reason.
+    pub fn refused(why: impl std::fmt::Display) -> Self {
+        Self::Refused { reason: why.to_string() }
+    }
+}
+
 /// A lease as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
@@ -109,12 +116,20 @@ pub enum LookError {
 /// # Errors
 /// When none answers in time, or it refuses.
 pub fn look(slot: &Path, timeout: Duration) -> Result<View, LookError> {
-    let socket = hello::connect(&slot.join(hello::SOCKET), timeout)?;
-    hello::send(&socket, &Look { look: VERSION }, None)?;
-    match hello::receive::<Seen>(&socket)?.0 {
+    match ask(slot, Look { look: VERSION }, timeout)? {
         Seen::Lease(view) => Ok(view),
         Seen::Refused { reason } => Err(LookError::Refused(reason)),
     }
+}
+
+/// The same for somebody else, whose question is passed on as it is.
+///
+/// # Errors
+/// When the worker does not answer in time.
+pub fn ask(slot: &Path, look: Look, timeout: Duration) -> Result<Seen, HelloError> {
+    let socket = hello::connect(&slot.join(hello::SOCKET), timeout)?;
+    hello::send(&socket, &look, None)?;
+    Ok(hello::receive::<Seen>(&socket)?.0)
 }
 
 #[cfg(test)]

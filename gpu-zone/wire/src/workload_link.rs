@@ -16,10 +16,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Welcome;
+use crate::view::{Look, Seen};
 use crate::zone_link::SessionId;
 
 /// Version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The port of messages, by its name in the guest.
 pub const PORT: &str = "gpuzone.control";
 /// Ports of the program's standard input, output and error.
@@ -60,6 +61,9 @@ pub struct Order {
     pub pids: Option<u64>,
     /// Bytes in `/tmp`, `/run` and their like, each; left out: half of the machine's memory.
     pub scratch: Option<u64>,
+    /// The bridges on bus 0, like `08.0`, behind which it has devices itself. Where there are some, it
+    /// has neither slot nor shim: the devices' drivers are its own.
+    pub devices: Vec<String>,
 }
 
 /// From the host.
@@ -81,6 +85,13 @@ pub enum ToWorkload {
         session: SessionId,
         /// Why.
         reason: String,
+    },
+    /// To [`FromWorkload::Look`]: what the worker said, or why there is nothing to see.
+    Seen {
+        /// Which session.
+        session: SessionId,
+        /// What it said.
+        seen: Box<Seen>,
     },
     /// The worker woke its tenant.
     Bell {
@@ -134,6 +145,15 @@ pub enum FromWorkload {
         session: SessionId,
         /// The process's version of the spec.
         version: u32,
+        /// Its number, as it says itself.
+        pid: u32,
+    },
+    /// A process of the program's only looks at its lease.
+    Look {
+        /// Which session this is to be, to its answer: one that there is not.
+        session: SessionId,
+        /// The question.
+        look: Look,
     },
     /// The process woke its worker.
     Bell {
@@ -184,7 +204,8 @@ mod tests {
     fn messages_cross_the_line_unchanged_and_stay_on_it() {
         let messages = [
             FromWorkload::Hello { version: VERSION },
-            FromWorkload::Open { session: 3, version: 2 },
+            FromWorkload::Open { session: 3, version: 2, pid: 7 },
+            FromWorkload::Look { session: 4, look: Look { look: 1 } },
             FromWorkload::Exited { end: End::Signal(15), written: [1, 2] },
             FromWorkload::Unrunnable { errno: 2, reason: "no\nprogram".to_owned() },
         ];

@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::control::{self, BrokerConfig};
 use crate::hello::Welcome;
 use crate::ring::RingSizes;
+use crate::view::{Look, Seen};
 
 /// Version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The port's name in the guest.
 pub const PORT: &str = "gpuzone.control";
 /// Longest line either side reads, in bytes: a line of the broker's and what is around it.
@@ -64,6 +65,17 @@ pub enum ToGuest {
         sizes: RingSizes,
         /// The tenant's version of the spec.
         version: u32,
+        /// Its process's number, as it says itself.
+        pid: u32,
+    },
+    /// A tenant's process only looks at its lease: ask the slot's worker.
+    Look {
+        /// Which session this is to be, to its answer.
+        session: SessionId,
+        /// The slot's folder in the guest.
+        slot: PathBuf,
+        /// The question.
+        look: Look,
     },
     /// The tenant woke its worker.
     Bell {
@@ -118,6 +130,13 @@ pub enum ToHost {
         /// What it said.
         welcome: Box<Welcome>,
     },
+    /// To [`ToGuest::Look`]: what the worker said, or why there is nothing to see.
+    Seen {
+        /// Which session.
+        session: SessionId,
+        /// What it said.
+        seen: Box<Seen>,
+    },
     /// The worker woke its tenant.
     Bell {
         /// In this session.
@@ -171,6 +190,7 @@ mod tests {
             bridge: "10.3".to_owned(),
             sizes: RingSizes::default(),
             version: 2,
+            pid: 9,
         };
         let line = serde_json::to_string(&open).expect("it can be written");
         assert_eq!(serde_json::from_str::<ToGuest>(&line).expect("readable"), open);

@@ -91,6 +91,9 @@ enum Task {
         /// Kernel modules that are loaded, in this order.
         #[arg(long)]
         module: Vec<PathBuf>,
+        /// A bzImage that is written unpacked, too, as vmlinux beside the image: it starts sooner.
+        #[arg(long)]
+        kernel: Option<PathBuf>,
     },
     /// Driver and workload zones in microVMs from end to end, under QEMU.
     MicrovmSuite {
@@ -99,6 +102,9 @@ enum Task {
         /// The part about workload zones, in place of the one about driver zones.
         #[arg(long)]
         workloads: bool,
+        /// The part about a device by passthrough, in a node that is a guest itself.
+        #[arg(long, conflicts_with = "workloads")]
+        nested: bool,
     },
     /// What a driver zone in a microVM takes, beside a bare boot of the same kernel.
     MicrovmBench {
@@ -153,20 +159,25 @@ fn main() -> ExitCode {
         Task::Chart => chart::check(&repository()),
         Task::GpuCheck => gpu_check::assemble(&repository()),
         Task::Dist => dist::build(&repository()),
-        Task::GuestImage { workload, output, driver, module: modules } => {
+        Task::GuestImage { workload, output, driver, module: modules, kernel } => {
             let (what, name) = match workload {
                 true => (microvm::For::Workloads, "workload.cpio"),
                 false => (microvm::For::Driver, "zone.cpio"),
             };
             let output =
                 output.unwrap_or_else(|| repository().join("target/guest-image").join(name));
-            microvm::build(&repository(), &microvm::Contents { what, output, driver, modules })
+            let vmlinux = output.with_file_name("vmlinux");
+            let contents = microvm::Contents { what, output, driver, modules };
+            microvm::build(&repository(), &contents)
+                .and_then(|()| kernel.map_or(Ok(()), |kernel| microvm::unpack(&kernel, &vmlinux)))
         }
-        Task::MicrovmSuite { machine, workloads: true } => {
-            microvm::run_workloads(&repository(), &machine.into())
-        }
-        Task::MicrovmSuite { machine, workloads: false } => {
-            microvm::run(&repository(), &machine.into())
+        Task::MicrovmSuite { machine, workloads, nested } => {
+            let run = match (workloads, nested) {
+                (true, _) => microvm::run_workloads,
+                (false, true) => microvm::run_nested,
+                (false, false) => microvm::run,
+            };
+            run(&repository(), &machine.into())
         }
         Task::MicrovmBench { machine, zones } => {
             microvm::bench(&repository(), &machine.into(), zones)

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpuzone_broker::DriverZone;
 use gpuzone_wire::control::BrokerConfig;
 use gpuzone_zone::files::{private_dir, write_atomically};
 use gpuzone_zone::maker::line;
@@ -16,6 +15,7 @@ use gpuzone_zone::sandbox::{Launch, LaunchError, Missing, SandboxError, Sandboxe
 use gpuzone_zone::{Process, ProcessId};
 use tokio::sync::{Mutex, Notify, watch};
 
+use super::sandboxes::{self, Sandboxes};
 use super::{BrokerLink, LinkError};
 
 /// How long a new broker may take until it answers. It may have workers to end first.
@@ -64,6 +64,9 @@ pub enum BrokerError {
     /// It, or its maker of zones, could not be started in a sandbox.
     #[error("the driver zone's {0} cannot be started in its sandbox")]
     Sandbox(&'static str, #[source] SandboxError),
+    /// The microVM cannot be described.
+    #[error(transparent)]
+    MicroVm(#[from] gpuzone_zone::microvm::MicroVmError),
     /// The configuration requires what there is not.
     #[error("a sandbox has no feature '{0}' to be required")]
     Feature(String),
@@ -177,31 +180,28 @@ impl BrokerKeeper {
         let unprepared =
             |source| BrokerError::Prepare { dir: self.config.zone_dir.clone(), source };
         let broker = self.broker().map_err(unprepared)?;
-        let sandbox = match &self.config {
-            BrokerConfig { sandbox: Some(sandbox), microvm: None, .. } => sandbox,
-            // That of a microVM has the sandboxes inside.
-            BrokerConfig { .. } => return Ok(broker.start()?),
+        let Some(found) = sandboxes::of(&self.config, &self.program, &self.slots)? else {
+            return Ok(broker.start()?);
         };
-        let zone = DriverZone::new(&self.config, sandbox).map_err(BrokerError::Feature)?;
+        let Sandboxes { launcher, records, maker: spec, template, broker: sandbox } = found;
         // It has nobody to make zones for any more, and gives way.
         self.end_maker().await;
-        private_dir(&zone.records()).map_err(unprepared)?;
+        private_dir(&records).map_err(unprepared)?;
         let (ours, theirs) = line().map_err(unprepared)?;
         let maker = Launch {
-            program: sandbox.maker.clone(),
-            arguments: vec!["--make".into(), zone.records().into()],
+            program: launcher.clone(),
+            arguments: vec!["--make".into(), records.into()],
             environment: BTreeMap::new(),
-            stdin: zone.template().to_file().map_err(unprepared)?,
+            stdin: template.to_file().map_err(unprepared)?,
             stdout: null().map_err(unprepared)?,
             stderr: self.log().map_err(unprepared)?,
             inherit: vec![theirs],
         };
         let broker = Launch { inherit: vec![ours], ..broker };
-        let launcher = &sandbox.maker;
-        let maker = start_in(launcher, zone.maker().map_err(unprepared)?, maker, "maker").await?;
+        let maker = start_in(&launcher, spec, maker, "maker").await?;
         *self.maker.lock().await = Some(maker);
         // Should this fail, the maker hears that nobody is at the other end.
-        start_in(launcher, zone.broker(&self.program, &self.slots), broker, "broker").await
+        start_in(&launcher, sandbox, broker, "broker").await
     }
 
     /// How the broker's program is started.

@@ -2,6 +2,7 @@
 
 mod keeper;
 mod link;
+mod sandboxes;
 
 pub use keeper::{BrokerError, BrokerKeeper};
 pub use link::{BrokerLink, LinkError};

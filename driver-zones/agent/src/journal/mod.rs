@@ -45,6 +45,8 @@ pub struct Holder {
 pub enum HeldBy {
     /// A process.
     Process(ProcessId),
+    /// A process that has whole GPUs itself, by passthrough, in a VM of its own.
+    Owner(ProcessId),
     /// Somebody whom whoever placed the lease knows: it lasts until that one ends it.
     Placed(PlacedHolder),
 }
@@ -93,11 +95,19 @@ impl At {
     }
 }
 
+impl HeldBy {
+    /// A process that is handed its GPUs in this way.
+    pub fn process(process: ProcessId, exposure: Exposure) -> Self {
+        if exposure.has_worker() { Self::Process(process) } else { Self::Owner(process) }
+    }
+}
+
 impl HeldLease {
     /// How its GPUs are handed over.
     pub fn exposure(&self) -> Exposure {
         match &self.holder.by {
             HeldBy::Process(_) => Exposure::Mediated,
+            HeldBy::Owner(_) => Exposure::Passthrough,
             HeldBy::Placed(placed) => placed.at.exposure(&self.lease.placement),
         }
     }
@@ -107,7 +117,7 @@ impl Holder {
     /// The process that holds the lease, if one does.
     pub fn process(&self) -> Option<ProcessId> {
         match &self.by {
-            HeldBy::Process(process) => Some(*process),
+            HeldBy::Process(process) | HeldBy::Owner(process) => Some(*process),
             HeldBy::Placed(_) => None,
         }
     }
@@ -115,7 +125,7 @@ impl Holder {
     /// Who holds it, if that is no process.
     pub fn placed(&self) -> Option<&PlacedHolder> {
         match &self.by {
-            HeldBy::Process(_) => None,
+            HeldBy::Process(_) | HeldBy::Owner(_) => None,
             HeldBy::Placed(placed) => Some(placed),
         }
     }
@@ -123,7 +133,7 @@ impl Holder {
     /// In which boot it came to be; it is over in the next one.
     pub fn boot(&self) -> BootId {
         match &self.by {
-            HeldBy::Process(process) => process.boot,
+            HeldBy::Process(process) | HeldBy::Owner(process) => process.boot,
             HeldBy::Placed(placed) => placed.boot,
         }
     }

@@ -5,21 +5,27 @@
 //! ends, its GPUs are reset and looked at, where the configuration leaves that to the agent; what
 //! is not shown to be clear then goes into quarantine.
 
+use std::time::Duration;
+
 use gpuzone_api::{AgentError, ErrorKind};
 use gpuzone_core::{
-    Exposure, GpuUuid, LeaseEvent, LeaseState, MemoryBytes, TenantId, UsageCounters,
+    Exposure, GpuUuid, LeaseEvent, LeaseId, LeaseState, MemoryBytes, TenantId, UsageCounters,
 };
 use gpuzone_ledger::{AuditEvent, AuditKind};
 use gpuzone_wire::scrub::ScrubReport;
+use gpuzone_zone::Process;
 use serde_json::json;
 
-use super::{Leases, Memory, asker_of};
+use super::{Leases, Memory, PROGRAM_ENDED, asker_of};
 use crate::audit;
 use crate::errors::{internal, sentence};
-use crate::journal::HeldLease;
+use crate::journal::{HeldBy, HeldLease};
 use crate::metrics::ScrubResult;
 use crate::passthrough::Turned;
 use crate::usage::{Used, now};
+
+/// How long a program may take to end when its lease is taken away.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 impl Leases {
     /// Audit, bill, active.
@@ -41,8 +47,27 @@ impl Leases {
         Ok(())
     }
 
-    /// Closes the bill of a device's lease.
+    /// Ends a lease of devices whose holder was never told what to open.
+    pub(crate) async fn take_back(&self, id: LeaseId, reason: &str) -> Result<(), AgentError> {
+        let _turn = self.turns.take(id).await;
+        self.end_in_turn(id, reason, Memory::Untouched).await.map(drop)
+    }
+
+    /// Ends whoever has a device, and closes the bill of its lease.
     pub(super) async fn drain_device(&self, held: &HeldLease, reason: &str) {
+        match held.holder.by {
+            // Nothing else takes a device from a VM; its zone ends with the process that holds it.
+            HeldBy::Owner(process) if reason != PROGRAM_ENDED => {
+                let ended = match Process::find(process) {
+                    Ok(Some(process)) => process.end(Some(END_LIMIT)).await.map(drop),
+                    other => other.map(drop),
+                };
+                if let Err(error) = ended {
+                    tracing::error!(lease = %held.lease.id, %error, "its holder cannot be ended");
+                }
+            }
+            HeldBy::Owner(_) | HeldBy::Process(_) | HeldBy::Placed(_) => {}
+        }
         self.usage.close(held.lease.id, None, reason).await;
     }
 

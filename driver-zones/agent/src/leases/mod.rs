@@ -170,7 +170,7 @@ impl Leases {
         let zone = ZoneId::from_uuid(Uuid::now_v7());
         let _turn = self.turns.take(id).await;
         let trouble = String::new();
-        let by = HeldBy::Process(holder);
+        let by = HeldBy::process(holder, request.exposure);
         let holder = Holder { by, program, created: now(), trouble, zone: name };
         let asked = request.clone();
         let leases = Arc::clone(self);
@@ -471,7 +471,7 @@ pub(crate) fn asker(process: ProcessId) -> String {
 
 fn asker_of(held: &HeldLease) -> String {
     match &held.holder.by {
-        HeldBy::Process(process) => asker(*process),
+        HeldBy::Process(process) | HeldBy::Owner(process) => asker(*process),
         HeldBy::Placed(placed) => placed.name.to_string(),
     }
 }

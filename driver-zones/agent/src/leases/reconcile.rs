@@ -93,7 +93,7 @@ impl Leases {
         let Ok(Some(held)) = self.book.with(move |book| book.lease(id)).await else { return };
         // Its end may have been missed, or what it was to bring about failed.
         let (abandoned, reason) = match &held.holder.by {
-            HeldBy::Process(process) => {
+            HeldBy::Process(process) | HeldBy::Owner(process) => {
                 (process.is_alive().is_ok_and(|alive| !alive), PROGRAM_ENDED)
             }
             HeldBy::Placed(placed) => {

@@ -218,6 +218,7 @@ pub(crate) fn request(tenant: &str, gib: u64) -> CreateLeaseRequest {
         zone_name: None,
         priority: String::new(),
         cap_percent: None,
+        exposure: String::new(),
     }
 }
 

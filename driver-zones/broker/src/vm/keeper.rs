@@ -1,27 +1,32 @@
-//! The microVM: made, or taken over from an earlier owner.
+//! The microVM: made by the maker, or taken over from an earlier owner.
 
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use gpuzone_wire::control::{Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
 use gpuzone_wire::zone_link::ToGuest;
+use gpuzone_zone::Exit;
+use gpuzone_zone::files::private_dir;
+use gpuzone_zone::maker::{Files, MadeZone, Maker, MakerError};
 use gpuzone_zone::microvm::{
-    Accelerator, DigestError, Machine, MicroVms, Order, Passthrough, ProbeError, VmSpec,
-    check_digest, probe,
+    Accelerator, CONTROL, DigestError, MONITOR, MicroVmError, MicroVms, PROBE_LIMIT, ProbeError,
+    check_digest, probe_judged, probe_sector,
 };
-use gpuzone_zone::sandbox::{Policy, UserRanges};
-use gpuzone_zone::{Zone, ZoneState, Zones};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
+use super::zone::{NAME, PROBE};
 use crate::paths::ZonePaths;
 
-/// Its name among zones.
-const NAME: &str = "driver-zone-vm";
 /// In the guest.
 const ZONE_DIR: &str = "/run/gpu-zone/zone";
 const WORKER: &str = "/usr/bin/gpu-zone-worker";
 const LAUNCHER: &str = "/usr/bin/gpu-zone-sandbox";
+/// Most bytes that are read of what a probe says.
+const LONGEST: u64 = 64 << 10;
 
 /// Why there is no microVM.
 #[derive(Debug, thiserror::Error)]
@@ -30,61 +35,91 @@ pub(super) enum KeepError {
     Accelerator(#[from] ProbeError),
     #[error("{0}")]
     Zone(String),
+    #[error(transparent)]
+    Made(#[from] MakerError),
+    #[error(transparent)]
+    Machine(#[from] MicroVmError),
     #[error("its control port cannot be had: {0}")]
     Port(#[from] io::Error),
     #[error(transparent)]
     File(#[from] DigestError),
 }
 
-/// Makes the microVM of a driver zone.
+/// Has the microVM of a driver zone made.
 #[derive(Debug)]
 pub(super) struct Keeper {
     config: BrokerConfig,
     pub(super) vm: MicroVm,
-    zones: Zones<MicroVms>,
-    folder: PathBuf,
+    maker: Maker,
+    vms: MicroVms,
     accelerator: OnceCell<Accelerator>,
 }
 
 impl Keeper {
-    pub(super) async fn open(
+    pub(super) fn open(
         config: BrokerConfig,
         vm: MicroVm,
         paths: &ZonePaths,
+        maker: Maker,
     ) -> io::Result<Self> {
-        let folder = paths.zones();
-        let (zones, unreadable) = Zones::open(MicroVms::new(folder.clone()), &folder).await?;
-        for error in unreadable {
-            tracing::error!(%error, "a microVM may be left that nobody knows of");
-        }
-        Ok(Self { config, vm, zones, folder, accelerator: OnceCell::new() })
+        let folder = paths.machine();
+        private_dir(&folder)?;
+        let (vms, accelerator) = (MicroVms::new(folder), OnceCell::new());
+        Ok(Self { config, vm, maker, vms, accelerator })
     }
 
     /// The microVM that runs, or a new one; and whether it is one of before.
-    pub(super) async fn machine(&self) -> Result<(Zone<MicroVms>, bool), KeepError> {
-        if let Some(zone) = self.zones.get(NAME) {
-            if zone.state() == ZoneState::Running {
+    pub(super) async fn machine(&self) -> Result<(MadeZone, bool), KeepError> {
+        if let Some(zone) = self.there() {
+            if !zone.is_gone()? {
                 tracing::info!(process = zone.process().pid, "the microVM lives and is kept");
+                // Whoever had it started may not have come to this.
+                self.begin(&zone).await?;
                 return Ok((zone, true));
             }
-            zone.end(None).await?;
+            zone.end().await?;
         }
-        let zone = self.zones.create(NAME, self.order().await?);
-        let zone = zone.map_err(|error| KeepError::Zone(with_causes(&error)))?;
-        let missing = zone.start().await.map_err(|error| KeepError::Zone(with_causes(&error)))?;
-        for missing in missing {
+        self.check_files().await?;
+        let kind = self.accelerator.get_or_try_init(|| self.choose()).await?.as_str();
+        let files = self.vms.files(NAME, &[])?;
+        let zone = self.maker.make(NAME, kind, files).await?;
+        for missing in zone.start().await? {
             tracing::warn!(%missing, "QEMU runs without a part of its confinement, which the policy allows");
         }
+        self.begin(&zone).await?;
         Ok((zone, false))
     }
 
+    /// Lets it run. One that cannot be told so is ended: the next one may be.
+    async fn begin(&self, zone: &MadeZone) -> Result<(), KeepError> {
+        let vms = self.vms.clone();
+        let begun = tokio::task::spawn_blocking(move || vms.begin(NAME)).await;
+        let begun = begun.map_err(io::Error::other)?;
+        if begun.is_err() {
+            self.end(zone).await?;
+        }
+        Ok(begun?)
+    }
+
     /// The microVM, if there is one.
-    pub(super) fn there(&self) -> Option<Zone<MicroVms>> {
-        self.zones.get(NAME)
+    pub(super) fn there(&self) -> Option<MadeZone> {
+        self.maker.get(NAME)
+    }
+
+    /// Ends the microVM, whatever it does.
+    pub(super) async fn end(&self, zone: &MadeZone) -> io::Result<Exit> {
+        let exit = zone.end().await?;
+        self.vms.clear(NAME)?;
+        Ok(exit)
+    }
+
+    /// The guest's control port: one connection at a time, which an owner can make again.
+    pub(super) fn channel(&self) -> io::Result<OwnedFd> {
+        Ok(UnixStream::connect(self.vms.path(NAME, CONTROL))?.into())
     }
 
     pub(super) fn monitor(&self) -> PathBuf {
-        self.folder.join(format!("{NAME}.qmp"))
+        self.vms.path(NAME, MONITOR)
     }
 
     /// Fails unless the files are those that the configuration means.
@@ -96,66 +131,52 @@ impl Keeper {
         Ok(checked.await.map_err(io::Error::other)??)
     }
 
-    async fn order(&self) -> Result<Order, KeepError> {
-        self.check_files().await?;
-        let accelerator = *self.accelerator.get_or_try_init(|| self.choose()).await?;
-        let MicroVm { qemu, kernel, image, memory, processors, windows, devices, .. } =
-            self.vm.clone();
-        let passthrough = |address| Passthrough { address, vf_token: None };
-        let vm = VmSpec {
-            qemu,
-            kernel,
-            image,
-            append: String::new(),
-            accelerator,
-            machine: Machine::Q35 { windows, iommu: false },
-            memory,
-            processors,
-            devices: devices.into_iter().map(passthrough).collect(),
-            ports: Vec::new(),
-        };
-        let Some(Sandbox { maker, require, users, .. }) = self.vm.confinement.clone() else {
-            return Ok(Order { vm, launcher: None, users: None, policy: Policy::default() });
-        };
-        let policy = Policy::requiring(&require).map_err(|name| {
-            KeepError::Zone(format!("a sandbox has no feature '{name}' to be required"))
-        })?;
-        let users = users.map(|users| UserRanges {
-            first: users.first,
-            each: users.each,
-            zones: users.zones,
-        });
-        Ok(Order { vm, launcher: Some(maker), users, policy })
-    }
-
     /// By a guest that was seen to run, not by a file that opens.
-    async fn choose(&self) -> Result<Accelerator, ProbeError> {
-        let qemu = self.vm.qemu.clone();
-        let runs = |accelerator| {
-            let qemu = qemu.clone();
-            async move {
-                let probed = tokio::task::spawn_blocking(move || probe(&qemu, accelerator)).await;
-                probed.unwrap_or_else(|error| {
-                    let source = io::Error::other(error);
-                    Err(ProbeError::Io { accelerator, source })
-                })
-            }
-        };
+    async fn choose(&self) -> Result<Accelerator, KeepError> {
         match self.vm.accelerator {
             Wanted::Tcg => Ok(Accelerator::Tcg),
-            Wanted::Kvm => runs(Accelerator::Kvm).await.map(|()| Accelerator::Kvm),
-            Wanted::Auto => match runs(Accelerator::Kvm).await {
+            Wanted::Kvm => self.probe().await.map(|()| Accelerator::Kvm),
+            Wanted::Auto => match self.probe().await {
                 Ok(()) => Ok(Accelerator::Kvm),
-                Err(error) => {
+                Err(KeepError::Accelerator(error)) => {
                     tracing::warn!(%error, "the driver zone's processors are emulated, which is slow");
                     Ok(Accelerator::Tcg)
                 }
+                Err(error) => Err(error),
             },
         }
     }
 
+    /// In a zone of its own, as the machine will have one.
+    async fn probe(&self) -> Result<(), KeepError> {
+        if let Some(left) = self.maker.get(PROBE) {
+            left.end().await?;
+        }
+        let ((word, stdout), (errors, stderr)) = (io::pipe()?, io::pipe()?);
+        let stdin = probe_sector()?.into();
+        let (stdout, stderr) = (stdout.into(), stderr.into());
+        let files = Files { stdin, stdout, stderr, inherit: Vec::new() };
+        let zone = self.maker.make(PROBE, PROBE, files).await?;
+        let ended = match zone.start().await {
+            Ok(_) | Err(MakerError::Ended) => timeout(PROBE_LIMIT, zone.ended()).await.ok(),
+            Err(error) => return Err(error.into()),
+        };
+        if ended.is_none() {
+            zone.end().await?;
+        }
+        let ended = ended.map(|exit| match exit {
+            Exit::Code(code) => (Some(code), exit.to_string()),
+            Exit::Signal(_) | Exit::Unknown => (None, exit.to_string()),
+        });
+        // It has ended, so neither keeps this process waiting.
+        let (mut said, mut wrong) = (Vec::new(), Vec::new());
+        word.take(LONGEST).read_to_end(&mut said)?;
+        errors.take(LONGEST).read_to_end(&mut wrong)?;
+        Ok(probe_judged(Accelerator::Kvm, ended, &said, &wrong)?)
+    }
+
     /// What the broker in the guest is told.
-    pub(super) fn begin(&self) -> ToGuest {
+    pub(super) fn begin_broker(&self) -> ToGuest {
         let sandbox = self.config.sandbox.clone();
         let config = BrokerConfig {
             zone_dir: ZONE_DIR.into(),
@@ -172,18 +193,4 @@ impl Keeper {
         // An emulated machine on a busy host takes its time.
         Duration::from_secs(120)
     }
-}
-
-/// An error and what is behind it, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -4,7 +4,7 @@
 //! a session is one that was opened.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 
 use gpuzone_wire::control::{Reply, Request};
 use gpuzone_wire::hello::Welcome;
+use gpuzone_wire::view::Seen;
 use gpuzone_wire::zone_link::{Health, MAX_LINE, SessionId, ToGuest, ToHost, VERSION};
+use gpuzone_zone::microvm::Outbox;
 use tokio::sync::{Notify, oneshot};
 
 /// What a session's thread is told.
 #[derive(Debug)]
 pub(super) enum Told {
     Opened(Welcome),
+    Seen(Seen),
     Closed(Option<String>),
 }
 
@@ -33,7 +36,7 @@ pub(super) trait Session: Send + Sync {
 
 /// A connection to a guest that said hello.
 pub(super) struct Link {
-    writer: Mutex<UnixStream>,
+    outbox: Outbox,
     next: AtomicU64,
     waiting: Mutex<Waiting>,
     /// Notified when it breaks.
@@ -56,16 +59,17 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Waits until a guest answers at the port.
+    /// Waits until a guest answers at the port. One that reads nothing for `stalled` is not heard any
+    /// more either.
     ///
     /// # Errors
     /// When none does within `limit`.
-    pub(super) fn open(port: OwnedFd, limit: Duration) -> io::Result<Arc<Self>> {
+    pub(super) fn open(port: OwnedFd, limit: Duration, stalled: Duration) -> io::Result<Arc<Self>> {
         let stream = UnixStream::from(port);
         let nonce = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
-        let writer = stream.try_clone()?;
+        let outbox = Outbox::start(stream.try_clone()?, stalled)?;
         let mut lines = Lines(BufReader::new(stream));
-        write_line(&writer, &ToGuest::Hello { version: VERSION, nonce })?;
+        outbox.send(line_of(&ToGuest::Hello { version: VERSION, nonce })?)?;
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -86,13 +90,13 @@ impl Link {
                 // What was said to whoever was here before.
                 ToHost::Hello { .. } | ToHost::Began | ToHost::Failed { .. } => {}
                 ToHost::Answer { .. } | ToHost::Opened { .. } | ToHost::Bell { .. } => {}
+                ToHost::Seen { .. } => {}
                 ToHost::Closed { .. } | ToHost::Health(_) => {}
             }
         }
         lines.0.get_ref().set_read_timeout(None)?;
-        writer.set_write_timeout(Some(Duration::from_secs(10)))?;
         let link = Arc::new(Self {
-            writer: Mutex::new(writer),
+            outbox,
             next: AtomicU64::new(1),
             waiting: Mutex::default(),
             broken: Notify::new(),
@@ -105,7 +109,8 @@ impl Link {
                     Err(error) => break error,
                 }
             };
-            tracing::warn!(%error, "the guest says no more");
+            let trouble = reader.outbox.trouble().unwrap_or_default();
+            tracing::warn!(%error, trouble, "the guest says no more");
             reader.close();
         })?;
         Ok(link)
@@ -126,9 +131,7 @@ impl Link {
         for session in waiting.sessions.values() {
             session.told(Told::Closed(Some("the driver zone's microVM ended".to_owned())));
         }
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        // It is closed already where the guest is gone.
-        let _ = writer.shutdown(std::net::Shutdown::Both);
+        self.outbox.close();
         self.broken.notify_one();
     }
 
@@ -148,6 +151,11 @@ impl Link {
                     session.told(Told::Opened(*welcome));
                 }
             }
+            ToHost::Seen { session, seen } => {
+                if let Some(session) = waiting.sessions.get(&session) {
+                    session.told(Told::Seen(*seen));
+                }
+            }
             ToHost::Bell { session } => {
                 if let Some(session) = waiting.sessions.get(&session) {
                     session.bell();
@@ -164,10 +172,14 @@ impl Link {
         }
     }
 
-    /// Sends a message. Waits while the guest does not read.
+    /// Sends a message. Never waits, whether the guest reads or not.
     pub(super) fn send(&self, message: &ToGuest) -> io::Result<()> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        write_line(&writer, message)
+        self.outbox.send(line_of(message)?)
+    }
+
+    /// Wakes a session's worker, unless the guest is still to hear of the last time.
+    pub(super) fn bell(&self, session: SessionId) -> io::Result<()> {
+        self.outbox.send_once(session, line_of(&ToGuest::Bell { session })?)
     }
 
     /// Has the broker in the guest started.
@@ -245,10 +257,10 @@ pub(super) fn tell(to: &mpsc::SyncSender<Told>, what: Told) {
     let _ = to.try_send(what);
 }
 
-fn write_line(mut writer: &UnixStream, message: &ToGuest) -> io::Result<()> {
+fn line_of(message: &ToGuest) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    writer.write_all(&line)
+    Ok(line)
 }
 
 struct Lines(BufReader<UnixStream>);
@@ -273,3 +285,6 @@ impl Lines {
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }
+
+#[cfg(test)]
+mod tests;

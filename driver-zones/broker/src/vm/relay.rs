@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{Reply, Request, SlotAccess, VERSION, WorkerOrder};
 use gpuzone_wire::zone_link::ToGuest;
-use gpuzone_zone::Zone;
-use gpuzone_zone::microvm::{MicroVms, Windows};
+use gpuzone_zone::maker::MadeZone;
+use gpuzone_zone::microvm::{STALLED, Windows};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::SocketFlags;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -129,22 +129,22 @@ impl Relay {
         if let Some(machine) = &machine {
             machine.link.close();
         }
-        let exit = zone.end(None).await?;
+        let exit = self.keeper.end(&zone).await?;
         served.map(|reason| format!("{reason}; QEMU ended with {exit}"))
     }
 
     async fn serve_one(
         &self,
-        zone: &Zone<MicroVms>,
+        zone: &MadeZone,
         adopted: bool,
         began: Instant,
     ) -> Result<String, KeepError> {
         let number = self.keeper.vm.windows;
         let windows = Arc::new(Windows::new(self.keeper.monitor(), number));
         let link = tokio::select! {
-            link = self.connect(zone) => link?,
+            link = self.connect() => link?,
             exit = zone.ended() => {
-                return Err(KeepError::Zone(format!("its QEMU ended with {} before the guest said anything", exit?)));
+                return Err(KeepError::Zone(format!("its QEMU ended with {exit} before the guest said anything")));
             }
         };
         if adopted {
@@ -153,7 +153,7 @@ impl Relay {
             let swept = tokio::task::spawn_blocking(move || windows.sweep(number)).await;
             swept.map_err(io::Error::other)?;
         }
-        link.begin(self.keeper.begin()).await.map_err(KeepError::Zone)?;
+        link.begin(self.keeper.begin_broker()).await.map_err(KeepError::Zone)?;
         let machine = Machine { link: Arc::clone(&link), windows };
         {
             let _turn = self.turn.lock().await;
@@ -167,16 +167,16 @@ impl Relay {
         machine.prepare_another();
         self.say_how_it_is(&machine, adopted, began.elapsed()).await;
         tokio::select! {
-            exit = zone.ended() => { exit?; Ok("it went".to_owned()) }
+            _ = zone.ended() => Ok("it went".to_owned()),
             () = link.broken.notified() => Ok("it says no more".to_owned()),
             () = self.look(&machine) => Ok("it does not answer".to_owned()),
         }
     }
 
-    async fn connect(&self, zone: &Zone<MicroVms>) -> Result<Arc<Link>, KeepError> {
-        let port = zone.channel()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+    async fn connect(&self) -> Result<Arc<Link>, KeepError> {
+        let port = self.keeper.channel()?;
         let patience = self.keeper.patience();
-        let opened = tokio::task::spawn_blocking(move || Link::open(port, patience)).await;
+        let opened = tokio::task::spawn_blocking(move || Link::open(port, patience, STALLED)).await;
         Ok(opened.map_err(io::Error::other)??)
     }
 
@@ -348,7 +348,7 @@ impl Relay {
             // Whether it does so or not, it is gone after this.
             let _ = timeout(OFF_LIMIT, zone.ended()).await;
         }
-        zone.end(None).await.map(drop)
+        self.keeper.end(&zone).await.map(drop)
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use gpuzone_core::LeaseId;
-use gpuzone_wire::hello::{self, HelloError, Welcome};
+use gpuzone_wire::hello::{self, Hello, HelloError, Welcome};
 use gpuzone_wire::ring::{Carrier, RegionError, RingSizes, Side};
-use gpuzone_wire::view::Opening;
+use gpuzone_wire::view::{Look, Opening, Seen};
 use gpuzone_wire::zone_link::{SessionId, ToGuest};
 use gpuzone_zone::microvm::{Window, WindowError};
 
@@ -74,21 +74,19 @@ pub(super) fn serve(
     hello::limit_waiting(socket, HELLO_LIMIT)?;
     let hello = match hello::receive::<Opening>(socket)?.0 {
         Opening::Work(hello) => hello,
-        Opening::Look(_) => {
-            let reason = "NVML does not reach into a driver zone that is a microVM";
-            return Err(SessionError::Refused(reason.to_owned()));
+        Opening::Look(look) => {
+            let machine = machine().ok_or_else(being_started)?;
+            let seen = looked(lease, &machine.link, look)?;
+            return Ok(hello::send(socket, &seen, None)?);
         }
     };
-    let machine = machine().ok_or_else(|| {
-        let reason = "the driver zone's microVM is being started; try again in a moment";
-        SessionError::Refused(reason.to_owned())
-    })?;
+    let machine = machine().ok_or_else(being_started)?;
     if hello.window.is_some() {
         let reason = "windows are the driver zone's to make";
         return Err(SessionError::Refused(reason.to_owned()));
     }
     let window = machine.windows.take()?;
-    let served = in_window(lease, socket, &machine.link, &window, hello.version, || {
+    let served = in_window(lease, socket, &machine.link, &window, &hello, || {
         machine.prepare_another();
     });
     if served.is_ok() {
@@ -100,12 +98,44 @@ pub(super) fn serve(
     served
 }
 
+fn being_started() -> SessionError {
+    let reason = "the driver zone's microVM is being started; try again in a moment";
+    SessionError::Refused(reason.to_owned())
+}
+
+/// What the worker in the guest says of its lease; for one answer, a session without a window.
+fn looked(lease: LeaseId, link: &Link, look: Look) -> Result<Seen, SessionError> {
+    let (told, heard) = mpsc::sync_channel(1);
+    let id = link.open_session(Arc::new(Looking(told)))?;
+    let slot = super::relay::slot_in_guest(lease);
+    let asked = link.send(&ToGuest::Look { session: id, slot, look });
+    let answer = asked.map(|()| heard.recv_timeout(ANSWER_LIMIT));
+    link.forget_session(id);
+    match answer? {
+        Ok(Told::Seen(seen)) => Ok(seen),
+        Ok(Told::Opened(_) | Told::Closed(_)) | Err(_) => {
+            Err(SessionError::Refused("the driver zone does not tell of the lease".to_owned()))
+        }
+    }
+}
+
+/// What the link tells of a look.
+struct Looking(mpsc::SyncSender<Told>);
+
+impl link::Session for Looking {
+    fn bell(&self) {}
+
+    fn told(&self, what: Told) {
+        link::tell(&self.0, what);
+    }
+}
+
 fn in_window(
     lease: LeaseId,
     socket: &OwnedFd,
     link: &Arc<Link>,
     window: &Window,
-    version: u32,
+    asked: &Hello,
     begun: impl FnOnce(),
 ) -> Result<(), SessionError> {
     let (told, heard) = mpsc::sync_channel(4);
@@ -114,7 +144,8 @@ fn in_window(
     let id = link.open_session(Arc::<Carried>::clone(&session))?;
     let sizes = RingSizes::default();
     let slot = super::relay::slot_in_guest(lease);
-    let open = ToGuest::Open { session: id, slot, bridge: window.bridge(), sizes, version };
+    let &Hello { version, pid, .. } = asked;
+    let open = ToGuest::Open { session: id, slot, bridge: window.bridge(), sizes, version, pid };
     let opened = link.send(&open).map_err(SessionError::from);
     let opened = opened.and_then(|()| welcome(&heard, sizes));
     let served = opened.and_then(|welcome| {
@@ -143,6 +174,9 @@ fn welcome(heard: &mpsc::Receiver<Told>, sizes: RingSizes) -> Result<Welcome, Se
         Ok(Told::Opened(Welcome::Accepted { .. })) => {
             Err(SessionError::Refused("the driver zone names too many GPUs".to_owned()))
         }
+        Ok(Told::Seen(_)) => {
+            Err(SessionError::Refused("the driver zone answers nonsense".to_owned()))
+        }
         Ok(Told::Closed(reason)) => Err(SessionError::Refused(
             reason.unwrap_or_else(|| "the driver zone's worker ended".to_owned()),
         )),
@@ -159,7 +193,7 @@ fn carry(id: SessionId, socket: &OwnedFd, link: &Link, session: &Carried) {
         over,
         || hello::is_closed(socket),
         || {
-            if link.send(&ToGuest::Bell { session: id }).is_err() {
+            if link.bell(id).is_err() {
                 return false;
             }
             carried += 1;

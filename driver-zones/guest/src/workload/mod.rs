@@ -1,6 +1,7 @@
 //! A workload zone: this machine runs one program, whose lease's worker is on the host. The machine
 //! ends with the program.
 
+mod devices;
 mod root;
 mod slot;
 pub(crate) mod start;
@@ -55,7 +56,8 @@ fn serve(port: &Port) -> io::Result<()> {
     let order = order()?;
     root::lay_out(&order)?;
     limit(&order)?;
-    let slot = Slot::open(port)?;
+    devices::show(&order.devices)?;
+    let slot = order.devices.is_empty().then(|| Slot::open(port)).transpose()?;
     let mut child = Command::new("/proc/self/exe")
         .arg(start::FLAG)
         .env_clear()
@@ -116,7 +118,8 @@ fn end_of(status: WaitStatus) -> End {
 
 /// What the host says something of.
 struct Host {
-    slot: Arc<Slot>,
+    /// Where a worker serves it.
+    slot: Option<Arc<Slot>>,
     input: Input,
     unwanted: [Unwanted; 2],
     program: Pid,
@@ -137,8 +140,13 @@ impl Host {
             ToWorkload::Unwanted { output: OutputName::Error } => error.say(),
             ToWorkload::Opened { .. }
             | ToWorkload::Refused { .. }
+            | ToWorkload::Seen { .. }
             | ToWorkload::Bell { .. }
-            | ToWorkload::Closed { .. } => self.slot.hear(message),
+            | ToWorkload::Closed { .. } => {
+                if let Some(slot) = &self.slot {
+                    slot.hear(message);
+                }
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use gpuzone_wire::hello::{self, HelloError, SOCKET, Welcome};
-use gpuzone_wire::view::Opening;
+use gpuzone_wire::hello::{self, Hello, HelloError, SOCKET, Welcome};
+use gpuzone_wire::view::{Opening, Seen};
 use gpuzone_wire::workload_link::{FromWorkload, SLOT_SEEN, ToWorkload};
 use gpuzone_wire::zone_link::SessionId;
 use rustix::fs::Mode;
@@ -40,6 +40,7 @@ struct Session {
 
 enum Answer {
     Opened { bridge: String, welcome: Welcome },
+    Seen(Seen),
     Refused(String),
 }
 
@@ -95,6 +96,10 @@ impl Slot {
                 let told = find(&session).map(|session| session.told.clone());
                 let _ = told.map(|told| told.try_send(Answer::Refused(reason)));
             }
+            ToWorkload::Seen { session, seen } => {
+                let told = find(&session).map(|session| session.told.clone());
+                let _ = told.map(|told| told.try_send(Answer::Seen(*seen)));
+            }
             ToWorkload::Bell { session } => {
                 if let Some(session) = find(&session) {
                     bells::ring(&session.to_tenant);
@@ -128,20 +133,20 @@ impl Slot {
 
     fn serve(&self, id: SessionId, socket: OwnedFd) -> Result<(), AttendError> {
         hello::limit_waiting(&socket, HELLO_LIMIT)?;
-        let version = match hello::receive::<Opening>(&socket)?.0 {
-            Opening::Work(hello) => hello.version,
-            Opening::Look(_) => {
-                let reason = "NVML does not reach out of a workload zone that is a microVM";
-                return Err(AttendError::Refused(reason.to_owned()));
-            }
-        };
+        let opening = hello::receive::<Opening>(&socket)?.0;
         let (to_worker, to_tenant) = (bells::bell()?, bells::bell()?);
         let (told, heard) = mpsc::sync_channel(2);
         let session = Arc::new(Session { socket, to_worker, to_tenant, told });
         self.sessions().insert(id, Arc::clone(&session));
-        self.port.send(&FromWorkload::Open { session: id, version });
+        self.port.send(&match opening {
+            Opening::Work(Hello { version, pid, .. }) => {
+                FromWorkload::Open { session: id, version, pid }
+            }
+            Opening::Look(look) => FromWorkload::Look { session: id, look },
+        });
         let (bridge, welcome) = match heard.recv_timeout(ANSWER_LIMIT) {
             Ok(Answer::Opened { bridge, welcome }) => (bridge, welcome),
+            Ok(Answer::Seen(seen)) => return Ok(hello::send(&session.socket, &seen, None)?),
             Ok(Answer::Refused(reason)) => return Err(AttendError::Refused(reason)),
             Err(_) => return Err(AttendError::Refused("the host does not answer".to_owned())),
         };

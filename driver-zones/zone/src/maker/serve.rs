@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Ask, Sandbox, Tell, Template};
 use crate::packets::{self, Packet};
-use crate::sandbox::{EXIT_FAILED, Launch, Order, Sandboxes, confine_maker};
+use crate::sandbox::{EXIT_FAILED, Filter, Launch, Order, Sandboxes, confine_maker};
 use crate::{Zone, ZoneError, ZoneState, Zones};
 
 /// How long the maker before this one may take to end.
@@ -54,7 +54,8 @@ pub enum ServeError {
 /// As [`serve`], as a process of its own with the template in the file `template`; the exit code.
 pub fn run(folder: &Path, template: File, line: OwnedFd) -> u8 {
     let served = || -> Result<(), ServeError> {
-        confine_maker()?;
+        // Its sandbox has taken what is not for a maker of its kind.
+        confine_maker(Filter::Machines)?;
         let template = Template::read(template).map_err(ServeError::Template)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(ServeError::Line)?.block_on(serve(folder, template, line))

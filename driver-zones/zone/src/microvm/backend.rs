@@ -1,60 +1,48 @@
-//! MicroVMs as a kind of zone.
+//! QEMU as the program of a zone: its files, its sandbox, and how it is let run.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::json;
 
 use super::command::{self, CommandError};
 use super::qmp::{Monitor, QmpError};
-use super::{Accelerator, VmSpec};
-use crate::backend::{Backend, ZoneStats};
+use super::{Accelerator, Passthrough, VmSpec};
 use crate::files::remove;
-use crate::sandbox::{
-    self, Filter, Launch, Limits, Missing, Mount, Policy, Root, SandboxError, SandboxZone,
-    Sandboxes, Spec, UserRanges, libraries,
-};
-use crate::{Exit, ProcessId};
+use crate::maker::Files;
+use crate::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Spec, UserRanges, libraries};
 
 /// Where distributions put QEMU's firmware.
 const FIRMWARE: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"];
+/// Where sysfs has functions by address.
+const FUNCTIONS: &str = "/sys/bus/pci/devices";
+/// A process's open files, by their numbers.
+const OWN_FILES: &str = "/proc/self/fd";
+/// VFIO's nodes.
+const VFIO: &str = "/dev/vfio";
 /// QEMU's own memory beside the guest's, and some.
 const OVERHEAD: u64 = 512 << 20;
 /// QEMU's threads: processors, its own loop, and workers for files.
 const MOST_THREADS: u64 = 256;
 
-/// The backend of microVMs, whose sockets and logs lie in a folder.
+/// A machine's monitor, by its name among a zone's files.
+pub const MONITOR: &str = "qmp";
+/// The guest's control port.
+pub const CONTROL: &str = "port";
+/// What QEMU says.
+pub const LOG: &str = "qemu.log";
+/// Where the processor makes processors.
+pub const KVM: &str = "/dev/kvm";
+
+/// MicroVMs whose sockets and logs lie in a folder.
 #[derive(Clone, Debug)]
 pub struct MicroVms {
     folder: PathBuf,
-}
-
-/// What a microVM's zone is to be.
-#[derive(Debug)]
-pub struct Order {
-    /// The machine.
-    pub vm: VmSpec,
-    /// `gpu-zone-sandbox`, which confines QEMU. `None` where the policy allows none.
-    pub launcher: Option<PathBuf>,
-    /// From where QEMU gets users of its own.
-    pub users: Option<UserRanges>,
-    /// What happens where the host lacks a part of the confinement.
-    pub policy: Policy,
-}
-
-/// A microVM that there is.
-#[derive(Debug)]
-pub struct MicroVmZone {
-    inner: SandboxZone,
-    monitor: PathBuf,
-    control: PathBuf,
-    log: PathBuf,
 }
 
 /// Why there is no microVM, or why it does not run.
@@ -71,9 +59,16 @@ pub enum MicroVmError {
         /// Why.
         source: io::Error,
     },
-    /// QEMU was not started.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
+    /// A function that it is to get is on no IOMMU.
+    #[error(
+        "the microVM cannot get {address}, whose IOMMU group is not to be found ({source}); turn the IOMMU on, and bind the function to vfio-pci"
+    )]
+    Group {
+        /// Which.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
     /// It was started, and does not run the guest; what it said last.
     #[error("{source}; QEMU's last word: {said}")]
     Monitor {
@@ -90,13 +85,8 @@ impl MicroVms {
         Self { folder }
     }
 
-    fn zone(&self, name: &str, inner: SandboxZone) -> MicroVmZone {
-        let at = |suffix: &str| self.path(name, suffix);
-        MicroVmZone { inner, monitor: at("qmp"), control: at("port"), log: at("qemu.log") }
-    }
-
-    /// Where the zone's sockets and its log are: `qmp` is its monitor, `port` the guest's control
-    /// port, `qemu.log` what QEMU says; further ports go by their names.
+    /// Where the zone's sockets and its log are ([`MONITOR`] and its like); further ports go by their
+    /// names.
     pub fn path(&self, name: &str, what: &str) -> PathBuf {
         self.folder.join(format!("{name}.{what}"))
     }
@@ -108,27 +98,48 @@ impl MicroVms {
     /// When the machine cannot be described, or its files not be made.
     pub fn launch(&self, name: &str, vm: &VmSpec) -> Result<Launch, MicroVmError> {
         let arguments = command::arguments(name, vm)?;
+        let Files { stdin, stdout, stderr, inherit } = self.files(name, &vm.ports)?;
+        let (program, environment) = (vm.qemu.clone(), BTreeMap::new());
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        Ok(Launch { program, arguments, environment, stdin, stdout, stderr, inherit })
+    }
+
+    /// What QEMU inherits: its log, and its sockets, which listen.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn files(&self, name: &str, ports: &[String]) -> Result<Files, MicroVmError> {
         let files = || -> io::Result<_> {
             let at = |suffix: &str| self.path(name, suffix);
-            let mut inherit = vec![listen(&at("qmp"))?, listen(&at("port"))?];
-            for port in &vm.ports {
+            let mut inherit = vec![listen(&at(MONITOR))?, listen(&at(CONTROL))?];
+            for port in ports {
                 inherit.push(listen(&at(port))?);
             }
             let null = || File::options().read(true).write(true).open("/dev/null");
             let mut log = File::options();
-            let log =
-                log.write(true).create(true).truncate(true).mode(0o600).open(at("qemu.log"))?;
-            Ok(Launch {
-                program: vm.qemu.clone(),
-                arguments,
-                environment: BTreeMap::new(),
-                stdin: null()?.into(),
-                stdout: null()?.into(),
-                stderr: log.into(),
-                inherit,
-            })
+            let log = log.write(true).create(true).truncate(true).mode(0o600).open(at(LOG))?;
+            Ok(Files { stdin: null()?.into(), stdout: null()?.into(), stderr: log.into(), inherit })
         };
         files().map_err(|source| MicroVmError::Files { folder: self.folder.clone(), source })
+    }
+
+    /// Lets a machine run that was started.
+    ///
+    /// # Errors
+    /// When its monitor does not answer; with QEMU's last word.
+    pub fn begin(&self, name: &str) -> Result<(), MicroVmError> {
+        let begun = Monitor::connect(&self.path(name, MONITOR))
+            .and_then(|mut monitor| monitor.execute("cont", json!({})));
+        let said = || last_word(&self.path(name, LOG));
+        begun.map(drop).map_err(|source| MicroVmError::Monitor { source, said: said() })
+    }
+
+    /// Removes a machine's sockets.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn clear(&self, name: &str) -> io::Result<()> {
+        [MONITOR, CONTROL].into_iter().try_for_each(|what| remove(&self.path(name, what)))
     }
 }
 
@@ -142,21 +153,44 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
 
 /// The sandbox in which QEMU runs: it reads its program, its firmware, the kernel and the image,
 /// and opens KVM and VFIO where the machine needs them.
-fn confinement(order: &Order) -> Spec {
-    let vm = &order.vm;
+///
+/// # Errors
+/// When a device that it is to get has no IOMMU group.
+pub fn confinement(
+    vm: &VmSpec,
+    users: Option<UserRanges>,
+    policy: Policy,
+) -> Result<Spec, MicroVmError> {
     let mut mounts: Vec<Mount> = libraries().collect();
     mounts.extend(FIRMWARE.map(Mount::read_if_there));
     mounts.extend([&vm.qemu, &vm.kernel, &vm.image].map(Mount::read));
+    // Windows are opened by it. Of a `/proc` of its own a maker's zone can have none: the maker's is covered
+    // in places, and who cannot see all of it gets no new one (mount_namespaces(7)).
+    mounts.push(Mount { unmapped: true, ..Mount::write(OWN_FILES) });
     let mut devices = Vec::new();
     if vm.accelerator == Accelerator::Kvm {
-        devices.push("/dev/kvm".into());
+        devices.push(Path::new(KVM).to_owned());
     }
+    let functions = Path::new(FUNCTIONS);
     if !vm.devices.is_empty() {
-        // A device's PCI configuration is read in sysfs; its group is one of VFIO's nodes.
-        mounts.push(Mount::read("/sys"));
-        mounts.push(Mount::write("/dev/vfio"));
+        devices.push(Path::new(VFIO).join("vfio"));
     }
-    Spec {
+    for Passthrough { address, .. } in &vm.devices {
+        // Of a function QEMU reads its own folder, and opens its group.
+        let folder = functions.join(address);
+        let group = std::fs::read_link(folder.join("iommu_group"));
+        let group =
+            group.map_err(|source| MicroVmError::Group { address: address.clone(), source });
+        let group = Path::new(VFIO).join(group?.file_name().unwrap_or_default());
+        mounts.push(Mount { unmapped: true, ..Mount::read(folder) });
+        if !devices.contains(&group) {
+            devices.push(group);
+        }
+    }
+    // A device writes to memory by its address, so none of the guest's may move.
+    let memory = vm.memory.saturating_add(OVERHEAD);
+    let locked = (!vm.devices.is_empty()).then_some(memory);
+    Ok(Spec {
         zone: String::new(),
         root: Root::Empty,
         mounts,
@@ -165,90 +199,21 @@ fn confinement(order: &Order) -> Spec {
         hidden: Vec::new(),
         directory: "/".into(),
         network: false,
-        own_pids: true,
-        users: order.users,
+        // Users of its own can signal nobody; without them, numbers of its own keep it from that.
+        own_pids: users.is_none(),
+        users,
         record: None,
         filter: Filter::Workload,
         limits: Limits {
-            memory: Some(vm.memory.saturating_add(OVERHEAD)),
+            memory: Some(memory),
+            locked,
             pids: Some(MOST_THREADS),
             cpu_weight: Some(100),
             scratch: Some(1 << 20),
             ..Limits::default()
         },
-        policy: order.policy.clone(),
-    }
-}
-
-impl Backend for MicroVms {
-    const KIND: &'static str = "microvm";
-    type Order = Order;
-    type Zone = MicroVmZone;
-    type Error = MicroVmError;
-
-    fn create(&self, name: &str, order: Order) -> Result<MicroVmZone, MicroVmError> {
-        let launch = self.launch(name, &order.vm)?;
-        let spec = confinement(&order);
-        let inner = match order.launcher {
-            Some(launcher) => sandbox::Order::Program { launcher, spec, launch },
-            // It waits for a word of its monitor before it runs anything of the guest's, but it
-            // would outlive its maker: whoever allows this ends what is left.
-            None => sandbox::Order::Bare(launch),
-        };
-        let inner = Sandboxes.create(name, inner)?;
-        Ok(self.zone(name, inner))
-    }
-
-    fn process(&self, zone: &MicroVmZone) -> ProcessId {
-        Sandboxes.process(&zone.inner)
-    }
-
-    async fn start(&self, zone: &MicroVmZone) -> Result<Vec<Missing>, MicroVmError> {
-        let missing = Sandboxes.start(&zone.inner).await?;
-        let monitor = zone.monitor.clone();
-        let started = tokio::task::spawn_blocking(move || -> Result<(), QmpError> {
-            let mut monitor = Monitor::connect(&monitor)?;
-            monitor.execute("cont", json!({}))?;
-            Ok(())
-        });
-        let started =
-            started.await.unwrap_or_else(|error| Err(QmpError::Broken(io::Error::other(error))));
-        started.map_err(|source| MicroVmError::Monitor { source, said: last_word(&zone.log) })?;
-        Ok(missing)
-    }
-
-    async fn gone(&self, zone: &MicroVmZone) -> io::Result<Exit> {
-        Sandboxes.gone(&zone.inner).await
-    }
-
-    async fn stop(&self, zone: &MicroVmZone, grace: Option<Duration>) -> io::Result<Exit> {
-        let exit = Sandboxes.stop(&zone.inner, grace).await?;
-        for path in [&zone.monitor, &zone.control] {
-            remove(path)?;
-        }
-        Ok(exit)
-    }
-
-    /// The guest's control port: one connection at a time, which an owner can make again.
-    fn channel(&self, zone: &MicroVmZone) -> io::Result<Option<OwnedFd>> {
-        Ok(Some(UnixStream::connect(&zone.control)?.into()))
-    }
-
-    fn stats(&self, zone: &MicroVmZone) -> io::Result<ZoneStats> {
-        Sandboxes.stats(&zone.inner)
-    }
-
-    fn adopt(&self, name: &str, process: ProcessId) -> io::Result<Option<MicroVmZone>> {
-        let inner = Sandboxes.adopt(name, process)?;
-        Ok(inner.map(|inner| self.zone(name, inner)))
-    }
-}
-
-impl MicroVmZone {
-    /// Where its monitor listens.
-    pub fn monitor(&self) -> &Path {
-        &self.monitor
-    }
+        policy,
+    })
 }
 
 /// The last line of a log, for an error.

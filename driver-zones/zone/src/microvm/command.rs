@@ -1,6 +1,5 @@
 //! QEMU's command line. Nothing in it passes a shell, and no value of it comes from a tenant.
 
-use std::ffi::OsString;
 use std::path::Path;
 
 use super::{Accelerator, Machine, Passthrough, VmSpec};
@@ -14,6 +13,7 @@ pub(super) const PORT: &str = "gpuzone.control";
 /// Bytes of a window. A PCI region's size is a power of two; what the rings do not take is never
 /// touched, so it takes no memory.
 pub const WINDOW_BYTES: u64 = 16 << 20;
+const SMALL_FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 /// Slots 16 to 30 of bus 0, eight functions each.
 pub const MOST_WINDOWS: u16 = 15 * 8;
 const FIRST_SLOT: u16 = 16;
@@ -28,11 +28,20 @@ pub fn window_bus(n: u16) -> String {
     format!("window{n}")
 }
 
+/// Slots 8 to 15, eight functions each.
+pub const MOST_DEVICES: usize = 8 * 8;
+const FIRST_DEVICE_SLOT: usize = 8;
+
+/// The bridge of the `n`th device by passthrough, as the guest's bus 0 shows it: like `08.0`.
+pub fn device_bridge(n: usize) -> String {
+    format!("{:02x}.{:x}", FIRST_DEVICE_SLOT + n / 8, n % 8)
+}
+
 /// Why a microVM cannot be described.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// Commas separate QEMU's options.
-    #[error("QEMU takes no path with a comma in it: {0}")]
+    /// Commas separate QEMU's options, and what is no text is none.
+    #[error("QEMU takes no path with a comma in it, nor one that is no UTF-8: {0}")]
     Comma(String),
     /// A device that is none.
     #[error("'{0}' is no PCI function's address, like 0000:3b:00.0")]
@@ -43,13 +52,19 @@ pub enum CommandError {
     /// More than there are places.
     #[error("a microVM has at most {MOST_WINDOWS} windows, not {0}")]
     Windows(u16),
+    /// More than there are places.
+    #[error("a microVM has at most {MOST_DEVICES} devices by passthrough, not {0}")]
+    Devices(usize),
     /// PCI devices need a PCI bus.
     #[error("the machine 'microvm' has no PCI, so nothing can be passed through to it")]
     NoPci,
 }
 
 /// QEMU's arguments for the zone `name`.
-pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<OsString>, CommandError> {
+///
+/// # Errors
+/// When the machine cannot be described.
+pub fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, CommandError> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
     for path in [&spec.kernel, &spec.image] {
@@ -85,13 +100,25 @@ pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<OsString>, Comm
     for device in devices(spec)? {
         add("-device", device);
     }
+    if let Some(firmware) = small_firmware(spec) {
+        add("-bios", firmware.to_owned());
+    }
     let flags = ["-nodefaults", "-no-user-config", "-no-reboot", "-S"];
-    Ok(flags.into_iter().map(OsString::from).chain(words.into_iter().map(Into::into)).collect())
+    Ok(flags.into_iter().map(str::to_owned).chain(words).collect())
+}
+
+/// QEMU's small firmware, where it is there: the usual one looks for disks to boot from, and so drives devices
+/// that are handed over. Bridges for windows get their room from the usual one.
+fn small_firmware(spec: &VmSpec) -> Option<&'static str> {
+    let without_windows = matches!(spec.machine, Machine::Q35 { windows: 0, .. });
+    (without_windows && Path::new(SMALL_FIRMWARE).exists()).then_some(SMALL_FIRMWARE)
 }
 
 fn plain(path: &Path) -> Result<(), CommandError> {
-    let text = path.display().to_string();
-    if text.contains(',') { Err(CommandError::Comma(text)) } else { Ok(()) }
+    match path.to_str() {
+        Some(text) if !text.contains(',') => Ok(()),
+        _ => Err(CommandError::Comma(path.display().to_string())),
+    }
 }
 
 fn machine(machine: Machine, accelerator: Accelerator) -> String {
@@ -113,20 +140,27 @@ fn machine(machine: Machine, accelerator: Accelerator) -> String {
 const fn cpu(accelerator: Accelerator) -> &'static str {
     match accelerator {
         Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
+        // A fifth level of page tables costs at each walk, and no guest here has so much memory.
+        Accelerator::Tcg => "max,la57=off",
     }
 }
 
 fn kernel_words(spec: &VmSpec) -> String {
-    // A panic ends the machine, and so QEMU, which is how the host learns of it. An emulated
-    // timer is late on a busy host, and its check would fail for good.
-    let usual = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check rdinit=/init";
+    // A panic ends the machine, and so QEMU, which is how the host learns of it. That ciphers test
+    // themselves is left out: it is most of what can be left out of a start. An emulated timer is late on
+    // a busy host, and its checks would fail for good.
+    let usual =
+        "console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests rdinit=/init";
+    let emulated = match spec.accelerator {
+        Accelerator::Tcg => " tsc=reliable",
+        Accelerator::Kvm => "",
+    };
     let iommu = match spec.machine {
         Machine::Q35 { iommu: true, .. } => " intel_iommu=on",
         Machine::Q35 { iommu: false, .. } | Machine::MicroVm => "",
     };
     let more = if spec.append.is_empty() { String::new() } else { format!(" {}", spec.append) };
-    format!("{usual}{iommu}{more}")
+    format!("{usual}{emulated}{iommu}{more}")
 }
 
 fn devices(spec: &VmSpec) -> Result<Vec<String>, CommandError> {
@@ -156,8 +190,14 @@ fn devices(spec: &VmSpec) -> Result<Vec<String>, CommandError> {
             "pcie-root-port,id={id},addr={addr},chassis={chassis},multifunction=on,pref64-reserve=32M,io-reserve=0"
         ));
     }
+    if spec.devices.len() > MOST_DEVICES {
+        return Err(CommandError::Devices(spec.devices.len()));
+    }
     for (n, device) in spec.devices.iter().enumerate() {
-        devices.push(format!("pcie-root-port,id=device{n},chassis={}", 200 + n));
+        let (addr, chassis) = (device_bridge(n), 150 + n);
+        devices.push(format!(
+            "pcie-root-port,id=device{n},addr={addr},chassis={chassis},multifunction=on"
+        ));
         devices.push(passthrough(n, device)?);
     }
     Ok(devices)
@@ -205,8 +245,7 @@ mod tests {
     }
 
     fn text(spec: &VmSpec) -> String {
-        let words = arguments("z", spec).unwrap();
-        words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+        arguments("z", spec).unwrap().join(" ")
     }
 
     #[test]
@@ -237,6 +276,10 @@ mod tests {
         let token = "00112233-4455-6677-8899-aabbccddeeff";
         let good = text(&spec(q35, vec![device("0000:3b:00.0", Some(token))]));
         assert!(good.contains(&format!("host=0000:3b:00.0,bus=device0,vf-token={token}")));
+        assert!(good.contains("id=device0,addr=08.0,chassis=150"), "{good}");
+        assert_eq!(device_bridge(MOST_DEVICES - 1), "0f.7");
+        let many = vec![device("0000:3b:00.0", None); MOST_DEVICES + 1];
+        assert_eq!(arguments("z", &spec(q35, many)), Err(CommandError::Devices(65)));
         for wrong in ["0000:3b:00.0,x=y", "3b:00.0", "0000:3b:00", "", "0000-3b-00.0"] {
             let refused = arguments("z", &spec(q35, vec![device(wrong, None)]));
             assert!(refused.is_err(), "{wrong}");

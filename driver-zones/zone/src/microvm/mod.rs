@@ -8,16 +8,21 @@
 mod backend;
 mod command;
 mod digest;
+mod outbox;
 mod probe;
 pub mod qmp;
 mod windows;
 
 use std::path::PathBuf;
 
-pub use backend::{MicroVmError, MicroVmZone, MicroVms, Order, last_word};
-pub use command::{MOST_WINDOWS, WINDOW_BYTES, window_bridge, window_bus};
+pub use backend::{CONTROL, KVM, LOG, MONITOR, MicroVmError, MicroVms, confinement, last_word};
+pub use command::{
+    CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES, arguments, device_bridge,
+    window_bridge, window_bus,
+};
 pub use digest::{DigestError, check_digest, digest_of};
-pub use probe::{ProbeError, probe};
+pub use outbox::{Outbox, STALLED};
+pub use probe::{PROBE_LIMIT, ProbeError, probe, probe_arguments, probe_judged, probe_sector};
 pub use windows::{Window, WindowError, Windows};
 
 /// What makes the guest's processors.

@@ -15,7 +15,8 @@ use super::Accelerator;
 const EXIT: i32 = 0x21;
 /// What the payload says over the debug port.
 const SAID: &[u8] = b"GZ";
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long a probe may take.
+pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a guest does not run on an accelerator.
 #[derive(Debug, thiserror::Error)]
@@ -89,26 +90,15 @@ fn payload() -> [u8; 512] {
 /// When it does not say its word; what QEMU said instead.
 pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
     let failed = |source| ProbeError::Io { accelerator, source };
-    let sector = sector_file().map_err(failed)?;
-    let drive = "file=/proc/self/fd/0,format=raw,if=ide";
-    let cpu = match accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
-    };
     let mut child = Command::new(qemu)
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-m", "16"])
-        .args(["-machine", &format!("pc,accel={}", accelerator.as_str()), "-cpu", cpu])
-        .args(["-sandbox", "on,spawn=deny,elevateprivileges=deny"])
-        .args(["-drive", drive, "-chardev", "stdio,id=word,signal=off"])
-        .args(["-device", "isa-debugcon,iobase=0x402,chardev=word"])
-        .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"])
+        .args(probe_arguments(accelerator))
         .env_clear()
-        .stdin(sector)
+        .stdin(probe_sector().map_err(failed)?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + PROBE_LIMIT;
     let status = loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
             break Some(status);
@@ -121,15 +111,48 @@ pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
         std::thread::sleep(Duration::from_millis(10));
     };
     let (word, errors) = (read(child.stdout.take()), read(child.stderr.take()));
-    if status.is_some_and(|status| status.code() == Some(EXIT)) && word.ends_with(SAID) {
+    let ended = status.map(|status| (status.code(), status.to_string()));
+    probe_judged(accelerator, ended, &word, &errors)
+}
+
+/// QEMU's arguments for a probe, whose payload is its standard input, and which says its word on the
+/// standard output.
+pub fn probe_arguments(accelerator: Accelerator) -> Vec<String> {
+    let machine = format!("pc,accel={}", accelerator.as_str());
+    let cpu = match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    let words = [
+        "-nodefaults -no-user-config -no-reboot -display none -m 16",
+        "-sandbox on,spawn=deny,elevateprivileges=deny",
+        "-drive file=/proc/self/fd/0,format=raw,if=ide -chardev stdio,id=word,signal=off",
+        "-device isa-debugcon,iobase=0x402,chardev=word",
+        "-device isa-debug-exit,iobase=0x501,iosize=1",
+    ];
+    let words = words.iter().flat_map(|words| words.split(' '));
+    words.chain(["-machine", &machine, "-cpu", cpu]).map(str::to_owned).collect()
+}
+
+/// What a probe that ended so, if it did, says of the accelerator.
+///
+/// # Errors
+/// When a guest does not run on it.
+pub fn probe_judged(
+    accelerator: Accelerator,
+    ended: Option<(Option<i32>, String)>,
+    word: &[u8],
+    errors: &[u8],
+) -> Result<(), ProbeError> {
+    if ended.as_ref().is_some_and(|(code, _)| *code == Some(EXIT)) && word.ends_with(SAID) {
         return Ok(());
     }
-    let errors = String::from_utf8_lossy(&errors);
+    let errors = String::from_utf8_lossy(errors);
     let line = errors.lines().find(|line| !line.trim().is_empty());
-    let said = match (line, status) {
+    let said = match (line, ended) {
         (Some(line), _) => line.chars().take(300).collect(),
-        (None, Some(status)) => format!("QEMU ended with {status}"),
-        (None, None) => format!("it did nothing for {} s", LIMIT.as_secs()),
+        (None, Some((_, how))) => format!("QEMU ended with {how}"),
+        (None, None) => format!("it did nothing for {} s", PROBE_LIMIT.as_secs()),
     };
     Err(ProbeError::Dead { accelerator, said })
 }
@@ -143,7 +166,11 @@ fn read(stream: Option<impl Read>) -> Vec<u8> {
     bytes
 }
 
-fn sector_file() -> io::Result<std::fs::File> {
+/// The payload, as a file.
+///
+/// # Errors
+/// When the kernel gives none.
+pub fn probe_sector() -> io::Result<std::fs::File> {
     let file = rustix::fs::memfd_create(c"gpu-zone-probe", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(file);
     file.write_all(&payload())?;

@@ -92,7 +92,7 @@ pub fn confine_broker(workers: MadeBy) -> Result<Option<Missing>, PrivilegesErro
             filter::programs(Filter::Maker)?
         }
         MadeBy::ItselfSandboxed => {
-            confine_maker()?;
+            confine_maker(Filter::Maker)?;
             filter::programs(Filter::Maker)?
         }
     };

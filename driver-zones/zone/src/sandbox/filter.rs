@@ -40,6 +40,7 @@ pub fn programs(filter: Filter) -> Result<Vec<BpfProgram>, FilterError> {
         Filter::Workload => include_str!("../../policies/workload.json"),
         Filter::Broker => include_str!("../../policies/broker.json"),
         Filter::Maker => include_str!("../../policies/maker.json"),
+        Filter::Machines => include_str!("../../policies/machines.json"),
     };
     compile(text)
 }
@@ -105,7 +106,9 @@ mod tests {
 
     #[test]
     fn every_policy_compiles_to_what_the_kernel_takes() {
-        for filter in [Filter::Worker, Filter::Workload, Filter::Broker, Filter::Maker] {
+        let all =
+            [Filter::Worker, Filter::Workload, Filter::Broker, Filter::Maker, Filter::Machines];
+        for filter in all {
             let programs = programs(filter).unwrap();
             let named = if filter == Filter::Worker { 3 } else { 2 };
             assert_eq!(programs.len(), named + usize::from(cfg!(target_arch = "x86_64")));

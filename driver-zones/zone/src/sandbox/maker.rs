@@ -39,10 +39,16 @@ fn needed() -> CapabilitySet {
         | CapabilitySet::SYS_ADMIN
 }
 
-/// Capabilities that a maker keeps: others than root need none, for a new user namespace
-/// gives whoever makes it all that are needed there.
-pub(super) fn kept() -> CapabilitySet {
-    if getuid().is_root() { needed() } else { CapabilitySet::empty() }
+/// Capabilities that a program under this filter keeps: others than root need none, for a new user
+/// namespace gives whoever makes it all that are needed there.
+pub(super) fn kept(filter: Filter) -> CapabilitySet {
+    let needed = match filter {
+        Filter::Worker | Filter::Workload | Filter::Broker => CapabilitySet::empty(),
+        Filter::Maker => needed(),
+        // KVM's node and VFIO's are root's alone on most hosts, and a zone's users get their own.
+        Filter::Machines => needed() | CapabilitySet::MKNOD,
+    };
+    if getuid().is_root() { needed } else { CapabilitySet::empty() }
 }
 
 /// What a maker is shown of the host, beside the libraries that every program needs, the
@@ -120,13 +126,13 @@ pub enum PrivilegesError {
 
 /// Gives up for good what a maker does not need, whoever started it: new privileges, capabilities, and
 /// being looked into by its user's other processes. Called while the process has one thread.
-pub(crate) fn confine_maker() -> Result<(), PrivilegesError> {
+pub(crate) fn confine_maker(filter: Filter) -> Result<(), PrivilegesError> {
     close()?;
     // Each zone takes some, and there is nobody else here to be kept from them.
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
-    bound_to(kept())?;
-    Ok(drop_all_but(kept())?)
+    bound_to(kept(filter))?;
+    Ok(drop_all_but(kept(filter))?)
 }
 
 /// No new privileges, and no looking into.

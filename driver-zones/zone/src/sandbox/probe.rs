@@ -42,6 +42,7 @@ pub fn probe(launcher: &Path) -> Result<Vec<Missing>, SandboxError> {
             cpu: Some(100),
             cpu_weight: Some(100),
             open_files: Some(64),
+            locked: None,
             scratch: Some(1 << 20),
             device_memory: cgroup::device_memory().into_iter().collect(),
         },

@@ -226,6 +226,9 @@ pub enum Filter {
     /// `maker.json`: what is not listed is denied. The program makes zones itself, and has what
     /// that takes (`maker.rs`).
     Maker,
+    /// `machines.json`: what is listed is denied. As [`Filter::Maker`], but what runs in the zones is
+    /// QEMU, which has the filters of whoever started it, too.
+    Machines,
 }
 
 /// Limits; those that are left out do not apply.
@@ -246,6 +249,9 @@ pub struct Limits {
     pub device_memory: BTreeMap<String, u64>,
     /// Open files of each process.
     pub open_files: Option<u64>,
+    /// Bytes of each process's memory that are kept where they are, for devices that write to it. More than
+    /// the usual few is root's to give.
+    pub locked: Option<u64>,
     /// Bytes in all private folders together, which are memory. Left out: a quarter of the
     /// host's.
     pub scratch: Option<u64>,

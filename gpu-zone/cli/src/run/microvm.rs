@@ -4,16 +4,17 @@
 //! What `gpu-zone-vm` is told is a contract between programs, as the launcher's orders are
 //! (docs/driver-zones.md).
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::Directories;
-use gpuzone_api::agent::v1::{CreateLeaseReply, MicroVm};
-use gpuzone_core::{MemoryBytes, ZoneName};
+use gpuzone_api::agent::v1::{CreateLeaseReply, MicroVm, PassedFunction};
+use gpuzone_core::{Exposure, MemoryBytes, ZoneName};
 use gpuzone_image::find_program;
 use serde_json::{Value, json};
 
-use crate::arguments::{Run, Sandboxing};
+use crate::arguments::{Run, Sandboxing, ZoneKind};
 use crate::error::{CliError, Kind};
 use crate::locate;
 use crate::run::image;
@@ -43,6 +44,8 @@ const HOSTS: [&str; 11] = [
     "/usr/share/seabios",
     "/usr/share/qemu-kvm",
 ];
+/// Where sysfs has functions by address.
+const FUNCTIONS: &str = "/sys/bus/pci/devices";
 /// QEMU's own memory beside the guest's, and some.
 const OVERHEAD: u64 = 512 << 20;
 /// The guest's image, beside the program's files.
@@ -72,9 +75,20 @@ pub(crate) fn program(run: &Run) -> Result<Program, CliError> {
     Ok(Program { file, name: name.clone(), arguments: arguments.to_vec() })
 }
 
-/// Fails where a microVM cannot be what `run` asks for.
+/// Fails where a microVM cannot be what `run` asks for, or has to be and is not.
 pub(crate) fn check(run: &Run, zone: Option<&ZoneName>) -> Result<(), CliError> {
     let refused = |message: &str, hint: &str| Err(CliError::new(Kind::Usage, message).hint(hint));
+    if run.zone_kind != ZoneKind::Microvm {
+        return match run.exposure {
+            Exposure::Mediated => Ok(()),
+            other => refused(
+                &format!(
+                    "a GPU by {other} goes to a machine of the program's own, and a sandbox is none"
+                ),
+                "give it one with --zone-kind microvm",
+            ),
+        };
+    }
     if zone.is_some() {
         let hint = "leave --zone out; where the agent has all of a tenant's programs share one, they can be none";
         return refused("programs cannot share a zone that is a microVM", hint);
@@ -121,14 +135,20 @@ pub(crate) fn prepare(
     let wrong = |message| CliError::new(Kind::Internal, message);
     let root = run.root.folder().ok_or_else(|| wrong("a microVM without a root of its own"))?;
     let root = std::path::absolute(root).map_err(|error| CliError::caused(Kind::Usage, &error))?;
-    let slot = granted.environment.get(SLOT);
-    let slot = slot.ok_or_else(|| wrong("the agent made a lease without a slot"))?;
+    let mediated = granted.functions.is_empty();
+    let slot = granted.environment.get(SLOT).map(Path::new).filter(|_| mediated);
+    if mediated && slot.is_none() {
+        return Err(wrong("the agent made a lease without a slot"));
+    }
+    let shim = mediated.then_some(Path::new(&granted.library_dir));
     let machine = Machine::of(run, granted, vm);
+    let mut mounts = mounts(vm, &relay, &root, shim, slot);
+    mounts.extend(granted.functions.iter().map(function));
     let orders = json!({
         "zone": zone_name(granted.lease.as_ref().map_or("zone", |lease| lease.id.as_str())),
         "root": "empty",
-        "mounts": mounts(vm, &relay, &root, Path::new(&granted.library_dir), Path::new(slot)),
-        "devices": devices(vm),
+        "mounts": mounts,
+        "devices": devices(vm, &granted.functions),
         "private": ["/tmp"],
         "directory": "/",
         "network": false,
@@ -139,36 +159,62 @@ pub(crate) fn prepare(
         "policy": { "default": demand(run.demand), "features": { "mount": "require" } },
     });
     let zone = Zone::ordered(launcher, directories, orders)?;
-    let mut words: Vec<OsString> =
-        vec![machine.orders(run, vm).to_string().into(), "--".into(), program.file.clone().into()];
+    let mut words: Vec<OsString> = vec![
+        machine.orders(run, granted, vm).to_string().into(),
+        "--".into(),
+        program.file.clone().into(),
+    ];
     words.push(program.name.clone());
     words.extend(program.arguments.iter().cloned());
     let program = Program { file: relay, name: "gpu-zone-vm".into(), arguments: words };
     let mut seen = granted.clone();
-    seen.environment.insert(SLOT.to_owned(), SLOT_SEEN.to_owned());
-    seen.library_dir = LIBRARIES_SEEN.to_owned();
+    if mediated {
+        seen.environment.insert(SLOT.to_owned(), SLOT_SEEN.to_owned());
+        seen.library_dir = LIBRARIES_SEEN.to_owned();
+    } else {
+        // Its driver is its own, and so are that one's libraries.
+        seen.environment.remove(SLOT);
+        seen.library_dir.clear();
+    }
     Ok((program, seen, Some(zone)))
 }
 
 /// What of the host the sandbox shows.
-fn mounts(vm: &MicroVm, relay: &Path, root: &Path, shim: &Path, slot: &Path) -> Vec<Value> {
+fn mounts(
+    vm: &MicroVm,
+    relay: &Path,
+    root: &Path,
+    shim: Option<&Path>,
+    slot: Option<&Path>,
+) -> Vec<Value> {
     let hosts = HOSTS.iter().filter(|path| !Path::new(path).is_symlink());
     let mut mounts: Vec<Value> = hosts.map(view::read).collect();
     let named = [&vm.qemu, &vm.kernel, &vm.image].map(|path| json!({ "source": path }));
     mounts.extend(named);
     mounts.push(json!({ "source": relay }));
     mounts.push(json!({ "source": root, "target": ROOT }));
-    mounts.push(json!({ "source": slot, "target": SLOT_INSIDE }));
-    let libraries = image::libraries(shim).into_iter().filter_map(|(from, to)| {
-        Some(json!({ "source": from, "target": Path::new(LIBRARIES).join(to.file_name()?) }))
-    });
+    mounts.extend(slot.map(|slot| json!({ "source": slot, "target": SLOT_INSIDE })));
+    let libraries =
+        shim.map(image::libraries).unwrap_or_default().into_iter().filter_map(|(from, to)| {
+            Some(json!({ "source": from, "target": Path::new(LIBRARIES).join(to.file_name()?) }))
+        });
     mounts.extend(libraries);
     mounts
 }
 
-fn devices(vm: &MicroVm) -> Vec<PathBuf> {
+/// What QEMU reads of a function in sysfs: its own folder and no other's.
+fn function(function: &PassedFunction) -> Value {
+    json!({ "source": Path::new(FUNCTIONS).join(&function.address), "unmapped": true })
+}
+
+fn devices(vm: &MicroVm, functions: &[PassedFunction]) -> Vec<PathBuf> {
     let kvm = PathBuf::from("/dev/kvm");
-    if vm.accelerator != "tcg" && kvm.exists() { vec![kvm] } else { Vec::new() }
+    let kvm = (vm.accelerator != "tcg" && kvm.exists()).then_some(kvm);
+    let vfio = Path::new("/dev/vfio");
+    let groups: BTreeSet<u32> = functions.iter().map(|function| function.group).collect();
+    let container = (!groups.is_empty()).then(|| vfio.join("vfio"));
+    let groups = groups.into_iter().map(|group| vfio.join(group.to_string()));
+    kvm.into_iter().chain(container).chain(groups).collect()
 }
 
 /// The machine's size.
@@ -203,14 +249,20 @@ impl Machine {
         limits["scratch"] = json!(files);
         limits["memory"] = json!(self.memory.saturating_add(files).saturating_add(OVERHEAD));
         limits["pids"] = json!(MOST_THREADS);
+        if !granted.functions.is_empty() {
+            // A device writes to memory by its address, so none of the machine's may move.
+            limits["locked"] = json!(self.memory.saturating_add(OVERHEAD));
+        }
         limits
     }
 
-    fn orders(&self, run: &Options, vm: &MicroVm) -> Value {
+    fn orders(&self, run: &Options, granted: &CreateLeaseReply, vm: &MicroVm) -> Value {
         let directory = match &run.root {
             Root::Image(image) => image.directory.as_path(),
             Root::System | Root::WholeHost | Root::Folder(_) => Path::new("/"),
         };
+        let mediated = granted.functions.is_empty();
+        let addresses: Vec<&str> = granted.functions.iter().map(|it| it.address.as_str()).collect();
         json!({
             "qemu": vm.qemu,
             "kernel": vm.kernel,
@@ -219,10 +271,11 @@ impl Machine {
             "accelerator": vm.accelerator,
             "memory": self.memory,
             "processors": self.processors,
-            "windows": vm.windows,
+            "windows": if mediated { vm.windows } else { 0 },
+            "devices": addresses,
             "root": ROOT,
-            "libraries": LIBRARIES,
-            "slot": SLOT_INSIDE,
+            "libraries": mediated.then_some(LIBRARIES),
+            "slot": mediated.then_some(SLOT_INSIDE),
             "directory": directory,
             "pids": self.pids,
             "scratch": self.scratch,
@@ -259,14 +312,34 @@ mod tests {
     fn its_sandbox_shows_the_root_and_the_slot_and_no_folder_of_the_hosts() {
         let path = Path::new;
         let (slot, shim) = (path("/run/gz/slots/a"), path("/run/gz/shim"));
-        let mounts = mounts(&vm(), path("/opt/gpu-zone-vm"), path("/images/debian"), shim, slot);
+        let (relay, root) = (path("/opt/gpu-zone-vm"), path("/images/debian"));
+        let mounts = mounts(&vm(), relay, root, Some(shim), Some(slot));
         let sources: Vec<&str> = mounts.iter().filter_map(|m| m["source"].as_str()).collect();
         assert!(sources.contains(&"/run/gz/slots/a") && sources.contains(&"/images/debian"));
         for absent in ["/", "/usr", "/etc", "/home", "/run", "/run/gz", "/run/gz/slots", "/dev"] {
             assert!(!sources.contains(&absent), "{absent}");
         }
         assert!(mounts.iter().all(|mount| mount["write"] != true));
-        assert!(devices(&vm()).is_empty());
+        assert!(devices(&vm(), &[]).is_empty());
+    }
+
+    #[test]
+    fn a_whole_gpu_comes_with_its_own_folder_and_node_and_no_slot() {
+        let functions = vec![PassedFunction { address: "0000:3b:00.0".into(), group: 12 }];
+        let nodes = [PathBuf::from("/dev/vfio/vfio"), PathBuf::from("/dev/vfio/12")];
+        assert_eq!(devices(&vm(), &functions), nodes);
+        let shown = function(&functions[0]);
+        assert_eq!(shown["source"], "/sys/bus/pci/devices/0000:3b:00.0");
+        let granted = CreateLeaseReply { functions, ..CreateLeaseReply::default() };
+        let run = options(ZoneLimits::default());
+        let machine = Machine::of(&run, &granted, &vm());
+        let orders = machine.orders(&run, &granted, &vm());
+        assert_eq!(orders["devices"], json!(["0000:3b:00.0"]));
+        assert_eq!((&orders["slot"], &orders["libraries"]), (&Value::Null, &Value::Null));
+        assert_eq!(orders["windows"], 0);
+        let host = machine.limits_of_host(&run, &granted);
+        assert_eq!(host["locked"], (512 << 20) + OVERHEAD);
+        assert!(machine.limits_of_host(&run, &CreateLeaseReply::default())["locked"].is_null());
     }
 
     #[test]
@@ -283,7 +356,7 @@ mod tests {
         };
         let run = options(limits);
         let machine = Machine::of(&run, &granted, &vm());
-        let orders = machine.orders(&run, &vm());
+        let orders = machine.orders(&run, &granted, &vm());
         assert_eq!((&orders["memory"], &orders["processors"]), (&json!(1 << 30), &json!(2)));
         assert_eq!((&orders["pids"], &orders["scratch"]), (&json!(7), &json!(512 << 20)));
         let host = machine.limits_of_host(&run, &granted);

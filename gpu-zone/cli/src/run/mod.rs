@@ -52,9 +52,7 @@ pub(crate) async fn run(context: &Context, run: Run) -> Result<u8, CliError> {
     };
     let mut agent = context.connect().await?;
     let zone = zone(&mut agent, &run).await?;
-    if run.zone_kind == ZoneKind::Microvm {
-        microvm::check(&run, zone.as_ref())?;
-    }
+    microvm::check(&run, zone.as_ref())?;
     // From here on signals wait: a lease that is being made is ended, not left to be found.
     let (mut signals, mask) =
         signals::receive().map_err(|error| CliError::caused(Kind::Internal, &error))?;
@@ -128,6 +126,7 @@ fn request(run: &Run, words: &[OsString]) -> CreateLeaseRequest {
         zone_name: None,
         priority: run.priority.to_string(),
         cap_percent: run.cap.map(gpuzone_core::ComputeShare::percent),
+        exposure: run.exposure.to_string(),
         program: run.name.clone().unwrap_or_else(|| display_name(words)),
     }
 }
@@ -184,7 +183,8 @@ fn of_lease<'a>(
 ) -> Vec<(OsString, OsString)> {
     let granted = granted.into_iter().map(|(name, value)| (name.into(), value.into()));
     let search = library_path(library_dir, before);
-    granted.chain([(LIBRARY_PATH.into(), search)]).collect()
+    let search = (!search.is_empty()).then(|| (LIBRARY_PATH.into(), search));
+    granted.chain(search).collect()
 }
 
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
@@ -194,7 +194,10 @@ fn library_path(shim: &Path, before: Option<OsString>) -> OsString {
     let mut search = shim.as_os_str().to_owned();
     // An empty element would mean the working directory.
     if let Some(before) = before.filter(|before| !before.is_empty()) {
-        search.push(":");
+        // By passthrough there is none.
+        if !search.is_empty() {
+            search.push(":");
+        }
         search.push(before);
     }
     search
@@ -222,6 +225,7 @@ mod tests {
         assert_eq!(library_path(shim, None), "/run/shim");
         assert_eq!(library_path(shim, Some("".into())), "/run/shim");
         assert_eq!(library_path(shim, Some("/a:/b".into())), "/run/shim:/a:/b");
+        assert_eq!(library_path(Path::new(""), Some("/a".into())), "/a");
     }
 
     #[test]

@@ -382,7 +382,8 @@ impl Carrier {
 
     /// Has `pass` say each time that the side that is here has woken the other, until `over` or until
     /// `pass` says that nobody hears it. Whether it is over is looked at after each wake and at least
-    /// each `look`; `gone`, which may cost a call of the system's, only where nobody woke.
+    /// each `look`; `gone`, which may cost a call of the system's, each `look`: the other machine can
+    /// write to the count, too, and so have it that somebody woke all the time.
     pub fn carry(
         &self,
         look: std::time::Duration,
@@ -390,11 +391,17 @@ impl Carrier {
         gone: impl Fn() -> bool,
         mut pass: impl FnMut() -> bool,
     ) {
-        let mut seen = 0;
+        let (mut seen, mut looked) = (0, std::time::Instant::now());
         loop {
             let now = self.wait(seen, look);
-            if over() || (now == seen && gone()) {
+            if over() {
                 return;
+            }
+            if now == seen || looked.elapsed() >= look {
+                if gone() {
+                    return;
+                }
+                looked = std::time::Instant::now();
             }
             if now != seen && !pass() {
                 return;

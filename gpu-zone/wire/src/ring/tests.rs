@@ -262,3 +262,28 @@ fn a_carrier_hears_the_wakes_of_the_side_that_is_away_and_no_others() {
     tenants.interrupt();
     assert_eq!((heard(&tenants), heard(&workers)), (before.0 + 2, before.1 + 1));
 }
+
+/// The count is in memory that the other machine writes to.
+#[test]
+fn a_side_that_is_away_and_wakes_all_the_time_does_not_hide_that_the_other_is_gone() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (file, _region) = Region::create(RingSizes::default()).unwrap();
+    let carrier = Carrier::open(&file, Side::Tenant).unwrap();
+    let (writer, stop) = (Carrier::open(&file, Side::Worker).unwrap(), AtomicBool::new(false));
+    let (looked, began) = (AtomicBool::new(false), std::time::Instant::now());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                writer.wake_here();
+            }
+        });
+        let over = || began.elapsed() > Duration::from_secs(20);
+        let gone = || {
+            looked.store(true, Ordering::SeqCst);
+            true
+        };
+        carrier.carry(Duration::from_millis(1), over, gone, || true);
+        stop.store(true, Ordering::SeqCst);
+    });
+    assert!(looked.load(Ordering::SeqCst), "nobody looked whether it is gone");
+}

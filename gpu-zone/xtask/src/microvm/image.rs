@@ -101,9 +101,11 @@ fn first_process(repository: &Path, work: &Path) -> anyhow::Result<PathBuf> {
     cargo.current_dir(repository).args(["build", "--package", "gpuzone-guest"]);
     cargo.args(["--target", &target, "--target-dir"]).arg(work);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // Whatever this program was built in: it lies in each machine's memory, and emulation runs it.
+    cargo.arg("--release");
     let status = cargo.status().context("cannot run cargo")?;
     ensure!(status.success(), "the guest's first process was not built: {status}");
-    let program = work.join(&target).join("debug/gpu-zone-guest");
+    let program = work.join(&target).join("release/gpu-zone-guest");
     elf::is_static(&program)?;
     Ok(program)
 }
@@ -133,6 +135,27 @@ pub(super) fn libraries(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     ensure!(output.status.success(), "ldd cannot read {}", file.display());
     Ok(found)
+}
+
+/// An image whose first process is a shell that does `attack` with the host's control port as its output.
+pub(super) fn hostile(work: &Path, output: &Path, attack: &str) -> anyhow::Result<()> {
+    std::fs::create_dir_all(work)?;
+    let script = work.join("init");
+    let text = format!(
+        "#!/bin/sh\nmount -t devtmpfs dev /dev\nuntil [ -e /dev/vport0p1 ]; do :; done\nwhile :; do\n{{ {attack}; }} >/dev/vport0p1\ndone\n"
+    );
+    std::fs::write(&script, text)?;
+    let mut archive = Archive::default();
+    archive.directory("dev");
+    archive.file("/init", script, 0o755);
+    for tool in ["/bin/sh", "/usr/bin/mount", "/usr/bin/head"].map(Path::new) {
+        archive.file(&tool.display().to_string(), std::fs::canonicalize(tool)?, 0o755);
+        for library in libraries(tool)? {
+            archive.file(&library.display().to_string(), std::fs::canonicalize(&library)?, 0o755);
+        }
+    }
+    archive.write(&mut BufWriter::new(File::create(output)?))?;
+    Ok(())
 }
 
 /// All files of a vendor's driver, links as links.

@@ -2,10 +2,15 @@
 
 mod bench;
 mod image;
+mod kernel;
+mod layout;
+mod nested;
 mod suite;
 mod workloads;
 
 pub(crate) use bench::bench;
 pub(crate) use image::{Contents, For, build};
+pub(crate) use kernel::unpack;
+pub(crate) use nested::run as run_nested;
 pub(crate) use suite::{Wanted, run};
 pub(crate) use workloads::run as run_workloads;

@@ -50,7 +50,7 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let mut node = node(wanted, &output)?;
     let done = all(&mut node);
     if done.is_err() {
-        for log in ["broker.log", "zones/driver-zone-vm.qemu.log"] {
+        for log in ["broker.log", "machine/driver-zone-vm.qemu.log"] {
             let text = std::fs::read_to_string(node.run_dir().join("driver-zone").join(log));
             eprintln!("== {log}\n{}", text.unwrap_or_default());
         }
@@ -76,6 +76,7 @@ fn all(node: &mut Node) -> anyhow::Result<()> {
     timed("the zone starts", || Ok(node.start_agent_within(LIMIT)?))?;
     timed("two tenants compute at once", || two_tenants(node))?;
     timed("limits hold", || limits(node))?;
+    timed("NVML tells of the lease", || looks(node))?;
     timed("nothing of the driver is open on the host", || only_inside(node))?;
     timed("the machine is killed", || machine_killed(node))?;
     timed("the agent is killed", || agent_killed(node))?;
@@ -111,6 +112,23 @@ fn two_tenants(node: &Node) -> anyhow::Result<()> {
 fn limits(node: &Node) -> anyhow::Result<()> {
     let hog = node.spawn("acme", "192Mi", "50", &["hog", "--expect", "192Mi", "--rounds", "2"])?;
     good(hog)
+}
+
+fn looks(node: &Node) -> anyhow::Result<()> {
+    let finished = node.run("acme", "128Mi", "50", &["smi", "--memory", "16Mi"])?;
+    sees_its_lease(&finished.stdout, 128 << 20)
+}
+
+/// What `gpuzone-workload smi` has to show: a GPU as large as the lease, and itself among the processes.
+pub(super) fn sees_its_lease(said: &str, bytes: u64) -> anyhow::Result<()> {
+    let line = said.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
+    let seen: Value = serde_json::from_str(line).with_context(|| format!("no listing: {said}"))?;
+    let gpu = &seen["gpus"][0];
+    ensure!(gpu["total"].as_u64() == Some(bytes), "another size: {seen}");
+    let processes = gpu["processes"].as_array().into_iter().flatten();
+    let own = processes.filter(|process| process["pid"] == seen["pid"] && !seen["pid"].is_null());
+    ensure!(own.count() == 1, "it does not see itself: {seen}");
+    Ok(())
 }
 
 /// No process of the host's has the simulated driver's CUDA library mapped.

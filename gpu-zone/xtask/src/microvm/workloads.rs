@@ -11,7 +11,8 @@ use anyhow::{Context, ensure};
 use gpuzone_testkit::{Finished, Node, Options, Role, Running};
 
 use super::image::{self, Contents, For};
-use super::suite::{LIMIT, Wanted, kill, timed};
+use super::layout;
+use super::suite::{LIMIT, Wanted, kill, sees_its_lease, timed};
 
 /// What the programs' root has of the host's, with the libraries that they need.
 const TOOLS: [&str; 6] =
@@ -146,7 +147,11 @@ impl Suite {
 
     fn all(&mut self) -> anyhow::Result<()> {
         timed("a program computes in a machine of its own", || self.computes())?;
+        timed("its root is an image by its digest, and NVML tells of its lease", || {
+            self.with_an_image()
+        })?;
         timed("its processes share it", || self.several())?;
+        timed("a hostile guest harms nobody", || self.hostile())?;
         timed("a signal reaches it, and a reader that left", || self.signals())?;
         timed("what cannot be is refused", || self.refusals())?;
         timed("its limits hold", || self.limits())?;
@@ -190,6 +195,59 @@ impl Suite {
         ensure!(out.iter().filter(|byte| **byte == 0).count() == 200_000, "bytes are missing");
         let own = std::fs::read_to_string("/proc/version")?;
         ensure!(text.contains("Linux version") && !text.contains(own.trim()), "its kernel: {text}");
+        self.nothing_is_left()
+    }
+
+    /// Of the same files as the folder; and no other image than the one that was named.
+    fn with_an_image(&self) -> anyhow::Result<()> {
+        let layout = self.node.folder().join("layout");
+        let digest = layout::write(&self.root, &layout)?;
+        let run = |digest: &str| -> anyhow::Result<Finished> {
+            let root = format!("{}@{digest}", layout.display());
+            let kind = ["run", "--zone-kind", "microvm", "--rootfs", &root, "--tenant", "acme"];
+            let one = &self.program;
+            let script = format!(
+                "echo image=$FROM_IMAGE; '{one}' smi --memory 16Mi; '{one}' vector-add && exit 3"
+            );
+            let program = ["--memory", "64Mi", "--", "sh", "-c", &script];
+            Ok(Running::start(self.node.cli(kind.iter().chain(&program))?)?.finish(LIMIT)?)
+        };
+        let finished = run(&digest)?;
+        ensure!(finished.code() == Some(3), "{}", finished.text());
+        ensure!(finished.text().contains("image=yes"), "{}", finished.text());
+        sees_its_lease(&finished.stdout, 64 << 20)?;
+        let other = run(&format!("sha256:{}", "0".repeat(64)))?;
+        ensure!(other.code() == Some(64), "{}", other.text());
+        self.nothing_is_left()
+    }
+
+    /// One whose first process writes garbage, messages that are none of its business, and lines without
+    /// end, beside a program that computes. Its own zone ends, and nothing else does.
+    fn hostile(&self) -> anyhow::Result<()> {
+        let mut honest = self.computing("globex")?;
+        let image = self.node.folder().join("workload.cpio");
+        let kept = self.node.folder().join("kept.cpio");
+        std::fs::rename(&image, &kept)?;
+        let attacks = [
+            ("the microVM", "printf 'nonsense\\n'"),
+            ("the microVM", "head -c 2000000 /dev/zero"),
+            (
+                "the microVM",
+                "n=0; while [ $n -lt 600 ]; do n=$((n+1)); printf '{\"to_host\":\"open\",\"session\":%s,\"version\":4294967295}\\n{\"to_host\":\"bell\",\"session\":%s}\\n{\"to_host\":\"close\",\"session\":1}\\n' $n $((n*7)); done; printf '{}\\n'",
+            ),
+        ];
+        for (said, attack) in attacks {
+            image::hostile(&self.node.folder().join("attack"), &image, attack)?;
+            let finished = self.output("acme", &[], "echo never")?;
+            ensure!(finished.code() == Some(70), "{attack}: {}", finished.text());
+            ensure!(finished.text().contains(said), "{attack}: {}", finished.text());
+            ensure!(!finished.text().contains("never"), "{attack}: {}", finished.text());
+            ensure!(honest.runs()?, "another zone ended by {attack}");
+        }
+        std::fs::rename(&kept, &image)?;
+        ensure!(self.node.leases()?.len() == 1, "a lease is left, or lost");
+        kill(honest.pid())?;
+        honest.finish(LIMIT)?;
         self.nothing_is_left()
     }
 

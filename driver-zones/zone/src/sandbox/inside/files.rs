@@ -49,12 +49,21 @@ pub(super) fn map_users(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io:
 
 /// A new file system of a kind that needs no device, attached nowhere.
 pub(super) fn fresh(kind: &str, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    make(kind, options, MountAttrFlags::MOUNT_ATTR_NODEV)
+}
+
+/// The same for device nodes.
+pub(super) fn fresh_nodes(options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    make("tmpfs", options, MountAttrFlags::MOUNT_ATTR_NOEXEC)
+}
+
+fn make(kind: &str, options: &[(&str, &str)], more: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         fsconfig_set_string(context.as_fd(), *key, *value)?;
     }
     fsconfig_create(context.as_fd())?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | more;
     Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 

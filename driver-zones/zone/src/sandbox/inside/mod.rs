@@ -80,7 +80,7 @@ impl Setup {
     /// in which theirs may be, and sees the paths of the host's groups.
     fn makes_zones(&self) -> bool {
         match self.spec.filter {
-            Filter::Maker => true,
+            Filter::Maker | Filter::Machines => true,
             Filter::Worker | Filter::Workload | Filter::Broker => false,
         }
     }
@@ -169,6 +169,7 @@ fn begin(
     if !setup.makes_zones() {
         hold(&mut setup, owned.as_ref())?;
     }
+    restrict::allow_locked(&setup.spec.limits)?;
     users::prepare(&mut setup)?;
     namespaces::enter(&mut setup)?;
     let mut program = match (setup.spec.own_pids, runs) {

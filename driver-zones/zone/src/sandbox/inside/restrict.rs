@@ -8,12 +8,10 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, set_capabilities_secure_bits, set_no_new_privs,
-};
+use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits, set_no_new_privs};
 
 use super::{Setup, SetupError, step};
-use crate::sandbox::spec::{Feature, Filter, Root, Spec};
+use crate::sandbox::spec::{Feature, Filter, Limits, Root, Spec};
 use crate::sandbox::{filter, maker};
 
 /// Rights up to this version of Landlock are asked for; a kernel with fewer gives what it has.
@@ -35,7 +33,7 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
     if let Some(count) = limits.pids.filter(|_| !setup.has(Feature::Pids)) {
         limit(Resource::Nproc, count).map_err(step("cannot limit processes"))?;
     }
-    let kept = if setup.makes_zones() { maker::kept() } else { CapabilitySet::empty() };
+    let kept = maker::kept(setup.spec.filter);
     let privileged = maker::bound_to(kept).map_err(step(failed))?;
     if privileged && kept.is_empty() {
         // Being called root gives a program nothing, and nobody turns that back.
@@ -49,6 +47,16 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
         set_capabilities_secure_bits(bits).map_err(step(failed))?;
     }
     maker::drop_all_but(kept).map_err(step(failed))
+}
+
+/// Memory that is not moved, while this process may still give itself more of it.
+pub(super) fn allow_locked(limits: &Limits) -> Result<(), SetupError> {
+    let Some(bytes) = limits.locked else { return Ok(()) };
+    let most = getrlimit(Resource::Memlock).maximum.map(|most| most.max(bytes));
+    let raised = setrlimit(Resource::Memlock, Rlimit { current: most, maximum: most });
+    raised.map_err(step(format!(
+        "cannot let the zone keep {bytes} bytes of memory where they are, as a device in a VM needs it (root can, or `ulimit -l`)"
+    )))
 }
 
 /// At most `most`, and never more than before.
@@ -66,7 +74,7 @@ pub(super) fn landlock(setup: &mut Setup) -> Result<(), SetupError> {
         source: io::Error::other(error.to_string()),
     };
     let restricted = match setup.spec.filter {
-        Filter::Maker => makes_zones(),
+        Filter::Maker | Filter::Machines => makes_zones(),
         Filter::Worker => files(&setup.spec, None, AccessFs::from_all(LANDLOCK)),
         // Others read in its folders, with more rights: no link of its making leads them elsewhere.
         Filter::Broker => files(&setup.spec, None, AccessFs::from_all(LANDLOCK) & !special()),
@@ -148,6 +156,7 @@ pub(super) fn seccomp(setup: &mut Setup) -> Result<(), SetupError> {
         Filter::Workload => "workload",
         Filter::Broker => "broker",
         Filter::Maker => "maker",
+        Filter::Machines => "machines",
     };
     let programs = filter::programs(setup.spec.filter)
         .map_err(|error| SetupError::Spec(format!("the policy {name}.json is wrong: {error}")))?;

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, symlinkat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, symlinkat};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use super::files::{
-    NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, kind, map_users, part, place, set,
+    NO_DEVICES, NO_SETUID, READ_ONLY, attach, copy, fresh, fresh_nodes, kind, map_users, part,
+    place, set,
 };
 use super::{Setup, SetupError, step, users};
 use crate::sandbox::spec::{Feature, Root, Spec};
@@ -45,6 +46,9 @@ pub(crate) struct Handed {
 pub(crate) struct Parts {
     handed: Vec<Handed>,
     devices: Vec<Handed>,
+    /// Nodes of the zone's own users', for those of the host's that are not open to them; and where they
+    /// go, by their names, which are numbers.
+    own_nodes: Option<(OwnedFd, Vec<PathBuf>)>,
     /// Of [`Root::Folder`].
     folder: Option<OwnedFd>,
     /// Folders of [`Root::Host`] that are empty but for what is handed over.
@@ -58,7 +62,7 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     mount_change("/", private).map_err(step("cannot separate the zone's mounts"))?;
     // All copies are made before anything is covered.
     let taken = setup.handed.take();
-    let Parts { handed, devices, folder, closed } = match taken {
+    let Parts { handed, devices, own_nodes, folder, closed } = match taken {
         Some(parts) => parts,
         None => parts(&setup.spec)?,
     };
@@ -71,7 +75,7 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
     if setup.spec.root == Root::Empty {
         links(root).map_err(step("cannot copy the host's links like /lib"))?;
     }
-    let dev = dev(root, &devices)?;
+    let dev = dev(root, &devices, own_nodes.as_ref())?;
     scratch(root, &setup.spec)?;
     proc(setup, root)?;
     // What is hidden stays hidden in a folder above it that is handed over, and what is handed
@@ -103,13 +107,15 @@ pub(super) fn enter(setup: &mut Setup) -> Result<(), SetupError> {
 }
 
 fn parts(spec: &Spec) -> Result<Parts, SetupError> {
-    Ok(Parts { handed: handed(spec)?, devices: devices(spec)?, folder: None, closed: Vec::new() })
+    let (handed, devices) = (handed(spec)?, devices(spec)?);
+    Ok(Parts { handed, devices, own_nodes: None, folder: None, closed: Vec::new() })
 }
 
-/// The same for the users of `namespace`; in words why that cannot be.
+/// The same for the users of `namespace`, of which `first` is the first; in words why that cannot be.
 pub(super) fn hand(
     spec: &Spec,
     namespace: BorrowedFd<'_>,
+    first: u32,
 ) -> Result<Result<Parts, String>, SetupError> {
     let mut parts = parts(spec)?;
     if let Root::Folder(folder) = &spec.root {
@@ -129,15 +135,40 @@ pub(super) fn hand(
             Ok(()) => {}
         }
     }
-    for device in &parts.devices {
-        if !is_open(device, 0o006)? {
-            return Ok(Err(format!("{} is not open to others", device.target.display())));
+    let (mut open, mut closed) = (Vec::new(), Vec::new());
+    for device in std::mem::take(&mut parts.devices) {
+        if is_open(&device, 0o006)? { open.push(device) } else { closed.push(device) }
+    }
+    parts.devices = open;
+    if let Some(device) = closed.first() {
+        let named = device.target.display().to_string();
+        match own_nodes(&closed, first) {
+            Ok(nodes) => {
+                parts.own_nodes = Some((nodes, closed.into_iter().map(|it| it.target).collect()));
+            }
+            Err(error) => {
+                let reason = format!("{named} is not open to others, and no node is made: {error}");
+                return Ok(Err(reason));
+            }
         }
     }
     if spec.root == Root::Host {
         parts.closed = users::closed(&parts.handed);
     }
     Ok(Ok(parts))
+}
+
+/// A file system with a node for each of `devices`, which are the zone's first user's there.
+fn own_nodes(devices: &[Handed], first: u32) -> io::Result<OwnedFd> {
+    let (user, group) = (Uid::from_raw(first), Gid::from_raw(first));
+    let nodes = fresh_nodes(SMALL)?;
+    for (number, device) in devices.iter().enumerate() {
+        let found = rustix::fs::statat(&device.mount, "", AtFlags::EMPTY_PATH)?;
+        let name = number.to_string();
+        rustix::fs::mknodat(&nodes, &name, device.like, Mode::RUSR | Mode::WUSR, found.st_rdev)?;
+        rustix::fs::chownat(&nodes, &name, Some(user), Some(group), AtFlags::empty())?;
+    }
+    Ok(nodes)
 }
 
 fn is_open(piece: &Handed, to_others: u32) -> Result<bool, SetupError> {
@@ -276,10 +307,18 @@ fn scratch(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), SetupError> {
     make().map_err(step(failed))
 }
 
-fn dev(root: BorrowedFd<'_>, devices: &[Handed]) -> Result<Option<OwnedFd>, SetupError> {
+fn dev(
+    root: BorrowedFd<'_>,
+    devices: &[Handed],
+    own_nodes: Option<&(OwnedFd, Vec<PathBuf>)>,
+) -> Result<Option<OwnedFd>, SetupError> {
     let dev = cover(root, Path::new("/dev"), SMALL, 0)?;
     for device in devices {
         put(root, device)?;
+    }
+    if let Some((nodes, targets)) = own_nodes {
+        put_nodes(root, nodes, targets)
+            .map_err(step("cannot put the zone's device nodes into it"))?;
     }
     for (link, target) in LINKS {
         let link = Path::new(link);
@@ -291,6 +330,18 @@ fn dev(root: BorrowedFd<'_>, devices: &[Handed]) -> Result<Option<OwnedFd>, Setu
     let shared_memory = place(root, Path::new(SHARED_MEMORY), FileType::Directory);
     shared_memory.map_err(step("cannot make the zone's /dev"))?;
     Ok(dev)
+}
+
+fn put_nodes(root: BorrowedFd<'_>, nodes: &OwnedFd, targets: &[PathBuf]) -> io::Result<()> {
+    // Only of what is attached can a part be mounted. The private folder goes on top of it.
+    let under = place(root, Path::new(SHARED_MEMORY), FileType::Directory)?;
+    attach(nodes.as_fd(), under.as_fd())?;
+    for (number, target) in targets.iter().enumerate() {
+        let node = part(nodes.as_fd(), Path::new(&number.to_string()))?;
+        let at = place(root, target, FileType::CharacterDevice)?;
+        attach(node.as_fd(), at.as_fd())?;
+    }
+    Ok(())
 }
 
 /// A `/proc` is possible only with a pid namespace to show.

@@ -98,7 +98,7 @@ fn wait_to_be_killed(parent: Pid) -> ! {
 /// Makes what the zone is handed its users' own. Where that cannot be, it has none.
 pub(super) fn prepare(setup: &mut Setup) -> Result<(), SetupError> {
     let Some(users) = &setup.users else { return Ok(()) };
-    match hand(&setup.spec, users.namespace())? {
+    match hand(&setup.spec, users.namespace(), users.claim.range.start)? {
         Ok(handed) => {
             setup.handed = Some(handed);
             Ok(())

@@ -1,0 +1,243 @@
+//! What the zone of a driver zone's microVM is: its relay, the maker that makes it, and QEMU's.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gpuzone_wire::control::{self as wire, Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
+use gpuzone_zone::maker::{self, Kind, Template};
+use gpuzone_zone::microvm::{
+    Accelerator, KVM, Machine, MicroVmError, Passthrough, VmSpec, arguments, confinement,
+    probe_arguments,
+};
+use gpuzone_zone::sandbox::{BrokerSandbox, Filter, MakerSandbox, Policy, Spec, UserRanges};
+
+/// The machine's name among zones.
+pub(super) const NAME: &str = "driver-zone-vm";
+/// That of a probe, and of its kind.
+pub(super) const PROBE: &str = "driver-zone-probe";
+/// The relay's name among zones.
+const RELAY: &str = "driver-zone";
+/// That of the maker.
+const MAKER: &str = "driver-zone-maker";
+/// Descriptors that QEMU is handed: its monitor, and the guest's control port.
+const FILES: usize = 2;
+
+/// A driver zone that is a microVM, and whose processes on the host have sandboxes.
+#[derive(Debug)]
+pub struct MachineZone<'a> {
+    config: &'a BrokerConfig,
+    vm: &'a MicroVm,
+    sandbox: &'a Sandbox,
+    policy: Policy,
+}
+
+impl<'a> MachineZone<'a> {
+    /// # Errors
+    /// The name of a feature that is required and that there is not.
+    pub fn new(
+        config: &'a BrokerConfig,
+        vm: &'a MicroVm,
+        sandbox: &'a Sandbox,
+    ) -> Result<Self, String> {
+        Ok(Self { config, vm, sandbox, policy: Policy::requiring(&sandbox.require)? })
+    }
+
+    /// Where the maker writes its zones down.
+    pub fn records(&self) -> PathBuf {
+        self.config.zone_dir.join("zones")
+    }
+
+    /// What the relay is shown: its files, those of slots, and those whose digests it compares.
+    pub fn relay(&self, program: &Path, slots: &[PathBuf]) -> Spec {
+        let write = std::iter::once(&self.config.zone_dir).chain(slots);
+        let read = self.vm.digests.keys().cloned();
+        let view = BrokerSandbox {
+            zone: RELAY.to_owned(),
+            program: program.to_owned(),
+            write: write.cloned().collect(),
+            closed: read.chain([self.records()]).collect(),
+            users: self.users(),
+            policy: self.policy.clone(),
+        };
+        view.spec()
+    }
+
+    /// What the maker is shown: what it hands to QEMU, and where it writes it down.
+    ///
+    /// # Errors
+    /// When the machine cannot be described.
+    pub fn maker(&self) -> Result<Spec, MicroVmError> {
+        let qemus = self.qemu(self.usual())?;
+        let own = [&self.sandbox.maker, &self.vm.qemu].into_iter().cloned();
+        // It is shown `/proc` as a whole.
+        let handed = qemus.mounts.iter().filter(|mount| !mount.source.starts_with("/proc"));
+        let handed = handed.filter(|mount| !mount.optional || mount.source.exists());
+        let view = MakerSandbox {
+            zone: MAKER.to_owned(),
+            read: own.chain(handed.map(|mount| mount.source.clone())).collect(),
+            write: vec![self.records()],
+            devices: qemus.devices,
+            users: self.sandbox.users.is_some(),
+            policy: self.policy.clone(),
+        };
+        let folder = |source| MicroVmError::Files { folder: self.records(), source };
+        let mut spec = view.spec().map_err(folder)?;
+        // QEMU has the filters of whoever started it, too.
+        spec.filter = Filter::Machines;
+        // It hands on what it has, and cannot give itself more.
+        spec.limits.locked = qemus.limits.locked;
+        Ok(spec)
+    }
+
+    /// All that the maker makes.
+    ///
+    /// # Errors
+    /// When the machine cannot be described.
+    pub fn template(&self) -> Result<Template, MicroVmError> {
+        let spec = self.qemu(self.usual())?;
+        let sandbox = maker::Sandbox { launcher: self.sandbox.maker.clone(), spec };
+        template(self.vm, Some(sandbox))
+    }
+
+    fn users(&self) -> Option<UserRanges> {
+        let wire::UserRanges { first, each, zones } = self.sandbox.users?;
+        Some(UserRanges { first, each, zones })
+    }
+
+    fn qemu(&self, accelerator: Accelerator) -> Result<Spec, MicroVmError> {
+        confinement(&machine(self.vm, accelerator), self.users(), self.policy.clone())
+    }
+
+    /// What it may have of the host: KVM where a guest could run on it.
+    fn usual(&self) -> Accelerator {
+        match self.vm.accelerator {
+            Wanted::Tcg => Accelerator::Tcg,
+            Wanted::Kvm => Accelerator::Kvm,
+            Wanted::Auto if Path::new(KVM).exists() => Accelerator::Kvm,
+            Wanted::Auto => Accelerator::Tcg,
+        }
+    }
+}
+
+/// What a maker makes that makes no sandboxes.
+pub(super) fn plain(vm: &MicroVm) -> Result<Template, MicroVmError> {
+    template(vm, None)
+}
+
+fn template(vm: &MicroVm, sandbox: Option<maker::Sandbox>) -> Result<Template, MicroVmError> {
+    let kind = |arguments, files| Kind { arguments, files, device_memory: BTreeMap::new() };
+    let mut kinds =
+        BTreeMap::from([(PROBE.to_owned(), kind(probe_arguments(Accelerator::Kvm), 0))]);
+    for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+        let arguments = arguments(NAME, &machine(vm, accelerator))?;
+        kinds.insert(accelerator.as_str().to_owned(), kind(arguments, FILES));
+    }
+    Ok(Template { program: vm.qemu.clone(), environment: BTreeMap::new(), kinds, sandbox })
+}
+
+fn machine(vm: &MicroVm, accelerator: Accelerator) -> VmSpec {
+    let MicroVm { qemu, kernel, image, memory, processors, windows, devices, .. } = vm.clone();
+    let passthrough = |address| Passthrough { address, vf_token: None };
+    VmSpec {
+        qemu,
+        kernel,
+        image,
+        append: String::new(),
+        accelerator,
+        machine: Machine::Q35 { windows, iommu: false },
+        memory,
+        processors,
+        devices: devices.into_iter().map(passthrough).collect(),
+        ports: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpuzone_wire::control::{Caps, Driver};
+    use gpuzone_wire::turn::FairTime;
+    use gpuzone_zone::sandbox::Root;
+
+    use super::*;
+
+    fn vm() -> MicroVm {
+        MicroVm {
+            qemu: "/usr/bin/qemu".into(),
+            kernel: "/k/vmlinuz".into(),
+            image: "/k/zone.cpio".into(),
+            digests: BTreeMap::from([("/k/vmlinuz".into(), "sha256:0".to_owned())]),
+            accelerator: Wanted::Tcg,
+            memory: 256 << 20,
+            processors: 2,
+            windows: 4,
+            devices: Vec::new(),
+            files: BTreeMap::new(),
+            confinement: None,
+        }
+    }
+
+    fn config() -> BrokerConfig {
+        BrokerConfig {
+            zone_dir: "/run/gz/driver-zone".into(),
+            worker: "/opt/worker".into(),
+            driver: Driver {
+                cuda_library: "/opt/libcuda.so.1".into(),
+                nvml_library: "/opt/libnvidia-ml.so.1".into(),
+                environment: BTreeMap::new(),
+            },
+            caps: Caps::default(),
+            fair_time: FairTime::default(),
+            sandbox: None,
+            windows: false,
+            microvm: None,
+        }
+    }
+
+    #[test]
+    fn the_relay_has_slots_and_neither_qemu_nor_devices_and_the_maker_has_no_slots() {
+        let (config, vm) = (config(), vm());
+        let sandbox = Sandbox {
+            maker: "/opt/launcher".into(),
+            read: Vec::new(),
+            write: Vec::new(),
+            devices: vec!["/dev/nvidia0".into()],
+            users: None,
+            require: Default::default(),
+            device_memory: BTreeMap::new(),
+        };
+        let zone = MachineZone::new(&config, &vm, &sandbox).unwrap();
+        let relay = zone.relay(Path::new("/opt/broker"), &["/run/gz/slots".into()]);
+        let maker = zone.maker().unwrap();
+        let shows = |spec: &Spec, path: &str| {
+            let found = spec.mounts.iter().find(|mount| mount.source == Path::new(path));
+            found.map(|mount| mount.write)
+        };
+        for path in ["/usr/bin/qemu", "/opt/launcher", "/k/zone.cpio", "/proc"] {
+            assert_eq!(
+                (shows(&relay, path), shows(&maker, path).is_some()),
+                (None, true),
+                "{path}"
+            );
+        }
+        for path in ["/run/gz/slots", "/run/gz/driver-zone"] {
+            assert_eq!((shows(&relay, path), shows(&maker, path)), (Some(true), None), "{path}");
+        }
+        assert_eq!(shows(&relay, "/k/vmlinuz"), Some(false));
+        let records = "/run/gz/driver-zone/zones";
+        assert_eq!((shows(&relay, records), shows(&maker, records)), (Some(false), Some(true)));
+        assert_eq!(
+            (&relay.root, relay.network, relay.filter),
+            (&Root::Empty, false, Filter::Broker)
+        );
+        assert!(relay.devices.is_empty() && maker.devices.is_empty());
+
+        let template = zone.template().unwrap();
+        let kinds: Vec<(&str, usize)> =
+            template.kinds.iter().map(|(name, kind)| (name.as_str(), kind.files)).collect();
+        assert_eq!(kinds, [(PROBE, 0), ("kvm", FILES), ("tcg", FILES)]);
+        let spec = template.sandbox.unwrap().spec;
+        assert_eq!((spec.filter, spec.own_pids, spec.network), (Filter::Workload, true, false));
+        let written: Vec<_> = spec.mounts.iter().filter(|mount| mount.write).collect();
+        assert!(written.len() == 1 && spec.devices.is_empty(), "{written:?}");
+    }
+}
