@@ -156,14 +156,14 @@ fn template(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use gpuzone_wire::control::{Caps, Driver};
     use gpuzone_wire::turn::FairTime;
     use gpuzone_zone::sandbox::{Demand, Feature};
 
     use super::*;
 
-    fn config() -> BrokerConfig {
+    pub(crate) fn config() -> BrokerConfig {
         BrokerConfig {
             zone_dir: "/run/gz/driver-zone".into(),
             worker: "/opt/worker".into(),

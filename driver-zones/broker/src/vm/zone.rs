@@ -154,11 +154,10 @@ fn machine(vm: &MicroVm, accelerator: Accelerator) -> VmSpec {
 
 #[cfg(test)]
 mod tests {
-    use gpuzone_wire::control::{Caps, Driver};
-    use gpuzone_wire::turn::FairTime;
     use gpuzone_zone::sandbox::Root;
 
     use super::*;
+    use crate::driver_zone::tests::config;
 
     fn vm() -> MicroVm {
         MicroVm {
@@ -173,23 +172,6 @@ mod tests {
             devices: Vec::new(),
             files: BTreeMap::new(),
             confinement: None,
-        }
-    }
-
-    fn config() -> BrokerConfig {
-        BrokerConfig {
-            zone_dir: "/run/gz/driver-zone".into(),
-            worker: "/opt/worker".into(),
-            driver: Driver {
-                cuda_library: "/opt/libcuda.so.1".into(),
-                nvml_library: "/opt/libnvidia-ml.so.1".into(),
-                environment: BTreeMap::new(),
-            },
-            caps: Caps::default(),
-            fair_time: FairTime::default(),
-            sandbox: None,
-            windows: false,
-            microvm: None,
         }
     }
 
