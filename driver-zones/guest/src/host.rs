@@ -10,9 +10,9 @@ use crate::broker::Broker;
 use crate::port::{Heard, Port};
 use crate::session::{Opening, Sessions, socket_of};
 
-/// How often nonsense is borne before the host's end is left alone for a while.
 /// How long a worker may take to tell of its lease.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+/// How long the host's end is left alone after nonsense.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens to the host, on a thread of its own: the first one takes ends of processes.
@@ -65,6 +65,8 @@ fn act(message: ToGuest, port: &Port, broker: &Broker, sessions: &Sessions) {
         ToGuest::Open { session, slot, bridge, sizes, version, pid } => {
             let socket = socket_of(&slot);
             let opening = Opening { session, socket, bridge, sizes, version, pid };
+            // Before the next message is read, which may close it.
+            sessions.begin(session);
             std::thread::spawn(move || sessions.serve(&opening, &port));
         }
         ToGuest::Look { session, slot, look } => {

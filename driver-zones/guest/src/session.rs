@@ -19,7 +19,15 @@ const GREETING: Duration = Duration::from_secs(60);
 
 /// The sessions that there are.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sessions(Arc<Mutex<BTreeMap<SessionId, Arc<Session>>>>);
+pub(crate) struct Sessions(Arc<Mutex<BTreeMap<SessionId, State>>>);
+
+#[derive(Debug)]
+enum State {
+    Opening,
+    Open(Arc<Session>),
+    /// While it was being opened.
+    Closed,
+}
 
 #[derive(Debug)]
 struct Session {
@@ -46,50 +54,69 @@ enum OpenError {
     Window(#[from] std::io::Error),
     #[error(transparent)]
     Hello(#[from] HelloError),
+    #[error("the host closed it before it was open")]
+    Closed,
 }
 
 impl Sessions {
-    fn map(&self) -> MutexGuard<'_, BTreeMap<SessionId, Arc<Session>>> {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<SessionId, State>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session that [`Sessions::serve`] is about to open.
+    pub(crate) fn begin(&self, id: SessionId) {
+        self.map().insert(id, State::Opening);
     }
 
     /// Serves one session, until one of its sides ends it.
     pub(crate) fn serve(&self, opening: &Opening, port: &Port) {
         let id = opening.session;
-        let (session, welcome) = match open(opening) {
-            Ok(opened) => opened,
-            Err(error) => {
-                let reason = Some(error.to_string());
-                port.send(&ToHost::Closed { session: id, reason });
-                return;
-            }
-        };
-        let accepted = matches!(welcome, Welcome::Accepted { .. });
+        let reason = self.open_and_carry(opening, port).err().map(|error| error.to_string());
+        self.map().remove(&id);
+        port.send(&ToHost::Closed { session: id, reason });
+    }
+
+    fn open_and_carry(&self, opening: &Opening, port: &Port) -> Result<(), OpenError> {
+        let id = opening.session;
+        let (session, welcome) = open(opening)?;
         let session = Arc::new(session);
-        if accepted {
-            self.map().insert(id, Arc::clone(&session));
+        if !self.opened(id, &session) {
+            return Err(OpenError::Closed);
         }
+        let accepted = matches!(welcome, Welcome::Accepted { .. });
         port.send(&ToHost::Opened { session: id, welcome: Box::new(welcome) });
         if accepted {
             bells::carry(&session.to_tenant, &session.socket, || {
                 port.send(&ToHost::Bell { session: id });
             });
-            self.map().remove(&id);
-            port.send(&ToHost::Closed { session: id, reason: None });
         }
+        Ok(())
+    }
+
+    /// Whether it is still wanted.
+    fn opened(&self, id: SessionId, session: &Arc<Session>) -> bool {
+        match self.map().get_mut(&id) {
+            Some(state @ State::Opening) => *state = State::Open(Arc::clone(session)),
+            Some(State::Open(_) | State::Closed) | None => return false,
+        }
+        true
     }
 
     /// The tenant woke its worker.
     pub(crate) fn bell(&self, id: SessionId) {
-        if let Some(session) = self.map().get(&id) {
+        if let Some(State::Open(session)) = self.map().get(&id) {
             bells::ring(&session.to_worker);
         }
     }
 
     /// The tenant is gone: its worker sees that at the socket.
     pub(crate) fn close(&self, id: SessionId) {
-        if let Some(session) = self.map().get(&id) {
-            let _ = rustix::net::shutdown(&session.socket, Shutdown::Both);
+        match self.map().get_mut(&id) {
+            Some(State::Open(session)) => {
+                let _ = rustix::net::shutdown(&session.socket, Shutdown::Both);
+            }
+            Some(state @ State::Opening) => *state = State::Closed,
+            Some(State::Closed) | None => {}
         }
     }
 
@@ -113,4 +140,36 @@ fn open(opening: &Opening) -> Result<(Session, Welcome), OpenError> {
 /// The socket of a slot.
 pub(crate) fn socket_of(slot: &Path) -> std::path::PathBuf {
     slot.join(SOCKET)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn session() -> (Arc<Session>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (to_worker, to_tenant) = (bells::bell().unwrap(), bells::bell().unwrap());
+        (Arc::new(Session { socket: ours.into(), to_worker, to_tenant }), theirs)
+    }
+
+    #[test]
+    fn a_session_that_is_closed_while_it_is_opened_does_not_open() {
+        let sessions = Sessions::default();
+        let (one, mut worker) = session();
+        sessions.begin(1);
+        sessions.begin(2);
+        sessions.close(1);
+        assert!(!sessions.opened(1, &one));
+        assert!(!sessions.opened(3, &one), "that nobody asked for");
+        assert!(sessions.opened(2, &one));
+        assert!(!sessions.opened(2, &one), "twice");
+        sessions.close_all();
+        assert_eq!(worker.read(&mut [0]).unwrap(), 0, "the worker sees the end");
+        sessions.begin(4);
+        sessions.close_all();
+        assert!(!sessions.opened(4, &one));
+    }
 }
