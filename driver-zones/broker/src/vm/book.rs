@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gpuzone_core::{LeaseId, UsageCounters};
@@ -14,12 +15,16 @@ use crate::ends::Ends;
 use crate::record;
 
 const SUFFIX: &str = "lease";
+/// Beside it, what was heard last: for whoever comes after both this process and the microVM.
+const HEARD: &str = "heard";
 
 /// All leases.
 #[derive(Debug)]
 pub(super) struct Book {
     folder: PathBuf,
     leases: Mutex<BTreeMap<LeaseId, Entry>>,
+    /// How many microVMs went; changed and read with `leases` held.
+    machine: AtomicU64,
 }
 
 /// A lease, and what is known of it beyond what the microVM says.
@@ -39,6 +44,29 @@ struct Entry {
     ended: bool,
 }
 
+/// What a lease's microVM said last. Not worth a wait for the disk: it is of use while the host runs.
+#[derive(Serialize, Deserialize)]
+struct Heard {
+    /// As in the lease's [`Entry`], else this was counted there.
+    before: UsageCounters,
+    last: LeaseStatus,
+}
+
+impl Heard {
+    fn keep(path: &Path, entry: &Entry) -> io::Result<()> {
+        let Some(last) = entry.last.clone() else { return Ok(()) };
+        let new = path.with_extension("heard-new");
+        std::fs::write(&new, serde_json::to_vec(&Heard { before: entry.before, last })?)?;
+        std::fs::rename(new, path.with_extension(HEARD))
+    }
+
+    /// One that is damaged was never said.
+    fn of(path: &Path, entry: &Entry) -> Option<LeaseStatus> {
+        let heard: Heard = record::read(&path.with_extension(HEARD)).ok()?;
+        (!entry.ended && heard.before == entry.before).then_some(heard.last)
+    }
+}
+
 impl Book {
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
         private_dir(folder)?;
@@ -48,9 +76,11 @@ impl Book {
             if path.extension().is_none_or(|extension| extension != SUFFIX) {
                 continue;
             }
-            let read: Result<Entry, _> = record::read(&path);
-            match read {
-                Ok(entry) => drop(leases.insert(entry.order.lease, entry)),
+            match record::read::<Entry>(&path) {
+                Ok(mut entry) => {
+                    entry.last = Heard::of(&path, &entry).or(entry.last);
+                    leases.insert(entry.order.lease, entry);
+                }
                 Err(error) => {
                     let aside = path.with_extension("unreadable");
                     std::fs::rename(&path, &aside)?;
@@ -59,7 +89,11 @@ impl Book {
                 }
             }
         }
-        Ok(Self { folder: folder.to_owned(), leases: Mutex::new(leases) })
+        Ok(Self {
+            folder: folder.to_owned(),
+            leases: Mutex::new(leases),
+            machine: AtomicU64::new(0),
+        })
     }
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Entry>> {
@@ -114,7 +148,8 @@ impl Book {
         let mut leases = self.leases();
         if leases.get(&lease).is_some_and(|entry| entry.ended) {
             leases.remove(&lease);
-            if let Err(error) = remove(&self.path(lease)) {
+            let (path, heard) = (self.path(lease), self.path(lease).with_extension(HEARD));
+            if let Err(error) = remove(&heard).and_then(|()| remove(&path)) {
                 tracing::error!(%lease, %error, "a settled lease's file is still there");
             }
         }
@@ -127,15 +162,30 @@ impl Book {
         served.map(|entry| entry.order.clone()).collect()
     }
 
-    /// Takes in what the microVM says; what it says of leases that are not its is dropped.
-    pub(super) fn heard(&self, statuses: Vec<LeaseStatus>) -> Vec<LeaseStatus> {
+    /// The number of the microVM that serves, or will.
+    pub(super) fn machine(&self) -> u64 {
+        self.machine.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what microVM `machine` says; what it says of leases that are not its is dropped, and
+    /// what is heard of it once it is gone: that was counted.
+    pub(super) fn heard(&self, machine: u64, statuses: Vec<LeaseStatus>) -> Vec<LeaseStatus> {
         let mut leases = self.leases();
+        if machine != self.machine() {
+            return Vec::new();
+        }
         let mut known = Vec::new();
         for status in statuses {
             // What comes late of one that has ended is not its last.
             if let Some(entry) = leases.get_mut(&status.lease).filter(|entry| !entry.ended) {
+                let news = entry.last.as_ref() != Some(&status);
                 entry.last = Some(status);
                 known.push(entry.status());
+                let path = self.path(entry.order.lease);
+                if news && let Err(error) = Heard::keep(&path, entry) {
+                    tracing::warn!(lease = %entry.order.lease, %error,
+                        "what it used is not written down; it is lost if the microVM and this process end now");
+                }
             }
         }
         known
@@ -153,7 +203,9 @@ impl Book {
 
     /// The microVM is gone, and all workers with it. What was used since it was last heard is lost.
     pub(super) fn machine_gone(&self, reason: &str) {
-        for (lease, entry) in &mut *self.leases() {
+        let mut leases = self.leases();
+        self.machine.fetch_add(1, Ordering::Relaxed);
+        for (lease, entry) in &mut *leases {
             entry.machine_gone(reason);
             if let Err(error) = record::write(&self.path(*lease), entry) {
                 tracing::error!(%lease, %error, "cannot write down what it used so far");
@@ -253,16 +305,40 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let book = Book::open(dir.path()).unwrap();
         book.begin(&order()).unwrap();
-        assert_eq!(book.heard(vec![said(5, Some(70), 1)])[0].counters.launches, 5);
+        assert_eq!(book.heard(book.machine(), vec![said(5, Some(70), 1)])[0].counters.launches, 5);
         book.machine_gone("signal 9");
+        assert_eq!(book.heard(0, vec![said(6, Some(70), 1)]), [], "answered before it went");
         let book = Book::open(dir.path()).unwrap();
         let between = &book.statuses()[0];
         assert_eq!((between.counters.launches, between.restarts, between.worker_pid), (5, 2, None));
         assert_eq!(between.ends[0].number, 2);
-        let after = &book.heard(vec![said(3, Some(71), 0)])[0];
+        let after = &book.heard(book.machine(), vec![said(3, Some(71), 0)])[0];
         assert_eq!((after.counters.launches, after.restarts), (8, 2));
         assert_eq!(book.end(order().lease, None).unwrap().counters.launches, 8);
         assert!(Book::open(dir.path()).unwrap().orders().is_empty());
+    }
+
+    #[test]
+    fn what_was_used_is_not_lost_when_machine_and_owner_end_at_once() {
+        let (dir, lease) = (tempfile::tempdir().unwrap(), order().lease);
+        let book = Book::open(dir.path()).unwrap();
+        book.begin(&order()).unwrap();
+        book.heard(0, vec![said(5, Some(70), 0)]);
+        let book = Book::open(dir.path()).unwrap();
+        assert_eq!(book.statuses()[0].counters.launches, 5);
+        let heard = std::fs::read(book.path(lease).with_extension(HEARD)).unwrap();
+        book.machine_gone("the host ran out of memory");
+        assert_eq!(book.statuses()[0].counters.launches, 5);
+
+        // The file stays, and counts no more.
+        std::fs::write(book.path(lease).with_extension(HEARD), &heard).unwrap();
+        assert_eq!(Book::open(dir.path()).unwrap().statuses()[0].counters.launches, 5);
+        std::fs::write(book.path(lease).with_extension(HEARD), &heard[..heard.len() / 2]).unwrap();
+        let book = Book::open(dir.path()).unwrap();
+        assert_eq!(book.heard(0, vec![said(2, Some(71), 0)])[0].counters.launches, 7);
+        book.end(lease, None);
+        book.settle(lease);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -270,9 +346,13 @@ mod tests {
         let (dir, lease) = (tempfile::tempdir().unwrap(), order().lease);
         let book = Book::open(dir.path()).unwrap();
         book.begin(&order()).unwrap();
-        book.heard(vec![said(5, Some(70), 0)]);
+        book.heard(book.machine(), vec![said(5, Some(70), 0)]);
         assert_eq!(book.end(lease, Some(said(6, None, 0))).unwrap().counters.launches, 6);
-        assert_eq!(book.heard(vec![said(5, Some(70), 0)]), [], "asked before it ended");
+        assert_eq!(
+            book.heard(book.machine(), vec![said(5, Some(70), 0)]),
+            [],
+            "asked before it ended"
+        );
         let book = Book::open(dir.path()).unwrap();
         assert_eq!((book.orders(), book.statuses()), (vec![], vec![]));
         let last = book.ended().remove(0);
@@ -283,7 +363,7 @@ mod tests {
         book.begin(&order()).unwrap();
         assert_eq!((book.orders().len(), book.ended()), (1, vec![]));
         book.settle(lease);
-        book.heard(vec![said(9, Some(71), 0)]);
+        book.heard(book.machine(), vec![said(9, Some(71), 0)]);
         assert_eq!(book.end(lease, None).unwrap().counters.launches, 9);
         book.settle(lease);
         assert_eq!((book.ended(), book.end(lease, None)), (vec![], None));
@@ -294,7 +374,7 @@ mod tests {
     fn a_lease_that_nobody_asked_for_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let book = Book::open(dir.path()).unwrap();
-        assert!(book.heard(vec![said(5, Some(70), 1)]).is_empty());
+        assert!(book.heard(book.machine(), vec![said(5, Some(70), 1)]).is_empty());
         book.begin(&order()).unwrap();
         book.begin(&order()).unwrap();
         let other = WorkerOrder { slot_dir: "/elsewhere".into(), ..order() };

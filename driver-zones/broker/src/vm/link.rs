@@ -120,14 +120,16 @@ impl Link {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// To wait for something, which nobody does once the link is over.
+    fn to_wait(&self) -> io::Result<MutexGuard<'_, Waiting>> {
+        let waiting = self.waiting();
+        if waiting.over { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(waiting) }
+    }
+
     /// Nothing more is heard; who waits is told so.
     pub(super) fn close(&self) {
-        let waiting = {
-            let mut waiting = self.waiting();
-            waiting.over = true;
-            std::mem::take(&mut *waiting)
-        };
-        self.waiting().over = true;
+        let over = Waiting { over: true, ..Waiting::default() };
+        let waiting = std::mem::replace(&mut *self.waiting(), over);
         for session in waiting.sessions.values() {
             session.told(Told::Closed(Some("the driver zone's microVM ended".to_owned())));
         }
@@ -182,25 +184,25 @@ impl Link {
         self.outbox.send_once(session, line_of(&ToGuest::Bell { session })?)
     }
 
-    /// Has the broker in the guest started.
-    pub(super) async fn begin(&self, message: ToGuest) -> Result<(), String> {
+    /// Has the broker in the guest started, which takes no longer than `limit`.
+    pub(super) async fn begin(&self, message: ToGuest, limit: Duration) -> Result<(), String> {
         let (began, answered) = oneshot::channel();
-        self.waiting().began = Some(began);
-        self.send(&message).map_err(|error| error.to_string())?;
-        answered.await.unwrap_or_else(|_| Err("the microVM ended meanwhile".to_owned()))
+        let told = self.to_wait().map(|mut waiting| waiting.began = Some(began));
+        told.and_then(|()| self.send(&message)).map_err(|error| error.to_string())?;
+        match tokio::time::timeout(limit, answered).await {
+            Ok(began) => began.unwrap_or_else(|_| Err("the microVM ended meanwhile".to_owned())),
+            Err(_) => Err(format!(
+                "the guest's first process did not start the broker within {} s",
+                limit.as_secs()
+            )),
+        }
     }
 
     /// Asks the broker in the guest.
     pub(super) async fn ask(&self, request: Request) -> io::Result<Reply> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (asked, answered) = oneshot::channel();
-        {
-            let mut waiting = self.waiting();
-            if waiting.over {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            waiting.answers.insert(id, asked);
-        }
+        self.to_wait()?.answers.insert(id, asked);
         let limit = limit_of(&request);
         self.send(&ToGuest::Ask { id, request: Box::new(request) })?;
         match tokio::time::timeout(limit, answered).await {
@@ -215,7 +217,7 @@ impl Link {
     /// How the guest is.
     pub(super) async fn health(&self) -> io::Result<Health> {
         let (asked, answered) = oneshot::channel();
-        self.waiting().health = Some(asked);
+        self.to_wait()?.health = Some(asked);
         self.send(&ToGuest::Health)?;
         answered.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
@@ -223,11 +225,7 @@ impl Link {
     /// A new session, of which `session` hears from now on.
     pub(super) fn open_session(&self, session: Arc<dyn Session>) -> io::Result<SessionId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut waiting = self.waiting();
-        if waiting.over {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        waiting.sessions.insert(id, session);
+        self.to_wait()?.sessions.insert(id, session);
         Ok(id)
     }
 

@@ -44,6 +44,8 @@ pub(super) fn slot_in_guest(lease: LeaseId) -> PathBuf {
 pub(super) struct Machine {
     pub(super) link: Arc<Link>,
     pub(super) windows: Arc<Windows>,
+    /// Among those that this process had.
+    number: u64,
 }
 
 impl Machine {
@@ -124,6 +126,9 @@ impl Relay {
     async fn run_one(&self) -> Result<String, KeepError> {
         let began = Instant::now();
         let (zone, adopted) = self.keeper.machine().await?;
+        if !adopted {
+            self.book.machine_gone("the driver zone's microVM ended while nobody watched it");
+        }
         let served = self.serve_one(&zone, adopted, began).await;
         let machine = self.machine.send_replace(None);
         if let Some(machine) = &machine {
@@ -153,12 +158,13 @@ impl Relay {
             let swept = tokio::task::spawn_blocking(move || windows.sweep(number)).await;
             swept.map_err(io::Error::other)?;
         }
-        link.begin(self.keeper.begin_broker()).await.map_err(KeepError::Zone)?;
-        let machine = Machine { link: Arc::clone(&link), windows };
+        let begun = link.begin(self.keeper.begin_broker(), self.keeper.patience()).await;
+        begun.map_err(KeepError::Zone)?;
+        let machine = Machine { link: Arc::clone(&link), windows, number: self.book.machine() };
         {
             let _turn = self.turn.lock().await;
             for order in self.book.orders() {
-                if let Reply::Refused { reason } = self.arm(&machine.link, &order).await {
+                if let Reply::Refused { reason } = self.arm(&machine, &order).await {
                     tracing::error!(lease = %order.lease, %reason, "it cannot be served now");
                 }
             }
@@ -213,7 +219,7 @@ impl Relay {
     async fn ask_status(&self, machine: &Machine) -> bool {
         let asked = timeout(STATUS_LIMIT, machine.link.ask(Request::Status)).await;
         let Ok(Ok(Reply::Leases { leases })) = asked else { return false };
-        self.book.heard(leases);
+        self.book.heard(machine.number, leases);
         true
     }
 
@@ -221,14 +227,16 @@ impl Relay {
         self.machine.borrow().clone()
     }
 
-    async fn arm(&self, link: &Link, order: &WorkerOrder) -> Reply {
+    async fn arm(&self, machine: &Machine, order: &WorkerOrder) -> Reply {
         let inside = WorkerOrder {
             slot_dir: slot_in_guest(order.lease),
             access: SlotAccess::Private,
             ..order.clone()
         };
-        match link.ask(Request::Start(inside)).await {
-            Ok(Reply::Leases { leases }) => Reply::Leases { leases: self.book.heard(leases) },
+        match machine.link.ask(Request::Start(inside)).await {
+            Ok(Reply::Leases { leases }) => {
+                Reply::Leases { leases: self.book.heard(machine.number, leases) }
+            }
             Ok(Reply::Refused { reason }) => Reply::Refused { reason: printable(&reason) },
             Ok(Reply::Hello { .. } | Reply::Scrubbed { .. } | Reply::Bye) => refused("nonsense"),
             Err(error) => refused(&error.to_string()),
@@ -241,7 +249,7 @@ impl Relay {
         if let Err(reason) = self.book.begin(&order) {
             return Reply::Refused { reason };
         }
-        let reply = self.arm(&machine.link, &order).await;
+        let reply = self.arm(&machine, &order).await;
         let opened = match &reply {
             Reply::Leases { .. } => self.open_door(&order).map_err(|error| error.to_string()),
             Reply::Refused { reason } => Err(reason.clone()),
