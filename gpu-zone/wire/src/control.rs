@@ -58,8 +58,8 @@ pub struct BrokerConfig {
 /// A driver zone's microVM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MicroVm {
-    /// `qemu-system-x86_64`.
-    pub qemu: PathBuf,
+    /// The hypervisor's program.
+    pub program: PathBuf,
     /// The kernel, a bzImage.
     pub kernel: PathBuf,
     /// The initial file system: what `cargo xtask guest-image` builds.

@@ -115,7 +115,7 @@ impl MicroVmTable {
         let Self { kernel, image, qemu, accelerator, cpus: processors, windows, devices, .. } =
             self;
         MicroVm {
-            qemu,
+            program: qemu,
             kernel,
             image,
             digests,
@@ -160,7 +160,7 @@ impl WorkloadVm {
         let text = |path: &Path| path.display().to_string();
         let digests = self.0.digests().map(|(path, digest)| (text(path), digest.0.clone()));
         proto::MicroVm {
-            qemu: text(qemu),
+            program: text(qemu),
             kernel: text(kernel),
             image: text(image),
             digests: digests.collect(),

@@ -19,12 +19,12 @@ pub const MOST_WINDOWS: u16 = 15 * 8;
 const FIRST_SLOT: u16 = 16;
 
 /// The bridge of window `n`, as the guest's bus 0 shows it: like `10.3`.
-pub fn window_bridge(n: u16) -> String {
+pub(super) fn window_bridge(n: u16) -> String {
     format!("{:02x}.{:x}", FIRST_SLOT + n / 8, n % 8)
 }
 
 /// The bus behind it, as QEMU calls it.
-pub fn window_bus(n: u16) -> String {
+pub(super) fn window_bus(n: u16) -> String {
     format!("window{n}")
 }
 
@@ -33,7 +33,7 @@ pub const MOST_DEVICES: usize = 8 * 8;
 const FIRST_DEVICE_SLOT: usize = 8;
 
 /// The bridge of the `n`th device by passthrough, as the guest's bus 0 shows it: like `08.0`.
-pub fn device_bridge(n: usize) -> String {
+pub(super) fn device_bridge(n: usize) -> String {
     format!("{:02x}.{:x}", FIRST_DEVICE_SLOT + n / 8, n % 8)
 }
 
@@ -64,7 +64,7 @@ pub enum CommandError {
 ///
 /// # Errors
 /// When the machine cannot be described.
-pub fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, CommandError> {
+pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, CommandError> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
     for path in [&spec.kernel, &spec.image] {
@@ -114,9 +114,9 @@ fn small_firmware(spec: &VmSpec) -> Option<&'static str> {
     (without_windows && Path::new(SMALL_FIRMWARE).exists()).then_some(SMALL_FIRMWARE)
 }
 
-fn plain(path: &Path) -> Result<(), CommandError> {
+pub(super) fn plain(path: &Path) -> Result<&str, CommandError> {
     match path.to_str() {
-        Some(text) if !text.contains(',') => Ok(()),
+        Some(text) if !text.contains(',') => Ok(text),
         _ => Err(CommandError::Comma(path.display().to_string())),
     }
 }
@@ -231,7 +231,7 @@ mod tests {
 
     fn spec(machine: Machine, devices: Vec<Passthrough>) -> VmSpec {
         VmSpec {
-            qemu: "/usr/bin/qemu-system-x86_64".into(),
+            program: "/usr/bin/qemu-system-x86_64".into(),
             kernel: "/k/bzImage".into(),
             image: "/i/zone.cpio".into(),
             append: "gpuzone.mode=zone".into(),
