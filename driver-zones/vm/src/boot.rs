@@ -74,7 +74,7 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
     for (path, digest) in &orders.digests {
         check_digest(path, digest)?;
     }
-    let hypervisor = Hypervisor::Qemu;
+    let hypervisor = orders.hypervisor();
     let accelerator = accelerator(orders, hypervisor)?;
     let folder = Path::new(FOLDER);
     let image = folder.join("initrd.cpio");
@@ -117,6 +117,10 @@ fn accelerator(
     match orders.accelerator {
         Accelerator::Tcg => Ok(microvm::Accelerator::Tcg),
         Accelerator::Kvm => probe(hypervisor, &orders.program, kvm).map(|()| kvm),
+        // Who emulates nothing has no second choice.
+        Accelerator::Auto if hypervisor.accelerators() == [kvm] => {
+            probe(hypervisor, &orders.program, kvm).map(|()| kvm)
+        }
         Accelerator::Auto => match probe(hypervisor, &orders.program, kvm) {
             Ok(()) => Ok(kvm),
             Err(error) => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_core::MemoryBytes;
-use gpuzone_wire::control::{Accelerator, Driver, MicroVm, Sandbox};
+use gpuzone_wire::control::{Accelerator, Driver, Hypervisor, MicroVm, Sandbox};
 use serde::Deserialize;
 
 use super::boot_file::{self, BootFileError};
@@ -33,9 +33,15 @@ pub struct MicroVmTable {
     kernel_digest: Option<Digest>,
     #[serde(default)]
     image_digest: Option<Digest>,
-    /// QEMU.
-    #[serde(default = "qemu")]
-    qemu: PathBuf,
+    /// Who runs it.
+    #[serde(default)]
+    hypervisor: Hypervisor,
+    /// QEMU, where that is it.
+    #[serde(default)]
+    qemu: Option<PathBuf>,
+    /// Cloud Hypervisor, where that is it.
+    #[serde(default)]
+    cloud_hypervisor: Option<PathBuf>,
     /// How its processors are made.
     #[serde(default)]
     accelerator: Accelerator,
@@ -71,9 +77,9 @@ impl TryFrom<String> for Digest {
     }
 }
 
-fn qemu() -> PathBuf {
-    "/usr/bin/qemu-system-x86_64".into()
-}
+/// Where they are installed, unless it is said.
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+const CLOUD_HYPERVISOR: &str = "/usr/bin/cloud-hypervisor";
 
 const fn two() -> u32 {
     2
@@ -92,9 +98,25 @@ impl MicroVmTable {
         let (image, image_is) = find(&self.image)?;
         let kernel_digest = self.kernel_digest.or(kernel_is.map(Digest));
         let image_digest = self.image_digest.or(image_is.map(Digest));
-        let qemu = std::path::absolute(base.join(&self.qemu));
-        let qemu = qemu.map_err(|source| BootFileError::Path(self.qemu, source))?;
-        Ok(Self { kernel, image, kernel_digest, image_digest, qemu, ..self })
+        let whole = |path: Option<PathBuf>| {
+            let whole = |path: PathBuf| {
+                let whole = std::path::absolute(base.join(&path));
+                whole.map_err(|source| BootFileError::Path(path, source))
+            };
+            path.map(whole).transpose()
+        };
+        let (qemu, cloud_hypervisor) = (whole(self.qemu)?, whole(self.cloud_hypervisor)?);
+        Ok(Self { kernel, image, kernel_digest, image_digest, qemu, cloud_hypervisor, ..self })
+    }
+
+    /// The hypervisor's program.
+    fn program(&self) -> PathBuf {
+        match self.hypervisor {
+            Hypervisor::Qemu => self.qemu.clone().unwrap_or_else(|| QEMU.into()),
+            Hypervisor::CloudHypervisor => {
+                self.cloud_hypervisor.clone().unwrap_or_else(|| CLOUD_HYPERVISOR.into())
+            }
+        }
     }
 
     /// What its files have to be, as far as that is said.
@@ -111,11 +133,11 @@ impl MicroVmTable {
     /// The machine, with these files, and confined so.
     fn machine(self, files: BTreeMap<String, String>, confinement: Option<Sandbox>) -> MicroVm {
         let digests = self.digests().map(|(path, digest)| (path.clone(), digest.0.clone()));
-        let (digests, memory) = (digests.collect(), self.bytes());
-        let Self { kernel, image, qemu, accelerator, cpus: processors, windows, devices, .. } =
-            self;
+        let (digests, memory, program) = (digests.collect(), self.bytes(), self.program());
+        let Self { kernel, image, accelerator, cpus: processors, windows, devices, .. } = self;
         MicroVm {
-            program: qemu,
+            hypervisor: self.hypervisor,
+            program,
             kernel,
             image,
             digests,
@@ -156,11 +178,15 @@ impl WorkloadVm {
 
     /// The same for whoever starts workload zones.
     pub(crate) fn message(&self) -> proto::MicroVm {
-        let MicroVmTable { kernel, image, qemu, accelerator, cpus, windows, .. } = &self.0;
+        let MicroVmTable { kernel, image, accelerator, cpus, windows, .. } = &self.0;
         let text = |path: &Path| path.display().to_string();
         let digests = self.0.digests().map(|(path, digest)| (text(path), digest.0.clone()));
         proto::MicroVm {
-            program: text(qemu),
+            hypervisor: match self.0.hypervisor {
+                Hypervisor::Qemu => "qemu".to_owned(),
+                Hypervisor::CloudHypervisor => "cloud-hypervisor".to_owned(),
+            },
+            program: text(&self.0.program()),
             kernel: text(kernel),
             image: text(image),
             digests: digests.collect(),

@@ -62,7 +62,7 @@ impl Keeper {
     ) -> io::Result<Self> {
         let folder = paths.machine();
         private_dir(&folder)?;
-        let (vms, accelerator) = (zone::vms(paths), OnceCell::new());
+        let (vms, accelerator) = (zone::vms(paths, &vm), OnceCell::new());
         Ok(Self { config, vm, maker, vms, accelerator })
     }
 
@@ -106,6 +106,11 @@ impl Keeper {
 
     /// Ends the microVM, whatever it does.
     pub(super) async fn end(&self, zone: &MadeZone) -> io::Result<Exit> {
+        if !zone.is_gone()? {
+            let vms = self.vms.clone();
+            let asked = tokio::task::spawn_blocking(move || vms.ask_to_end(NAME)).await;
+            asked.map_err(io::Error::other)?;
+        }
         let exit = zone.end().await?;
         self.vms.clear(NAME)?;
         Ok(exit)
@@ -141,6 +146,10 @@ impl Keeper {
         match self.vm.accelerator {
             Wanted::Tcg => Ok(Accelerator::Tcg),
             Wanted::Kvm => self.probe().await.map(|()| Accelerator::Kvm),
+            // Who emulates nothing has no second choice.
+            Wanted::Auto if self.vms.hypervisor().accelerators() == [Accelerator::Kvm] => {
+                self.probe().await.map(|()| Accelerator::Kvm)
+            }
             Wanted::Auto => match self.probe().await {
                 Ok(()) => Ok(Accelerator::Kvm),
                 Err(KeepError::Accelerator(error)) => {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gpuzone_wire::control::{self as wire, Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
+use gpuzone_wire::control::{
+    self as wire, Accelerator as Wanted, BrokerConfig, Hypervisor as Named, MicroVm, Sandbox,
+};
 use gpuzone_zone::maker::{self, Kind, Template};
 use gpuzone_zone::microvm::{
     Accelerator, Hypervisor, KVM, Machine, MicroVmError, MicroVms, Passthrough, VmSpec,
@@ -66,20 +68,23 @@ impl<'a> MachineZone<'a> {
     /// # Errors
     /// When the machine cannot be described.
     pub fn maker(&self) -> Result<Spec, MicroVmError> {
+        let folder = |source| MicroVmError::Files { folder: self.records(), source };
         let theirs = self.hypervisor(self.usual())?;
+        let paths = ZonePaths::new(self.config.zone_dir.clone());
+        let own_folder = vms(&paths, self.vm).prepare().map_err(folder)?;
         let own = [&self.sandbox.maker, &self.vm.program].into_iter().cloned();
         // It is shown `/proc` as a whole.
         let handed = theirs.mounts.iter().filter(|mount| !mount.source.starts_with("/proc"));
-        let handed = handed.filter(|mount| !mount.optional || mount.source.exists());
+        let handed =
+            handed.filter(|mount| !mount.write && (!mount.optional || mount.source.exists()));
         let view = MakerSandbox {
             zone: MAKER.to_owned(),
             read: own.chain(handed.map(|mount| mount.source.clone())).collect(),
-            write: vec![self.records()],
+            write: vec![self.records()].into_iter().chain(own_folder).collect(),
             devices: theirs.devices,
             users: self.sandbox.users.is_some(),
             policy: self.policy.clone(),
         };
-        let folder = |source| MicroVmError::Files { folder: self.records(), source };
         let mut spec = view.spec().map_err(folder)?;
         // It has the filters of whoever started it, too.
         spec.filter = Filter::Machines;
@@ -104,7 +109,7 @@ impl<'a> MachineZone<'a> {
     }
 
     fn hypervisor(&self, accelerator: Accelerator) -> Result<Spec, MicroVmError> {
-        let vms = vms(&ZonePaths::new(self.config.zone_dir.clone()));
+        let vms = vms(&ZonePaths::new(self.config.zone_dir.clone()), self.vm);
         vms.confinement(&machine(self.vm, accelerator), self.users(), self.policy.clone())
     }
 
@@ -114,14 +119,21 @@ impl<'a> MachineZone<'a> {
             Wanted::Tcg => Accelerator::Tcg,
             Wanted::Kvm => Accelerator::Kvm,
             Wanted::Auto if Path::new(KVM).exists() => Accelerator::Kvm,
-            Wanted::Auto => Accelerator::Tcg,
+            Wanted::Auto => hypervisor(self.vm).without_kvm(),
         }
     }
 }
 
 /// Where the machine's files are, and who runs it.
-pub(super) fn vms(paths: &ZonePaths) -> MicroVms {
-    MicroVms::new(paths.machine(), Hypervisor::Qemu)
+pub(super) fn vms(paths: &ZonePaths, vm: &MicroVm) -> MicroVms {
+    MicroVms::new(paths.machine(), hypervisor(vm))
+}
+
+fn hypervisor(vm: &MicroVm) -> Hypervisor {
+    match vm.hypervisor {
+        Named::Qemu => Hypervisor::Qemu,
+        Named::CloudHypervisor => Hypervisor::CloudHypervisor,
+    }
 }
 
 /// What a maker makes that makes no sandboxes.
@@ -131,10 +143,11 @@ pub(super) fn plain(vm: &MicroVm) -> Result<Template, MicroVmError> {
 
 fn template(vm: &MicroVm, sandbox: Option<maker::Sandbox>) -> Result<Template, MicroVmError> {
     let kind = |arguments, files| Kind { arguments, files, device_memory: BTreeMap::new() };
-    let (hypervisor, files) = (Hypervisor::Qemu, Hypervisor::Qemu.sockets(&[]));
+    let hypervisor = hypervisor(vm);
+    let files = hypervisor.sockets(&[]);
     let probe = hypervisor.probe().arguments(Accelerator::Kvm);
     let mut kinds = BTreeMap::from([(PROBE.to_owned(), kind(probe, 0))]);
-    for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+    for &accelerator in hypervisor.accelerators() {
         let arguments = hypervisor.arguments(NAME, &machine(vm, accelerator))?;
         kinds.insert(accelerator.as_str().to_owned(), kind(arguments, files));
     }
@@ -167,6 +180,7 @@ mod tests {
 
     fn vm() -> MicroVm {
         MicroVm {
+            hypervisor: Named::Qemu,
             program: "/usr/bin/qemu".into(),
             kernel: "/k/vmlinuz".into(),
             image: "/k/zone.cpio".into(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::command::CommandError;
 use super::hypervisor::{ControlError, Hypervisor};
 use super::{Accelerator, Passthrough, VmSpec};
-use crate::files::remove;
+use crate::files::{private_dir, remove};
 use crate::maker::Files;
 use crate::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Spec, UserRanges, libraries};
 
@@ -88,6 +88,23 @@ impl MicroVms {
         Self { folder, hypervisor }
     }
 
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes what has to be there before the hypervisor is started, and what of it that one writes to.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn prepare(&self) -> io::Result<Option<PathBuf>> {
+        let folder = self.hypervisor.vmm().own_folder(self);
+        if let Some(folder) = &folder {
+            private_dir(&self.folder)?;
+            private_dir(folder)?;
+        }
+        Ok(folder)
+    }
+
     /// Who runs them.
     pub fn hypervisor(&self) -> Hypervisor {
         self.hypervisor
@@ -118,6 +135,9 @@ impl MicroVms {
     pub fn files(&self, name: &str, ports: &[String]) -> Result<Files, MicroVmError> {
         let files = || -> io::Result<_> {
             let at = |suffix: &str| self.path(name, suffix);
+            self.prepare()?;
+            // One that is left belonged to a process that is gone, and keeps the next from making its own.
+            self.hypervisor.vmm().clear(self)?;
             let sockets = self.hypervisor.vmm().sockets(ports);
             let inherit =
                 sockets.iter().map(|name| listen(&at(name))).collect::<io::Result<_>>()?;
@@ -176,6 +196,13 @@ impl MicroVms {
         self.hypervisor.vmm().connect(self, name, port, patience)
     }
 
+    /// Asks the hypervisor to end, in order. Whether it does so or not, it is ended after that.
+    pub fn ask_to_end(&self, name: &str) {
+        if let Err(error) = self.hypervisor.vmm().ask_to_end(self, name) {
+            tracing::debug!(%error, "the hypervisor does not end in order");
+        }
+    }
+
     /// The last line of what the hypervisor said, for an error.
     pub fn last_word(&self, name: &str) -> String {
         last_word(&self.path(name, LOG))
@@ -186,8 +213,9 @@ impl MicroVms {
     /// # Errors
     /// When they cannot be removed.
     pub fn clear(&self, name: &str) -> io::Result<()> {
-        let sockets = self.hypervisor.vmm().sockets(&[]);
-        sockets.iter().try_for_each(|what| remove(&self.path(name, what)))
+        let vmm = self.hypervisor.vmm();
+        vmm.clear(self)?;
+        vmm.sockets(&[]).iter().try_for_each(|what| remove(&self.path(name, what)))
     }
 
     /// The sandbox in which the hypervisor runs: it reads its program, the kernel and the image, and opens

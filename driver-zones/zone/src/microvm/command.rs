@@ -55,6 +55,45 @@ pub enum CommandError {
     /// More than there are places.
     #[error("a microVM has at most {MOST_DEVICES} devices by passthrough, not {0}")]
     Devices(usize),
+    /// What only QEMU has.
+    #[error("Cloud Hypervisor has one kind of machine, without a virtual IOMMU")]
+    QemusMachine,
+    /// Who emulates no processor.
+    #[error(
+        "Cloud Hypervisor runs guests by KVM only: set accelerator = \"kvm\", or hypervisor = \"qemu\""
+    )]
+    NoEmulation,
+    /// More than there are places.
+    #[error(
+        "under Cloud Hypervisor a microVM has at most {most} windows, not {wanted}; set windows to fewer"
+    )]
+    FewWindows {
+        /// Places.
+        most: u16,
+        /// What was asked for.
+        wanted: u16,
+    },
+    /// More than there are places.
+    #[error(
+        "under Cloud Hypervisor a microVM has at most {most} devices by passthrough, not {wanted}"
+    )]
+    FewDevices {
+        /// Places.
+        most: usize,
+        /// What was asked for.
+        wanted: usize,
+    },
+    /// A port that has no number.
+    #[error("a microVM under Cloud Hypervisor has no port called '{0}'")]
+    Port(String),
+    /// It is told in JSON.
+    #[error("Cloud Hypervisor takes no path that is no UTF-8: {0}")]
+    NoText(String),
+    /// It hands over no tokens.
+    #[error(
+        "{0} needs a token, which Cloud Hypervisor does not hand over; use hypervisor = \"qemu\""
+    )]
+    NoTokens(String),
     /// PCI devices need a PCI bus.
     #[error("the machine 'microvm' has no PCI, so nothing can be passed through to it")]
     NoPci,
@@ -215,7 +254,7 @@ fn passthrough(n: usize, device: &Passthrough) -> Result<String, CommandError> {
     }
 }
 
-fn is_address(text: &str) -> bool {
+pub(super) fn is_address(text: &str) -> bool {
     let hex = |part: &str, digits: usize| {
         part.len() == digits && part.bytes().all(|byte| byte.is_ascii_hexdigit())
     };

@@ -5,13 +5,15 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::cloud_hypervisor::{ApiError, CloudHypervisor};
 use super::command::CommandError;
 use super::probe::Probe;
 use super::qemu::Qemu;
 use super::qmp::QmpError;
-use super::{MicroVms, VmSpec};
+use super::{Accelerator, MicroVms, VmSpec};
 use crate::sandbox::Mount;
 
 /// A program that runs microVMs. Chosen by name; none is taken in another's place.
@@ -20,6 +22,8 @@ pub enum Hypervisor {
     /// QEMU, over QMP.
     #[default]
     Qemu,
+    /// Cloud Hypervisor, over HTTP.
+    CloudHypervisor,
 }
 
 /// Why a hypervisor does not do what it is told.
@@ -28,21 +32,22 @@ pub enum ControlError {
     /// Of QEMU.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-}
-
-impl ControlError {
-    /// Whether it heard and said no, so that it can be spoken to further.
-    pub(super) const fn is_refusal(&self) -> bool {
-        match self {
-            Self::Qmp(error) => matches!(error, QmpError::Refused { .. }),
-        }
-    }
+    /// Of Cloud Hypervisor.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The machine cannot be described.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A window's socket cannot be made.
+    #[error("cannot make a window's socket: {0}")]
+    Socket(#[from] io::Error),
 }
 
 impl Hypervisor {
     pub(super) fn vmm(self) -> &'static dyn Vmm {
         match self {
             Self::Qemu => &Qemu,
+            Self::CloudHypervisor => &CloudHypervisor,
         }
     }
 
@@ -50,6 +55,7 @@ impl Hypervisor {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Qemu => "QEMU",
+            Self::CloudHypervisor => "Cloud Hypervisor",
         }
     }
 
@@ -64,6 +70,19 @@ impl Hypervisor {
     /// How many listening sockets it inherits.
     pub fn sockets(self, ports: &[String]) -> usize {
         self.vmm().sockets(ports).len()
+    }
+
+    /// By what it can run guests.
+    pub const fn accelerators(self) -> &'static [Accelerator] {
+        match self {
+            Self::Qemu => &[Accelerator::Kvm, Accelerator::Tcg],
+            Self::CloudHypervisor => &[Accelerator::Kvm],
+        }
+    }
+
+    /// By what it runs guests where there is no KVM, or by what it would.
+    pub fn without_kvm(self) -> Accelerator {
+        self.accelerators().last().copied().unwrap_or(Accelerator::Kvm)
     }
 
     /// How it is learnt whether a guest runs.
@@ -96,6 +115,9 @@ pub(super) trait Vmm: Sync {
     /// and so on.
     fn sockets(&self, ports: &[String]) -> Vec<String>;
 
+    /// A folder that it writes to, where it needs one.
+    fn own_folder(&self, vms: &MicroVms) -> Option<PathBuf>;
+
     /// What of the host it is shown beside its program, the kernel and the image.
     fn shown(&self, vms: &MicroVms) -> Vec<Mount>;
 
@@ -114,6 +136,12 @@ pub(super) trait Vmm: Sync {
         port: &str,
         patience: Duration,
     ) -> io::Result<UnixStream>;
+
+    /// Asks it to end. It is ended by its pidfd after that, whatever it says.
+    fn ask_to_end(&self, vms: &MicroVms, name: &str) -> Result<(), ControlError>;
+
+    /// Removes what it left in its folder.
+    fn clear(&self, vms: &MicroVms) -> io::Result<()>;
 
     /// A way to plug windows in.
     fn plugs(&self, vms: &MicroVms, name: &str) -> Box<dyn Plugs>;

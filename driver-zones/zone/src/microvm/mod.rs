@@ -7,6 +7,7 @@
 //! its name ([`Hypervisor`]).
 
 mod backend;
+mod cloud_hypervisor;
 mod command;
 mod digest;
 mod hypervisor;

@@ -30,6 +30,10 @@ impl Vmm for Qemu {
         [MONITOR, CONTROL].map(str::to_owned).into_iter().chain(ports.iter().cloned()).collect()
     }
 
+    fn own_folder(&self, _vms: &MicroVms) -> Option<PathBuf> {
+        None
+    }
+
     fn shown(&self, _vms: &MicroVms) -> Vec<Mount> {
         let mut mounts: Vec<Mount> = FIRMWARE.map(Mount::read_if_there).into();
         // Windows are opened by it. Of a `/proc` of its own a maker's zone can have none: the maker's is
@@ -56,6 +60,15 @@ impl Vmm for Qemu {
         _patience: Duration,
     ) -> io::Result<UnixStream> {
         UnixStream::connect(vms.path(name, port))
+    }
+
+    fn ask_to_end(&self, _vms: &MicroVms, _name: &str) -> Result<(), ControlError> {
+        // It has nothing to put in order.
+        Ok(())
+    }
+
+    fn clear(&self, _vms: &MicroVms) -> io::Result<()> {
+        Ok(())
     }
 
     fn plugs(&self, vms: &MicroVms, name: &str) -> Box<dyn Plugs> {

@@ -264,6 +264,7 @@ impl Machine {
         let mediated = granted.functions.is_empty();
         let addresses: Vec<&str> = granted.functions.iter().map(|it| it.address.as_str()).collect();
         json!({
+            "hypervisor": vm.hypervisor,
             "program": vm.program,
             "kernel": vm.kernel,
             "image": vm.image,
@@ -297,6 +298,7 @@ mod tests {
 
     fn vm() -> MicroVm {
         MicroVm {
+            hypervisor: "qemu".into(),
             program: "/usr/bin/qemu".into(),
             kernel: "/k/vmlinuz".into(),
             image: "/k/workload.cpio".into(),
