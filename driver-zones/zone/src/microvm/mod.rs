@@ -20,6 +20,7 @@ mod windows;
 use std::path::PathBuf;
 
 pub use backend::{CONTROL, KVM, MicroVmError, MicroVms};
+pub use cloud_hypervisor::ApiError;
 pub use command::{CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES};
 pub use digest::{DigestError, check_digest, digest_of};
 pub use hypervisor::{ControlError, Hypervisor};

@@ -9,6 +9,8 @@ mod api;
 mod http;
 mod machine;
 mod probe;
+#[cfg(test)]
+mod tests;
 mod vsock;
 mod window;
 

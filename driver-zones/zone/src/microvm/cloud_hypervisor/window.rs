@@ -68,7 +68,7 @@ const MAPPED: u32 = 4;
 pub(super) fn serve(socket: &Path, file: BorrowedFd<'_>) -> io::Result<Served> {
     crate::files::remove(socket)?;
     let listener = UnixListener::bind(socket)?;
-    let (file, mut bell) = (file.try_clone_to_owned()?, io::pipe()?);
+    let (file, bell) = (file.try_clone_to_owned()?, io::pipe()?);
     std::thread::Builder::new().name("window".to_owned()).spawn(move || {
         let Ok(Some(stream)) = first(&listener, &bell.0) else { return };
         drop((listener, bell.0));
@@ -80,7 +80,6 @@ pub(super) fn serve(socket: &Path, file: BorrowedFd<'_>) -> io::Result<Served> {
             tracing::warn!(%error, "a window's device is not served any more");
         }
     })?;
-    bell.1.flush()?;
     Ok(Served { _bell: bell.1 })
 }
 
@@ -94,7 +93,7 @@ pub(super) struct Served {
 fn first(listener: &UnixListener, bell: &io::PipeReader) -> io::Result<Option<UnixStream>> {
     let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
     poll(&mut fds, Some(&COMING))?;
-    if !fds[0].revents().contains(PollFlags::IN) {
+    if !fds[0].revents().contains(PollFlags::IN) || !fds[1].revents().is_empty() {
         return Ok(None);
     }
     let (stream, _) = listener.accept()?;
@@ -304,5 +303,107 @@ impl Space {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vfio_user::Client;
+
+    use super::*;
+
+    fn file() -> OwnedFd {
+        let file = rustix::fs::memfd_create(c"w", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, WINDOW_BYTES).unwrap();
+        file
+    }
+
+    #[test]
+    fn it_is_found_and_sized_as_memory_and_a_guest_changes_nothing_else_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("w");
+        let _served = serve(&socket, file().as_fd()).unwrap();
+        let mut client = Client::new(&socket).unwrap();
+        let mut read = |at: u64| {
+            let mut word = [0; 4];
+            client.region_read(CONFIGURATION, at, &mut word).unwrap();
+            u32::from_le_bytes(word)
+        };
+        assert_eq!((read(0), read(8), read(0x10), read(0x18)), (0x1110_1af4, 0x0500_0001, 0, 0xc));
+        for at in [0, 8, 0x10, LOW as u64, HIGH as u64] {
+            client.region_write(CONFIGURATION, at, &[0xff; 4]).unwrap();
+        }
+        client.region_write(CONFIGURATION, 4, &[0xff, 0xff]).unwrap();
+        let mut space = [0; 0x40];
+        client.region_read(CONFIGURATION, 0, &mut space).unwrap();
+        assert_eq!(space[..8], [0xf4, 0x1a, 0x10, 0x11, 6, 0, 0, 0]);
+        assert_eq!(space[0x10..0x20], [0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0xff, 255, 255, 255, 255]);
+        assert_eq!(client.get_irq_info(1).unwrap().count, 0);
+        client.reset().unwrap();
+        client.dma_unmap(0, 4096).unwrap();
+    }
+
+    #[test]
+    fn the_guests_memory_is_not_kept_when_it_is_handed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("w");
+        let _served = serve(&socket, file().as_fd()).unwrap();
+        let mut client = Client::new(&socket).unwrap();
+        let (reader, writer) = io::pipe().unwrap();
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&writer);
+        client.dma_map(0, 0, 4096, raw).unwrap();
+        drop(writer);
+        // Whoever had the other end would keep this open.
+        assert_eq!(io::BufReader::new(reader).read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn nonsense_ends_the_device_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |command: u16, length: u32, body: &[u8]| {
+            let head = [1u16.to_le_bytes(), command.to_le_bytes()].concat();
+            [head, words(&[length, 0, 0]), body.to_vec()].concat()
+        };
+        let read = |offset: u64, region, count| {
+            [offset.to_le_bytes().to_vec(), words(&[region, count])].concat()
+        };
+        let wrong = [
+            message(command::VERSION, 3, b""),
+            message(command::VERSION, u32::MAX, b""),
+            message(command::VERSION, 17, b"x"),
+            message(command::READ, 32, &read(0, CONFIGURATION, u32::MAX)),
+            message(command::READ, 32, &read(u64::MAX, CONFIGURATION, 4)),
+            message(command::READ, 32, &read(254, CONFIGURATION, 4)),
+            message(command::READ, 32, &read(0, MEMORY, 4)),
+            message(command::WRITE, 32, &read(0, CONFIGURATION, 4)),
+            message(command::REGION_INFO, 48, &words(&[32, 0, 9, 0, 0, 0, 0, 0])),
+        ];
+        for (number, wrong) in wrong.iter().enumerate() {
+            let socket = folder.path().join(number.to_string());
+            let _served = serve(&socket, file().as_fd()).unwrap();
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            stream.write_all(wrong).unwrap();
+            let mut answer = Vec::new();
+            // It may be told that what it wrote was not read.
+            let _ = stream.read_to_end(&mut answer);
+            assert!(answer.is_empty(), "{number}: {answer:?}");
+        }
+        let socket = folder.path().join("odd");
+        let _served = serve(&socket, file().as_fd()).unwrap();
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(&message(11, 16, b"")).unwrap();
+        let mut answer = [0; 16];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[8..], words(&[IS_REPLY | IS_ERROR, NOT_SUPPORTED]));
+    }
+
+    #[test]
+    fn nobody_is_waited_for_once_nobody_is_to_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("w");
+        drop(serve(&socket, file().as_fd()).unwrap());
+        let mut stream = UnixStream::connect(&socket);
+        let closed = stream.as_mut().map_or(Ok(0), |stream| stream.read(&mut [0]));
+        assert!(matches!(closed, Ok(0) | Err(_)));
     }
 }
