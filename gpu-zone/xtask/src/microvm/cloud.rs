@@ -136,7 +136,7 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, program: &Path) -> anyhow:
     kernels.sort();
     for file in kernels {
         let name = file.file_name().and_then(|name| name.to_str()).context("a kernel's name")?;
-        for folder in ["/kernels", "/guest/root/kernels"] {
+        for folder in ["/usr/share/kernels", "/guest/root/usr/share/kernels"] {
             archive.file(&format!("{folder}/{name}"), file.clone(), 0o644);
         }
     }

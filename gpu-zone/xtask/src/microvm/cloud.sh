@@ -31,7 +31,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/shm
-for folder in /tmp /run /dev/shm; do mount -t tmpfs none $folder; done
+for folder in /tmp /run /var/lib /dev/shm; do mount -t tmpfs none $folder; done
 mount -t cgroup2 none /sys/fs/cgroup
 for module in /modules/*; do insmod "$module" || over "$module is not loaded"; done
 [ -c /dev/kvm ] || over "the node has no KVM"
@@ -54,11 +54,11 @@ user() {
         found=${process#/proc/}
     done 2>/dev/null
 }
-user cloud-hypervis
+user cloud-hyperviso
 [ "${seen:-0}" -gt 65536 ] || failed "Cloud Hypervisor is user '$seen' of the node"
 passed "it is user $seen of the node"
 machine=$found
-export GPUZONE_KERNELS=/kernels
+export GPUZONE_KERNELS=/usr/share/kernels
 run="gpu-zone run --tenant acme --memory 128Mi --share 50"
 tenant="$run -- /opt/gpu-zone/gpuzone-workload"
 $tenant matmul >/tmp/said 2>&1 || failed "a program does not compute"
@@ -73,7 +73,7 @@ until $tenant matmul >/tmp/said 2>&1; do
     [ $tries -lt 60 ] || failed "no program computes after the machine was killed"
     sleep 1
 done
-user cloud-hypervis
+user cloud-hyperviso
 [ "$found" != "$machine" ] || failed "it was not killed"
 passed "the machine is killed, and in the next one a program computes"
 
@@ -90,7 +90,7 @@ passed "a program computes in one, while the driver zone is one, too"
 
 gpu-zone stop --agent >/tmp/said 2>&1
 tries=0
-while user cloud-hypervis && [ -n "$seen" ]; do
+while user cloud-hyperviso && [ -n "$seen" ]; do
     tries=$((tries + 1))
     [ $tries -lt 100 ] || failed "a machine is left"
     sleep 0.2
