@@ -127,6 +127,11 @@ impl Keeper {
         Windows::new(&self.vms, NAME, self.vm.windows)
     }
 
+    /// What the hypervisor said last.
+    pub(super) fn last_word(&self) -> String {
+        self.vms.last_word(NAME)
+    }
+
     /// Who runs the microVM.
     pub(super) fn hypervisor(&self) -> &'static str {
         self.vms.hypervisor().as_str()

@@ -130,7 +130,8 @@ impl Relay {
             machine.link.close();
         }
         let exit = self.keeper.end(&zone).await?;
-        served.map(|reason| format!("{reason}; {} ended with {exit}", self.keeper.hypervisor()))
+        let (who, said) = (self.keeper.hypervisor(), self.keeper.last_word());
+        served.map(|reason| format!("{reason}; {who} ended with {exit}; its last word: {said}"))
     }
 
     async fn serve_one(
