@@ -127,7 +127,7 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, program: &Path) -> anyhow:
     for image in ["zone.cpio", "workload.cpio"] {
         archive.file(&format!("/guest/{image}"), node.join(image), 0o644);
     }
-    root(&mut archive, &artifacts, work)?;
+    root(&mut archive, artifacts, work)?;
     // The kernels' PTX, where the programs look for it.
     let mut kernels: Vec<PathBuf> = Vec::new();
     for file in std::fs::read_dir(artifacts.kernels())? {
