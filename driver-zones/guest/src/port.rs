@@ -1,22 +1,30 @@
-//! The way to the host: a virtio-serial port, found by its name.
+//! The way to the host: a virtio-serial port, found by its name, or a port of a vsock device, at which the
+//! host comes.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use gpuzone_wire::zone_link::{VSOCK, vsock_port};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
 
 const PORTS: &str = "/sys/class/virtio-ports";
 /// How often the port is looked for, and for how long: its driver may come up later than this.
 const LOOKS: (u32, Duration) = (600, Duration::from_millis(10));
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// The port. Messages are written whole, by whoever has one.
 #[derive(Clone, Debug)]
 pub(crate) struct Port {
-    file: Arc<File>,
+    /// What is open to the host.
+    file: Arc<Mutex<Arc<File>>>,
+    /// Where the host comes again, where it comes at all.
+    listener: Option<Arc<VsockListener>>,
     writing: Arc<Mutex<()>>,
 }
 
@@ -31,7 +39,29 @@ pub(crate) enum Heard<T> {
 
 impl Port {
     pub(crate) fn find(name: &str) -> io::Result<Self> {
-        Ok(Self { file: Arc::new(find(name)?), writing: Arc::default() })
+        let (file, listener) = match is_vsock() {
+            true => {
+                let listener = listen(name)?;
+                (accept(&listener)?, Some(Arc::new(listener)))
+            }
+            false => (serial(name)?, None),
+        };
+        Ok(Self { file: Arc::new(Mutex::new(Arc::new(file))), listener, writing: Arc::default() })
+    }
+
+    fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// After the host's end was closed: until it is open again, or for a moment.
+    fn wait(&self, closed: &File) {
+        let Some(listener) = &self.listener else { return wait_for_serial(closed) };
+        match accept(listener) {
+            Ok(file) => {
+                *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+            }
+            Err(_) => std::thread::sleep(MOMENT),
+        }
     }
 
     /// Sends a message. A host that is away misses it, and says hello when it is back.
@@ -39,7 +69,7 @@ impl Port {
         let Ok(mut line) = serde_json::to_vec(message) else { return };
         line.push(b'\n');
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = (&*self.file).write_all(&line);
+        let _ = (&*self.file()).write_all(&line);
     }
 
     /// What it says, in lines of at most `longest` bytes.
@@ -48,8 +78,37 @@ impl Port {
     }
 }
 
-/// Opens the port of a name, waiting for its driver.
+/// Opens the port of a name, waiting for its driver or for the host.
 pub(crate) fn find(name: &str) -> io::Result<File> {
+    if is_vsock() { accept(&listen(name)?) } else { serial(name) }
+}
+
+fn is_vsock() -> bool {
+    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    words.split_whitespace().any(|word| word == VSOCK)
+}
+
+fn listen(name: &str) -> io::Result<VsockListener> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no port is called {name}"));
+    let number = vsock_port(name).ok_or_else(missing)?;
+    VsockListener::bind_with_cid_port(VMADDR_CID_ANY, number).map_err(|error| {
+        let message =
+            format!("no vsock, which this machine's hypervisor needs of the kernel: {error}");
+        io::Error::new(error.kind(), message)
+    })
+}
+
+/// The host, whenever it comes; nobody else.
+fn accept(listener: &VsockListener) -> io::Result<File> {
+    loop {
+        let (stream, from) = listener.accept()?;
+        if from.cid() == VMADDR_CID_HOST {
+            return Ok(OwnedFd::from(stream).into());
+        }
+    }
+}
+
+fn serial(name: &str) -> io::Result<File> {
     for _ in 0..LOOKS.0 {
         if let Some(node) = named(name)? {
             return File::options().read(true).write(true).open(format!("/dev/{node}"));
@@ -103,27 +162,27 @@ impl Reader {
                 self.searched = 0;
                 return Heard::Nonsense(format!("a line of more than {} bytes", self.longest));
             }
-            match (&*self.port.file).read(&mut piece) {
+            let file = self.port.file();
+            match (&*file).read(&mut piece) {
                 // The port reads as ended while the host's end is closed.
                 Ok(0) | Err(_) => {
                     self.buffer.clear();
                     self.searched = 0;
-                    self.wait();
+                    self.port.wait(&file);
                     return Heard::Interrupted;
                 }
                 Ok(length) => self.buffer.extend(piece.iter().take(length)),
             }
         }
     }
+}
 
-    /// Until the host's end is open, or for a moment.
-    fn wait(&self) {
-        let mut fds = [PollFd::new(&*self.port.file, PollFlags::IN)];
-        let moment = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-        // It answers at once that the other end hangs up, so the time is slept.
-        let _ = poll(&mut fds, Some(&moment));
-        if fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP)) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+fn wait_for_serial(file: &File) {
+    let mut fds = [PollFd::new(file, PollFlags::IN)];
+    let moment = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    // It answers at once that the other end hangs up, so the time is slept.
+    let _ = poll(&mut fds, Some(&moment));
+    if fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP)) {
+        std::thread::sleep(MOMENT);
     }
 }

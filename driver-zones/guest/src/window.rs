@@ -1,4 +1,5 @@
-//! Windows: memory that the host plugged in as a PCI device (ivshmem), found behind its bridge.
+//! Windows: memory that the host plugged in as a PCI device (ivshmem), found at its place: behind a bridge,
+//! or on the first bus.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,29 +12,30 @@ const IVSHMEM: (&str, &str) = ("0x1af4", "0x1110");
 /// The kernel brings a plugged device up on its own time.
 const LOOKS: (u32, Duration) = (3000, Duration::from_millis(10));
 
-/// Opens the memory of the window behind `bridge` (like `10.3`, on bus 0), waiting for it.
-pub(crate) fn open(bridge: &str) -> io::Result<File> {
-    let bridge = Path::new(DEVICES).join(format!("0000:00:{bridge}"));
+/// Opens the memory of the window at `place` or behind the bridge there (like `10.3`, on bus 0), waiting for
+/// it.
+pub(crate) fn open(place: &str) -> io::Result<File> {
+    let place = Path::new(DEVICES).join(format!("0000:00:{place}"));
     for _ in 0..LOOKS.0 {
-        if let Some(device) = behind(&bridge) {
+        if let Some(device) = at(&place) {
             return enable(&device);
         }
         std::thread::sleep(LOOKS.1);
     }
-    let message = format!("no window behind {}", bridge.display());
+    let message = format!("no window at {}", place.display());
     Err(io::Error::new(io::ErrorKind::NotFound, message))
 }
 
-fn behind(bridge: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(bridge).ok()?;
+fn at(place: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(place).ok()?;
     let is = |device: &Path, file: &str, value: &str| {
         fs::read_to_string(device.join(file)).is_ok_and(|text| text.trim() == value)
     };
-    let devices = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut windows = devices.filter(|path| {
+    let behind = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut devices = std::iter::once(place.to_owned()).chain(behind);
+    devices.find(|path| {
         is(path, "vendor", IVSHMEM.0) && is(path, "device", IVSHMEM.1) && memory(path).exists()
-    });
-    windows.next()
+    })
 }
 
 fn memory(device: &Path) -> PathBuf {

@@ -1,18 +1,19 @@
-//! The machine: its first file system with the program's files, and QEMU.
+//! The machine: its first file system with the program's files, and its hypervisor.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gpuzone_image::cpio::Archive;
 use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS, WHOLE};
 use gpuzone_zone::Process;
 use gpuzone_zone::microvm::{
-    self, CONTROL, DigestError, LOG, MONITOR, Machine as Kind, MicroVmError, MicroVms, Passthrough,
-    ProbeError, VmSpec, Windows, check_digest, last_word, probe,
+    self, CONTROL, DigestError, Hypervisor, Machine as Kind, MicroVmError, MicroVms, Passthrough,
+    ProbeError, VmSpec, Windows, check_digest, probe,
 };
 use gpuzone_zone::sandbox::LaunchError;
 
@@ -21,6 +22,8 @@ use crate::orders::{Command, Orders};
 /// The zone's own folder, which is gone with it.
 const FOLDER: &str = "/tmp";
 const NAME: &str = "workload";
+/// How long a guest may take to come so far that its ports can be connected; an emulated one is slow.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What a kernel takes for itself, beside what it keeps of each page.
 const KERNEL: u64 = 64 << 20;
 
@@ -36,12 +39,17 @@ pub(crate) struct Booted {
 
 pub(crate) struct Machine {
     pub(crate) process: Arc<Process>,
-    log: PathBuf,
+    vms: MicroVms,
 }
 
 impl Machine {
     pub(crate) fn last_word(&self) -> String {
-        last_word(&self.log)
+        self.vms.last_word(NAME)
+    }
+
+    /// Who runs it.
+    pub(crate) fn hypervisor(&self) -> Hypervisor {
+        self.vms.hypervisor()
     }
 }
 
@@ -57,8 +65,8 @@ pub(crate) enum BootError {
     Describe(#[from] MicroVmError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error("cannot reach the microVM: {0}")]
-    Ports(#[from] io::Error),
+    #[error("the microVM has too few ports")]
+    Ports,
 }
 
 pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
@@ -66,12 +74,13 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
     for (path, digest) in &orders.digests {
         check_digest(path, digest)?;
     }
-    let accelerator = accelerator(orders)?;
+    let hypervisor = orders.hypervisor();
+    let accelerator = accelerator(orders, hypervisor)?;
     let folder = Path::new(FOLDER);
     let image = folder.join("initrd.cpio");
     first_files(command, &image).map_err(BootError::Image)?;
     let vm = VmSpec {
-        qemu: orders.qemu.clone(),
+        program: orders.program.clone(),
         kernel: orders.kernel.clone(),
         image,
         append: MODE.to_owned(),
@@ -82,17 +91,16 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
         devices: orders.devices.iter().map(|address| passthrough(address)).collect(),
         ports: STREAMS.map(str::to_owned).into(),
     };
-    let vms = MicroVms::new(folder.to_owned());
-    let at = |what: &str| vms.path(NAME, what);
+    let vms = MicroVms::new(folder.to_owned(), hypervisor);
     let process = Arc::new(vms.launch(NAME, &vm)?.start()?);
-    let machine = Machine { process, log: at(LOG) };
     // All ends are there before the guest says anything.
     let [input, output, error] = STREAMS;
-    let connect = |what: &str| UnixStream::connect(at(what));
-    let control = connect(CONTROL)?;
-    let streams = [connect(input)?, connect(output)?, connect(error)?];
-    vms.begin(NAME)?;
-    let windows = Windows::new(at(MONITOR), orders.windows);
+    let ports = [CONTROL, input, output, error];
+    let ports = vms.begin_connected(NAME, &vm, &ports, PATIENCE)?;
+    let [control, streams @ ..]: [UnixStream; 4] =
+        ports.try_into().map_err(|_| BootError::Ports)?;
+    let windows = Windows::new(&vms, NAME, orders.windows);
+    let machine = Machine { process, vms };
     Ok(Booted { machine, control, streams, windows, slot: orders.slot.clone() })
 }
 
@@ -101,12 +109,19 @@ fn passthrough(address: &str) -> Passthrough {
 }
 
 /// By a guest that was seen to run, not by a file that opens.
-fn accelerator(orders: &Orders) -> Result<microvm::Accelerator, ProbeError> {
+fn accelerator(
+    orders: &Orders,
+    hypervisor: Hypervisor,
+) -> Result<microvm::Accelerator, ProbeError> {
     let kvm = microvm::Accelerator::Kvm;
     match orders.accelerator {
         Accelerator::Tcg => Ok(microvm::Accelerator::Tcg),
-        Accelerator::Kvm => probe(&orders.qemu, kvm).map(|()| kvm),
-        Accelerator::Auto => match probe(&orders.qemu, kvm) {
+        Accelerator::Kvm => probe(hypervisor, &orders.program, kvm).map(|()| kvm),
+        // Who emulates nothing has no second choice.
+        Accelerator::Auto if hypervisor.accelerators() == [kvm] => {
+            probe(hypervisor, &orders.program, kvm).map(|()| kvm)
+        }
+        Accelerator::Auto => match probe(hypervisor, &orders.program, kvm) {
             Ok(()) => Ok(kvm),
             Err(error) => {
                 eprintln!("gpu-zone-vm: {error}; the processor is emulated, which is slow");

@@ -117,7 +117,8 @@ async fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
 }
 
 fn ended(machine: &Machine, exit: Exit) -> String {
-    format!("the microVM ended: {exit}; QEMU's last word: {}", machine.last_word())
+    let (who, said) = (machine.hypervisor(), machine.last_word());
+    format!("the microVM ended: {exit}; {who}'s last word: {said}")
 }
 
 /// Why the guest is not heard any more: most often because its machine is just ending.

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use gpuzone_wire::control::Accelerator;
+use gpuzone_wire::control::{Accelerator, Hypervisor};
 use gpuzone_wire::workload_link::Order;
-use gpuzone_zone::microvm::device_bridge;
+use gpuzone_zone::microvm;
 use serde::Deserialize;
 
 /// The machine, and what of the zone it gets.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Orders {
-    pub(crate) qemu: PathBuf,
+    #[serde(default)]
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) program: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) image: PathBuf,
     /// What files have to be.
@@ -61,6 +63,15 @@ pub(crate) enum CommandError {
     Text(String),
 }
 
+impl Orders {
+    pub(crate) fn hypervisor(&self) -> microvm::Hypervisor {
+        match self.hypervisor {
+            Hypervisor::Qemu => microvm::Hypervisor::Qemu,
+            Hypervisor::CloudHypervisor => microvm::Hypervisor::CloudHypervisor,
+        }
+    }
+}
+
 impl Command {
     pub(crate) fn read(words: Vec<OsString>) -> Result<Self, CommandError> {
         let text = |word: OsString| {
@@ -78,7 +89,8 @@ impl Command {
         let orders: Orders = serde_json::from_str(&orders)?;
         let variables = std::env::vars_os().map(|(name, value)| Ok((text(name)?, text(value)?)));
         let environment = variables.collect::<Result<_, CommandError>>()?;
-        let devices = (0..orders.devices.len()).map(device_bridge).collect();
+        let devices =
+            (0..orders.devices.len()).map(|n| orders.hypervisor().device_place(n)).collect();
         let Orders { directory, pids, scratch, .. } = orders.clone();
         let order = Order { file, name, arguments, environment, directory, pids, scratch, devices };
         Ok(Self { orders, order })
@@ -89,7 +101,7 @@ impl Command {
 mod tests {
     use super::*;
 
-    const ORDERS: &str = r#"{"qemu":"/q","kernel":"/k","image":"/i","accelerator":"tcg",
+    const ORDERS: &str = r#"{"program":"/q","kernel":"/k","image":"/i","accelerator":"tcg",
         "memory":1,"processors":1,"windows":1,"root":"/guest/root","libraries":"/guest/lib",
         "slot":"/guest/slot","directory":"/","pids":7,"scratch":null}"#;
 

@@ -148,6 +148,8 @@ pub(crate) fn printable(text: &str) -> String {
 mod tests {
     use std::io::Write;
 
+    use gpuzone_zone::microvm::{Hypervisor, MicroVms};
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -174,7 +176,8 @@ mod tests {
     ) -> (UnixStream, Arc<Relay>, tokio::sync::mpsc::UnboundedReceiver<Outcome>) {
         let (guest, control) = UnixStream::pair().unwrap();
         let (over, outcome) = tokio::sync::mpsc::unbounded_channel();
-        let windows = Windows::new("/nonexistent/qmp".into(), 1);
+        let vms = MicroVms::new("/nonexistent".into(), Hypervisor::Qemu);
+        let windows = Windows::new(&vms, "none", 1);
         let slot = Some("/nonexistent".into());
         let relay = Relay::start(control, windows, slot, over, stalled).unwrap();
         (guest, relay, outcome)

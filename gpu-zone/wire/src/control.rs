@@ -58,8 +58,11 @@ pub struct BrokerConfig {
 /// A driver zone's microVM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MicroVm {
-    /// `qemu-system-x86_64`.
-    pub qemu: PathBuf,
+    /// Who runs it.
+    #[serde(default)]
+    pub hypervisor: Hypervisor,
+    /// The hypervisor's program.
+    pub program: PathBuf,
     /// The kernel, a bzImage.
     pub kernel: PathBuf,
     /// The initial file system: what `cargo xtask guest-image` builds.
@@ -81,8 +84,19 @@ pub struct MicroVm {
     /// Files that it is given, by name, as [`crate::zone_link::CONFIG_DIR`] has them.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
-    /// What confines QEMU itself.
+    /// What confines the hypervisor itself.
     pub confinement: Option<Sandbox>,
+}
+
+/// Who runs a microVM. None is taken in another's place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hypervisor {
+    /// QEMU.
+    #[default]
+    Qemu,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
 }
 
 /// How a microVM's processors are made.

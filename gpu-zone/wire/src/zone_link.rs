@@ -23,6 +23,13 @@ use crate::view::{Look, Seen};
 pub const VERSION: u32 = 2;
 /// The port's name in the guest.
 pub const PORT: &str = "gpuzone.control";
+/// Among the kernel's words: ports are not virtio-serial's, but those of a vsock device.
+pub const VSOCK: &str = "gpuzone.ports=vsock";
+/// The number of a port there, by its name: where the guest's first process listens.
+pub fn vsock_port(name: &str) -> Option<u32> {
+    let names = std::iter::once(PORT).chain(crate::workload_link::STREAMS);
+    names.zip(1024..).find(|(known, _)| *known == name).map(|(_, number)| number)
+}
 /// Longest line either side reads, in bytes: a line of the broker's and what is around it.
 pub const MAX_LINE: usize = control::MAX_LINE + 4096;
 /// The end of a session that did not come about, or came to its end.

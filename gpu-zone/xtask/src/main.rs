@@ -105,6 +105,9 @@ enum Task {
         /// The part about a device by passthrough, in a node that is a guest itself.
         #[arg(long, conflicts_with = "workloads")]
         nested: bool,
+        /// Both parts in short, under the Cloud Hypervisor at this path, in a node that is a guest itself.
+        #[arg(long, conflicts_with_all = ["workloads", "nested"])]
+        cloud_hypervisor: Option<PathBuf>,
     },
     /// What a driver zone in a microVM takes, beside a bare boot of the same kernel.
     MicrovmBench {
@@ -171,7 +174,10 @@ fn main() -> ExitCode {
             microvm::build(&repository(), &contents)
                 .and_then(|()| kernel.map_or(Ok(()), |kernel| microvm::unpack(&kernel, &vmlinux)))
         }
-        Task::MicrovmSuite { machine, workloads, nested } => {
+        Task::MicrovmSuite { machine, cloud_hypervisor: Some(program), .. } => {
+            microvm::run_cloud_hypervisor(&repository(), &machine.into(), &program)
+        }
+        Task::MicrovmSuite { machine, workloads, nested, cloud_hypervisor: None } => {
             let run = match (workloads, nested) {
                 (true, _) => microvm::run_workloads,
                 (false, true) => microvm::run_nested,

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use gpuzone_api::agent::v1 as proto;
 use gpuzone_core::MemoryBytes;
-use gpuzone_wire::control::{Accelerator, Driver, MicroVm, Sandbox};
-use serde::Deserialize;
+use gpuzone_wire::control::{Accelerator, Driver, Hypervisor, MicroVm, Sandbox};
+use gpuzone_zone::microvm;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::boot_file::{self, BootFileError};
 use super::sandbox::simulated_state;
@@ -22,7 +24,7 @@ const DESCRIPTION: &str = "simulated.toml";
 
 /// A microVM, as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct MicroVmTable {
     /// The guest's kernel, a bzImage: a file, or `oci:DIR@sha256:…#/path`.
     kernel: PathBuf,
@@ -33,9 +35,15 @@ pub struct MicroVmTable {
     kernel_digest: Option<Digest>,
     #[serde(default)]
     image_digest: Option<Digest>,
-    /// QEMU.
-    #[serde(default = "qemu")]
-    qemu: PathBuf,
+    /// Who runs it.
+    #[serde(default)]
+    hypervisor: Hypervisor,
+    /// QEMU, where that is it.
+    #[serde(default)]
+    qemu: Option<PathBuf>,
+    /// Cloud Hypervisor, where that is it.
+    #[serde(default)]
+    cloud_hypervisor: Option<PathBuf>,
     /// How its processors are made.
     #[serde(default)]
     accelerator: Accelerator,
@@ -51,6 +59,15 @@ pub struct MicroVmTable {
     /// Functions that it gets, bound to VFIO already.
     #[serde(default)]
     devices: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for MicroVmTable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What was generated, which takes fields as they are.
+        let table = Self::deserialize(deserializer)?;
+        table.check().map_err(D::Error::custom)?;
+        Ok(table)
+    }
 }
 
 /// A file's digest: `sha256:` and 64 hexadecimal digits.
@@ -71,8 +88,16 @@ impl TryFrom<String> for Digest {
     }
 }
 
-fn qemu() -> PathBuf {
-    "/usr/bin/qemu-system-x86_64".into()
+/// Where they are installed, unless it is said.
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+const CLOUD_HYPERVISOR: &str = "/usr/bin/cloud-hypervisor";
+
+/// As it is written.
+const fn hypervisor_name(hypervisor: Hypervisor) -> &'static str {
+    match hypervisor {
+        Hypervisor::Qemu => "qemu",
+        Hypervisor::CloudHypervisor => "cloud-hypervisor",
+    }
 }
 
 const fn two() -> u32 {
@@ -84,6 +109,42 @@ const fn sixteen() -> u16 {
 }
 
 impl MicroVmTable {
+    /// Fails where its hypervisor cannot be what the rest asks for.
+    fn check(&self) -> Result<(), String> {
+        let other = match self.hypervisor {
+            Hypervisor::Qemu => self.cloud_hypervisor.as_ref().map(|_| "cloud_hypervisor"),
+            Hypervisor::CloudHypervisor => self.qemu.as_ref().map(|_| "qemu"),
+        };
+        let name = hypervisor_name(self.hypervisor);
+        if let Some(other) = other {
+            return Err(format!(
+                "'{other}' is a path that nothing reads: hypervisor is \"{name}\"; leave it out, or name the other hypervisor"
+            ));
+        }
+        let hypervisor = match self.hypervisor {
+            Hypervisor::Qemu => microvm::Hypervisor::Qemu,
+            Hypervisor::CloudHypervisor => microvm::Hypervisor::CloudHypervisor,
+        };
+        let passthrough =
+            |address: &String| microvm::Passthrough { address: address.clone(), vf_token: None };
+        let machine = microvm::VmSpec {
+            program: self.program(),
+            kernel: self.kernel.clone(),
+            image: self.image.clone(),
+            append: String::new(),
+            accelerator: match self.accelerator {
+                Accelerator::Tcg => microvm::Accelerator::Tcg,
+                Accelerator::Kvm | Accelerator::Auto => microvm::Accelerator::Kvm,
+            },
+            machine: microvm::Machine::Q35 { windows: self.windows, iommu: false },
+            memory: self.bytes(),
+            processors: self.cpus,
+            devices: self.devices.iter().map(passthrough).collect(),
+            ports: Vec::new(),
+        };
+        hypervisor.arguments("check", &machine).map(drop).map_err(|error| error.to_string())
+    }
+
     /// The same, with paths that are beside the file at `base`; what comes from images is unpacked
     /// below `images`, and pinned to what it is now.
     pub(super) fn beside(self, base: &Path, images: &Path) -> Result<Self, BootFileError> {
@@ -92,9 +153,25 @@ impl MicroVmTable {
         let (image, image_is) = find(&self.image)?;
         let kernel_digest = self.kernel_digest.or(kernel_is.map(Digest));
         let image_digest = self.image_digest.or(image_is.map(Digest));
-        let qemu = std::path::absolute(base.join(&self.qemu));
-        let qemu = qemu.map_err(|source| BootFileError::Path(self.qemu, source))?;
-        Ok(Self { kernel, image, kernel_digest, image_digest, qemu, ..self })
+        let whole = |path: Option<PathBuf>| {
+            let whole = |path: PathBuf| {
+                let whole = std::path::absolute(base.join(&path));
+                whole.map_err(|source| BootFileError::Path(path, source))
+            };
+            path.map(whole).transpose()
+        };
+        let (qemu, cloud_hypervisor) = (whole(self.qemu)?, whole(self.cloud_hypervisor)?);
+        Ok(Self { kernel, image, kernel_digest, image_digest, qemu, cloud_hypervisor, ..self })
+    }
+
+    /// The hypervisor's program.
+    fn program(&self) -> PathBuf {
+        match self.hypervisor {
+            Hypervisor::Qemu => self.qemu.clone().unwrap_or_else(|| QEMU.into()),
+            Hypervisor::CloudHypervisor => {
+                self.cloud_hypervisor.clone().unwrap_or_else(|| CLOUD_HYPERVISOR.into())
+            }
+        }
     }
 
     /// What its files have to be, as far as that is said.
@@ -111,11 +188,11 @@ impl MicroVmTable {
     /// The machine, with these files, and confined so.
     fn machine(self, files: BTreeMap<String, String>, confinement: Option<Sandbox>) -> MicroVm {
         let digests = self.digests().map(|(path, digest)| (path.clone(), digest.0.clone()));
-        let (digests, memory) = (digests.collect(), self.bytes());
-        let Self { kernel, image, qemu, accelerator, cpus: processors, windows, devices, .. } =
-            self;
+        let (digests, memory, program) = (digests.collect(), self.bytes(), self.program());
+        let Self { kernel, image, accelerator, cpus: processors, windows, devices, .. } = self;
         MicroVm {
-            qemu,
+            hypervisor: self.hypervisor,
+            program,
             kernel,
             image,
             digests,
@@ -156,11 +233,12 @@ impl WorkloadVm {
 
     /// The same for whoever starts workload zones.
     pub(crate) fn message(&self) -> proto::MicroVm {
-        let MicroVmTable { kernel, image, qemu, accelerator, cpus, windows, .. } = &self.0;
+        let MicroVmTable { kernel, image, accelerator, cpus, windows, .. } = &self.0;
         let text = |path: &Path| path.display().to_string();
         let digests = self.0.digests().map(|(path, digest)| (text(path), digest.0.clone()));
         proto::MicroVm {
-            qemu: text(qemu),
+            hypervisor: hypervisor_name(self.0.hypervisor).to_owned(),
+            program: text(&self.0.program()),
             kernel: text(kernel),
             image: text(image),
             digests: digests.collect(),
@@ -241,6 +319,33 @@ mod tests {
 
     fn table(text: &str) -> Result<MicroVmTable, String> {
         toml::from_str(text).map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    #[test]
+    fn a_hypervisor_is_taken_by_its_name_and_only_for_what_it_can() {
+        let files = "kernel = \"k\"\nimage = \"i\"\n";
+        let program = |text: &str| table(&format!("{files}{text}")).unwrap().program();
+        assert_eq!(program(""), Path::new(QEMU));
+        assert_eq!(program("qemu = \"/q\""), Path::new("/q"));
+        let cloud = "hypervisor = \"cloud-hypervisor\"\n";
+        assert_eq!(program(cloud), Path::new(CLOUD_HYPERVISOR));
+        assert_eq!(program(&format!("{cloud}cloud_hypervisor = \"/c\"")), Path::new("/c"));
+        for (more, expected) in [
+            ("qemu = \"/q\"", "'qemu' is a path that nothing reads"),
+            ("accelerator = \"tcg\"", "by KVM only"),
+            ("windows = 17", "at most 16 windows"),
+            ("devices = [\"3b:00.0\"]", "no PCI function's address"),
+        ] {
+            let error = table(&format!("{files}{cloud}{more}")).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = table(&format!("{files}cloud_hypervisor = \"/c\"")).unwrap_err();
+        assert!(error.contains("hypervisor is \"qemu\""), "{error}");
+        assert!(table(&format!("{files}hypervisor = \"xen\"")).is_err());
+        let text = format!("{files}{cloud}");
+        let message = toml::from_str::<WorkloadVm>(&text).unwrap().message();
+        assert_eq!(message.hypervisor, "cloud-hypervisor");
+        assert_eq!(message.program, CLOUD_HYPERVISOR);
     }
 
     #[test]

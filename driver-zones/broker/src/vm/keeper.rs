@@ -2,8 +2,6 @@
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use gpuzone_wire::control::{Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
@@ -12,13 +10,13 @@ use gpuzone_zone::Exit;
 use gpuzone_zone::files::private_dir;
 use gpuzone_zone::maker::{Files, MadeZone, Maker, MakerError};
 use gpuzone_zone::microvm::{
-    Accelerator, CONTROL, DigestError, MONITOR, MicroVmError, MicroVms, PROBE_LIMIT, ProbeError,
-    check_digest, probe_judged, probe_sector,
+    Accelerator, CONTROL, DigestError, MicroVmError, MicroVms, PROBE_LIMIT, ProbeError, Windows,
+    check_digest,
 };
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use super::zone::{NAME, PROBE};
+use super::zone::{self, NAME, PROBE};
 use crate::paths::ZonePaths;
 
 /// In the guest.
@@ -64,7 +62,7 @@ impl Keeper {
     ) -> io::Result<Self> {
         let folder = paths.machine();
         private_dir(&folder)?;
-        let (vms, accelerator) = (MicroVms::new(folder), OnceCell::new());
+        let (vms, accelerator) = (zone::vms(paths, &vm), OnceCell::new());
         Ok(Self { config, vm, maker, vms, accelerator })
     }
 
@@ -74,26 +72,26 @@ impl Keeper {
             if !zone.is_gone()? {
                 tracing::info!(process = zone.process().pid, "the microVM lives and is kept");
                 // Whoever had it started may not have come to this.
-                self.begin(&zone).await?;
+                self.begin(&zone, Accelerator::Kvm).await?;
                 return Ok((zone, true));
             }
             zone.end().await?;
         }
         self.check_files().await?;
-        let kind = self.accelerator.get_or_try_init(|| self.choose()).await?.as_str();
+        let accelerator = *self.accelerator.get_or_try_init(|| self.choose()).await?;
         let files = self.vms.files(NAME, &[])?;
-        let zone = self.maker.make(NAME, kind, files).await?;
+        let zone = self.maker.make(NAME, accelerator.as_str(), files).await?;
         for missing in zone.start().await? {
-            tracing::warn!(%missing, "QEMU runs without a part of its confinement, which the policy allows");
+            tracing::warn!(%missing, "the hypervisor runs without a part of its confinement, which the policy allows");
         }
-        self.begin(&zone).await?;
+        self.begin(&zone, accelerator).await?;
         Ok((zone, false))
     }
 
     /// Lets it run. One that cannot be told so is ended: the next one may be.
-    async fn begin(&self, zone: &MadeZone) -> Result<(), KeepError> {
-        let vms = self.vms.clone();
-        let begun = tokio::task::spawn_blocking(move || vms.begin(NAME)).await;
+    async fn begin(&self, zone: &MadeZone, accelerator: Accelerator) -> Result<(), KeepError> {
+        let (vms, vm) = (self.vms.clone(), zone::machine(&self.vm, accelerator));
+        let begun = tokio::task::spawn_blocking(move || vms.begin(NAME, &vm)).await;
         let begun = begun.map_err(io::Error::other)?;
         if begun.is_err() {
             self.end(zone).await?;
@@ -108,18 +106,35 @@ impl Keeper {
 
     /// Ends the microVM, whatever it does.
     pub(super) async fn end(&self, zone: &MadeZone) -> io::Result<Exit> {
+        if !zone.is_gone()? {
+            let vms = self.vms.clone();
+            let asked = tokio::task::spawn_blocking(move || vms.ask_to_end(NAME)).await;
+            asked.map_err(io::Error::other)?;
+        }
         let exit = zone.end().await?;
         self.vms.clear(NAME)?;
         Ok(exit)
     }
 
-    /// The guest's control port: one connection at a time, which an owner can make again.
-    pub(super) fn channel(&self) -> io::Result<OwnedFd> {
-        Ok(UnixStream::connect(self.vms.path(NAME, CONTROL))?.into())
+    /// The guest's control port: one connection at a time, which an owner can make again. To be called
+    /// where waiting holds nobody up.
+    pub(super) fn channel(&self) -> impl FnOnce() -> io::Result<OwnedFd> + Send + use<> {
+        let (vms, patience) = (self.vms.clone(), self.patience());
+        move || Ok(vms.connect(NAME, CONTROL, patience)?.into())
     }
 
-    pub(super) fn monitor(&self) -> PathBuf {
-        self.vms.path(NAME, MONITOR)
+    pub(super) fn windows(&self) -> Windows {
+        Windows::new(&self.vms, NAME, self.vm.windows)
+    }
+
+    /// What the hypervisor said last.
+    pub(super) fn last_word(&self) -> String {
+        self.vms.last_word(NAME)
+    }
+
+    /// Who runs the microVM.
+    pub(super) fn hypervisor(&self) -> &'static str {
+        self.vms.hypervisor().as_str()
     }
 
     /// Fails unless the files are those that the configuration means.
@@ -136,6 +151,10 @@ impl Keeper {
         match self.vm.accelerator {
             Wanted::Tcg => Ok(Accelerator::Tcg),
             Wanted::Kvm => self.probe().await.map(|()| Accelerator::Kvm),
+            // Who emulates nothing has no second choice.
+            Wanted::Auto if self.vms.hypervisor().accelerators() == [Accelerator::Kvm] => {
+                self.probe().await.map(|()| Accelerator::Kvm)
+            }
             Wanted::Auto => match self.probe().await {
                 Ok(()) => Ok(Accelerator::Kvm),
                 Err(KeepError::Accelerator(error)) => {
@@ -153,7 +172,8 @@ impl Keeper {
             left.end().await?;
         }
         let ((word, stdout), (errors, stderr)) = (io::pipe()?, io::pipe()?);
-        let stdin = probe_sector()?.into();
+        let probe = self.vms.hypervisor().probe();
+        let stdin = probe.file()?.into();
         let (stdout, stderr) = (stdout.into(), stderr.into());
         let files = Files { stdin, stdout, stderr, inherit: Vec::new() };
         let zone = self.maker.make(PROBE, PROBE, files).await?;
@@ -172,7 +192,7 @@ impl Keeper {
         let (mut said, mut wrong) = (Vec::new(), Vec::new());
         word.take(LONGEST).read_to_end(&mut said)?;
         errors.take(LONGEST).read_to_end(&mut wrong)?;
-        Ok(probe_judged(Accelerator::Kvm, ended, &said, &wrong)?)
+        Ok(probe.judged(Accelerator::Kvm, ended, &said, &wrong)?)
     }
 
     /// What the broker in the guest is told.

@@ -135,7 +135,8 @@ impl Relay {
             machine.link.close();
         }
         let exit = self.keeper.end(&zone).await?;
-        served.map(|reason| format!("{reason}; QEMU ended with {exit}"))
+        let (who, said) = (self.keeper.hypervisor(), self.keeper.last_word());
+        served.map(|reason| format!("{reason}; {who} ended with {exit}; its last word: {said}"))
     }
 
     async fn serve_one(
@@ -145,11 +146,12 @@ impl Relay {
         began: Instant,
     ) -> Result<String, KeepError> {
         let number = self.keeper.vm.windows;
-        let windows = Arc::new(Windows::new(self.keeper.monitor(), number));
+        let windows = Arc::new(self.keeper.windows());
         let link = tokio::select! {
             link = self.connect() => link?,
             exit = zone.ended() => {
-                return Err(KeepError::Zone(format!("its QEMU ended with {exit} before the guest said anything")));
+                let who = self.keeper.hypervisor();
+                return Err(KeepError::Zone(format!("its {who} ended with {exit} before the guest said anything")));
             }
         };
         if adopted {
@@ -180,9 +182,9 @@ impl Relay {
     }
 
     async fn connect(&self) -> Result<Arc<Link>, KeepError> {
-        let port = self.keeper.channel()?;
-        let patience = self.keeper.patience();
-        let opened = tokio::task::spawn_blocking(move || Link::open(port, patience, STALLED)).await;
+        let (port, patience) = (self.keeper.channel(), self.keeper.patience());
+        let open = move || Link::open(port()?, patience, STALLED);
+        let opened = tokio::task::spawn_blocking(open).await;
         Ok(opened.map_err(io::Error::other)??)
     }
 

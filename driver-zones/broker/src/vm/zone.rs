@@ -1,15 +1,18 @@
-//! What the zone of a driver zone's microVM is: its relay, the maker that makes it, and QEMU's.
+//! What the zone of a driver zone's microVM is: its relay, the maker that makes it, and the hypervisor's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gpuzone_wire::control::{self as wire, Accelerator as Wanted, BrokerConfig, MicroVm, Sandbox};
+use gpuzone_wire::control::{
+    self as wire, Accelerator as Wanted, BrokerConfig, Hypervisor as Named, MicroVm, Sandbox,
+};
 use gpuzone_zone::maker::{self, Kind, Template};
 use gpuzone_zone::microvm::{
-    Accelerator, KVM, Machine, MicroVmError, Passthrough, VmSpec, arguments, confinement,
-    probe_arguments,
+    Accelerator, Hypervisor, KVM, Machine, MicroVmError, MicroVms, Passthrough, VmSpec,
 };
 use gpuzone_zone::sandbox::{BrokerSandbox, Filter, MakerSandbox, Policy, Spec, UserRanges};
+
+use crate::paths::ZonePaths;
 
 /// The machine's name among zones.
 pub(super) const NAME: &str = "driver-zone-vm";
@@ -19,8 +22,6 @@ pub(super) const PROBE: &str = "driver-zone-probe";
 const RELAY: &str = "driver-zone";
 /// That of the maker.
 const MAKER: &str = "driver-zone-maker";
-/// Descriptors that QEMU is handed: its monitor, and the guest's control port.
-const FILES: usize = 2;
 
 /// A driver zone that is a microVM, and whose processes on the host have sandboxes.
 #[derive(Debug)]
@@ -62,30 +63,33 @@ impl<'a> MachineZone<'a> {
         view.spec()
     }
 
-    /// What the maker is shown: what it hands to QEMU, and where it writes it down.
+    /// What the maker is shown: what it hands to the hypervisor, and where it writes it down.
     ///
     /// # Errors
     /// When the machine cannot be described.
     pub fn maker(&self) -> Result<Spec, MicroVmError> {
-        let qemus = self.qemu(self.usual())?;
-        let own = [&self.sandbox.maker, &self.vm.qemu].into_iter().cloned();
+        let folder = |source| MicroVmError::Files { folder: self.records(), source };
+        let theirs = self.hypervisor(self.usual())?;
+        let paths = ZonePaths::new(self.config.zone_dir.clone());
+        let own_folder = vms(&paths, self.vm).prepare().map_err(folder)?;
+        let own = [&self.sandbox.maker, &self.vm.program].into_iter().cloned();
         // It is shown `/proc` as a whole.
-        let handed = qemus.mounts.iter().filter(|mount| !mount.source.starts_with("/proc"));
-        let handed = handed.filter(|mount| !mount.optional || mount.source.exists());
+        let handed = theirs.mounts.iter().filter(|mount| !mount.source.starts_with("/proc"));
+        let handed =
+            handed.filter(|mount| !mount.write && (!mount.optional || mount.source.exists()));
         let view = MakerSandbox {
             zone: MAKER.to_owned(),
             read: own.chain(handed.map(|mount| mount.source.clone())).collect(),
-            write: vec![self.records()],
-            devices: qemus.devices,
+            write: vec![self.records()].into_iter().chain(own_folder).collect(),
+            devices: theirs.devices,
             users: self.sandbox.users.is_some(),
             policy: self.policy.clone(),
         };
-        let folder = |source| MicroVmError::Files { folder: self.records(), source };
         let mut spec = view.spec().map_err(folder)?;
-        // QEMU has the filters of whoever started it, too.
+        // It has the filters of whoever started it, too.
         spec.filter = Filter::Machines;
         // It hands on what it has, and cannot give itself more.
-        spec.limits.locked = qemus.limits.locked;
+        spec.limits.locked = theirs.limits.locked;
         Ok(spec)
     }
 
@@ -94,7 +98,7 @@ impl<'a> MachineZone<'a> {
     /// # Errors
     /// When the machine cannot be described.
     pub fn template(&self) -> Result<Template, MicroVmError> {
-        let spec = self.qemu(self.usual())?;
+        let spec = self.hypervisor(self.usual())?;
         let sandbox = maker::Sandbox { launcher: self.sandbox.maker.clone(), spec };
         template(self.vm, Some(sandbox))
     }
@@ -104,8 +108,9 @@ impl<'a> MachineZone<'a> {
         Some(UserRanges { first, each, zones })
     }
 
-    fn qemu(&self, accelerator: Accelerator) -> Result<Spec, MicroVmError> {
-        confinement(&machine(self.vm, accelerator), self.users(), self.policy.clone())
+    fn hypervisor(&self, accelerator: Accelerator) -> Result<Spec, MicroVmError> {
+        let vms = vms(&ZonePaths::new(self.config.zone_dir.clone()), self.vm);
+        vms.confinement(&machine(self.vm, accelerator), self.users(), self.policy.clone())
     }
 
     /// What it may have of the host: KVM where a guest could run on it.
@@ -114,8 +119,20 @@ impl<'a> MachineZone<'a> {
             Wanted::Tcg => Accelerator::Tcg,
             Wanted::Kvm => Accelerator::Kvm,
             Wanted::Auto if Path::new(KVM).exists() => Accelerator::Kvm,
-            Wanted::Auto => Accelerator::Tcg,
+            Wanted::Auto => hypervisor(self.vm).without_kvm(),
         }
+    }
+}
+
+/// Where the machine's files are, and who runs it.
+pub(super) fn vms(paths: &ZonePaths, vm: &MicroVm) -> MicroVms {
+    MicroVms::new(paths.machine(), hypervisor(vm))
+}
+
+fn hypervisor(vm: &MicroVm) -> Hypervisor {
+    match vm.hypervisor {
+        Named::Qemu => Hypervisor::Qemu,
+        Named::CloudHypervisor => Hypervisor::CloudHypervisor,
     }
 }
 
@@ -126,20 +143,22 @@ pub(super) fn plain(vm: &MicroVm) -> Result<Template, MicroVmError> {
 
 fn template(vm: &MicroVm, sandbox: Option<maker::Sandbox>) -> Result<Template, MicroVmError> {
     let kind = |arguments, files| Kind { arguments, files, device_memory: BTreeMap::new() };
-    let mut kinds =
-        BTreeMap::from([(PROBE.to_owned(), kind(probe_arguments(Accelerator::Kvm), 0))]);
-    for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
-        let arguments = arguments(NAME, &machine(vm, accelerator))?;
-        kinds.insert(accelerator.as_str().to_owned(), kind(arguments, FILES));
+    let hypervisor = hypervisor(vm);
+    let files = hypervisor.sockets(&[]);
+    let probe = hypervisor.probe().arguments(Accelerator::Kvm);
+    let mut kinds = BTreeMap::from([(PROBE.to_owned(), kind(probe, 0))]);
+    for &accelerator in hypervisor.accelerators() {
+        let arguments = hypervisor.arguments(NAME, &machine(vm, accelerator))?;
+        kinds.insert(accelerator.as_str().to_owned(), kind(arguments, files));
     }
-    Ok(Template { program: vm.qemu.clone(), environment: BTreeMap::new(), kinds, sandbox })
+    Ok(Template { program: vm.program.clone(), environment: BTreeMap::new(), kinds, sandbox })
 }
 
-fn machine(vm: &MicroVm, accelerator: Accelerator) -> VmSpec {
-    let MicroVm { qemu, kernel, image, memory, processors, windows, devices, .. } = vm.clone();
+pub(super) fn machine(vm: &MicroVm, accelerator: Accelerator) -> VmSpec {
+    let MicroVm { program, kernel, image, memory, processors, windows, devices, .. } = vm.clone();
     let passthrough = |address| Passthrough { address, vf_token: None };
     VmSpec {
-        qemu,
+        program,
         kernel,
         image,
         append: String::new(),
@@ -161,7 +180,8 @@ mod tests {
 
     fn vm() -> MicroVm {
         MicroVm {
-            qemu: "/usr/bin/qemu".into(),
+            hypervisor: Named::Qemu,
+            program: "/usr/bin/qemu".into(),
             kernel: "/k/vmlinuz".into(),
             image: "/k/zone.cpio".into(),
             digests: BTreeMap::from([("/k/vmlinuz".into(), "sha256:0".to_owned())]),
@@ -216,7 +236,7 @@ mod tests {
         let template = zone.template().unwrap();
         let kinds: Vec<(&str, usize)> =
             template.kinds.iter().map(|(name, kind)| (name.as_str(), kind.files)).collect();
-        assert_eq!(kinds, [(PROBE, 0), ("kvm", FILES), ("tcg", FILES)]);
+        assert_eq!(kinds, [(PROBE, 0), ("kvm", 2), ("tcg", 2)]);
         let spec = template.sandbox.unwrap().spec;
         assert_eq!((spec.filter, spec.own_pids, spec.network), (Filter::Workload, true, false));
         let written: Vec<_> = spec.mounts.iter().filter(|mount| mount.write).collect();

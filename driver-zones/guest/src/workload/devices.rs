@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks once the program runs.
 const LATER: Duration = Duration::from_secs(2);
+/// How the class of a bridge between buses begins.
+const BRIDGE: &str = "0x0604";
 /// Folders below a function's own; no driver has more.
 const DEPTH: usize = 8;
 
@@ -67,9 +69,17 @@ pub(super) fn show(bridges: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-/// The functions behind a bridge.
+/// The functions behind a bridge, or the one that is in its place.
 fn behind(bridge: &Path) -> Vec<PathBuf> {
-    folders(bridge).into_iter().filter(|folder| folder.join("vendor").exists()).collect()
+    let functions = folders(bridge).into_iter().filter(|folder| folder.join("vendor").exists());
+    let functions: Vec<PathBuf> = functions.collect();
+    let class = fs::read_to_string(bridge.join("class")).unwrap_or_default();
+    match class.trim() {
+        class if functions.is_empty() && !class.is_empty() && !class.starts_with(BRIDGE) => {
+            vec![bridge.to_owned()]
+        }
+        _ => functions,
+    }
 }
 
 fn is_driven(bridge: &Path) -> bool {

@@ -1,48 +1,46 @@
-//! QEMU as the program of a zone: its files, its sandbox, and how it is let run.
+//! A hypervisor as the program of a zone: its files, its sandbox, and how it is let run.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde_json::json;
-
-use super::command::{self, CommandError};
-use super::qmp::{Monitor, QmpError};
+use super::command::CommandError;
+use super::hypervisor::{ControlError, Hypervisor};
 use super::{Accelerator, Passthrough, VmSpec};
-use crate::files::remove;
+use crate::files::{private_dir, remove};
 use crate::maker::Files;
 use crate::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Spec, UserRanges, libraries};
 
-/// Where distributions put QEMU's firmware.
-const FIRMWARE: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"];
 /// Where sysfs has functions by address.
 const FUNCTIONS: &str = "/sys/bus/pci/devices";
 /// A process's open files, by their numbers.
-const OWN_FILES: &str = "/proc/self/fd";
+pub(super) const OWN_FILES: &str = "/proc/self/fd";
 /// VFIO's nodes.
 const VFIO: &str = "/dev/vfio";
-/// QEMU's own memory beside the guest's, and some.
+/// A hypervisor's own memory beside the guest's, and some.
 const OVERHEAD: u64 = 512 << 20;
-/// QEMU's threads: processors, its own loop, and workers for files.
+/// Its threads: processors, its own loop, and workers for files.
 const MOST_THREADS: u64 = 256;
 
 /// A machine's monitor, by its name among a zone's files.
-pub const MONITOR: &str = "qmp";
+pub(super) const MONITOR: &str = "qmp";
 /// The guest's control port.
 pub const CONTROL: &str = "port";
-/// What QEMU says.
-pub const LOG: &str = "qemu.log";
+/// What the hypervisor says.
+const LOG: &str = "hypervisor.log";
 /// Where the processor makes processors.
 pub const KVM: &str = "/dev/kvm";
 
-/// MicroVMs whose sockets and logs lie in a folder.
+/// MicroVMs of one hypervisor, whose sockets and logs lie in a folder.
 #[derive(Clone, Debug)]
 pub struct MicroVms {
     folder: PathBuf,
+    hypervisor: Hypervisor,
 }
 
 /// Why there is no microVM, or why it does not run.
@@ -69,11 +67,16 @@ pub enum MicroVmError {
         /// Why.
         source: io::Error,
     },
+    /// A port of the guest's cannot be had.
+    #[error("cannot reach the microVM: {0}")]
+    Ports(#[source] io::Error),
     /// It was started, and does not run the guest; what it said last.
-    #[error("{source}; QEMU's last word: {said}")]
-    Monitor {
+    #[error("{source}; {hypervisor}'s last word: {said}")]
+    Control {
+        /// Who runs it.
+        hypervisor: Hypervisor,
         /// What was wrong.
-        source: QmpError,
+        source: ControlError,
         /// The end of its log.
         said: String,
     },
@@ -81,40 +84,63 @@ pub enum MicroVmError {
 
 impl MicroVms {
     /// MicroVMs whose files are in `folder`, which is its owner's alone.
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    pub fn new(folder: PathBuf, hypervisor: Hypervisor) -> Self {
+        Self { folder, hypervisor }
     }
 
-    /// Where the zone's sockets and its log are ([`MONITOR`] and its like); further ports go by their
-    /// names.
-    pub fn path(&self, name: &str, what: &str) -> PathBuf {
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes what has to be there before the hypervisor is started, and what of it that one writes to.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn prepare(&self) -> io::Result<Option<PathBuf>> {
+        let folder = self.hypervisor.vmm().own_folder(self);
+        if let Some(folder) = &folder {
+            private_dir(&self.folder)?;
+            private_dir(folder)?;
+        }
+        Ok(folder)
+    }
+
+    /// Who runs them.
+    pub fn hypervisor(&self) -> Hypervisor {
+        self.hypervisor
+    }
+
+    /// Where a machine's socket or log is.
+    pub(super) fn path(&self, name: &str, what: &str) -> PathBuf {
         self.folder.join(format!("{name}.{what}"))
     }
 
-    /// QEMU as it is started for the zone, with its sockets made and listening. It runs nothing of
-    /// the guest's before its monitor is told so.
+    /// The hypervisor as it is started for the zone, with its sockets made and listening. It runs
+    /// nothing of the guest's before [`MicroVms::begin`].
     ///
     /// # Errors
     /// When the machine cannot be described, or its files not be made.
     pub fn launch(&self, name: &str, vm: &VmSpec) -> Result<Launch, MicroVmError> {
-        let arguments = command::arguments(name, vm)?;
+        let arguments = self.hypervisor.arguments(name, vm)?;
         let Files { stdin, stdout, stderr, inherit } = self.files(name, &vm.ports)?;
-        let (program, environment) = (vm.qemu.clone(), BTreeMap::new());
+        let (program, environment) = (vm.program.clone(), BTreeMap::new());
         let arguments = arguments.into_iter().map(Into::into).collect();
         Ok(Launch { program, arguments, environment, stdin, stdout, stderr, inherit })
     }
 
-    /// What QEMU inherits: its log, and its sockets, which listen.
+    /// What it inherits: its log, and its sockets, which listen.
     ///
     /// # Errors
     /// When they cannot be made.
     pub fn files(&self, name: &str, ports: &[String]) -> Result<Files, MicroVmError> {
         let files = || -> io::Result<_> {
             let at = |suffix: &str| self.path(name, suffix);
-            let mut inherit = vec![listen(&at(MONITOR))?, listen(&at(CONTROL))?];
-            for port in ports {
-                inherit.push(listen(&at(port))?);
-            }
+            self.prepare()?;
+            // One that is left belonged to a process that is gone, and keeps the next from making its own.
+            self.hypervisor.vmm().clear(self)?;
+            let sockets = self.hypervisor.vmm().sockets(ports);
+            let inherit =
+                sockets.iter().map(|name| listen(&at(name))).collect::<io::Result<_>>()?;
             let null = || File::options().read(true).write(true).open("/dev/null");
             let mut log = File::options();
             let log = log.write(true).create(true).truncate(true).mode(0o600).open(at(LOG))?;
@@ -126,12 +152,60 @@ impl MicroVms {
     /// Lets a machine run that was started.
     ///
     /// # Errors
-    /// When its monitor does not answer; with QEMU's last word.
-    pub fn begin(&self, name: &str) -> Result<(), MicroVmError> {
-        let begun = Monitor::connect(&self.path(name, MONITOR))
-            .and_then(|mut monitor| monitor.execute("cont", json!({})));
-        let said = || last_word(&self.path(name, LOG));
-        begun.map(drop).map_err(|source| MicroVmError::Monitor { source, said: said() })
+    /// When the hypervisor does not answer; with its last word.
+    pub fn begin(&self, name: &str, vm: &VmSpec) -> Result<(), MicroVmError> {
+        let hypervisor = self.hypervisor;
+        let begun = hypervisor.vmm().begin(self, name, vm);
+        begun.map_err(|source| MicroVmError::Control {
+            hypervisor,
+            source,
+            said: self.last_word(name),
+        })
+    }
+
+    /// Lets a machine run that was started, and connects to `ports` of its guest's: before it runs,
+    /// where that can be.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer, or the guest not within `patience`.
+    pub fn begin_connected(
+        &self,
+        name: &str,
+        vm: &VmSpec,
+        ports: &[&str],
+        patience: Duration,
+    ) -> Result<Vec<UnixStream>, MicroVmError> {
+        let connect = || {
+            let connected = ports.iter().map(|port| self.connect(name, port, patience));
+            connected.collect::<io::Result<Vec<_>>>().map_err(MicroVmError::Ports)
+        };
+        if self.hypervisor.vmm().ports_come_first() {
+            let ports = connect()?;
+            self.begin(name, vm)?;
+            return Ok(ports);
+        }
+        self.begin(name, vm)?;
+        connect()
+    }
+
+    /// Connects to a port of the guest's: one connection at a time, which an owner can make again.
+    ///
+    /// # Errors
+    /// When nobody is there, or none listens within `patience`.
+    pub fn connect(&self, name: &str, port: &str, patience: Duration) -> io::Result<UnixStream> {
+        self.hypervisor.vmm().connect(self, name, port, patience)
+    }
+
+    /// Asks the hypervisor to end, in order. Whether it does so or not, it is ended after that.
+    pub fn ask_to_end(&self, name: &str) {
+        if let Err(error) = self.hypervisor.vmm().ask_to_end(self, name) {
+            tracing::debug!(%error, "the hypervisor does not end in order");
+        }
+    }
+
+    /// The last line of what the hypervisor said, for an error.
+    pub fn last_word(&self, name: &str) -> String {
+        last_word(&self.path(name, LOG))
     }
 
     /// Removes a machine's sockets.
@@ -139,7 +213,72 @@ impl MicroVms {
     /// # Errors
     /// When they cannot be removed.
     pub fn clear(&self, name: &str) -> io::Result<()> {
-        [MONITOR, CONTROL].into_iter().try_for_each(|what| remove(&self.path(name, what)))
+        let vmm = self.hypervisor.vmm();
+        vmm.clear(self)?;
+        vmm.sockets(&[]).iter().try_for_each(|what| remove(&self.path(name, what)))
+    }
+
+    /// The sandbox in which the hypervisor runs: it reads its program, the kernel and the image, and opens
+    /// KVM and VFIO where the machine needs them.
+    ///
+    /// # Errors
+    /// When a device that it is to get has no IOMMU group.
+    pub fn confinement(
+        &self,
+        vm: &VmSpec,
+        users: Option<UserRanges>,
+        policy: Policy,
+    ) -> Result<Spec, MicroVmError> {
+        let mut mounts: Vec<Mount> = libraries().collect();
+        mounts.extend([&vm.program, &vm.kernel, &vm.image].map(Mount::read));
+        mounts.extend(self.hypervisor.vmm().shown(self));
+        let mut devices = Vec::new();
+        if vm.accelerator == Accelerator::Kvm {
+            devices.push(Path::new(KVM).to_owned());
+        }
+        let functions = Path::new(FUNCTIONS);
+        if !vm.devices.is_empty() {
+            devices.push(Path::new(VFIO).join("vfio"));
+        }
+        for Passthrough { address, .. } in &vm.devices {
+            // Of a function it reads its own folder, and opens its group.
+            let folder = functions.join(address);
+            let group = std::fs::read_link(folder.join("iommu_group"));
+            let group =
+                group.map_err(|source| MicroVmError::Group { address: address.clone(), source });
+            let group = Path::new(VFIO).join(group?.file_name().unwrap_or_default());
+            mounts.push(Mount { unmapped: true, ..Mount::read(folder) });
+            if !devices.contains(&group) {
+                devices.push(group);
+            }
+        }
+        // A device writes to memory by its address, so none of the guest's may move.
+        let memory = vm.memory.saturating_add(OVERHEAD);
+        let locked = (!vm.devices.is_empty()).then_some(memory);
+        Ok(Spec {
+            zone: String::new(),
+            root: Root::Empty,
+            mounts,
+            devices,
+            private: vec!["/tmp".into()],
+            hidden: Vec::new(),
+            directory: "/".into(),
+            network: false,
+            // Users of its own can signal nobody; without them, numbers of its own keep it from that.
+            own_pids: users.is_none(),
+            users,
+            record: None,
+            filter: Filter::Workload,
+            limits: Limits {
+                memory: Some(memory),
+                locked,
+                pids: Some(MOST_THREADS),
+                cpu_weight: Some(100),
+                scratch: Some(1 << 20),
+                ..Limits::default()
+            },
+            policy,
+        })
     }
 }
 
@@ -151,73 +290,8 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(listener.into())
 }
 
-/// The sandbox in which QEMU runs: it reads its program, its firmware, the kernel and the image,
-/// and opens KVM and VFIO where the machine needs them.
-///
-/// # Errors
-/// When a device that it is to get has no IOMMU group.
-pub fn confinement(
-    vm: &VmSpec,
-    users: Option<UserRanges>,
-    policy: Policy,
-) -> Result<Spec, MicroVmError> {
-    let mut mounts: Vec<Mount> = libraries().collect();
-    mounts.extend(FIRMWARE.map(Mount::read_if_there));
-    mounts.extend([&vm.qemu, &vm.kernel, &vm.image].map(Mount::read));
-    // Windows are opened by it. Of a `/proc` of its own a maker's zone can have none: the maker's is covered
-    // in places, and who cannot see all of it gets no new one (mount_namespaces(7)).
-    mounts.push(Mount { unmapped: true, ..Mount::write(OWN_FILES) });
-    let mut devices = Vec::new();
-    if vm.accelerator == Accelerator::Kvm {
-        devices.push(Path::new(KVM).to_owned());
-    }
-    let functions = Path::new(FUNCTIONS);
-    if !vm.devices.is_empty() {
-        devices.push(Path::new(VFIO).join("vfio"));
-    }
-    for Passthrough { address, .. } in &vm.devices {
-        // Of a function QEMU reads its own folder, and opens its group.
-        let folder = functions.join(address);
-        let group = std::fs::read_link(folder.join("iommu_group"));
-        let group =
-            group.map_err(|source| MicroVmError::Group { address: address.clone(), source });
-        let group = Path::new(VFIO).join(group?.file_name().unwrap_or_default());
-        mounts.push(Mount { unmapped: true, ..Mount::read(folder) });
-        if !devices.contains(&group) {
-            devices.push(group);
-        }
-    }
-    // A device writes to memory by its address, so none of the guest's may move.
-    let memory = vm.memory.saturating_add(OVERHEAD);
-    let locked = (!vm.devices.is_empty()).then_some(memory);
-    Ok(Spec {
-        zone: String::new(),
-        root: Root::Empty,
-        mounts,
-        devices,
-        private: vec!["/tmp".into()],
-        hidden: Vec::new(),
-        directory: "/".into(),
-        network: false,
-        // Users of its own can signal nobody; without them, numbers of its own keep it from that.
-        own_pids: users.is_none(),
-        users,
-        record: None,
-        filter: Filter::Workload,
-        limits: Limits {
-            memory: Some(memory),
-            locked,
-            pids: Some(MOST_THREADS),
-            cpu_weight: Some(100),
-            scratch: Some(1 << 20),
-            ..Limits::default()
-        },
-        policy,
-    })
-}
-
 /// The last line of a log, for an error.
-pub fn last_word(log: &Path) -> String {
+fn last_word(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let tail = text.get(text.len().saturating_sub(2048)..).unwrap_or_default();
     let tail = String::from_utf8_lossy(tail).into_owned();

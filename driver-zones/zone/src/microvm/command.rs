@@ -19,12 +19,12 @@ pub const MOST_WINDOWS: u16 = 15 * 8;
 const FIRST_SLOT: u16 = 16;
 
 /// The bridge of window `n`, as the guest's bus 0 shows it: like `10.3`.
-pub fn window_bridge(n: u16) -> String {
+pub(super) fn window_bridge(n: u16) -> String {
     format!("{:02x}.{:x}", FIRST_SLOT + n / 8, n % 8)
 }
 
 /// The bus behind it, as QEMU calls it.
-pub fn window_bus(n: u16) -> String {
+pub(super) fn window_bus(n: u16) -> String {
     format!("window{n}")
 }
 
@@ -33,7 +33,7 @@ pub const MOST_DEVICES: usize = 8 * 8;
 const FIRST_DEVICE_SLOT: usize = 8;
 
 /// The bridge of the `n`th device by passthrough, as the guest's bus 0 shows it: like `08.0`.
-pub fn device_bridge(n: usize) -> String {
+pub(super) fn device_bridge(n: usize) -> String {
     format!("{:02x}.{:x}", FIRST_DEVICE_SLOT + n / 8, n % 8)
 }
 
@@ -55,6 +55,45 @@ pub enum CommandError {
     /// More than there are places.
     #[error("a microVM has at most {MOST_DEVICES} devices by passthrough, not {0}")]
     Devices(usize),
+    /// What only QEMU has.
+    #[error("Cloud Hypervisor has one kind of machine, without a virtual IOMMU")]
+    QemusMachine,
+    /// Who emulates no processor.
+    #[error(
+        "Cloud Hypervisor runs guests by KVM only: set accelerator = \"kvm\", or hypervisor = \"qemu\""
+    )]
+    NoEmulation,
+    /// More than there are places.
+    #[error(
+        "under Cloud Hypervisor a microVM has at most {most} windows, not {wanted}; set windows to fewer"
+    )]
+    FewWindows {
+        /// Places.
+        most: u16,
+        /// What was asked for.
+        wanted: u16,
+    },
+    /// More than there are places.
+    #[error(
+        "under Cloud Hypervisor a microVM has at most {most} devices by passthrough, not {wanted}"
+    )]
+    FewDevices {
+        /// Places.
+        most: usize,
+        /// What was asked for.
+        wanted: usize,
+    },
+    /// A port that has no number.
+    #[error("a microVM under Cloud Hypervisor has no port called '{0}'")]
+    Port(String),
+    /// It is told in JSON.
+    #[error("Cloud Hypervisor takes no path that is no UTF-8: {0}")]
+    NoText(String),
+    /// It hands over no tokens.
+    #[error(
+        "{0} needs a token, which Cloud Hypervisor does not hand over; use hypervisor = \"qemu\""
+    )]
+    NoTokens(String),
     /// PCI devices need a PCI bus.
     #[error("the machine 'microvm' has no PCI, so nothing can be passed through to it")]
     NoPci,
@@ -64,7 +103,7 @@ pub enum CommandError {
 ///
 /// # Errors
 /// When the machine cannot be described.
-pub fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, CommandError> {
+pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, CommandError> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
     for path in [&spec.kernel, &spec.image] {
@@ -114,9 +153,9 @@ fn small_firmware(spec: &VmSpec) -> Option<&'static str> {
     (without_windows && Path::new(SMALL_FIRMWARE).exists()).then_some(SMALL_FIRMWARE)
 }
 
-fn plain(path: &Path) -> Result<(), CommandError> {
+pub(super) fn plain(path: &Path) -> Result<&str, CommandError> {
     match path.to_str() {
-        Some(text) if !text.contains(',') => Ok(()),
+        Some(text) if !text.contains(',') => Ok(text),
         _ => Err(CommandError::Comma(path.display().to_string())),
     }
 }
@@ -215,7 +254,7 @@ fn passthrough(n: usize, device: &Passthrough) -> Result<String, CommandError> {
     }
 }
 
-fn is_address(text: &str) -> bool {
+pub(super) fn is_address(text: &str) -> bool {
     let hex = |part: &str, digits: usize| {
         part.len() == digits && part.bytes().all(|byte| byte.is_ascii_hexdigit())
     };
@@ -231,7 +270,7 @@ mod tests {
 
     fn spec(machine: Machine, devices: Vec<Passthrough>) -> VmSpec {
         VmSpec {
-            qemu: "/usr/bin/qemu-system-x86_64".into(),
+            program: "/usr/bin/qemu-system-x86_64".into(),
             kernel: "/k/bzImage".into(),
             image: "/i/zone.cpio".into(),
             append: "gpuzone.mode=zone".into(),

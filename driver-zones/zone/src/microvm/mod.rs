@@ -1,28 +1,31 @@
-//! Zones that are virtual machines: QEMU as a process of its own, spoken to over QMP.
+//! Zones that are virtual machines: a hypervisor as a process of its own, spoken to over a socket.
 //!
-//! QEMU is started in a sandbox of ours (users of its own, a control group, no network, nothing
-//! of the host but what it reads), with its own filter of system calls on top, and with `-S`, so
-//! that no instruction of the guest runs before the zone is written down. Sockets are made here
-//! and handed over as descriptors: QEMU makes no file.
+//! It is started in a sandbox of ours (users of its own, a control group, no network, nothing of the
+//! host but what it reads), with its own filter of system calls on top, and held back, so that no
+//! instruction of the guest runs before the zone is written down. What differs from one hypervisor to
+//! the next is a [`Vmm`](hypervisor::Vmm), and nothing outside of this module knows more of it than
+//! its name ([`Hypervisor`]).
 
 mod backend;
+mod cloud_hypervisor;
 mod command;
 mod digest;
+mod hypervisor;
 mod outbox;
 mod probe;
+mod qemu;
 pub mod qmp;
 mod windows;
 
 use std::path::PathBuf;
 
-pub use backend::{CONTROL, KVM, LOG, MONITOR, MicroVmError, MicroVms, confinement, last_word};
-pub use command::{
-    CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES, arguments, device_bridge,
-    window_bridge, window_bus,
-};
+pub use backend::{CONTROL, KVM, MicroVmError, MicroVms};
+pub use cloud_hypervisor::ApiError;
+pub use command::{CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES};
 pub use digest::{DigestError, check_digest, digest_of};
+pub use hypervisor::{ControlError, Hypervisor};
 pub use outbox::{Outbox, STALLED};
-pub use probe::{PROBE_LIMIT, ProbeError, probe, probe_arguments, probe_judged, probe_sector};
+pub use probe::{PROBE_LIMIT, Probe, ProbeError, probe};
 pub use windows::{Window, WindowError, Windows};
 
 /// What makes the guest's processors.
@@ -70,8 +73,8 @@ pub struct Passthrough {
 /// A microVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmSpec {
-    /// `qemu-system-x86_64`.
-    pub qemu: PathBuf,
+    /// The hypervisor's program.
+    pub program: PathBuf,
     /// A bzImage.
     pub kernel: PathBuf,
     /// The initial file system.

@@ -4,12 +4,13 @@
 //! badly, a guest dies in its first second. So a guest of 512 bytes is booted, which says a word
 //! over the machine's debug port and ends QEMU by a code of its own.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::Accelerator;
+use super::{Accelerator, Hypervisor};
 
 /// What QEMU's exit device makes of the byte 0x10: twice it and one.
 const EXIT: i32 = 0x21;
@@ -34,7 +35,7 @@ pub enum ProbeError {
     Dead {
         /// Which.
         accelerator: Accelerator,
-        /// QEMU's last word.
+        /// The hypervisor's last word.
         said: String,
     },
 }
@@ -84,16 +85,108 @@ fn payload() -> [u8; 512] {
     sector
 }
 
+/// How it is learnt whether a guest runs under a hypervisor: what is started, on which payload as its
+/// standard input, and how it ends when the guest says its word on the standard output.
+pub trait Probe: Sync {
+    /// The hypervisor's arguments.
+    fn arguments(&self, accelerator: Accelerator) -> Vec<String>;
+
+    /// What the guest runs.
+    fn payload(&self) -> Vec<u8>;
+
+    /// The hypervisor's exit code when the guest had it end.
+    fn code(&self) -> i32;
+
+    /// The hypervisor's name.
+    fn who(&self) -> &'static str;
+
+    /// The payload, as a file.
+    ///
+    /// # Errors
+    /// When the kernel gives none.
+    fn file(&self) -> io::Result<File> {
+        let file = rustix::fs::memfd_create(c"gpu-zone-probe", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = File::from(file);
+        file.write_all(&self.payload())?;
+        file.rewind()?;
+        Ok(file)
+    }
+
+    /// What a probe that ended so, if it did, says of the accelerator.
+    ///
+    /// # Errors
+    /// When a guest does not run on it.
+    fn judged(
+        &self,
+        accelerator: Accelerator,
+        ended: Option<(Option<i32>, String)>,
+        word: &[u8],
+        errors: &[u8],
+    ) -> Result<(), ProbeError> {
+        let well = ended.as_ref().is_some_and(|(code, _)| *code == Some(self.code()));
+        if well && word.ends_with(SAID) {
+            return Ok(());
+        }
+        let errors = String::from_utf8_lossy(errors);
+        let line = errors.lines().find(|line| !line.trim().is_empty());
+        let said = match (line, ended) {
+            (Some(line), _) => line.chars().take(300).collect(),
+            (None, Some((_, how))) => format!("{} ended with {how}", self.who()),
+            (None, None) => format!("it did nothing for {} s", PROBE_LIMIT.as_secs()),
+        };
+        Err(ProbeError::Dead { accelerator, said })
+    }
+}
+
+/// QEMU boots a sector.
+pub(super) struct QemuProbe;
+
+impl Probe for QemuProbe {
+    fn arguments(&self, accelerator: Accelerator) -> Vec<String> {
+        let machine = format!("pc,accel={}", accelerator.as_str());
+        let cpu = match accelerator {
+            Accelerator::Kvm => "host",
+            Accelerator::Tcg => "max",
+        };
+        let words = [
+            "-nodefaults -no-user-config -no-reboot -display none -m 16",
+            "-sandbox on,spawn=deny,elevateprivileges=deny",
+            "-drive file=/proc/self/fd/0,format=raw,if=ide -chardev stdio,id=word,signal=off",
+            "-device isa-debugcon,iobase=0x402,chardev=word",
+            "-device isa-debug-exit,iobase=0x501,iosize=1",
+        ];
+        let words = words.iter().flat_map(|words| words.split(' '));
+        words.chain(["-machine", &machine, "-cpu", cpu]).map(str::to_owned).collect()
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        payload().into()
+    }
+
+    fn code(&self) -> i32 {
+        EXIT
+    }
+
+    fn who(&self) -> &'static str {
+        "QEMU"
+    }
+}
+
 /// Boots the payload on `accelerator`.
 ///
 /// # Errors
-/// When it does not say its word; what QEMU said instead.
-pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
+/// When it does not say its word; what the hypervisor said instead.
+pub fn probe(
+    hypervisor: Hypervisor,
+    program: &Path,
+    accelerator: Accelerator,
+) -> Result<(), ProbeError> {
+    let probe = hypervisor.probe();
     let failed = |source| ProbeError::Io { accelerator, source };
-    let mut child = Command::new(qemu)
-        .args(probe_arguments(accelerator))
+    let mut child = Command::new(program)
+        .args(probe.arguments(accelerator))
         .env_clear()
-        .stdin(probe_sector().map_err(failed)?)
+        .stdin(probe.file().map_err(failed)?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -112,49 +205,7 @@ pub fn probe(qemu: &Path, accelerator: Accelerator) -> Result<(), ProbeError> {
     };
     let (word, errors) = (read(child.stdout.take()), read(child.stderr.take()));
     let ended = status.map(|status| (status.code(), status.to_string()));
-    probe_judged(accelerator, ended, &word, &errors)
-}
-
-/// QEMU's arguments for a probe, whose payload is its standard input, and which says its word on the
-/// standard output.
-pub fn probe_arguments(accelerator: Accelerator) -> Vec<String> {
-    let machine = format!("pc,accel={}", accelerator.as_str());
-    let cpu = match accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
-    };
-    let words = [
-        "-nodefaults -no-user-config -no-reboot -display none -m 16",
-        "-sandbox on,spawn=deny,elevateprivileges=deny",
-        "-drive file=/proc/self/fd/0,format=raw,if=ide -chardev stdio,id=word,signal=off",
-        "-device isa-debugcon,iobase=0x402,chardev=word",
-        "-device isa-debug-exit,iobase=0x501,iosize=1",
-    ];
-    let words = words.iter().flat_map(|words| words.split(' '));
-    words.chain(["-machine", &machine, "-cpu", cpu]).map(str::to_owned).collect()
-}
-
-/// What a probe that ended so, if it did, says of the accelerator.
-///
-/// # Errors
-/// When a guest does not run on it.
-pub fn probe_judged(
-    accelerator: Accelerator,
-    ended: Option<(Option<i32>, String)>,
-    word: &[u8],
-    errors: &[u8],
-) -> Result<(), ProbeError> {
-    if ended.as_ref().is_some_and(|(code, _)| *code == Some(EXIT)) && word.ends_with(SAID) {
-        return Ok(());
-    }
-    let errors = String::from_utf8_lossy(errors);
-    let line = errors.lines().find(|line| !line.trim().is_empty());
-    let said = match (line, ended) {
-        (Some(line), _) => line.chars().take(300).collect(),
-        (None, Some((_, how))) => format!("QEMU ended with {how}"),
-        (None, None) => format!("it did nothing for {} s", PROBE_LIMIT.as_secs()),
-    };
-    Err(ProbeError::Dead { accelerator, said })
+    probe.judged(accelerator, ended, &word, &errors)
 }
 
 fn read(stream: Option<impl Read>) -> Vec<u8> {
@@ -166,17 +217,6 @@ fn read(stream: Option<impl Read>) -> Vec<u8> {
     bytes
 }
 
-/// The payload, as a file.
-///
-/// # Errors
-/// When the kernel gives none.
-pub fn probe_sector() -> io::Result<std::fs::File> {
-    let file = rustix::fs::memfd_create(c"gpu-zone-probe", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(&payload())?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,10 +224,10 @@ mod tests {
     #[test]
     fn a_guest_that_says_nothing_is_dead_whoever_ends_well() {
         for not_qemu in ["/bin/true", "/bin/false"] {
-            let probed = probe(Path::new(not_qemu), Accelerator::Kvm);
+            let probed = probe(Hypervisor::Qemu, Path::new(not_qemu), Accelerator::Kvm);
             assert!(matches!(probed, Err(ProbeError::Dead { .. })), "{not_qemu}: {probed:?}");
         }
-        let nothing = probe(Path::new("/nowhere/qemu"), Accelerator::Tcg);
+        let nothing = probe(Hypervisor::Qemu, Path::new("/nowhere/qemu"), Accelerator::Tcg);
         assert!(matches!(nothing, Err(ProbeError::Io { .. })));
     }
 
@@ -198,6 +238,6 @@ mod tests {
             eprintln!("skipped: QEMU is not installed");
             return;
         }
-        probe(qemu, Accelerator::Tcg).unwrap();
+        probe(Hypervisor::Qemu, qemu, Accelerator::Tcg).unwrap();
     }
 }

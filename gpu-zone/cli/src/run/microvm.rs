@@ -189,7 +189,7 @@ fn mounts(
 ) -> Vec<Value> {
     let hosts = HOSTS.iter().filter(|path| !Path::new(path).is_symlink());
     let mut mounts: Vec<Value> = hosts.map(view::read).collect();
-    let named = [&vm.qemu, &vm.kernel, &vm.image].map(|path| json!({ "source": path }));
+    let named = [&vm.program, &vm.kernel, &vm.image].map(|path| json!({ "source": path }));
     mounts.extend(named);
     mounts.push(json!({ "source": relay }));
     mounts.push(json!({ "source": root, "target": ROOT }));
@@ -264,7 +264,8 @@ impl Machine {
         let mediated = granted.functions.is_empty();
         let addresses: Vec<&str> = granted.functions.iter().map(|it| it.address.as_str()).collect();
         json!({
-            "qemu": vm.qemu,
+            "hypervisor": vm.hypervisor,
+            "program": vm.program,
             "kernel": vm.kernel,
             "image": vm.image,
             "digests": vm.digests,
@@ -297,7 +298,8 @@ mod tests {
 
     fn vm() -> MicroVm {
         MicroVm {
-            qemu: "/usr/bin/qemu".into(),
+            hypervisor: "qemu".into(),
+            program: "/usr/bin/qemu".into(),
             kernel: "/k/vmlinuz".into(),
             image: "/k/workload.cpio".into(),
             accelerator: "tcg".into(),

@@ -1,6 +1,7 @@
 //! MicroVMs: images of guests, and what boots them.
 
 mod bench;
+mod cloud;
 mod image;
 mod kernel;
 mod layout;
@@ -9,6 +10,7 @@ mod suite;
 mod workloads;
 
 pub(crate) use bench::bench;
+pub(crate) use cloud::run as run_cloud_hypervisor;
 pub(crate) use image::{Contents, For, build};
 pub(crate) use kernel::unpack;
 pub(crate) use nested::run as run_nested;

@@ -124,7 +124,7 @@ fn archive(
         }
         archive.file(&file.display().to_string(), file, 0o644);
     }
-    for (number, file) in modules(&wanted.kernel, node)?.into_iter().enumerate() {
+    for (number, file) in modules(&wanted.kernel, node, &MODULES)?.into_iter().enumerate() {
         archive.file(&format!("/modules/{number}"), file, 0o644);
     }
     // The inner machine's, and its program's root: a shell.
@@ -155,13 +155,13 @@ fn configuration(qemu: &str) -> String {
 }
 
 /// A file's own place, where the host has links to folders.
-fn real(file: &Path) -> anyhow::Result<String> {
+pub(super) fn real(file: &Path) -> anyhow::Result<String> {
     let folder = std::fs::canonicalize(file.parent().context("a file's folder")?)?;
     Ok(folder.join(file.file_name().context("a file's name")?).display().to_string())
 }
 
-/// The modules of VFIO in the kernel's package, unpacked.
-fn modules(kernel: &Path, node: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// Modules of the kernel's package, as far as it has them, unpacked into `node`.
+pub(super) fn modules(kernel: &Path, node: &Path, wanted: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
     let name = kernel.file_name().and_then(|name| name.to_str()).context("the kernel's name")?;
     let version = name.strip_prefix("vmlinuz-").context("a kernel is called vmlinuz-VERSION")?;
     let package = kernel.ancestors().nth(2).context("the kernel is in its package's boot")?;
@@ -169,7 +169,7 @@ fn modules(kernel: &Path, node: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let folder = folders.iter().map(|folder| folder.join(version)).find(|folder| folder.is_dir());
     let folder = folder.context("the kernel's package has no modules beside it")?;
     let mut found = Vec::new();
-    for wanted in MODULES {
+    for wanted in wanted {
         let mut folders = vec![folder.clone()];
         while let Some(next) = folders.pop() {
             for entry in std::fs::read_dir(&next)? {
@@ -177,13 +177,13 @@ fn modules(kernel: &Path, node: &Path) -> anyhow::Result<Vec<PathBuf>> {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 if path.is_dir() {
                     folders.push(path);
-                } else if name.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(".ko")) {
-                    found.push(unpacked(&path, &node.join(wanted))?);
+                } else if name.strip_prefix(*wanted).is_some_and(|rest| rest.starts_with(".ko")) {
+                    found.push(unpacked(&path, &node.join(format!("{wanted}.ko")))?);
                 }
             }
         }
     }
-    ensure!(!found.is_empty(), "the kernel's package has no modules of VFIO");
+    ensure!(!found.is_empty(), "the kernel's package has none of {wanted:?}");
     Ok(found)
 }
 
@@ -202,12 +202,11 @@ fn unpacked(module: &Path, to: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Runs the node; what it says is passed on.
-#[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
 fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, disk: &Path) -> anyhow::Result<()> {
     let drive = format!("driver=file,node-name=disk,filename={}", disk.display());
     let slot = ADDRESS.rsplit_once(':').map_or(ADDRESS, |(_, slot)| slot);
-    let mut node = Command::new("timeout")
-        .arg(LIMIT_SECONDS)
+    let mut node = Command::new("timeout");
+    node.arg(LIMIT_SECONDS)
         .arg(&wanted.qemu)
         .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "2048"])
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
@@ -220,14 +219,23 @@ fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, disk: &Path) -> anyhow::R
         .args(["-blockdev", &drive])
         .args(["-device", &format!("nvme,serial=gpuzone,drive=disk,addr={slot}")])
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run QEMU")?;
+        .stdout(Stdio::piped());
+    ensure!(
+        listen(node, "nested: ")?,
+        "the device did not reach the program, or did not come back"
+    );
+    say("ok", "a device is passed through to a program in a machine of its own");
+    Ok(())
+}
+
+/// Runs a node, and passes on what it says behind `prefix`; whether it says that all is well.
+pub(super) fn listen(mut node: Command, prefix: &str) -> anyhow::Result<bool> {
+    let mut node = node.spawn().context("cannot run QEMU")?;
     let output = node.stdout.take().context("no output")?;
     let (mut all, mut well) = (Vec::new(), false);
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
-        if let Some(said) = line.strip_prefix("nested: ") {
+        if let Some(said) = line.strip_prefix(prefix) {
             say("", said.trim());
             well |= said == "ok";
         }
@@ -237,7 +245,5 @@ fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, disk: &Path) -> anyhow::R
     if !well {
         std::io::stderr().write_all(all.join("\n").as_bytes())?;
     }
-    ensure!(well, "the device did not reach the program, or did not come back");
-    say("ok", "a device is passed through to a program in a machine of its own");
-    Ok(())
+    Ok(well)
 }

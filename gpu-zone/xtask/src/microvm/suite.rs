@@ -50,7 +50,7 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let mut node = node(wanted, &output)?;
     let done = all(&mut node);
     if done.is_err() {
-        for log in ["broker.log", "machine/driver-zone-vm.qemu.log"] {
+        for log in ["broker.log", "machine/driver-zone-vm.hypervisor.log"] {
             let text = std::fs::read_to_string(node.run_dir().join("driver-zone").join(log));
             eprintln!("== {log}\n{}", text.unwrap_or_default());
         }

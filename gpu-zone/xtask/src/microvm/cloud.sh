@@ -1,0 +1,99 @@
+#!/bin/sh
+# The first process of the outer guest of `cargo xtask microvm-suite --cloud-hypervisor`: a node with KVM, whose
+# microVMs are Cloud Hypervisor's. Its last words are read outside.
+export PATH=/opt/gpu-zone:/usr/bin:/bin:/usr/sbin:/sbin
+if [ "$0" = /init ]; then
+    # Where pivot_root(2) works: not on the kernel's first root.
+    mount --bind / /newroot
+    cd /newroot
+    mount --move . /
+    exec chroot . /cloud.sh
+fi
+cd /
+over() {
+    echo "node: $*"
+    echo o >/proc/sysrq-trigger
+    sleep 60
+}
+failed() {
+    for log in /tmp/said /tmp/up /run/gpu-zone/driver-zone/broker.log \
+        /run/gpu-zone/driver-zone/machine/*.log; do
+        echo "== $log"
+        cat "$log"
+    done
+    over "$*"
+}
+passed() {
+    read -r up _ </proc/uptime
+    echo "node:    $1, after $up s"
+}
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm
+for folder in /tmp /run /var/lib /dev/shm; do mount -t tmpfs none $folder; done
+mount -t cgroup2 none /sys/fs/cgroup
+for module in /modules/*; do insmod "$module" || over "$module is not loaded"; done
+[ -c /dev/kvm ] || over "the node has no KVM"
+passed "the node has KVM"
+
+gpu-zone up --config /etc/gpu-zone/agent.toml >/tmp/up 2>&1 &
+tries=0
+until gpu-zone ps >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ $tries -lt 900 ] || failed "the agent does not answer"
+    sleep 0.2
+done
+passed "the driver zone serves in a machine of Cloud Hypervisor's"
+user() {
+    seen=
+    for process in /proc/[0-9]*; do
+        read -r name <$process/comm || continue
+        [ "$name" = "$1" ] || continue
+        while read -r key user _; do [ "$key" = Uid: ] && seen=$user; done <$process/status
+        found=${process#/proc/}
+    done 2>/dev/null
+}
+user cloud-hyperviso
+[ "${seen:-0}" -gt 65536 ] || failed "Cloud Hypervisor is user '$seen' of the node"
+passed "it is user $seen of the node"
+machine=$found
+export GPUZONE_KERNELS=/usr/share/kernels
+run="gpu-zone run --tenant acme --memory 128Mi --share 50"
+tenant="$run -- /opt/gpu-zone/gpuzone-workload"
+$tenant matmul >/tmp/said 2>&1 || failed "a program does not compute"
+passed "a program computes over a window"
+$tenant matmul >/tmp/said 2>&1 || failed "the next one does not compute"
+passed "and the next one, over another"
+
+kill -9 $machine
+tries=0
+until $tenant matmul >/tmp/said 2>&1; do
+    tries=$((tries + 1))
+    [ $tries -lt 60 ] || failed "no program computes after the machine was killed"
+    sleep 1
+done
+user cloud-hyperviso
+[ "$found" != "$machine" ] || failed "it was not killed"
+passed "the machine is killed, and in the next one a program computes"
+
+vm="$run --zone-kind microvm --rootfs /guest/root --host-memory 256Mi"
+(for n in 1 2 3; do echo "line $n"; done) |
+    $vm -- /bin/sh -c 'while read -r line; do echo "got $line"; done; echo wrong >&2; exit 4' \
+        >/tmp/out 2>/tmp/said
+[ $? = 4 ] || failed "a program in a machine of its own ended otherwise"
+grep -q '^got line 3$' /tmp/out || failed "its input did not come, or its output"
+grep -q '^wrong$' /tmp/said || failed "its error did not come"
+passed "a program runs in a machine of its own: input, output, error and exit code"
+$vm -- /opt/gpu-zone/gpuzone-workload matmul >/tmp/said 2>&1 || failed "it does not compute there"
+passed "a program computes in one, while the driver zone is one, too"
+
+gpu-zone stop --agent >/tmp/said 2>&1
+tries=0
+while user cloud-hyperviso && [ -n "$seen" ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] || failed "a machine is left"
+    sleep 0.2
+done
+passed "the end leaves no machine"
+over ok
