@@ -198,7 +198,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn no_lease_is_wrong_lost_leaked_or_doubled() {
-        sequences(60).await;
+        sequences(30).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

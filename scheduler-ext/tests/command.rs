@@ -57,9 +57,9 @@ mod tests {
         known(&api, &extender, &part).await;
         known(&api, &extender, &pod("team", "wrong", &[("gpu", 99)])).await;
 
-        let built = Artifacts::of_package("gpuzone-cli").unwrap();
+        let built = Artifacts::build().unwrap();
         let url = format!("http://127.0.0.1:{}", extender.port);
-        let ask = |words: &[&str]| gpu_zone(&built, words, &["--extender", &url]);
+        let ask = |words: &[&str]| gpu_zone(built, words, &["--extender", &url]);
         let explain = |name: &str| {
             let output = ask(&["explain", &format!("team/{name}")]);
             assert!(output.status.success(), "{}", said(&output));
@@ -97,9 +97,9 @@ mod tests {
         );
         assert_eq!(research["tenants"]["team"]["memory"], "16Gi");
         assert_eq!(ask(&["quota", "nobody"]).status.code(), Some(66));
-        let away = gpu_zone(&built, &["quota"], &["--extender", "http://127.0.0.1:1"]);
+        let away = gpu_zone(built, &["quota"], &["--extender", "http://127.0.0.1:1"]);
         assert_eq!(away.status.code(), Some(69), "{}", said(&away));
-        assert_eq!(gpu_zone(&built, &["quota"], &[]).status.code(), Some(64));
+        assert_eq!(gpu_zone(built, &["quota"], &[]).status.code(), Some(64));
     }
 
     /// A question as the API server asks it: over TLS, without a certificate of its own.
@@ -139,9 +139,9 @@ mod tests {
         let extender = Extender::start(&api, folder.path(), "a", &more);
         extender.leads().await;
 
-        let built = Artifacts::of_package("gpuzone-cli").unwrap();
+        let built = Artifacts::build().unwrap();
         let url = format!("https://localhost:{}", extender.port);
-        let quota = |more: &[&str]| gpu_zone(&built, &["quota", "--extender", &url], more);
+        let quota = |more: &[&str]| gpu_zone(built, &["quota", "--extender", &url], more);
         let fine = quota(&["--ca", &ca, "--cert", &certificate, "--key", &key]);
         assert!(fine.status.success() && said(&fine).contains("no GpuQuota"), "{}", said(&fine));
         let (ca, none): (&str, &[&str]) = (&ca, &[]);

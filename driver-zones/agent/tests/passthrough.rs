@@ -9,11 +9,11 @@ mod tests {
     use gpuzone_api::agent::v1 as agent;
     use gpuzone_api::placements::v1::placements_client::PlacementsClient;
     use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
-    use gpuzone_api::{AgentError, ErrorKind, connect_channel};
+    use gpuzone_api::{AgentError, ErrorKind};
     use gpuzone_testkit::Sysfs;
     use rustix::process::Signal;
 
-    use super::support::{Node, request};
+    use super::support::{Node, connect, request};
 
     const WHOLE: &str = "GPU-00000000-0000-0000-0000-00000000abcd";
     const ADDRESS: &str = "0000:3b:00.0";
@@ -56,7 +56,7 @@ mod tests {
 
     async fn client(node: &Node) -> PlacementsClient<tonic::transport::Channel> {
         let socket = node.directories().agent_socket();
-        PlacementsClient::new(connect_channel(&socket).await.unwrap())
+        PlacementsClient::new(connect(&socket).await.unwrap())
     }
 
     async fn place(

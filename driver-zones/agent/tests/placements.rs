@@ -11,15 +11,15 @@ mod tests {
     use gpuzone_api::agent::v1 as agent;
     use gpuzone_api::placements::v1::placements_client::PlacementsClient;
     use gpuzone_api::placements::v1::{self as proto, PlacedGpu};
-    use gpuzone_api::{AgentError, ErrorKind, connect_channel};
+    use gpuzone_api::{AgentError, ErrorKind};
     use rustix::process::Signal;
     use tonic::transport::Channel;
 
-    use super::support::{Node, is_alive};
+    use super::support::{Node, connect, is_alive};
 
     async fn placements(node: &Node) -> PlacementsClient<Channel> {
         let socket = node.directories().agent_socket();
-        PlacementsClient::new(connect_channel(&socket).await.unwrap())
+        PlacementsClient::new(connect(&socket).await.unwrap())
     }
 
     async fn wanted(node: &Node, holder: &str, folder: u64, gib: u64) -> proto::PlaceRequest {

@@ -2,16 +2,29 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use gpuzone_agent::broker::BrokerLink;
 use gpuzone_api::agent::v1::{self as proto, CreateLeaseReply, CreateLeaseRequest};
-use gpuzone_api::{AgentClient, AgentError, Directories, connect};
+use gpuzone_api::{AgentClient, AgentError, ConnectError, Directories, connect_channel};
 use gpuzone_testkit::Artifacts;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::Channel;
 
 /// On a machine that others use, too.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Where connections live. On a test's own thread, which waits for its agent's end, none would be
+/// closed by then, and the agent would wait for them.
+static CONNECTIONS: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
+
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, ConnectError> {
+    let socket = socket.to_owned();
+    CONNECTIONS.spawn(async move { connect_channel(&socket).await }).await.unwrap()
+}
 
 /// A node, whose agent may or may not run.
 pub(crate) struct Node {
@@ -120,7 +133,7 @@ impl Node {
     }
 
     pub(crate) async fn client(&self) -> AgentClient {
-        connect(&self.directories().agent_socket()).await.unwrap()
+        AgentClient::new(connect(&self.directories().agent_socket()).await.unwrap())
     }
 
     /// Sends the agent a signal and waits for its end.

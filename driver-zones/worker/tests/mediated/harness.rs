@@ -5,12 +5,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use gpuzone_core::{ComputeShare, Grant, MemoryBytes};
+use gpuzone_testkit::Artifacts;
 use gpuzone_wire::control::{Caps, Driver};
 use gpuzone_wire::handover::{LISTENER_FD, STATS_FD, WorkerSpec};
 use gpuzone_wire::stats::{Monotonic, Snapshot, StatsFile};
@@ -20,45 +20,14 @@ pub(crate) const GPU: &str = "GPU-11111111-2222-3333-4444-555555555555";
 const SECOND: &str = "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-#[derive(Debug)]
-struct Libraries {
-    shim: PathBuf,
-    cuda: PathBuf,
-    nvml: PathBuf,
+/// One of this workspace's libraries, built if it is not.
+fn library(name: &str) -> &'static Path {
+    Artifacts::build().expect("it builds").file(name).expect("it is built")
 }
 
-/// The three libraries, built if they are not.
-fn libraries() -> &'static Libraries {
-    static BUILT: OnceLock<Libraries> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let packages = ["gpuzone-cuda", "gpuzone-sim-cuda", "gpuzone-sim-nvml"];
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--message-format=json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        // In the profile of whoever asks.
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        packages.iter().for_each(|package| {
-            cargo.args(["-p", package]);
-        });
-        let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
-        assert!(output.status.success(), "the libraries do not build");
-        let find = |name: &str| {
-            let lines = output.stdout.lines().map_while(Result::ok);
-            let messages = lines.filter_map(|line| serde_json::from_str(&line).ok());
-            let mut files = messages.flat_map(|message: serde_json::Value| {
-                let files = message["filenames"].as_array().cloned().unwrap_or_default();
-                files.into_iter().filter_map(|file| file.as_str().map(PathBuf::from))
-            });
-            files.find(|file| file.ends_with(name)).expect(name)
-        };
-        Libraries {
-            shim: find("libgpuzone_cuda.so"),
-            cuda: find("libgpuzone_sim_cuda.so"),
-            nvml: find("libgpuzone_sim_nvml.so"),
-        }
-    })
-}
+const SHIM: &str = "libgpuzone_cuda.so";
+const CUDA: &str = "libgpuzone_sim_cuda.so";
+const NVML: &str = "libgpuzone_sim_nvml.so";
 
 /// One lease on a simulated GPU.
 pub(crate) struct Lease {
@@ -102,8 +71,7 @@ impl Lease {
             dir.path().display()
         );
         std::fs::write(dir.path().join("sim.toml"), config).expect("written");
-        std::os::unix::fs::symlink(&libraries().shim, dir.path().join("libcuda.so.1"))
-            .expect("linked");
+        std::os::unix::fs::symlink(library(SHIM), dir.path().join("libcuda.so.1")).expect("linked");
         std::os::unix::fs::symlink("libcuda.so.1", dir.path().join("libcuda.so")).expect("linked");
         let listener = listen(&dir.path().join("cuda.sock"));
         let stats = StatsFile::create(&dir.path().join("stats")).expect("created");
@@ -123,8 +91,8 @@ impl Lease {
             lease: "lease-0192f0c1222273338444555555555555".parse().expect("an id"),
             grants: self.gpus.iter().map(grant).collect(),
             driver: Driver {
-                cuda_library: libraries().cuda.clone(),
-                nvml_library: libraries().nvml.clone(),
+                cuda_library: library(CUDA).to_owned(),
+                nvml_library: library(NVML).to_owned(),
                 environment: BTreeMap::from([("GPUZONE_SIM_CONFIG".to_owned(), path)]),
             },
             caps: self.caps,
@@ -254,7 +222,7 @@ impl Lease {
         for name in ["libcuda.so.1", "libcuda.so"] {
             let link = folder.join(name);
             if !link.exists() {
-                std::os::unix::fs::symlink(&libraries().cuda, link).expect("linked");
+                std::os::unix::fs::symlink(library(CUDA), link).expect("linked");
             }
         }
         command.env("GPUZONE_SIM_CONFIG", folder.join("sim.toml"));

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use gpuzone_core::MemoryBytes;
 use rustix::fs::FallocateFlags;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::StateError;
 
@@ -42,8 +42,11 @@ impl DeviceMap {
         let mapped =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, flags, &file, 0) };
         let host = mapped.map_err(|errno| failed(errno.into()))?;
-        let host = NonNull::new(host.cast())
+        let host = NonNull::<u8>::new(host.cast())
             .ok_or_else(|| failed(io::Error::from(io::ErrorKind::AddrNotAvailable)))?;
+        // A read of one page on a disk would have the kernel make many pages of zeros around it.
+        // SAFETY: the mapping from above, whose bytes this does not change.
+        let _ = unsafe { rustix::mm::madvise(host.as_ptr().cast(), len, Advice::Random) };
         Ok(Self { file, host, base, bytes })
     }
 
