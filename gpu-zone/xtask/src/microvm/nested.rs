@@ -44,7 +44,8 @@ const TOOLS: [&str; 8] = [
     "/usr/sbin/insmod",
 ];
 /// In the order in which one needs the other. Not all kernels have all of them.
-const MODULES: [&str; 5] = ["irqbypass", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
+const MODULES: [&str; 7] =
+    ["irqbypass", "kvm", "kvm-amd", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
 /// What QEMU reads to start a kernel by PVH.
 const FIRMWARE: [(&str, &str); 5] = [
     ("/usr/share/seabios", "bios-256k.bin"),
@@ -150,7 +151,7 @@ fn archive(
 /// The agent's: a simulated GPU, and the controller as one that is handed over whole.
 fn configuration(qemu: &str) -> String {
     format!(
-        "[node]\nsysfs = \"/node\"\n[driver]\nkind = \"simulated\"\nsimulated_config = \"simulated.toml\"\n[tenants.default]\n[[gpu]]\nuuid = \"GPU-00000000-0000-0000-0000-0000000000ab\"\nexposure = \"passthrough\"\naddress = \"{ADDRESS}\"\nmodel = \"gpu-zone Simulated GPU\"\nmemory = \"1Gi\"\n[zone.workload_microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/workload.cpio\"\nqemu = {qemu:?}\naccelerator = \"tcg\"\ncpus = 1\n"
+        "[node]\nsysfs = \"/node\"\n[driver]\nkind = \"simulated\"\nsimulated_config = \"simulated.toml\"\n[tenants.default]\n[[gpu]]\nuuid = \"GPU-00000000-0000-0000-0000-0000000000ab\"\nexposure = \"passthrough\"\naddress = \"{ADDRESS}\"\nmodel = \"gpu-zone Simulated GPU\"\nmemory = \"1Gi\"\n[zone.workload_microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/workload.cpio\"\nqemu = {qemu:?}\naccelerator = \"kvm\"\ncpus = 1\n"
     )
 }
 
