@@ -8,14 +8,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use gpuzone_core::{GpuUuid, PciAddress, Timestamp};
 use gpuzone_hw::actions::{
     Change, Devices, JournalError, KernelFiles, Places, Recovery, SimulatedKernel, Write, Writes,
 };
 use gpuzone_hw::alias::ModuleAliases;
-use gpuzone_hw::turnover::{Between, TurnoverRecord, between_tenants};
-use gpuzone_hw::vfio::{DevRoot, Interface, Opening};
+use gpuzone_hw::turnover::{Between, BetweenError, TurnoverRecord, between_tenants};
+use gpuzone_hw::vfio::{DevRoot, Interface, Opening, open_when_free};
 use gpuzone_hw::{ProcRoot, SysfsRoot};
 use uuid::Uuid;
 
@@ -25,6 +26,9 @@ use crate::usage::now;
 
 /// The journal of what was done to devices, beside that of leases.
 const JOURNAL: &str = "devices";
+/// How long a VM that was killed may still have its device: the kernel gives back all of its memory first,
+/// page by page.
+const FREE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who acts on what is written to sysfs: the kernel, or a stand-in for a folder of simulated GPUs.
 enum NodeFiles {
@@ -36,7 +40,7 @@ impl NodeFiles {
     fn of(config: &Config) -> Self {
         match config.driver {
             // The configuration is refused without a folder of its own for sysfs.
-            DriverKind::Simulated if config.sysfs != SysfsRoot::default() => {
+            DriverKind::Simulated if !config.sysfs.is_the_kernels() => {
                 Self::Simulated(SimulatedKernel::new(config.sysfs.0.clone()))
             }
             DriverKind::Simulated | DriverKind::Nvidia => Self::Kernel(KernelFiles),
@@ -172,13 +176,17 @@ impl Passthrough {
         (address, interface): (PciAddress, Interface),
     ) -> Result<TurnoverRecord, String> {
         let devices = Arc::clone(&self.devices);
+        let sysfs = self.sysfs.clone();
         let turn = move || {
             let opening = Opening { address, interface, token: None };
+            // Before others wait for this one.
+            let device = open_when_free(&sysfs, &DevRoot::default(), &opening, FREE_WITHIN);
+            let device = device.map_err(BetweenError::from)?;
             // Its random half, so that no tenant can have left that there.
             let (_, seed) = Uuid::now_v7().as_u64_pair();
             let mut devices = devices.lock().unwrap_or_else(PoisonError::into_inner);
             let between = Between::default();
-            between_tenants(&mut devices, &DevRoot::default(), &opening, &between, seed)
+            between_tenants(&mut devices, device, &between, seed)
         };
         // A device that hangs keeps its own thread waiting and nobody else.
         let turned = tokio::task::spawn_blocking(turn).await;
@@ -194,7 +202,7 @@ impl Passthrough {
 fn aliases(sysfs: &SysfsRoot) -> ModuleAliases {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let path = Path::new("/lib/modules").join(release.trim()).join("modules.alias");
-    if *sysfs != SysfsRoot::default() {
+    if !sysfs.is_the_kernels() {
         return ModuleAliases::default();
     }
     ModuleAliases::load(&path).unwrap_or_else(|error| {

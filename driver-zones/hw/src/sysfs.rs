@@ -12,7 +12,18 @@ impl Default for SysfsRoot {
     }
 }
 
+/// `f_type` of sysfs (statfs(2)).
+const SYSFS: u32 = 0x6265_6572;
+
 impl SysfsRoot {
+    /// Whether the kernel itself acts on what is written there, wherever it is mounted.
+    #[must_use]
+    pub fn is_the_kernels(&self) -> bool {
+        *self == Self::default()
+            || rustix::fs::statfs(&self.0)
+                .is_ok_and(|found| u32::try_from(found.f_type) == Ok(SYSFS))
+    }
+
     /// The folder of a PCI function.
     pub(crate) fn function(&self, address: PciAddress) -> PathBuf {
         self.0.join("bus/pci/devices").join(address.to_string())
@@ -30,6 +41,16 @@ impl SysfsRoot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_of_a_tests_is_not_the_kernels() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!SysfsRoot(folder.path().to_owned()).is_the_kernels());
+        assert!(!SysfsRoot(folder.path().join("missing")).is_the_kernels());
+        assert!(SysfsRoot::default().is_the_kernels());
+        let elsewhere = SysfsRoot("/sys/../sys/devices".into());
+        assert_eq!(elsewhere.is_the_kernels(), std::path::Path::new("/sys/kernel").exists());
+    }
 
     #[test]
     fn a_node_is_read_and_what_is_none_is_none() {

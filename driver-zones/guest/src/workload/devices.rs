@@ -12,6 +12,8 @@ use super::root::seen;
 use crate::machine;
 
 const FUNCTIONS: &str = "/sys/bus/pci/devices";
+/// Where a kernel has devices that are on no bus: a disk that may be reached by several controllers is one.
+const VIRTUAL: &str = "/sys/devices/virtual";
 /// How long drivers may take to have all devices up. A program is started all the same then: its device
 /// may come late.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,7 +46,7 @@ pub(super) fn show(bridges: &[String]) -> io::Result<()> {
     let mut before = None;
     while Instant::now() < end {
         let up = bridges.iter().all(|bridge| is_driven(bridge));
-        let now = all(&bridges);
+        let now = all(&bridges, Path::new(VIRTUAL));
         if up && before.as_ref() == Some(&now) {
             break;
         }
@@ -58,12 +60,12 @@ pub(super) fn show(bridges: &[String]) -> io::Result<()> {
         let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
         make(&Node { name: name.to_owned(), kind, number })?;
     }
-    all(&bridges).iter().try_for_each(make)?;
+    all(&bridges, Path::new(VIRTUAL)).iter().try_for_each(make)?;
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(LATER);
             // One that cannot be made is not there, as without a driver.
-            let _ = all(&bridges).iter().try_for_each(make);
+            let _ = all(&bridges, Path::new(VIRTUAL)).iter().try_for_each(make);
         }
     });
     Ok(())
@@ -87,13 +89,33 @@ fn is_driven(bridge: &Path) -> bool {
     !functions.is_empty() && functions.iter().all(|function| function.join("driver").exists())
 }
 
-fn all(bridges: &[PathBuf]) -> Vec<Node> {
+fn all(bridges: &[PathBuf], without_bus: &Path) -> Vec<Node> {
     let mut nodes = Vec::new();
-    for function in bridges.iter().flat_map(|bridge| behind(bridge)) {
-        collect(&function, DEPTH, &mut nodes);
+    let functions = bridges.iter().flat_map(|bridge| behind(bridge));
+    for folder in functions.chain(joined(bridges, without_bus)) {
+        collect(&folder, DEPTH, &mut nodes);
     }
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
     nodes
+}
+
+/// Devices on no bus that a link ties to what is behind a bridge.
+fn joined(bridges: &[PathBuf], without_bus: &Path) -> Vec<PathBuf> {
+    let functions = bridges.iter().flat_map(|bridge| behind(bridge));
+    let functions: Vec<PathBuf> =
+        functions.filter_map(|function| fs::canonicalize(function).ok()).collect();
+    let is_ours = |link: PathBuf| {
+        let to = fs::canonicalize(link).unwrap_or_default();
+        functions.iter().any(|function| to.starts_with(function))
+    };
+    let devices = folders(without_bus).into_iter().flat_map(|class| folders(&class));
+    devices.filter(|device| links(device).into_iter().any(is_ours)).collect()
+}
+
+fn links(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    links.map(|entry| entry.path()).collect()
 }
 
 /// Folders of a folder, links left out: they lead to other devices.
@@ -161,13 +183,27 @@ mod tests {
         std::os::unix::fs::symlink(&other, function.join("consumer")).unwrap();
 
         let bridges = [bridge.clone()];
-        let found = all(&bridges);
+        // The controller's disk, as kernels with more than one way to it show it; and another's.
+        let without_bus = root.path().join("virtual");
+        for (group, disk, number, controller) in
+            [("subsys0", "nvme1n1", 4, &controller), ("subsys1", "nvme2n1", 5, &other)]
+        {
+            let group = without_bus.join("nvme-subsystem").join(group);
+            fs::create_dir_all(group.join(disk)).unwrap();
+            let event = format!("MAJOR=259\nMINOR={number}\nDEVNAME={disk}\n");
+            fs::write(group.join(disk).join("uevent"), event).unwrap();
+            std::os::unix::fs::symlink("/sys/class/block", group.join(disk).join("subsystem"))
+                .unwrap();
+            std::os::unix::fs::symlink(controller, group.join("member")).unwrap();
+        }
+        let found = all(&bridges, &without_bus);
         let (block, character) = (FileType::BlockDevice, FileType::CharacterDevice);
         let node = |name: &str, kind, number| Node { name: name.into(), kind, number };
         let expected = [
             node("dri/card0", character, (226, 0)),
             node("nvme0", character, (241, 0)),
             node("nvme0n1", block, (259, 3)),
+            node("nvme1n1", block, (259, 4)),
         ];
         assert_eq!(found, expected);
         assert!(!is_driven(&bridge));

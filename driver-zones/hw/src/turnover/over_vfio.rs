@@ -8,7 +8,7 @@ use gpuzone_core::devices::{NoReset, Reset, ResetPolicy, TurnoverTerms};
 use super::{Target, TurnoverRecord, turn_over};
 use crate::actions::{ActionError, Devices, Writes};
 use crate::pci::{BarSpace, SysfsError};
-use crate::vfio::{DevRoot, Opening, VfioDevice, VfioError};
+use crate::vfio::{VfioDevice, VfioError};
 
 /// What counts as a reset between two tenants, and how long one may take.
 #[derive(Clone, Debug, Default)]
@@ -95,21 +95,19 @@ impl Target for VfioTarget {
     }
 }
 
-/// Turns a device over that is on VFIO and that nobody has: by its slot or bus where that is its
+/// Turns a device over that was opened for nobody else: by its slot or bus where that is its
 /// own, else as the policy says. `seed` is known to nobody who had the device.
 ///
 /// # Errors
 /// When it could not be begun.
 pub fn between_tenants<W: Writes>(
     devices: &mut Devices<W>,
-    dev: &DevRoot,
-    opening: &Opening,
+    device: VfioDevice,
     between: &Between,
     seed: u64,
 ) -> Result<TurnoverRecord, BetweenError> {
-    let address = opening.address;
+    let address = device.address();
     let sysfs = devices.places().sysfs.clone();
-    let device = VfioDevice::open(&sysfs, dev, opening)?;
     let failed = |source| BetweenError::Device { device: address, source };
     let function = sysfs.pci_function(address)?.ok_or(ActionError::Missing(address))?;
     // The largest window is the one on its memory.

@@ -24,7 +24,7 @@ use vfio_bindings::bindings::vfio::{
 };
 
 pub use error::{SlotError, VfioError};
-pub use open::{DevRoot, Interface, Opening};
+pub use open::{DevRoot, Interface, Opening, open_when_free};
 pub use sys::DmaMemory;
 
 /// Bits of the command register: answer to addresses in memory, and master the bus.

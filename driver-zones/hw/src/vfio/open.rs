@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use gpuzone_core::PciAddress;
 use uuid::Uuid;
@@ -15,6 +16,9 @@ use crate::SysfsRoot;
 
 /// The version of VFIO that there is.
 const API_VERSION: i32 = 0;
+
+/// Between two looks whether a device is free.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 const EBUSY: i32 = 16;
 const EACCES: i32 = 13;
@@ -96,6 +100,40 @@ impl VfioDevice {
         match opening.interface {
             Interface::Group => by_group(dev, opening, ready.group),
             Interface::Iommufd => by_iommufd(dev, opening, ready.device.as_deref()),
+        }
+    }
+}
+
+/// Opens a device for this process alone once whoever has it lets go of it: the kernel takes a VM that was
+/// killed apart for a while. Other reasons are not waited for.
+///
+/// # Errors
+/// As [`VfioDevice::open`], and when somebody has it all the time.
+pub fn open_when_free(
+    sysfs: &SysfsRoot,
+    dev: &DevRoot,
+    opening: &Opening,
+    within: Duration,
+) -> Result<VfioDevice, VfioError> {
+    let began = Instant::now();
+    until_free(
+        || VfioDevice::open(sysfs, dev, opening),
+        || {
+            std::thread::sleep(LOOK_AGAIN);
+            began.elapsed() < within
+        },
+    )
+}
+
+/// Tries until it is anything but busy, or `again` says that there is no more time.
+fn until_free<T>(
+    mut open: impl FnMut() -> Result<T, VfioError>,
+    mut again: impl FnMut() -> bool,
+) -> Result<T, VfioError> {
+    loop {
+        match open() {
+            Err(VfioError::Busy { .. }) if again() => {}
+            other => return other,
         }
     }
 }
@@ -218,6 +256,29 @@ mod tests {
         assert!(iommufd.contains("vfio/devices"), "{iommufd}");
         let group = said(Interface::Group);
         assert!(group.contains("the version of 0000:01:00.0 failed"), "{group}");
+    }
+
+    #[test]
+    fn one_that_is_still_held_is_waited_for_and_nothing_else_is() {
+        let busy = || VfioError::Busy {
+            address: "0000:01:00.0".parse().unwrap(),
+            path: "/dev/vfio/4".into(),
+        };
+        let tried = |freed_at: u32, looks: u32, otherwise: fn() -> VfioError| {
+            let (mut tries, mut left) = (0, looks);
+            let open = || {
+                tries += 1;
+                if tries == freed_at { Ok(tries) } else { Err(otherwise()) }
+            };
+            let again = || {
+                left = left.saturating_sub(1);
+                left > 0
+            };
+            (until_free(open, again).ok(), tries)
+        };
+        assert_eq!(tried(3, 10, busy), (Some(3), 3));
+        assert_eq!(tried(30, 10, busy), (None, 10));
+        assert_eq!(tried(3, 10, || VfioError::Lacks("anything")), (None, 1));
     }
 
     #[test]

@@ -10,7 +10,9 @@ use gpuzone_core::PciAddress;
 use gpuzone_core::devices::{Condemned, Reset, ResetMethod, ResetPolicy, ResetScope};
 use gpuzone_hw::actions::{ActionError, Devices, MdevParent};
 use gpuzone_hw::turnover::{Between, between_tenants};
-use gpuzone_hw::vfio::{DevRoot, DmaMemory, Interface, Opening, VfioDevice, VfioError};
+use gpuzone_hw::vfio::{
+    DevRoot, DmaMemory, Interface, Opening, VfioDevice, VfioError, open_when_free,
+};
 use rustix::event::{EventfdFlags, eventfd};
 use uuid::Uuid;
 
@@ -39,6 +41,8 @@ pub(crate) const ALL: [(&str, Check); 10] = [
 const EDU: (u16, u16) = (0x1234, 0x11e8);
 const IGB: (u16, u16) = (0x8086, 0x10c9);
 const IVSHMEM: (u16, u16) = (0x1af4, 0x1110);
+/// Of an emulated machine on a busy host.
+const LONG: Duration = Duration::from_secs(60);
 
 fn the(id: (u16, u16)) -> PciAddress {
     found(id.0, id.1).first().unwrap().address
@@ -299,7 +303,15 @@ fn resets() -> Outcome {
     let turn = |devices: &mut Devices, preferred: Vec<Reset>| {
         let opening = Opening { address: memory, interface: Interface::Group, token: None };
         let terms = Between { policy: ResetPolicy { preferred }, ..Between::default() };
-        let record = between_tenants(devices, &DevRoot::default(), &opening, &terms, 77).unwrap();
+        // Whoever had it lets go of it a moment later.
+        let had = open(memory, None).unwrap();
+        let going = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(had);
+        });
+        let free = open_when_free(&sysfs(), &DevRoot::default(), &opening, LONG);
+        going.join().unwrap();
+        let record = between_tenants(devices, free.unwrap(), &terms, 77).unwrap();
         assert!(matches!(record.condemned, Some(Condemned::Kept { .. })), "{record:?}");
         assert_eq!(record.seen_bytes, 1 << 20);
         println!("         {}", record.sentence());

@@ -1,7 +1,8 @@
 //! `cargo xtask microvm-suite --nested`: a device goes by passthrough into a workload zone that is a
-//! microVM. The node is a guest itself, with an IOMMU and an NVMe controller that QEMU emulates; agent,
-//! command, sandbox and QEMU in it are those of a real node, and the inner kernel's own driver has the
-//! controller.
+//! microVM. The node is a guest itself, with an IOMMU, an NVMe controller and a processor with AMD's
+//! virtualization, all of which QEMU emulates: so the inner machine is one of KVM's, and nothing is emulated
+//! twice. Agent, command, sandbox and QEMU in it are those of a real node, and the inner kernel's own
+//! driver has the controller.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -20,31 +21,34 @@ use super::suite::{Wanted, say};
 const SCRIPT: &str = include_str!("nested.sh");
 /// Where the controller is put.
 const ADDRESS: &str = "0000:00:04.0";
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     "gpu-zone",
     "gpu-zoned",
     "gpu-zone-broker",
     "gpu-zone-worker",
     "gpu-zone-sandbox",
     "gpu-zone-vm",
+    "gpuzone-workload",
     "libgpuzone_cuda.so",
     "libgpuzone_nvml.so",
     "libgpuzone_sim_cuda.so",
     "libgpuzone_sim_nvml.so",
 ];
 /// Of the host's, in the node.
-const TOOLS: [&str; 8] = [
+const TOOLS: [&str; 9] = [
     "/bin/sh",
     "/usr/bin/cat",
     "/usr/bin/grep",
     "/usr/bin/mkdir",
     "/usr/bin/mount",
+    "/usr/bin/rm",
     "/usr/bin/sleep",
     "/usr/sbin/chroot",
     "/usr/sbin/insmod",
 ];
 /// In the order in which one needs the other. Not all kernels have all of them.
-const MODULES: [&str; 5] = ["irqbypass", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
+const MODULES: [&str; 7] =
+    ["irqbypass", "kvm", "kvm-amd", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
 /// What QEMU reads to start a kernel by PVH.
 const FIRMWARE: [(&str, &str); 5] = [
     ("/usr/share/seabios", "bios-256k.bin"),
@@ -53,8 +57,10 @@ const FIRMWARE: [(&str, &str); 5] = [
     ("/usr/share/qemu", "pvh.bin"),
     ("/usr/share/qemu", "qboot.rom"),
 ];
-/// A machine in a machine, both emulated, on a busy host.
-const LIMIT_SECONDS: &str = "840";
+/// Of the machines in it.
+const IMAGES: [(For, &str); 2] = [(For::Workloads, "workload.cpio"), (For::Driver, "zone.cpio")];
+/// A machine in an emulated machine, on a busy host.
+const LIMIT_SECONDS: &str = "420";
 
 /// Runs it.
 ///
@@ -66,15 +72,15 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
         return Ok(());
     }
     let work = repository.join("target/guest-image");
-    let workload = work.join("workload.cpio");
-    let modules = wanted.modules.clone();
-    let what = For::Workloads;
-    image::build(repository, &Contents { what, output: workload.clone(), driver: None, modules })?;
+    for (what, name) in IMAGES {
+        let (output, modules) = (work.join(name), wanted.modules.clone());
+        image::build(repository, &Contents { what, output, driver: None, modules })?;
+    }
     let vmlinux = work.join("vmlinux");
     kernel::unpack(&wanted.kernel, &vmlinux)?;
     let node = work.join("nested");
     std::fs::create_dir_all(&node)?;
-    let archive = archive(wanted, &work, &node, &workload, &vmlinux)?;
+    let archive = archive(wanted, &work, &node, &vmlinux)?;
     let initrd = node.join("node.cpio");
     archive.write(&mut std::io::BufWriter::new(std::fs::File::create(&initrd)?))?;
     // A disk of a megabyte, which begins with a line.
@@ -86,13 +92,7 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
 }
 
 /// The node's first file system.
-fn archive(
-    wanted: &Wanted,
-    work: &Path,
-    node: &Path,
-    workload: &Path,
-    vmlinux: &Path,
-) -> anyhow::Result<Archive> {
+fn archive(wanted: &Wanted, work: &Path, node: &Path, vmlinux: &Path) -> anyhow::Result<Archive> {
     let (mut archive, artifacts) = (Archive::default(), Artifacts::build()?);
     for folder in ["proc", "sys", "node", "dev", "run", "tmp", "newroot", "var/lib", "modules"] {
         archive.directory(folder);
@@ -129,7 +129,9 @@ fn archive(
     }
     // The inner machine's, and its program's root: a shell.
     archive.file("/guest/vmlinux", vmlinux.to_owned(), 0o644);
-    archive.file("/guest/workload.cpio", workload.to_owned(), 0o644);
+    for (_, name) in IMAGES {
+        archive.file(&format!("/guest/{name}"), work.join(name), 0o644);
+    }
     let shell = Path::new("/bin/sh");
     archive.file("/guest/root/bin/sh", std::fs::canonicalize(shell)?, 0o755);
     for library in libraries(shell)? {
@@ -142,17 +144,29 @@ fn archive(
     archive.file("/init", script.clone(), 0o755);
     archive.file("/nested.sh", script, 0o755);
     let qemu = real(&wanted.qemu)?;
-    archive.text("/etc/gpu-zone/agent.toml", configuration(&qemu));
+    for (name, bind) in [("agent.toml", true), ("given-back.toml", false)] {
+        archive.text(&format!("/etc/gpu-zone/{name}"), configuration(&qemu, bind));
+    }
+    let machine = format!(
+        "[zone.microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/zone.cpio\"\nqemu = {qemu:?}\naccelerator = \"kvm\"\nmemory = \"384Mi\"\nwindows = 4\n"
+    );
+    for (name, zone) in [("sandbox.toml", ""), ("machine.toml", machine.as_str())] {
+        archive.text(&format!("/etc/gpu-zone/{name}"), format!("{MEDIATED}{zone}"));
+    }
     archive.text("/etc/gpu-zone/simulated.toml", "state_dir = \"/dev/shm/sim\"\n\n[[gpu]]\nname = \"gpu-zone Simulated GPU\"\nmemory = \"1Gi\"\n".to_owned());
     Ok(archive)
 }
 
-/// The agent's: a simulated GPU, and the controller as one that is handed over whole.
-fn configuration(qemu: &str) -> String {
+/// The agent's: a simulated GPU, and the controller as one that is handed over whole; with `bind`, the
+/// agent takes it from its driver.
+fn configuration(qemu: &str, bind: bool) -> String {
     format!(
-        "[node]\nsysfs = \"/node\"\n[driver]\nkind = \"simulated\"\nsimulated_config = \"simulated.toml\"\n[tenants.default]\n[[gpu]]\nuuid = \"GPU-00000000-0000-0000-0000-0000000000ab\"\nexposure = \"passthrough\"\naddress = \"{ADDRESS}\"\nmodel = \"gpu-zone Simulated GPU\"\nmemory = \"1Gi\"\n[zone.workload_microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/workload.cpio\"\nqemu = {qemu:?}\naccelerator = \"tcg\"\ncpus = 1\n"
+        "[node]\nsysfs = \"/node\"\n{MEDIATED}[[gpu]]\nuuid = \"GPU-00000000-0000-0000-0000-0000000000ab\"\nexposure = \"passthrough\"\naddress = \"{ADDRESS}\"\nmodel = \"gpu-zone Simulated GPU\"\nmemory = \"1Gi\"\nbind = {bind}\nreset = {bind}\n[zone.workload_microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/workload.cpio\"\nqemu = {qemu:?}\naccelerator = \"kvm\"\ncpus = 1\n"
     )
 }
+
+const MEDIATED: &str =
+    "[driver]\nkind = \"simulated\"\nsimulated_config = \"simulated.toml\"\n[tenants.default]\n";
 
 /// A file's own place, where the host has links to folders.
 pub(super) fn real(file: &Path) -> anyhow::Result<String> {
@@ -222,7 +236,7 @@ fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, disk: &Path) -> anyhow::R
         .stdout(Stdio::piped());
     ensure!(
         listen(node, "nested: ")?,
-        "the device did not reach the program, or did not come back"
+        "the device did not reach the program, or did not come back; what the node said is above"
     );
     say("ok", "a device is passed through to a program in a machine of its own");
     Ok(())

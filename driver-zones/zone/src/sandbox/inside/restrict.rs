@@ -52,11 +52,18 @@ pub(super) fn drop_privileges(setup: &Setup) -> Result<(), SetupError> {
 /// Memory that is not moved, while this process may still give itself more of it.
 pub(super) fn allow_locked(limits: &Limits) -> Result<(), SetupError> {
     let Some(bytes) = limits.locked else { return Ok(()) };
-    let most = getrlimit(Resource::Memlock).maximum.map(|most| most.max(bytes));
+    let allowed = getrlimit(Resource::Memlock).maximum;
+    let most = allowed.map(|allowed| allowed.max(bytes));
     let raised = setrlimit(Resource::Memlock, Rlimit { current: most, maximum: most });
-    raised.map_err(step(format!(
-        "cannot let the zone keep {bytes} bytes of memory where they are, as a device in a VM needs it (root can, or `ulimit -l`)"
-    )))
+    raised.map_err(step(cannot_lock(bytes, allowed)))
+}
+
+/// Root in a container often has no CAP_SYS_RESOURCE, so that being root is no answer.
+fn cannot_lock(bytes: u64, allowed: Option<u64>) -> String {
+    let (needs, has) = (bytes.div_ceil(1024), allowed.unwrap_or_default() / 1024);
+    format!(
+        "cannot let the zone keep {needs} KiB of memory where they are, as a device in a VM needs it: {has} KiB are allowed here. Start this with CAP_SYS_RESOURCE, or after `ulimit -l {needs}` (LimitMEMLOCK={bytes} in systemd's unit, --ulimit memlock={bytes} of a container)"
+    )
 }
 
 /// At most `most`, and never more than before.
@@ -166,4 +173,18 @@ pub(super) fn seccomp(setup: &mut Setup) -> Result<(), SetupError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_lock_so_much_is_told_how_much_and_how_to_get_it() {
+        let said = cannot_lock(192 << 20, Some(8 << 20));
+        for part in ["196608 KiB", "8192 KiB are allowed", "CAP_SYS_RESOURCE", "`ulimit -l 196608`"]
+        {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
 }
