@@ -174,19 +174,19 @@ pub(super) fn wait<P: Parking>(
     if limit.is_some_and(|limit| limit.is_zero()) {
         return Ok(false);
     }
-    // Mostly the other side is about to answer: the clock is left alone for so long.
-    if !spin.time.is_zero() && look(&mut ready)? {
-        return Ok(true);
-    }
-    let began = Instant::now();
-    let deadline = limit.map(|limit| began + limit);
-    while began.elapsed() < spin.time {
+    // Mostly the other side is about to answer: the clock is left alone for the first looks.
+    let mut began = None;
+    while !spin.time.is_zero() {
         if look(&mut ready)? {
             return Ok(true);
         }
         // The other side may have been woken onto this very processor.
         std::thread::yield_now();
+        if began.get_or_insert_with(Instant::now).elapsed() >= spin.time {
+            break;
+        }
     }
+    let deadline = limit.map(|limit| began.unwrap_or_else(Instant::now) + limit);
     let mut slept = false;
     loop {
         let seen = place.wakes();
