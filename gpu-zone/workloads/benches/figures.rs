@@ -87,7 +87,7 @@ fn calls(node: &Node, only: &[String]) {
         ours["bare_spin_ns"], ours["bare_futex_ns"]
     );
     println!(
-        "two threads copying through a window, which pageable copies have at most: {} GB/s",
+        "two threads with plain copies into a window and out of it: {} GB/s",
         ours["bare_staged_gb_s"]
     );
     assert_eq!(own["workload_checksum"], ours["workload_checksum"], "the same work");

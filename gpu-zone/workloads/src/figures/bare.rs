@@ -78,8 +78,8 @@ pub(super) fn sleeping(times: u32) -> anyhow::Result<f64> {
     })
 }
 
-/// Gigabytes a second that two threads pass on through a window, one copying in and one copying out:
-/// what a copy by way of memory that both sides see can have at most.
+/// Gigabytes a second that two threads pass on through a window, one copying in and one copying out, by
+/// plain copies: to set beside what copies by way of the rings reach.
 pub(super) fn staged(bytes: usize, rounds: u32) -> f64 {
     /// As the library does it: pieces of a record, in a ring of the usual size.
     const PIECE: usize = 512 << 10;
