@@ -26,7 +26,7 @@ use gpuzone_cuda_abi::{CuResult, DeviceAttribute};
 use gpuzone_wire::codec::{Field, Source};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::hello::DeviceInfo;
-use gpuzone_wire::ring::{Direction, MAX_CONTROL, Reader, Region, RingSizes, Spin, flag};
+use gpuzone_wire::ring::{Direction, MAX_CONTROL, Reader, Region, RingSizes, Spin, flag, places};
 use gpuzone_wire::stats::{StatsFile, StatsWriter};
 
 use crate::busy::{BusyClock, Worked};
@@ -53,6 +53,7 @@ pub fn caps() -> Caps {
         sessions: 4,
         contexts: 3,
         modules: 3,
+        functions: 3,
         module_bytes: 4096,
         image_bytes: 6144,
         streams: 3,
@@ -99,14 +100,27 @@ pub fn lease() -> std::io::Result<Arc<Lease>> {
     }))
 }
 
-/// Puts an input into a request ring: eight bytes that spoil the writer's position, or are 0, and
-/// then what stands in the ring. In the file, the position comes first and the ring after a page.
+/// Puts an input into a request ring: eight bytes that say how much of the answers was read, and then
+/// what stands in the ring, of which each record is published, the first one that is none, too.
 fn fill(rings: &File, input: &[u8]) -> std::io::Result<()> {
-    let (spoilt, records) = input.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+    let (answers, records) = input.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
     let records = records.get(..records.len().min(LONGEST)).unwrap_or(&[]);
-    let honest = records.len().next_multiple_of(32) as u64;
-    rings.write_all_at(records, 4096)?;
-    rings.write_all_at(&(honest ^ u64::from_le_bytes(*spoilt)).to_ne_bytes(), 0)
+    rings.write_all_at(records, places::CONTROL as u64)?;
+    rings.write_all_at(answers, places::REPLY.head as u64)?;
+    let mut key = [0; 8];
+    rings.read_exact_at(&mut key, places::KEY as u64)?;
+    let (key, mut at) = (u64::from_ne_bytes(key), 0);
+    // A record's length is behind its stamp.
+    while let Some(length) = records.get(at + 8..).and_then(<[u8]>::first_chunk::<4>) {
+        let stamp = key.wrapping_add(at as u64).to_ne_bytes();
+        rings.write_all_at(&stamp, (places::CONTROL + at) as u64)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(0);
+        if length == 0 || length % places::ALIGN > 0 {
+            break;
+        }
+        at = at.saturating_add(length);
+    }
+    Ok(())
 }
 
 /// What became of an input's records.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use gpuzone_cuda_abi::DeviceAttribute as A;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::stats::Monotonic;
-use gpuzone_wire::view::{GpuView, MAX_PROCESSES, ProcessView, View};
+use gpuzone_wire::view::{GpuView, ProcessView, View, most_processes};
 
 use crate::account::Account;
 use crate::busy::BusyClock;
@@ -141,12 +141,13 @@ impl Roster {
             busy: member.loads.percent(now, &member.clock.of_each()),
         };
         let versions = lease.own_use.versions();
+        let most = most_processes(lease.devices.len());
         View {
             driver: versions.driver,
             nvml: versions.nvml,
             cuda: lease.driver_version,
             gpus: lease.devices.iter().enumerate().map(gpu).collect(),
-            processes: state.members.iter().take(MAX_PROCESSES).map(process).collect(),
+            processes: state.members.iter().take(most).map(process).collect(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use gpuzone_wire::handover::EXIT_REPLACE;
 use gpuzone_wire::hello::{self, Hello, HelloError, WINDOW_FILES, Welcome};
-use gpuzone_wire::ring::{Bells, Region, RegionError, RingSizes, Spin};
+use gpuzone_wire::ring::{Bells, Region, RegionError, RingSizes, Side, Spin};
 use gpuzone_wire::spec;
 use gpuzone_wire::stats::Monotonic;
 use gpuzone_wire::view::{self, Look, Opening, Seen};
@@ -334,7 +334,7 @@ fn window(sizes: RingSizes, files: Vec<OwnedFd>) -> Result<Region, AttendError> 
     let Ok([file, ours, theirs]) = <[OwnedFd; WINDOW_FILES]>::try_from(files) else {
         return Err(HelloError::NotUnderstood.into());
     };
-    Ok(Region::window(file, sizes, Bells { ours, theirs })?)
+    Ok(Region::window(file, sizes, Bells { ours, theirs }, Side::Worker)?)
 }
 
 /// How long a session looks for more before it sleeps. Where the tenant is in another machine, the

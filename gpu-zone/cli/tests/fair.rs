@@ -62,6 +62,24 @@ mod tests {
         ends_well(globex);
     }
 
+    /// The GPU's time is shared by turns: were a grid stopped halfway for a neighbour's, blocks that
+    /// wait for each other would wait for ever.
+    #[test]
+    fn grids_whose_blocks_wait_for_each_other_run_beside_those_of_other_leases() {
+        let node = Node::start(&impatient()).unwrap();
+        let together = |tenant: &str| {
+            let words = ["together", "--seconds", "3"];
+            let mut running = node.spawn(tenant, "1Gi", "20", &words).unwrap();
+            running.wait_for("together: running", LIMIT).unwrap();
+            running
+        };
+        let (acme, globex) = (together("acme"), together("globex"));
+        let initech = computing(&node, "initech", "3");
+        for running in [acme, globex, initech] {
+            ends_well(running);
+        }
+    }
+
     #[test]
     fn the_trouble_of_a_lease_says_that_its_kernel_was_too_long() {
         let node = Node::start(&impatient()).unwrap();

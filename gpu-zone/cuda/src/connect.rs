@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::{self, DeviceInfo, Hello, HelloError, SOCKET, WINDOW_FILES, Welcome};
-use gpuzone_wire::ring::{Bells, RecordBytes, Region, RegionError, RingSizes, Spin};
+use gpuzone_wire::ring::{Bells, RecordBytes, Region, RegionError, RingSizes, Side, Spin};
 use gpuzone_wire::spec;
 
 /// Names the slot's directory.
@@ -61,7 +61,7 @@ fn region(files: Vec<OwnedFd>, sizes: RingSizes) -> Option<Result<Region, Region
         return Some(Region::open(files.into_iter().next()?, sizes));
     }
     let [file, theirs, ours] = <[OwnedFd; WINDOW_FILES]>::try_from(files).ok()?;
-    Some(Region::window(file, sizes, Bells { ours, theirs }))
+    Some(Region::window(file, sizes, Bells { ours, theirs }, Side::Tenant))
 }
 
 /// Greets the worker, again and again for a while: one that ended a faulty session is being

@@ -1,13 +1,14 @@
 //! Graphs: lists of work that this process keeps and posts when they are launched. The worker
 //! knows nothing of them: each node is checked, when it runs, as any other call is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use gpuzone_cuda_abi::CuResult;
 use gpuzone_cuda_abi::rows::Rows;
 use gpuzone_wire::spec::{ContextId, EventId, FunctionId, LaunchSetting, StreamId};
 
 use crate::ffi::Answer;
+use crate::tables::HashMap;
 
 /// A kernel with all that it is launched with.
 #[derive(Clone)]
@@ -152,8 +153,8 @@ impl Graphs {
     /// The nodes of a graph in an order that keeps what comes after what.
     pub(crate) fn sorted(&self, graph: u32) -> Answer<Vec<u32>> {
         let nodes = self.graph(graph)?;
-        let mut waits: HashMap<u32, usize> = HashMap::new();
-        let mut followers: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut waits: HashMap<u32, usize> = HashMap::default();
+        let mut followers: HashMap<u32, Vec<u32>> = HashMap::default();
         for id in nodes {
             let after = &self.node(*id)?.after;
             waits.insert(*id, after.len());

@@ -1,7 +1,6 @@
 //! The connection and everything that hangs on it, behind one mutex.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +20,7 @@ use crate::graphs::{Graphs, Work};
 use crate::handles::{Kind, number};
 use crate::host::Hosts;
 use crate::tables::{
-    Context, Function, Kernel, Library, Linker, Physical, Primary, Ranges, Stream,
+    Context, Function, HashMap, Kernel, Library, Linker, Physical, Primary, Ranges, Stream,
 };
 use crate::threads::{is_own_default, own_stream, set_own_stream};
 
@@ -113,22 +112,22 @@ pub(crate) fn initialise() -> Answer {
         client: connection.client,
         piece: connection.record_bytes.get(),
         driver_version: connection.driver_version,
-        contexts: HashMap::new(),
-        modules: HashMap::new(),
-        functions: HashMap::new(),
-        by_name: HashMap::new(),
-        libraries: HashMap::new(),
-        kernels: HashMap::new(),
-        linkers: HashMap::new(),
-        streams: HashMap::new(),
-        events: HashMap::new(),
+        contexts: HashMap::default(),
+        modules: HashMap::default(),
+        functions: HashMap::default(),
+        by_name: HashMap::default(),
+        libraries: HashMap::default(),
+        kernels: HashMap::default(),
+        linkers: HashMap::default(),
+        streams: HashMap::default(),
+        events: HashMap::default(),
         ranges: Ranges::default(),
         hosts: Hosts::default(),
         graphs: Graphs::default(),
         told_tips: Vec::new(),
-        physical: HashMap::new(),
-        pools: HashMap::new(),
-        current_pools: HashMap::new(),
+        physical: HashMap::default(),
+        pools: HashMap::default(),
+        current_pools: HashMap::default(),
         hears_worker: false,
         prints: false,
         numbers: FIRST_CONTEXT,

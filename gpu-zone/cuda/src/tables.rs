@@ -1,11 +1,14 @@
 //! What this process holds, as far as this library answers for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use gpuzone_wire::spec::{ContextId, FunctionId, LinkInput, ModuleId, ParamInfo, PhysicalId};
 
 use crate::api::Options;
+
+/// By numbers of this library's own, some of which each call looks up.
+pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
 
 pub(crate) struct Context {
     pub(crate) device: usize,

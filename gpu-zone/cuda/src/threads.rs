@@ -1,12 +1,12 @@
 //! Threads' own default streams: each is a stream of the thread's, made when it is first used.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 
 use gpuzone_wire::spec::{ContextId, StreamDestroy, StreamId};
 
 use crate::ffi::Answer;
 use crate::state::with;
+use crate::tables::HashMap;
 
 /// The streams of one thread, by context; they end with it.
 #[derive(Default)]

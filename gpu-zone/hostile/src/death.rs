@@ -10,7 +10,7 @@ use gpuzone_wire::spec::Opcode;
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::arena::{Arena, Dice, slot};
-use crate::line::{HEADER, WANTS_REPLY, Word, record};
+use crate::line::{WANTS_REPLY, Word, record};
 use crate::spec::{CONTEXT, Shop, example};
 
 /// Places in a call to die at.
@@ -23,7 +23,7 @@ fn again(arguments: &[String]) -> anyhow::Result<Child> {
     command.spawn().context("cannot start this program again")
 }
 
-/// Dies within a call: before it is published, with a part of it published, with all of it,
+/// Dies within a call: before it is published, with a part of it written and published, with all of it,
 /// and while it is being answered.
 pub(crate) fn die(opcode: u16, point: u32) -> anyhow::Result<String> {
     let opcode = Opcode::of(opcode)?;
@@ -31,17 +31,17 @@ pub(crate) fn die(opcode: u16, point: u32) -> anyhow::Result<String> {
     // Something is under way.
     let _ = shop.launch([4, 1, 1], 1000);
     let bytes = record(opcode as u16, WANTS_REPLY, CONTEXT.0, &example(opcode, shop.pointer));
-    let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
+    let tail = shop.client.position();
     let half = bytes.len() / 2;
     match point {
         0 => shop.memory.write_request(tail, &bytes[..half]),
         1 => {
             shop.memory.write_request(tail, &bytes[..half]);
-            shop.memory.publish(tail + HEADER as u64);
+            shop.memory.publish(tail);
         }
         _ => {
             shop.memory.write_request(tail, &bytes);
-            shop.memory.publish(tail + bytes.len() as u64);
+            shop.memory.publish(tail);
         }
     }
     let mut dice = Dice::new(u64::from(point) << 16 | u64::from(opcode as u16));
@@ -76,8 +76,8 @@ pub(crate) fn stop(unread: bool) -> anyhow::Result<String> {
     for _ in 0..64 {
         let _ = shop.launch([16, 1, 1], 200);
     }
+    let mut tail = shop.client.position();
     loop {
-        let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
         let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
         if !unread || tail.wrapping_sub(head) > 1 << 20 {
             break;
@@ -85,7 +85,8 @@ pub(crate) fn stop(unread: bool) -> anyhow::Result<String> {
         let control = example(Opcode::CopyToHost, shop.pointer);
         let bytes = record(Opcode::CopyToHost as u16, WANTS_REPLY, CONTEXT.0, &control);
         shop.memory.write_request(tail, &bytes);
-        shop.memory.publish(tail + bytes.len() as u64);
+        shop.memory.publish(tail);
+        tail += bytes.len() as u64;
     }
     crate::say("stopped");
     kill_process(getpid(), Signal::STOP)?;

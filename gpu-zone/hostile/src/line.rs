@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::{self, Hello, SOCKET, Welcome};
-pub(crate) use gpuzone_wire::ring::places::HEADER;
-use gpuzone_wire::ring::places::{CONTROL, DEFERRED, REPLY, REQUEST, TENANT_WAKES, WORKER_WAKES};
+pub(crate) use gpuzone_wire::ring::places::{ALIGN, HEADER};
+use gpuzone_wire::ring::places::{
+    CONTROL, DEFERRED, KEY, REPLY, REQUEST, TENANT_WAKES, WORKER_WAKES,
+};
 use gpuzone_wire::ring::{Region, RingSizes, Spin};
 use gpuzone_wire::spec;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -24,32 +26,24 @@ pub(crate) const WANTS_REPLY: u16 = 1;
 /// Words of the control page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Word {
-    RequestTail,
     RequestHead,
     RequestWanted,
-    ReplyTail,
     ReplyHead,
     ReplyWanted,
+    Key,
 }
 
 impl Word {
-    pub(crate) const ALL: [Self; 6] = [
-        Self::RequestTail,
-        Self::RequestHead,
-        Self::RequestWanted,
-        Self::ReplyTail,
-        Self::ReplyHead,
-        Self::ReplyWanted,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::RequestHead, Self::RequestWanted, Self::ReplyHead, Self::ReplyWanted, Self::Key];
 
     const fn place(self) -> usize {
         match self {
-            Self::RequestTail => REQUEST.tail,
             Self::RequestHead => REQUEST.head,
             Self::RequestWanted => REQUEST.wanted,
-            Self::ReplyTail => REPLY.tail,
             Self::ReplyHead => REPLY.head,
             Self::ReplyWanted => REPLY.wanted,
+            Self::Key => KEY,
         }
     }
 }
@@ -71,6 +65,8 @@ pub(crate) struct Line {
     pub(crate) file: OwnedFd,
     pub(crate) sizes: RingSizes,
     pub(crate) memory: Memory,
+    /// Where the next request goes.
+    pub(crate) tail: AtomicU64,
 }
 
 impl Line {
@@ -102,7 +98,7 @@ impl Line {
         };
         let file = file.context("no file came")?;
         let memory = Memory::of(&file, sizes)?;
-        Ok(Self { socket, file, sizes, memory })
+        Ok(Self { socket, file, sizes, memory, tail: AtomicU64::new(0) })
     }
 
     /// Whether the worker has closed it.
@@ -128,18 +124,19 @@ impl Line {
         Ok((Client::new(region, self.socket, Spin::default()), self.memory))
     }
 
-    /// Writes bytes where the next request goes, and publishes `publish` of them.
-    pub(crate) fn put(&self, bytes: &[u8], publish: u64) {
-        let tail = self.memory.word(Word::RequestTail).load(Ordering::Acquire);
+    /// Writes bytes where the next request goes, and publishes them; the one after them goes behind
+    /// so many of them.
+    pub(crate) fn put(&self, bytes: &[u8], length: usize) {
+        let tail = self.tail.fetch_add(length as u64, Ordering::Relaxed);
         self.memory.write_request(tail, bytes);
-        self.memory.publish(tail.wrapping_add(publish));
+        self.memory.publish(tail);
     }
 }
 
 /// A record with honest lengths.
 pub(crate) fn record(opcode: u16, flags: u16, context: u32, control: &[u8]) -> Vec<u8> {
     let bulk_at = HEADER + control.len().next_multiple_of(16);
-    let total = bulk_at.next_multiple_of(HEADER);
+    let total = bulk_at.next_multiple_of(ALIGN);
     let lengths = [total, control.len(), 0].map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
     let mut bytes = header(lengths, opcode, flags, context);
     bytes.extend_from_slice(control);
@@ -149,7 +146,9 @@ pub(crate) fn record(opcode: u16, flags: u16, context: u32, control: &[u8]) -> V
 
 /// A header: lengths of all, of the control part and of the bulk part.
 pub(crate) fn header(lengths: [u32; 3], opcode: u16, flags: u16, context: u32) -> Vec<u8> {
-    let mut bytes: Vec<u8> = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
+    // The stamp comes when it is published.
+    let mut bytes = vec![0; 8];
+    bytes.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
     bytes.extend(opcode.to_le_bytes());
     bytes.extend(flags.to_le_bytes());
     bytes.extend(context.to_le_bytes());
@@ -162,6 +161,8 @@ pub(crate) struct Memory {
     base: NonNull<u8>,
     length: usize,
     request: u64,
+    reply: u64,
+    key: u64,
 }
 
 // SAFETY: shared memory that another process changes all the time; it is touched only as atomics
@@ -178,7 +179,10 @@ impl Memory {
         let base =
             unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?;
         let base = NonNull::new(base.cast::<u8>()).context("nothing is mapped at 0")?;
-        Ok(Self { base, length, request: sizes.request.into() })
+        let (request, reply) = (sizes.request.into(), sizes.reply.into());
+        let mut memory = Self { base, length, request, reply, key: 0 };
+        memory.key = memory.word(Word::Key).load(Ordering::Acquire);
+        Ok(memory)
     }
 
     /// A position.
@@ -214,9 +218,35 @@ impl Memory {
         self.length
     }
 
-    /// Publishes a position of the request ring, and wakes its reader.
-    pub(crate) fn publish(&self, tail: u64) {
-        self.word(Word::RequestTail).store(tail, Ordering::SeqCst);
+    /// A word in the request ring's memory, or the reply ring's.
+    fn in_ring(&self, start: u64, size: u64, position: u64) -> &AtomicU64 {
+        let place = CONTROL as u64 + start + position % size;
+        let place = usize::try_from(place).unwrap_or(0);
+        assert!(place.is_multiple_of(8) && place < self.length);
+        // SAFETY: within the mapping, and aligned.
+        unsafe { self.base.add(place).cast::<AtomicU64>().as_ref() }
+    }
+
+    /// Where the replies end that were published from a position on, if they are honest.
+    pub(crate) fn replies_end(&self, mut position: u64) -> u64 {
+        let word = |at: u64| self.in_ring(self.request, self.reply, at).load(Ordering::Acquire);
+        while word(position) == self.key.wrapping_add(position) {
+            // The length of the whole is the header's next field.
+            let length = word(position + 8) & u64::from(u32::MAX);
+            position += length.next_multiple_of(ALIGN as u64).max(ALIGN as u64);
+        }
+        position
+    }
+
+    /// Publishes a record of the request ring, and wakes its reader.
+    pub(crate) fn publish(&self, position: u64) {
+        let stamp = self.in_ring(0, self.request, position);
+        stamp.store(self.key.wrapping_add(position), Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the worker, whatever for.
+    pub(crate) fn wake(&self) {
         self.half(REQUEST.reader_parked).store(0, Ordering::SeqCst);
         let wakes = self.half(WORKER_WAKES);
         wakes.fetch_add(1, Ordering::SeqCst);

@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncat
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::arena::{Arena, Dice};
-use crate::line::{HALF_WORDS, HEADER, Line, WANTS_REPLY, Word, header, record};
+use crate::line::{ALIGN, HALF_WORDS, HEADER, Line, WANTS_REPLY, Word, header, record};
 use crate::spec::{CONTEXT, Shop, example};
 
 pub(crate) fn reseal(arena: &Arena) -> anyhow::Result<String> {
@@ -34,7 +34,7 @@ pub(crate) fn reseal(arena: &Arena) -> anyhow::Result<String> {
         let grown = fallocate(file, FallocateFlags::empty(), 0, 1 << 30);
         ensure!(grown.is_err(), "the rings' file grew");
         map_executable(&line)?;
-        line.put(&record(u16::MAX, WANTS_REPLY, 0, &[]), HEADER as u64);
+        line.put(&record(u16::MAX, WANTS_REPLY, 0, &[]), ALIGN);
         line.ends().context("after holes were punched into the rings")?;
     }
     Ok(format!("rounds={rounds}"))
@@ -56,30 +56,55 @@ fn map_executable(line: &Line) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of positions, the worker reads the one that says how much of its answers was read, when there
+/// seems to be no room for more: so much is asked that this comes to be.
 pub(crate) fn positions(arena: &Arena) -> anyhow::Result<String> {
     let mut dice = Dice::new(0x706f_7369);
-    let (mut sessions, mut ended) = (0_u64, 0_u64);
-    let edges = [0, 1, 31, 32, 33, 4096, 4 << 20, (4 << 20) + 32, 1 << 40, u64::MAX, u64::MAX - 31];
+    let (mut sessions, mut ended, mut answered) = (0_u64, 0_u64, 0_u64);
+    let edges = [0, 1, 31, 32, 33, 4096, 4 << 20, (4 << 20) + 64, 1 << 40, u64::MAX, u64::MAX - 63];
+    let question = record(Opcode::MemoryInfo as u16, WANTS_REPLY, 0, &[]);
     while sessions < 8 || arena.goes_on() {
         sessions += 1;
         let line = Line::open(&arena.slot)?;
-        for _ in 0..dice.below(6) {
-            line.put(&record(Opcode::MemoryInfo as u16, WANTS_REPLY, 0, &[]), 32);
+        // More than there is room for answers to, or a few.
+        let all = if sessions.is_multiple_of(4) { 5 << 20 } else { 64 * dice.below(6) };
+        let (mut asked, half) = (0, all / 2);
+        while asked < all && !line.was_ended() {
+            if asked == half {
+                spoil(&line, &mut dice, &edges)?;
+            }
+            let read = line.memory.word(Word::RequestHead).load(Ordering::Acquire);
+            if asked.saturating_sub(read) < 1 << 20 {
+                line.put(&question, ALIGN);
+                asked += ALIGN as u64;
+            }
         }
-        for _ in 0..dice.below(40) {
-            let pick = usize::try_from(dice.below(Word::ALL.len() as u64))?;
-            let at = usize::try_from(dice.below(edges.len() as u64))?;
-            let value = if dice.below(2) == 0 { edges[at] } else { dice.next() };
-            line.memory.word(Word::ALL[pick]).store(value, Ordering::SeqCst);
-            let half = usize::try_from(dice.below(HALF_WORDS.len() as u64))?;
-            line.memory.half(HALF_WORDS[half]).store(u32::try_from(value >> 32)?, Ordering::SeqCst);
-        }
-        // Backwards, at last, which the worker has to see if it saw anything before.
-        line.memory.publish(1 << 20 | 1);
+        // A record, at last, that is none, which has to be seen if nothing was before.
+        line.put(&header([1, 2, 3], 0, 0, 0), ALIGN);
         line.ends()?;
         ended += 1;
+        answered += u64::from(asked == all);
     }
+    ensure!(answered < sessions, "no session was ended for its positions");
     Ok(format!("sessions={sessions} ended={ended}"))
+}
+
+/// Writes anything into any words of the control page.
+fn spoil(line: &Line, dice: &mut Dice, edges: &[u64]) -> anyhow::Result<()> {
+    for _ in 0..dice.below(40) {
+        let pick = usize::try_from(dice.below(Word::ALL.len() as u64))?;
+        let at = usize::try_from(dice.below(edges.len() as u64))?;
+        let value = if dice.below(2) == 0 { edges[at] } else { dice.next() };
+        // The attack itself goes by how much was read.
+        if !matches!(Word::ALL[pick], Word::RequestHead) {
+            line.memory.word(Word::ALL[pick]).store(value, Ordering::SeqCst);
+        }
+        let half = usize::try_from(dice.below(HALF_WORDS.len() as u64))?;
+        line.memory.half(HALF_WORDS[half]).store(u32::try_from(value >> 32)?, Ordering::SeqCst);
+    }
+    // Further than anything was written.
+    line.memory.word(Word::ReplyHead).store(1 << 62 | dice.next(), Ordering::SeqCst);
+    Ok(())
 }
 
 pub(crate) fn lengths(arena: &Arena) -> anyhow::Result<String> {
@@ -96,7 +121,7 @@ pub(crate) fn lengths(arena: &Arena) -> anyhow::Result<String> {
         (128 << 10) + 1,
         512 << 10,
         (512 << 10) + 1,
-        655_392,
+        655_424,
         4 << 20,
         (4 << 20) + 32,
         i32::MAX as u32,
@@ -131,7 +156,7 @@ pub(crate) fn lengths(arena: &Arena) -> anyhow::Result<String> {
     while sent < 20 || (arena.goes_on() && !bad.is_empty()) {
         let bytes = bad.swap_remove(usize::try_from(dice.below(bad.len() as u64))?);
         let line = Line::open(&arena.slot)?;
-        line.put(&bytes, bytes.len() as u64);
+        line.put(&bytes, bytes.len());
         line.ends()
             .with_context(|| format!("after a record that begins {:?}", &bytes[..HEADER]))?;
         sent += 1;
@@ -141,7 +166,8 @@ pub(crate) fn lengths(arena: &Arena) -> anyhow::Result<String> {
 
 fn is_honest(total: u32, control: u32, bulk: u32) -> bool {
     let (control, bulk) = (u64::from(control), u64::from(bulk));
-    let honest = (32 + control.next_multiple_of(16) + bulk).next_multiple_of(32);
+    let honest =
+        (HEADER as u64 + control.next_multiple_of(16) + bulk).next_multiple_of(ALIGN as u64);
     control <= 128 << 10 && bulk <= 512 << 10 && honest == u64::from(total)
 }
 
@@ -157,9 +183,10 @@ pub(crate) fn race(arena: &Arena) -> anyhow::Result<String> {
             scope.spawn(|| {
                 let mut dice = Dice::new(sessions);
                 while !stop.load(Ordering::Relaxed) {
-                    let head = line.memory.word(Word::RequestHead).load(Ordering::Relaxed);
-                    let at = (head + dice.below(4) * 64) & !63;
-                    let field = dice.below(48);
+                    let tail = line.tail.load(Ordering::Relaxed);
+                    let at = tail.saturating_sub(dice.below(4) * ALIGN as u64);
+                    // But for the stamp: without it nothing would be read any more.
+                    let field = 8 + dice.below(40);
                     let byte = if dice.below(8) == 0 {
                         dice.next().to_le_bytes()[0]
                     } else {
@@ -170,13 +197,13 @@ pub(crate) fn race(arena: &Arena) -> anyhow::Result<String> {
             });
             // … while another sends.
             for _ in 0..20_000 {
-                let tail = line.memory.word(Word::RequestTail).load(Ordering::Relaxed);
+                let tail = line.tail.load(Ordering::Relaxed);
                 let head = line.memory.word(Word::RequestHead).load(Ordering::Acquire);
                 if line.was_ended() || !arena.goes_on() {
                     break;
                 }
                 if tail.wrapping_sub(head) < 1 << 20 {
-                    line.put(&good, good.len() as u64);
+                    line.put(&good, good.len());
                 }
             }
             stop.store(true, Ordering::Relaxed);
@@ -208,24 +235,25 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
             CONTEXT.0,
             &example(Opcode::CopyToHost, shop.pointer),
         );
+        let (mut tail, mut read) = (shop.client.position(), 0);
         for _ in 0..200 {
-            let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
             let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
             if tail.wrapping_sub(head) > 1 << 20 {
                 break;
             }
             shop.memory.write_request(tail, &copy);
-            shop.memory.publish(tail + copy.len() as u64);
+            shop.memory.publish(tail);
+            tail += copy.len() as u64;
             for _ in 0..50 {
                 let place = usize::try_from(dice.below(shop.memory.len() as u64))?;
-                // Not the request's position: that is another attack's.
+                // Not how the request ring stands: that is another attack's.
                 if place >= 512 {
                     shop.memory.write(place, dice.next().to_le_bytes()[1]);
                 }
             }
             // "All of it was read": there is always room for the next.
-            let tail = shop.memory.word(Word::ReplyTail).load(Ordering::Acquire);
-            let jump = if dice.below(30) == 0 { dice.next() } else { tail };
+            read = shop.memory.replies_end(read);
+            let jump = if dice.below(30) == 0 { dice.next() } else { read };
             shop.memory.word(Word::ReplyHead).store(jump, Ordering::SeqCst);
         }
     }
@@ -233,12 +261,12 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
 }
 
 pub(crate) fn unread(arena: &Arena) -> anyhow::Result<String> {
-    let mut shops: Vec<Shop> =
+    let shops: Vec<Shop> =
         (0..arena.pick(4, 32)).map(|_| Shop::open(&arena.slot)).collect::<anyhow::Result<_>>()?;
+    let mut tails: Vec<u64> = shops.iter().map(|shop| shop.client.position()).collect();
     let mut asked = 0_u64;
     while arena.goes_on() {
-        for shop in &mut shops {
-            let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
+        for (shop, tail) in shops.iter().zip(&mut tails) {
             let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
             if tail.wrapping_sub(head) > 2 << 20 {
                 continue;
@@ -246,9 +274,9 @@ pub(crate) fn unread(arena: &Arena) -> anyhow::Result<String> {
             for opcode in [Opcode::Launch, Opcode::CopyToHost] {
                 let control = example(opcode, shop.pointer);
                 let bytes = record(opcode as u16, WANTS_REPLY, CONTEXT.0, &control);
-                let tail = shop.memory.word(Word::RequestTail).load(Ordering::Acquire);
-                shop.memory.write_request(tail, &bytes);
-                shop.memory.publish(tail + bytes.len() as u64);
+                shop.memory.write_request(*tail, &bytes);
+                shop.memory.publish(*tail);
+                *tail += bytes.len() as u64;
                 asked += 1;
             }
         }

@@ -99,6 +99,10 @@ fn ring(criterion: &mut Criterion) {
         group.bench_function(name, |b| b.iter(|| calls.call(&control)));
         calls.stop();
     }
+    // A record of one line each way, as most calls that are answered have.
+    let mut calls = ends(awake);
+    group.bench_function("round trip of a small call, both awake", |b| b.iter(|| calls.call(&[])));
+    calls.stop();
     group.finish();
 }
 

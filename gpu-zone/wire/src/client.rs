@@ -64,6 +64,12 @@ impl Client {
         self.replies.set_spin(spin);
     }
 
+    /// Where in the ring the next request goes, for who writes there without this, too, as a hostile
+    /// tenant does.
+    pub fn position(&self) -> u64 {
+        self.requests.position()
+    }
+
     /// What broke the connection, if it is broken.
     pub fn trouble(&self) -> Option<RingError> {
         self.trouble
@@ -180,9 +186,7 @@ impl Client {
                 continue;
             }
             let mut source = Source::new(self.replies.control());
-            let answer = decode(&mut source).map_err(|_| RingError::BadRecord);
-            self.replies.release();
-            return answer;
+            return decode(&mut source).map_err(|_| RingError::BadRecord);
         }
     }
 

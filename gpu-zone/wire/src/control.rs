@@ -161,6 +161,8 @@ pub struct Caps {
     pub contexts: u32,
     /// Loaded modules of a process.
     pub modules: u32,
+    /// Kernels that a process has looked up, and that one module may name.
+    pub functions: u32,
     /// Bytes of one module's image.
     pub module_bytes: u64,
     /// Bytes of the images of all modules that the processes of a lease have loaded.
@@ -191,6 +193,7 @@ impl Default for Caps {
             sessions: 64,
             contexts: 16,
             modules: 1024,
+            functions: 65_536,
             module_bytes: 64 << 20,
             image_bytes: 1 << 30,
             unpacked_bytes: 256 << 20,

@@ -12,8 +12,12 @@ use crate::hello::{self, Hello, HelloError};
 
 /// Version of the question; a worker refuses another.
 pub const VERSION: u32 = 2;
-/// Processes in one answer, so that it is never longer than a message may be.
-pub const MAX_PROCESSES: usize = 512;
+/// Processes in one answer about a lease of so many GPUs: on more than that it would be longer than a
+/// message may be, for up to 32 GPUs.
+pub fn most_processes(gpus: usize) -> usize {
+    (4096 / gpus.max(1)).min(512)
+}
+
 /// Names the slot's directory to a tenant's process.
 pub const SLOT_VARIABLE: &str = "GPUZONE_SLOT";
 
@@ -66,7 +70,7 @@ pub struct View {
     pub cuda: i32,
     /// The lease's GPUs, in order.
     pub gpus: Vec<GpuView>,
-    /// Its processes that are connected, at most [`MAX_PROCESSES`].
+    /// Its processes that are connected, at most [`most_processes`].
     pub processes: Vec<ProcessView>,
 }
 
@@ -156,12 +160,22 @@ mod tests {
 
     #[test]
     fn the_longest_answer_is_a_message() {
-        let process =
-            ProcessView { pid: u32::MAX, used: vec![u64::MAX; 8], busy: vec![Some(100); 8] };
-        let gpu = GpuView { name: "x".repeat(255), memory: u64::MAX, ..GpuView::default() };
-        let view =
-            View { gpus: vec![gpu; 8], processes: vec![process; MAX_PROCESSES], ..View::default() };
-        let bytes = serde_json::to_vec(&Seen::Lease(view)).expect("bytes");
-        assert!(bytes.len() <= hello::MAX_MESSAGE, "{}", bytes.len());
+        for gpus in [1, 8, 16, 32] {
+            let (used, busy) = (vec![u64::MAX; gpus], vec![Some(100); gpus]);
+            let process = ProcessView { pid: u32::MAX, used, busy };
+            let gpu = GpuView {
+                name: "x".repeat(255),
+                uuid: [u8::MAX; 16],
+                memory: u64::MAX,
+                used: u64::MAX,
+                busy: Some(100),
+                capability: Some((99, 99)),
+                pci: Some((u32::MAX, u32::MAX, u32::MAX)),
+            };
+            let processes = vec![process; most_processes(gpus)];
+            let view = View { gpus: vec![gpu; gpus], processes, ..View::default() };
+            let bytes = serde_json::to_vec(&Seen::Lease(view)).expect("bytes");
+            assert!(bytes.len() <= hello::MAX_MESSAGE, "{} of {gpus} GPUs", bytes.len());
+        }
     }
 }

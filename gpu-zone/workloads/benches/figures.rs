@@ -86,6 +86,10 @@ fn calls(node: &Node, only: &[String]) {
         "bare ping-pong: {} ns spinning, {} ns by futex",
         ours["bare_spin_ns"], ours["bare_futex_ns"]
     );
+    println!(
+        "two threads with plain copies into a window and out of it: {} GB/s",
+        ours["bare_staged_gb_s"]
+    );
     assert_eq!(own["workload_checksum"], ours["workload_checksum"], "the same work");
 }
 

@@ -186,3 +186,32 @@ pub(crate) fn matmul_loop(device: &Device, n: u32, seconds: f64) -> anyhow::Resu
         begin.elapsed().as_secs_f64()
     ))
 }
+
+/// Each element becomes its neighbours' sum, again and again; all blocks meet after each step.
+#[expect(clippy::print_stdout, reason = "a program's output")]
+pub(crate) fn together(device: &Device, seconds: f64) -> anyhow::Result<String> {
+    const N: u32 = 600;
+    const STEPS: u32 = 8;
+    let length = Duration::try_from_secs_f64(seconds).context("--seconds is no length of time")?;
+    let kernel = device.kernel("cooperative.ptx", "ring_steps")?;
+    let start: Vec<u32> = (0..N).collect();
+    let step = |ring: Vec<u32>| -> Vec<u32> {
+        let n = ring.len();
+        (0..n).map(|i| ring[(i + 1) % n].wrapping_add(ring[(i + n - 1) % n])).collect()
+    };
+    let wanted = (0..STEPS).fold(start.clone(), |ring, _| step(ring));
+    let (begin, mut grids) = (Instant::now(), 0_u64);
+    while grids == 0 || begin.elapsed() < length {
+        let mut ring = device.upload(&start)?;
+        let mut launch = device.stream.launch_builder(&kernel);
+        launch.arg(&mut ring).arg(&N).arg(&STEPS);
+        // SAFETY: the arguments are ring_steps', with a thread for each of n elements.
+        unsafe { launch.launch_cooperative(grid((N, 1), (64, 1))) }.map_err(named)?;
+        ensure!(device.download(&ring)? == wanted, "together: WRONG in grid {grids}");
+        grids += 1;
+        if grids == 1 {
+            println!("together: running");
+        }
+    }
+    Ok(format!("together: ok grids={grids}"))
+}

@@ -113,6 +113,12 @@ enum Program {
         #[arg(short, long, default_value_t = 64)]
         n: u32,
     },
+    /// Launch grids whose blocks wait for each other, and check them, for a time.
+    Together {
+        /// For how long.
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
     /// Launch a small kernel again and again, check each result, and say how often that was,
     /// until the standard input ends.
     Meter {
@@ -197,6 +203,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Program::Crash { memory } => return memory::crash(&device, memory),
         Program::Spin { rounds } => compute::spin(&device, rounds)?,
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
+        Program::Together { seconds } => compute::together(&device, seconds)?,
         Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
         Program::Figures { launches, calls, copy, rounds, ref matmul, ref only } => {

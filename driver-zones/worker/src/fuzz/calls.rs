@@ -1,9 +1,9 @@
 //! Each call once, well made and in an order in which all of them are done: where the corpus and
 //! what is drawn begin.
 
+use gpuzone_wire::ring::places::{ALIGN, HEADER};
 use gpuzone_wire::spec::*;
 
-const HEADER: usize = 32;
 const STREAM: StreamId = StreamId(StreamId::FIRST);
 const POOL: PoolId = PoolId(PoolId::FIRST);
 
@@ -21,10 +21,12 @@ impl Made {
     /// Its record with honest lengths, as `ring::Header` lays it out.
     pub(super) fn record(&self) -> Vec<u8> {
         let bulk_at = HEADER + self.control.len().next_multiple_of(16);
-        let total = (bulk_at + self.bulk.len()).next_multiple_of(HEADER);
+        let total = (bulk_at + self.bulk.len()).next_multiple_of(ALIGN);
         let word = |length: usize| u32::try_from(length).expect("short").to_le_bytes();
         let lengths = [total, self.control.len(), self.bulk.len()];
-        let mut bytes: Vec<u8> = lengths.into_iter().flat_map(word).collect();
+        let stamp = [0; 8];
+        let mut bytes: Vec<u8> =
+            stamp.into_iter().chain(lengths.into_iter().flat_map(word)).collect();
         bytes.extend(self.opcode.to_le_bytes());
         bytes.extend(self.flags.to_le_bytes());
         bytes.extend(self.context.to_le_bytes());

@@ -218,7 +218,7 @@ fn write_the_corpus_anew() {
         std::fs::write(corpus().join(name), input).expect("written");
     };
     write("each-call", &input(&each_call()));
-    write("spoilt-tail", &[&(!0u64).to_le_bytes()[..], &bytes(&beginning())].concat());
+    write("spoilt-head", &[&(!0u64).to_le_bytes()[..], &bytes(&beginning())].concat());
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let lease = lease().expect("a lease");
     let mut draw = || records().new_tree(&mut runner).expect("a value").current();

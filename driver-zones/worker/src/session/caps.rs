@@ -12,6 +12,7 @@ impl Session {
         let most = |cap: u32| cap as usize;
         assert!(self.contexts.len() <= most(caps.contexts));
         assert!(self.modules.len() <= most(caps.modules));
+        assert!(self.functions.len() <= most(caps.functions));
         assert!(self.streams.len() <= most(caps.streams));
         assert!(self.events.len() <= most(caps.events));
         assert!(self.allocations.len() + self.kept_blocks() <= most(caps.allocations));

@@ -58,9 +58,6 @@ use staging::Staging;
 /// By numbers of a tenant's choice, each in a table of its own session's.
 type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Kernels that a session may have looked up.
-const MAX_FUNCTIONS: usize = 65_536;
-
 /// What all sessions of a worker share.
 #[derive(Debug)]
 pub struct Lease {

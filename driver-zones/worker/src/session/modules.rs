@@ -8,7 +8,7 @@ use gpuzone_wire::spec::{
 };
 
 use super::jit::Compiler;
-use super::{Function, Global, MAX_FUNCTIONS, Module, Session, room};
+use super::{Function, Global, Module, Session, room};
 use crate::code::{Code, look};
 use crate::host_room::Held;
 
@@ -87,7 +87,7 @@ impl Session {
         let mut count = 0;
         // SAFETY: a place for the answer and a module of the current context.
         self.ask(unsafe { (self.lease.driver.module_kernel_count)(&raw mut count, of) })?;
-        if count as usize > MAX_FUNCTIONS {
+        if count > self.lease.caps.functions {
             return Err(CuResult::OUT_OF_MEMORY);
         }
         let mut kernels = vec![std::ptr::null_mut(); count as usize];
@@ -134,9 +134,7 @@ impl Session {
         if self.functions.contains_key(&request.function) {
             return Err(CuResult::INVALID_VALUE);
         }
-        if self.functions.len() >= MAX_FUNCTIONS {
-            return Err(CuResult::OUT_OF_MEMORY);
-        }
+        room(self.functions.len(), self.lease.caps.functions)?;
         self.enter(context)?;
         let name = CString::new(request.name).map_err(|_| CuResult::NOT_FOUND)?;
         let mut driver = std::ptr::null_mut();

@@ -28,6 +28,7 @@ const CAPS: Caps = Caps {
     sessions: 4,
     contexts: 3,
     modules: 3,
+    functions: 3,
     module_bytes: 64,
     image_bytes: 96,
     unpacked_bytes: 1 << 20,

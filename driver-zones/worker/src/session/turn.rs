@@ -31,8 +31,9 @@ impl Session {
 
     /// Waits until work may be given to a context, which is current then.
     pub(super) fn take_turn(&mut self, id: ContextId) -> Result<(), CuResult> {
-        let lease = self.lease.clone();
-        let context = self.enter(id)?;
+        self.enter(id)?;
+        let lease = &self.lease;
+        let context = self.contexts.get_mut(&id).ok_or(CuResult::INVALID_CONTEXT)?;
         let device = context.device;
         if context.meter.is_busy() {
             if lease.turns.pressure(device) != Pressure::Recalled {

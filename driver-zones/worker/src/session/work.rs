@@ -22,9 +22,9 @@ impl Session {
         act: impl FnOnce(&Driver) -> CuResult,
     ) -> Result<(), CuResult> {
         self.take_turn(context)?;
-        let lease = self.lease.clone();
+        let (lease, clock) = (&self.lease, &self.clock);
         let entered = self.contexts.get_mut(&context).ok_or(CuResult::INVALID_CONTEXT)?;
-        let on = GpuClock { clock: &self.clock, gpu: entered.device };
+        let on = GpuClock { clock, gpu: entered.device };
         entered.meter.before(&lease.driver, stream, on);
         let result = act(&lease.driver);
         if result.is_success() {
@@ -32,7 +32,7 @@ impl Session {
             entered.pace.after(&lease.driver, stream);
         } else {
             // What the driver refused is no work: it keeps no turn.
-            entered.settle(&lease, &self.clock);
+            entered.settle(lease, clock);
         }
         self.ask(result)
     }

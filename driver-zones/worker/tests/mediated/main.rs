@@ -299,6 +299,7 @@ mod tests {
     fn caps_hold_for_each_kind_and_what_is_given_back_is_there_again() {
         let caps = Caps {
             modules: 2,
+            functions: 3,
             unpacked_bytes: 64 << 10,
             streams: 2,
             events: 2,

@@ -1,7 +1,6 @@
 //! Libraries: images that are loaded into whatever context asks for one of their kernels. They and
 //! their kernels are this process's own; the worker knows of modules only.
 
-use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 
 use gpuzone_cuda_abi::{CUdevice, CUdeviceptr, CUfunction, CUmodule, CuResult};
@@ -14,7 +13,7 @@ use crate::ffi::{Answer, api, put, text};
 use crate::handles::{Kind, handle, number};
 use crate::images;
 use crate::state::{State, current, with};
-use crate::tables::{Kernel, Library};
+use crate::tables::{HashMap, Kernel, Library};
 
 /// `CU_LIBRARY_BINARY_IS_PRESERVED`: the program keeps the image; a copy is taken all the same.
 const BINARY_IS_PRESERVED: u32 = 1;
@@ -41,14 +40,15 @@ fn load(
     let context = current()?;
     with(|state| {
         let id = state.new_number();
-        let mut modules = HashMap::new();
+        let mut modules = HashMap::default();
         // What is wrong with the image is said now where there is a context to load it into.
         if let Some(context) = context.filter(|context| state.contexts.contains_key(context)) {
             modules.insert(context, load_into(state, context, image, &options)?);
         }
         // The program's buffers are its own again when this returns.
         let options = Options { settings: options.settings, ..Options::default() };
-        let library = Library { image: image.to_vec(), options, modules, kernels: HashMap::new() };
+        let library =
+            Library { image: image.to_vec(), options, modules, kernels: HashMap::default() };
         state.libraries.insert(id, library);
         put(place, handle(Kind::Library, id))
     })
@@ -98,7 +98,7 @@ fn kernel_named(state: &mut State, library: u32, name: &str) -> Answer<u32> {
     let module = some_module(state, library)?;
     let function = look_up(state, module, name)?;
     let context = known(state, function)?.context;
-    let functions = HashMap::from([(context, function)]);
+    let functions = [(context, function)].into_iter().collect();
     let id = state.new_number();
     let text = CString::new(name).map_err(|_| CuResult::NOT_FOUND)?;
     state.kernels.insert(id, Kernel { library, name: text, functions });

@@ -5,11 +5,10 @@
 //! futexes can stand in their place: `ring/model.rs` runs exactly this code in every order.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::Duration;
 
 use super::RingError;
 use super::park::{self, Parking, Peer, Spin};
-use super::record::ALIGN;
 
 /// A position that one side writes and the other reads.
 pub(super) trait Position {
@@ -22,8 +21,10 @@ pub(super) trait Shared {
     type Position: Position;
     type Parking: Parking;
 
-    /// Bytes ever written; the writer's.
-    fn tail(&self) -> &Self::Position;
+    /// The first word of a record at a position; the writer's.
+    fn stamp(&self, position: u64) -> &Self::Position;
+    /// What stands there when the record is there, and nothing that stood there before.
+    fn published(&self, position: u64) -> u64;
     /// Bytes ever read; the reader's.
     fn head(&self) -> &Self::Position;
     /// How far is to be read before a writer that sleeps is woken; the writer's.
@@ -41,30 +42,31 @@ pub(super) struct Consumer {
     pub(super) head: u64,
     /// Read.
     pub(super) next: u64,
-    /// Written, as far as that was seen and found possible.
-    pub(super) tail: u64,
 }
 
 impl Consumer {
-    /// Waits for something to read; `false` when the deadline came first.
+    /// Whether the next record is there.
+    pub(super) fn has_next(&self, shared: &impl Shared) -> bool {
+        shared.stamp(self.next).load(Ordering::Acquire) == shared.published(self.next)
+    }
+
+    /// Waits for something to read; `false` when the time was over first.
     pub(super) fn wait(
-        &mut self,
+        &self,
         shared: &impl Shared,
-        capacity: u64,
         spin: Spin,
-        deadline: Option<Instant>,
+        limit: Option<Duration>,
         peer: &dyn Peer,
     ) -> Result<bool, RingError> {
-        let (head, next, tail) = (self.head, self.next, &mut self.tail);
-        park::wait(shared.reader(), spin, deadline, peer, || {
-            let seen = shared.tail().load(Ordering::Acquire);
-            let in_ring = seen.wrapping_sub(head);
-            if seen < *tail || in_ring > capacity || in_ring % ALIGN as u64 != 0 {
-                return Err(RingError::BadPosition);
-            }
-            *tail = seen;
-            Ok(seen > next)
-        })
+        park::wait(shared.reader(), spin, limit, peer, || Ok(self.has_next(shared)))
+    }
+
+    /// Gives what was read back to the writer if it is at least so much: each time costs the writer a
+    /// look at another line, and small records fit beside all that it may wait for.
+    pub(super) fn release_if(&mut self, shared: &impl Shared, least: u64) {
+        if self.next - self.head >= least {
+            self.release(shared, self.next);
+        }
     }
 
     /// Gives what was read up to a position back to the writer.
@@ -116,16 +118,20 @@ impl Producer {
 
     /// Shows the reader `bytes` more.
     pub(super) fn publish(&mut self, shared: &impl Shared, bytes: u64) {
+        shared.stamp(self.tail).store(shared.published(self.tail), Ordering::Release);
         self.tail += bytes;
-        shared.tail().store(self.tail, Ordering::Release);
         park::wake_if_parked(shared.reader(), || true);
     }
 
     /// Whether `bytes` more fit at once.
-    pub(super) fn has_room(&self, shared: &impl Shared, capacity: u64, bytes: u64) -> bool {
-        let seen = shared.head().load(Ordering::Acquire);
-        // Nonsense is not taken note of here: writing finds it.
-        let held = self.tail.checked_sub(seen).filter(|_| seen >= self.head);
-        held.is_some_and(|held| held + bytes <= capacity)
+    pub(super) fn has_room(&mut self, shared: &impl Shared, capacity: u64, bytes: u64) -> bool {
+        if self.tail - self.head + bytes > capacity {
+            let seen = shared.head().load(Ordering::Acquire);
+            // Nonsense is not taken note of here: writing finds it.
+            if seen >= self.head && seen <= self.tail {
+                self.head = seen;
+            }
+        }
+        self.tail - self.head + bytes <= capacity
     }
 }

@@ -1,16 +1,23 @@
 //! Two single-producer, single-consumer rings of bytes in memory that both sides map.
 //!
 //! ```text
-//! page 0    positions and parking words of both rings, the word of deferred errors, counts of wakes
+//! page 0    readers' positions and parking words of both rings, the word of deferred errors, counts
+//!           of wakes, the key of the stamps
 //! then      the request ring's bytes, then the reply ring's; each mapped twice in a row, so
 //!           that a record which crosses the end is one piece of memory all the same
 //!
-//!     record:  header (32 bytes) | control, padded to 16 | bulk, padded to 32
+//!     record:  header (32 bytes, a stamp first) | control, padded to 16 | bulk, padded to 64
 //! ```
 //!
-//! A side keeps its own position in private memory and only ever publishes it; the other side's
-//! position is checked each time it is read: it never goes back and never leaves more in the
-//! ring than the ring holds. Header and control are copied out once, before anything in them is
+//! A record is there when its stamp is: the key and its position, written last. So a reader looks at
+//! the line of memory that it reads next anyway, and a small record costs one line's way from one
+//! processor to the other, as little as two threads need to meet at all. The key is drawn by the
+//! worker for each pair of rings: what programs copy lies in the rings, too, and nobody who has a
+//! say in a program's data may be able to write what looks like a record there.
+//!
+//! A side keeps its own position in private memory. A reader publishes it, not for each small record,
+//! and a writer looks at it when the ring seems full, and checks it each time: it never goes back and
+//! never passes what was written. Header and control are copied out once, before anything in them is
 //! looked at. Bulk bytes are data and nothing else, so they are used where they lie.
 
 mod bytes;

@@ -160,31 +160,33 @@ impl Parking for Place<'_> {
     }
 }
 
-/// Waits until `ready` says so; `false` when the deadline came first.
+/// Waits until `ready` says so; `false` when the time was over first.
 pub(super) fn wait<P: Parking>(
     place: &P,
     spin: Spin,
-    deadline: Option<Instant>,
+    limit: Option<Duration>,
     peer: &dyn Peer,
     mut ready: impl FnMut() -> Result<bool, RingError>,
 ) -> Result<bool, RingError> {
     if ready()? {
         return Ok(true);
     }
-    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+    if limit.is_some_and(|limit| limit.is_zero()) {
         return Ok(false);
     }
-    let began = Instant::now();
-    while began.elapsed() < spin.time {
-        for _ in 0..SPINS {
-            std::hint::spin_loop();
-            if ready()? {
-                return Ok(true);
-            }
+    // Mostly the other side is about to answer: the clock is left alone for the first looks.
+    let mut began = None;
+    while !spin.time.is_zero() {
+        if look(&mut ready)? {
+            return Ok(true);
         }
         // The other side may have been woken onto this very processor.
         std::thread::yield_now();
+        if began.get_or_insert_with(Instant::now).elapsed() >= spin.time {
+            break;
+        }
     }
+    let deadline = limit.map(|limit| began.unwrap_or_else(Instant::now) + limit);
     let mut slept = false;
     loop {
         let seen = place.wakes();
@@ -208,6 +210,17 @@ pub(super) fn wait<P: Parking>(
         }
         slept = place.sleep(seen, left.map_or(peer.slice(), |left| left.min(peer.slice())));
     }
+}
+
+/// Looks a number of times.
+fn look(ready: &mut impl FnMut() -> Result<bool, RingError>) -> Result<bool, RingError> {
+    for _ in 0..SPINS {
+        std::hint::spin_loop();
+        if ready()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Wakes the other side if it sleeps and has `enough` to go on. To be called after publishing a

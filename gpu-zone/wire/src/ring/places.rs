@@ -8,8 +8,12 @@ use super::region::{Channel, Control};
 
 /// Bytes in front of the request ring's.
 pub const CONTROL: usize = super::region::CONTROL_BYTES;
-/// Bytes of a record's header, and what a record's length is a multiple of.
+/// Bytes of a record's header; its stamp is the first eight.
 pub const HEADER: usize = size_of::<Header>();
+/// What a record's place and length are multiples of.
+pub const ALIGN: usize = super::record::ALIGN;
+/// What a stamp is more than its record's position, 64 bits.
+pub const KEY: usize = offset_of!(Control, key);
 /// Of the request ring.
 pub const REQUEST: Places = Places::of(offset_of!(Control, request));
 /// Of the reply ring.
@@ -24,8 +28,6 @@ pub const TENANT_WAKES: usize = offset_of!(Control, tenant_wakes);
 /// Where a ring's words are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// Bytes ever written, 64 bits.
-    pub tail: usize,
     /// Bytes ever read, 64 bits.
     pub head: usize,
     /// How far is to be read before a writer that sleeps is woken, 64 bits.
@@ -39,7 +41,6 @@ pub struct Places {
 impl Places {
     const fn of(channel: usize) -> Self {
         Self {
-            tail: channel + offset_of!(Channel, tail),
             head: channel + offset_of!(Channel, head),
             wanted: channel + offset_of!(Channel, wanted),
             reader_parked: channel + offset_of!(Channel, reader_parked),

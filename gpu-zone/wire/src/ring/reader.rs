@@ -1,16 +1,15 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytemuck::Zeroable;
 
 use super::RingError;
-use super::ends::{Consumer, Shared};
+use super::ends::Consumer;
 use super::park::{Peer, Spin};
 use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
 
-/// This part of the ring at most waits to be released.
+/// When this part of the ring was read it is released. A writer waits for a part that fits beside it.
 const BATCH: u64 = 32;
 
 /// The bulk bytes of a received record, where they lie in the ring. The other side can change
@@ -106,7 +105,7 @@ impl Reader {
     }
 
     /// The next record; `None` when none came within `timeout`. Those before it are released, unless
-    /// one is held; small ones of which more are there already, several at once.
+    /// one is held; small ones, several at once.
     ///
     /// # Errors
     /// When the other side is gone or wrote nonsense; for ever from then on.
@@ -118,10 +117,12 @@ impl Reader {
         if let Some(broken) = self.broken {
             return Err(broken);
         }
-        if !self.holds && !self.may_keep() {
-            self.release();
+        let ring = self.region.ring(self.direction);
+        if !self.holds {
+            let least = self.region.capacity(self.direction) / BATCH;
+            self.at.release_if(&ring, least);
         }
-        let received = match self.wait(timeout, peer) {
+        let received = match self.at.wait(&ring, self.spin, timeout, peer) {
             Ok(true) => self.take().map(Some),
             Ok(false) => Ok(None),
             Err(error) => Err(error),
@@ -129,17 +130,9 @@ impl Reader {
         received.inspect_err(|error| self.broken = Some(*error))
     }
 
-    /// Each release takes the line from a writer that looks at it, and waits for that.
-    fn may_keep(&self) -> bool {
-        let kept = self.at.next - self.at.head;
-        self.at.tail > self.at.next && kept < self.region.capacity(self.direction) / BATCH
-    }
-
-    /// Whether another record stands behind the one that was received last, as far as was seen.
+    /// Whether another record stands behind the one that was received last.
     pub fn has_more(&self) -> bool {
-        // A position that cannot be is found when it is read from.
-        let ring = self.region.ring(self.direction);
-        self.at.tail > self.at.next || ring.tail().load(Ordering::Relaxed) > self.at.next
+        self.at.has_next(&self.region.ring(self.direction))
     }
 
     /// The control part of the record that was received last: a copy of ours.
@@ -147,24 +140,16 @@ impl Reader {
         &self.control
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, peer: &dyn Peer) -> Result<bool, RingError> {
-        if self.at.tail != self.at.next {
-            return Ok(true);
-        }
-        let ring = self.region.ring(self.direction);
-        let capacity = self.region.capacity(self.direction);
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        self.at.wait(&ring, capacity, self.spin, deadline, peer)
-    }
-
     fn take(&mut self) -> Result<Received, RingError> {
         let record = self.region.at(self.direction, self.at.next);
         let mut header = Header::zeroed();
         let into = bytemuck::bytes_of_mut(&mut header);
-        // SAFETY: at least `ALIGN` bytes are in the ring, the size of a header, and they lie in
-        // a row. This is the one copy: nothing below looks at the shared bytes again.
+        // SAFETY: a header's bytes lie in a row from any position on. This is the one copy: nothing
+        // below looks at the shared bytes again.
         unsafe { std::ptr::copy_nonoverlapping(record, into.as_mut_ptr(), HEADER) };
-        let bulk_at = header.checked(self.at.tail - self.at.next)?;
+        // What is not released yet has to be left alone by an honest writer.
+        let kept = self.at.next - self.at.head;
+        let bulk_at = header.checked(self.region.capacity(self.direction) - kept)?;
         self.control.clear();
         let control = Bulk { at: record.wrapping_add(HEADER), length: header.control as usize };
         // SAFETY: the checked lengths lie within the record, which lies within the ring, and

@@ -3,7 +3,7 @@ use bytemuck::{Pod, Zeroable};
 use super::{MAX_BULK, MAX_CONTROL, RingError};
 
 /// Records begin at multiples of this.
-pub(super) const ALIGN: usize = 32;
+pub(super) const ALIGN: usize = 64;
 const CONTROL_ALIGN: usize = 16;
 
 /// Bits of [`Header::flags`].
@@ -18,6 +18,8 @@ pub mod flag {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Header {
+    /// What says that the record is there; written apart from the rest, at last.
+    pub(super) stamp: u64,
     /// Bytes of the whole record.
     pub(super) total: u32,
     /// Bytes of the control part.
@@ -32,11 +34,12 @@ pub struct Header {
     pub context: u32,
     /// Counts the requests; an answer bears its request's.
     pub sequence: u32,
-    reserved: [u32; 2],
 }
 
 pub(super) const HEADER: usize = size_of::<Header>();
-const _: () = assert!(HEADER == ALIGN);
+/// Bytes of the stamp in front of a header.
+pub(super) const STAMP: usize = size_of::<u64>();
+const _: () = assert!(std::mem::offset_of!(Header, stamp) == 0 && HEADER <= ALIGN);
 
 impl Header {
     /// A header; its lengths are filled in when it is sent.

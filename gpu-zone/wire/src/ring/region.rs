@@ -1,4 +1,5 @@
 use std::ffi::c_void;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -41,8 +42,6 @@ pub(super) struct Line<T>(pub(super) T);
 
 #[repr(C)]
 pub(super) struct Channel {
-    /// Bytes ever written; the writer's.
-    pub(super) tail: Line<AtomicU64>,
     /// Bytes ever read; the reader's.
     pub(super) head: Line<AtomicU64>,
     /// How far is to be read before a writer that sleeps is woken; the writer's.
@@ -55,6 +54,8 @@ pub(super) struct Channel {
 
 /// One of the two rings: its positions, and where its ends sleep.
 pub(super) struct Ring<'a> {
+    region: &'a Region,
+    direction: Direction,
     channel: &'a Channel,
     reader: Place<'a>,
     writer: Place<'a>,
@@ -74,8 +75,15 @@ impl<'a> Shared for Ring<'a> {
     type Position = AtomicU64;
     type Parking = Place<'a>;
 
-    fn tail(&self) -> &AtomicU64 {
-        &self.channel.tail.0
+    fn stamp(&self, position: u64) -> &AtomicU64 {
+        let place = self.region.at(self.direction, position).cast::<AtomicU64>();
+        // SAFETY: within the ring, which lives as long as the region; records' positions are
+        // multiples of more than the word's alignment, and any bits are valid.
+        unsafe { &*place }
+    }
+
+    fn published(&self, position: u64) -> u64 {
+        self.region.key.wrapping_add(position)
     }
 
     fn head(&self) -> &AtomicU64 {
@@ -104,6 +112,8 @@ pub(super) struct Control {
     pub(super) worker_wakes: Line<AtomicU32>,
     /// The same of the tenant's side.
     pub(super) tenant_wakes: Line<AtomicU32>,
+    /// What the worker drew for the stamps of these rings; read once by each side.
+    pub(super) key: Line<AtomicU64>,
 }
 const _: () = assert!(size_of::<Control>() <= CONTROL_BYTES);
 
@@ -149,6 +159,7 @@ pub struct Region {
     base: NonNull<u8>,
     length: usize,
     sizes: RingSizes,
+    key: u64,
     /// Where the other side sleeps in another kernel.
     bells: Option<Bells>,
 }
@@ -175,7 +186,8 @@ impl Region {
         let bytes = file_bytes(sizes).next_power_of_two();
         rustix::fs::ftruncate(&file, bytes).map_err(kernel("size"))?;
         rustix::fs::fcntl_add_seals(&file, SEALS).map_err(kernel("seal"))?;
-        let region = Self::map(&file, sizes)?;
+        let mut region = Self::map(&file, sizes)?;
+        region.draw_key();
         Ok((file, region))
     }
 
@@ -197,11 +209,16 @@ impl Region {
 
     /// An end of rings in a window: memory that this machine shares with another, where the other
     /// end is. Only for a file that the machine's own first process handed over: unlike
-    /// [`Region::open`], nothing is known of it but its size.
+    /// [`Region::open`], nothing is known of it but its size. The worker's side comes first.
     ///
     /// # Errors
     /// When it is too small, or cannot be mapped.
-    pub fn window(file: impl AsFd, sizes: RingSizes, bells: Bells) -> Result<Self, RegionError> {
+    pub fn window(
+        file: impl AsFd,
+        sizes: RingSizes,
+        bells: Bells,
+        side: Side,
+    ) -> Result<Self, RegionError> {
         let file = file.as_fd();
         let size = rustix::fs::fstat(file).map_err(kernel("look at"))?.st_size;
         if !sizes.are_possible() || !u64::try_from(size).is_ok_and(|size| size >= file_bytes(sizes))
@@ -210,7 +227,16 @@ impl Region {
         }
         let mut region = Self::map(file, sizes)?;
         region.bells = Some(bells);
+        if side == Side::Worker {
+            region.draw_key();
+        }
         Ok(region)
+    }
+
+    /// Whoever made the memory says by which stamps records are known; it cannot be guessed.
+    fn draw_key(&mut self) {
+        self.key = RandomState::new().build_hasher().finish();
+        self.control().key.0.store(self.key, Ordering::Release);
     }
 
     fn map(file: impl AsFd, sizes: RingSizes) -> Result<Self, RegionError> {
@@ -222,7 +248,8 @@ impl Region {
         };
         let base = NonNull::new(base.map_err(kernel("reserve addresses for"))?.cast::<u8>());
         // The kernel never maps anything at 0 that was not asked for.
-        let region = Self { base: base.ok_or(RegionError::Unfit)?, length, sizes, bells: None };
+        let base = base.ok_or(RegionError::Unfit)?;
+        let mut region = Self { base, length, sizes, key: 0, bells: None };
         let data = CONTROL_BYTES;
         let parts = [
             (0, CONTROL_BYTES, 0),
@@ -241,6 +268,7 @@ impl Region {
             };
             mapped.map_err(kernel("map"))?;
         }
+        region.key = region.control().key.0.load(Ordering::Acquire);
         Ok(region)
     }
 
@@ -271,7 +299,7 @@ impl Region {
         };
         let reader = place(&channel.reader_parked.0, direction.reader());
         let writer = place(&channel.writer_parked.0, direction.writer());
-        Ring { channel, reader, writer }
+        Ring { region: self, direction, channel, reader, writer }
     }
 
     /// The word in which the worker leaves the first error of a call that nobody waits for.

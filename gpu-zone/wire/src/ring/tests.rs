@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::ends::Shared;
-use super::record::MAX_RECORD;
+use super::record::{ALIGN, MAX_RECORD};
 use super::*;
 
 fn region() -> Arc<Region> {
@@ -74,7 +74,11 @@ proptest! {
     }
 
     #[test]
-    fn impossible_positions_are_an_error_and_never_more(tail: u64, head: u64, noise: [u8; 64]) {
+    fn impossible_records_and_positions_are_an_error_and_never_more(
+        head: u64,
+        noise: [u8; 64],
+        stamped: bool,
+    ) {
         let region = region();
         let (mut writer, mut reader) = ends(&region);
         let ring = region.ring(Direction::Request);
@@ -83,7 +87,9 @@ proptest! {
             let start = region.at(Direction::Request, 0);
             std::ptr::copy_nonoverlapping(noise.as_ptr(), start, 64);
         }
-        ring.tail().store(tail, Ordering::Release);
+        if stamped {
+            ring.stamp(0).store(ring.published(0), Ordering::Release);
+        }
         ring.head().store(head, Ordering::Release);
         let timeout = Some(Duration::from_micros(1));
         while let Ok(Some(got)) = reader.receive(timeout, &Always) {
@@ -107,6 +113,41 @@ proptest! {
             prop_assert!(header.total as usize <= MAX_RECORD);
         }
     }
+}
+
+/// Bytes of a program's that are full of records for whoever comes by one lap later.
+fn forged(key: u64, place: u64, capacity: u64) -> Vec<u8> {
+    let honest = Header::new(1, 0, 0, 9).sized(0, 0).expect("small");
+    let mut bytes = vec![0; MAX_BULK];
+    // They begin in the middle of a line.
+    for at in (ALIGN / 2..MAX_BULK - ALIGN).step_by(ALIGN) {
+        let position = place + (ALIGN / 2 + at) as u64 + capacity;
+        let header = Header { stamp: key.wrapping_add(position), ..honest };
+        bytes[at..at + size_of::<Header>()].copy_from_slice(bytemuck::bytes_of(&header));
+    }
+    bytes
+}
+
+/// Whether the reader takes for a record what was copied through the ring one lap ago.
+fn takes_for_a_record(key: impl FnOnce(u64) -> u64) -> bool {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let capacity = region.capacity(Direction::Request);
+    let key = key(region.ring(Direction::Request).published(0));
+    while writer.position() < capacity {
+        let bytes = forged(key, writer.position(), capacity);
+        writer.send(Header::new(2, 0, 0, 0), &[], Payload::of(&bytes), &Always).expect("sent");
+        reader.receive(None, &Always).expect("healthy").expect("a record");
+        reader.release();
+    }
+    reader.receive(Some(Duration::ZERO), &Always).expect("healthy").is_some()
+}
+
+#[test]
+fn bytes_of_a_program_are_no_record_even_if_they_look_like_one() {
+    assert!(!takes_for_a_record(|_| region().ring(Direction::Request).published(0)));
+    // That they lie where they would have to: whoever knew the key could do it.
+    assert!(takes_for_a_record(|key| key));
 }
 
 struct Gone(AtomicBool);

@@ -4,7 +4,7 @@ use super::RingError;
 use super::bytes::copy_bytes;
 use super::ends::Producer;
 use super::park::{Peer, Spin};
-use super::record::{Header, bulk_offset};
+use super::record::{HEADER, Header, STAMP, bulk_offset};
 use super::region::{Direction, Region};
 
 /// A writer that found no room waits until this part of the ring is free.
@@ -95,12 +95,13 @@ impl Writer {
         let header = header.sized(control.len(), bulk)?;
         self.make_room(header.total.into(), peer)?;
         let record = self.region.at(self.direction, self.at.tail);
-        let bytes = bytemuck::bytes_of(&header);
+        let (_stamp, fields) = bytemuck::bytes_of(&header).split_at(STAMP);
         // SAFETY: `total` bytes from the tail on are free, lie in a row and are ours alone to
-        // write; header, control and bulk fit into them, see `Header::sized`.
+        // write, but for the stamp, at which the reader looks; header, control and bulk fit into
+        // them, see `Header::sized`.
         let target = unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), record, bytes.len());
-            std::ptr::copy_nonoverlapping(control.as_ptr(), record.add(bytes.len()), control.len());
+            std::ptr::copy_nonoverlapping(fields.as_ptr(), record.add(STAMP), fields.len());
+            std::ptr::copy_nonoverlapping(control.as_ptr(), record.add(HEADER), control.len());
             record.add(bulk_offset(control.len()))
         };
         if let Err(error) = fill(target) {
@@ -111,10 +112,15 @@ impl Writer {
     }
 
     /// Whether a record of this size can be written at once.
-    pub fn has_room(&self, control: usize, bulk: usize) -> bool {
+    pub fn has_room(&mut self, control: usize, bulk: usize) -> bool {
         let Ok(header) = Header::new(0, 0, 0, 0).sized(control, bulk) else { return false };
         let capacity = self.region.capacity(self.direction);
         self.at.has_room(&self.region.ring(self.direction), capacity, header.total.into())
+    }
+
+    /// Bytes ever written: where the next record goes.
+    pub(crate) fn position(&self) -> u64 {
+        self.at.tail
     }
 
     fn make_room(&mut self, bytes: u64, peer: &dyn Peer) -> Result<(), RingError> {

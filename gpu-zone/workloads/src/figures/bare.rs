@@ -1,7 +1,8 @@
 //! Two threads that pass a number to and fro by nothing but memory: what no call can beat.
 
 use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -75,4 +76,44 @@ pub(super) fn sleeping(times: u32) -> anyhow::Result<f64> {
         drop(partner);
         Ok(found)
     })
+}
+
+/// Gigabytes a second that two threads pass on through a window, one copying in and one copying out, by
+/// plain copies: to set beside what copies by way of the rings reach.
+pub(super) fn staged(bytes: usize, rounds: u32) -> f64 {
+    /// As the library does it: pieces of a record, in a ring of the usual size.
+    const PIECE: usize = 512 << 10;
+    const PLACES: usize = 8;
+    let (source, mut target) = (vec![0x17_u8; bytes], vec![0_u8; bytes]);
+    let window: Vec<Mutex<Vec<u8>>> = (0..PLACES).map(|_| vec![0; PIECE].into()).collect();
+    let place =
+        |piece: usize| window[piece % PLACES].lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rates = Vec::new();
+    for _ in 0..=rounds.max(1) {
+        let (written, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for (number, piece) in source.chunks(PIECE).enumerate() {
+                    while number - read.load(Ordering::Acquire) >= PLACES {
+                        spin_loop();
+                    }
+                    place(number)[..piece.len()].copy_from_slice(piece);
+                    written.store(number + 1, Ordering::Release);
+                }
+            });
+            for (number, piece) in target.chunks_mut(PIECE).enumerate() {
+                while written.load(Ordering::Acquire) <= number {
+                    spin_loop();
+                }
+                piece.copy_from_slice(&place(number)[..piece.len()]);
+                read.store(number + 1, Ordering::Release);
+            }
+        });
+        let bytes = f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
+        rates.push(bytes / began.elapsed().as_secs_f64() / 1e9);
+    }
+    assert!(source == target, "every byte went through");
+    // The first one touched what was never touched before.
+    median(rates.split_off(1))
 }

@@ -72,6 +72,7 @@ pub(crate) fn figures(device: &Device, wanted: &Wanted) -> anyhow::Result<String
         note("call_parked_ns", calls(wanted.calls.min(500), Duration::from_micros(300))?);
     }
     if wanted.wants(&copies::NAMES) {
+        note("bare_staged_gb_s", bare::staged(wanted.copy_bytes, wanted.rounds));
         let rates = copies::rates(device, wanted.copy_bytes, wanted.rounds)?;
         copies::NAMES.into_iter().zip(rates).for_each(|(name, rate)| note(name, rate));
     }

@@ -35,7 +35,21 @@ pub(super) fn caps() {
         let modules = [get(load), get(load)];
         let mut module = std::ptr::null_mut();
         assert_eq!(load(&raw mut module), OVER);
-        modules.into_iter().for_each(|module| ok(sys::cuModuleUnload(module)));
+        // Each is looked up once in a module, and what a module had goes with it.
+        let find = |module, name: &'static std::ffi::CStr, place| {
+            sys::cuModuleGetFunction(place, module, name.as_ptr())
+        };
+        let [first, second] = modules;
+        for (module, name) in
+            [(first, c"add_one"), (first, c"add_one"), (first, c"empty"), (second, c"empty")]
+        {
+            get(|place| find(module, name, place));
+        }
+        let mut function = std::ptr::null_mut();
+        assert_eq!(find(second, c"add_one", &raw mut function), OVER);
+        ok(sys::cuModuleUnload(first));
+        ok(find(second, c"add_one", &raw mut function));
+        ok(sys::cuModuleUnload(second));
         // Small as it comes, large when it is unpacked.
         let padded = [KERNELS.as_bytes(), &[b' '; 100_000]].concat();
         let packed = lz4_flex::block::compress(&padded);
