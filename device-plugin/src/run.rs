@@ -10,7 +10,7 @@ use gpuzone_api::kubernetes::{ResourceName, ResourcePrefix};
 use gpuzone_core::Exposure;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 use crate::answer::{self, Libraries};
 use crate::cdi::{self, CdiError};
@@ -20,7 +20,7 @@ use crate::handed::{Handed, HandedError};
 use crate::health::{self, Reporter, Word};
 use crate::holders::Resources;
 use crate::keeper::{Keeper, Kind};
-use crate::kubelet::Registration;
+use crate::kubelet::{Heard, Registration};
 use crate::links::{AgentLink, ApiLink, KubeletLink};
 use crate::mig::Instance;
 use crate::offers::{Offers, list, list_gpus, register_profiles, register_vgpus, register_whole};
@@ -69,6 +69,9 @@ pub enum RunError {
     Process(#[source] io::Error),
 }
 
+/// So many notices may wait for the API server.
+const NOTICES: usize = 16;
+
 fn libraries(config: &Config) -> Result<Libraries, RunError> {
     let found = |path: PathBuf| std::fs::canonicalize(&path).map_err(|_| RunError::NoLibrary(path));
     Ok(Libraries { cuda: found(config.library.clone())?, nvml: found(config.nvml_library())? })
@@ -115,6 +118,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let client = client(&config).await?;
     let reporter = Reporter::new(client.clone(), config.node.clone());
     let (words, said) = watch::channel(Word::None);
+    let (notices, noticed) = mpsc::channel(NOTICES);
     let devices = |exposure, resources| {
         let (listed, gpus) = watch::channel(Arc::default());
         let (client, handed) = (client.clone(), Arc::clone(&handed));
@@ -135,10 +139,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         listing,
         libraries: Arc::clone(&libraries),
         handover: config.handover(),
+        heard: Heard::default(),
     };
     let mig_door = |listing| door(&mig_keeper, listing);
     let door = door(&keeper, listing);
-    let registration = Registration::new(&config.kubelet_dir, config.resource.clone(), door);
+    let registration =
+        Registration::new(&config.kubelet_dir, config.resource.clone(), door, &notices);
     let device_door = |keeper: &Arc<WholeKeeper>, resource, profile| WholeDoor {
         keeper: Arc::clone(keeper),
         interface: config.vfio,
@@ -146,11 +152,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         resource,
         profile,
         cdi_dir: config.cdi_dir.clone(),
+        heard: Heard::default(),
     };
     let resource = config.passthrough_resource.clone();
     let whole_door = device_door(&whole_keeper, resource.clone(), None);
     let vgpu_door = |resource, profile| device_door(&vgpu_keeper, resource, Some(profile));
-    let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door);
+    let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door, &notices);
     let offers = Offers {
         config: &config,
         listings: &listings,
@@ -163,16 +170,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
     tokio::select! {
         () = registration.keep() => {}
-        () = register_profiles(&config, instances.clone(), mig_door) => {}
+        () = register_profiles(&config, instances.clone(), mig_door, &notices) => {}
         () = keeper.sweep_regularly() => {}
         () = sweep_instances(&mig_keeper, instances.clone()) => {}
         () = register_whole(whole_registration, &whole_keeper) => {}
         () = whole_keeper.sweep_regularly() => {}
-        () = register_vgpus(&config, &vgpu_keeper, vgpu_door) => {}
+        () = register_vgpus(&config, &vgpu_keeper, vgpu_door, &notices) => {}
         () = vgpu_keeper.sweep_regularly() => {}
         () = stir(&keeper, &mig_keeper, [&whole_keeper, &vgpu_keeper]) => {}
         () = health::follow(&keeper.agent, config.vfio, &words) => {}
-        () = reporter.report(said.clone()) => {}
+        () = reporter.report(said.clone(), noticed) => {}
         () = list_gpus(said, offers) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

@@ -67,6 +67,7 @@ impl WholeLeaseError {
                 LinkError::Kubelet { .. }
                 | LinkError::Api(_)
                 | LinkError::Denied { .. }
+                | LinkError::NotTaken { .. }
                 | LinkError::Agent(_),
             )
             | Self::Quota(QuotaError::Link(_))
