@@ -34,7 +34,7 @@ pub enum RunError {
     #[error(transparent)]
     Slots(#[from] OpenError),
     /// The library is not there.
-    #[error("there is no library {}; --library names the libcuda.so.1 that containers get, and --nvml-library the libnvidia-ml.so.1", .0.display())]
+    #[error("there is no library {}; put it there, or name the libcuda.so.1 that containers get by --library, and the libnvidia-ml.so.1 by --nvml-library", .0.display())]
     NoLibrary(PathBuf),
     /// Two resources with one name.
     #[error(
