@@ -108,6 +108,18 @@ pub(crate) async fn register_vgpus(
     }
 }
 
+/// Takes away what an earlier plugin told runtimes of devices: nobody is told of any now.
+///
+/// # Errors
+/// When it cannot be: a VM could be made with one.
+pub(crate) fn forget_devices(config: &Config) -> Result<(), CdiError> {
+    let ours = |name: &ResourceName| {
+        *name == config.passthrough_resource || config.vgpu_prefix.profile(name).is_some()
+    };
+    let none = BTreeMap::new();
+    config.cdi_dir.as_ref().map_or(Ok(()), |folder| cdi::keep(folder, config.vfio, &none, ours))
+}
+
 pub(crate) fn list(count: u16, healthy: bool, numa: &BTreeSet<u32>) -> Listing {
     let slots = SlotId::first(count);
     Arc::new(slots.map(|slot| device(slot.to_string(), healthy, numa)).collect())
@@ -191,7 +203,7 @@ impl Offers<'_> {
                 ready.entry(resource).or_default().push(device.clone());
             }
         }
-        if let Some(folder) = &self.config.cdi_dir {
+        if let Some(folder) = self.config.device_cdi_dir() {
             cdi::keep(folder, self.config.vfio, &ready, ours)?;
         }
         drop(writing);

@@ -23,7 +23,9 @@ use crate::keeper::{Keeper, Kind};
 use crate::kubelet::{Heard, Registration};
 use crate::links::{AgentLink, ApiLink, KubeletLink};
 use crate::mig::Instance;
-use crate::offers::{Offers, list, list_gpus, register_profiles, register_vgpus, register_whole};
+use crate::offers::{
+    self, Offers, list, list_gpus, register_profiles, register_vgpus, register_whole,
+};
 use crate::slots::{OpenError, Slots};
 use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 
@@ -97,7 +99,8 @@ fn check_prefixes(config: &Config) -> Result<(), RunError> {
 fn check_kinds(config: &Config) -> Result<(), RunError> {
     let vgpu = config.vgpu_prefix.of("x");
     let kinds = std::iter::once(config.passthrough_resource.clone()).chain(vgpu);
-    let wrong = kinds.filter(|_| config.cdi_dir.is_some()).find(|kind| !cdi::is_kind(kind));
+    let wrong =
+        kinds.filter(|_| config.device_cdi_dir().is_some()).find(|kind| !cdi::is_kind(kind));
     wrong.map_or(Ok(()), |kind| Err(RunError::NoKind(kind)))
 }
 
@@ -110,8 +113,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     check_prefixes(&config)?;
     check_kinds(&config)?;
     let slots = Arc::new(Slots::open(&config.state_dir)?);
-    // With CDI, a VM may be made with its devices before any lease is.
-    let handed = Arc::new(Handed::open(&config.state_dir, config.cdi_dir.is_some())?);
+    // What CDI names, a VM may be made with before any lease is.
+    let handed = Arc::new(Handed::open(&config.state_dir, config.device_cdi_dir().is_some())?);
+    if config.device_cdi_dir().is_none() {
+        offers::forget_devices(&config)?;
+    }
     if let Some(folder) = &config.cdi_dir {
         cdi::write(folder, answer::CDI_KIND, &answer::cdi_spec(&libraries))?;
     }
@@ -148,10 +154,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let device_door = |keeper: &Arc<WholeKeeper>, resource, profile| WholeDoor {
         keeper: Arc::clone(keeper),
         interface: config.vfio,
-        handover: config.handover(),
+        handover: config.device_handover(),
         resource,
         profile,
-        cdi_dir: config.cdi_dir.clone(),
+        cdi_dir: config.device_cdi_dir().cloned(),
         heard: Heard::default(),
     };
     let resource = config.passthrough_resource.clone();
