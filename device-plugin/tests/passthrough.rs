@@ -165,8 +165,9 @@ mod tests {
         let memory = MemoryBytes::gib(80);
         let grant = |number| Grant { gpu: uuid(number), memory, share: ComputeShare::WHOLE };
         let both = [grant(1), grant(2)];
-        let pod = Pod::new("team", name, &format!("uid-{name}"), app);
-        let pod = pod.with("first", ContainerKind::Init, first);
+        let pod = Pod::new("team", name, &format!("uid-{name}"), 0);
+        let pod = pod.with("first", ContainerKind::Init, 0);
+        let pod = pod.asking("first", RESOURCE, first).asking("app", RESOURCE, app);
         cluster.placed(pod, &[("first", &both[..first]), ("app", &both[..app])])
     }
 
@@ -199,7 +200,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_init_container_has_gpus_that_a_lease_of_its_pod_lacks() {
         let (cluster, _sysfs) = start().await;
-        let pod = pod_of_two(&cluster, "a", 1, 1).with("second", ContainerKind::Init, 2);
+        let pod = pod_of_two(&cluster, "a", 1, 1).with("second", ContainerKind::Init, 0);
+        let pod = pod.asking("second", RESOURCE, 2);
         let memory = MemoryBytes::gib(80);
         let grant = |number| Grant { gpu: uuid(number), memory, share: ComputeShare::WHOLE };
         let (one, two) = ([grant(1)], [grant(1), grant(2)]);
