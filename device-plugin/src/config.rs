@@ -71,6 +71,10 @@ pub struct Config {
     /// without it, containers get mounts.
     #[arg(long)]
     pub cdi_dir: Option<PathBuf>,
+    /// Leave whole GPUs and vGPUs out of the CDI specifications, so that no VM can be made with them
+    /// before its container has a lease; containers get their device nodes.
+    #[arg(long)]
+    pub hot_plug_only: bool,
     /// What containers of a namespace get that no GpuQuota holds for; as the scheduler extender is
     /// told.
     #[arg(long, value_enum, default_value = "refuse")]
@@ -87,6 +91,19 @@ impl Config {
     /// How containers get the library.
     pub fn handover(&self) -> Handover {
         match self.cdi_dir {
+            Some(_) => Handover::Cdi,
+            None => Handover::Mounts,
+        }
+    }
+
+    /// Where runtimes read of whole GPUs and vGPUs, if they do.
+    pub fn device_cdi_dir(&self) -> Option<&PathBuf> {
+        self.cdi_dir.as_ref().filter(|_| !self.hot_plug_only)
+    }
+
+    /// How containers get whole GPUs and vGPUs.
+    pub fn device_handover(&self) -> Handover {
+        match self.device_cdi_dir() {
             Some(_) => Handover::Cdi,
             None => Handover::Mounts,
         }
@@ -120,7 +137,9 @@ mod tests {
         assert_eq!(config.handover(), Handover::Mounts);
         assert_eq!(config.nvml_library(), PathBuf::from("/libgpuzone_nvml.so"));
         let other = parse(&["--resource", "nvidia.com/gpu", "--cdi-dir", "/c"]).unwrap();
-        assert_eq!(other.handover(), Handover::Cdi);
+        assert_eq!((other.handover(), other.device_handover()), (Handover::Cdi, Handover::Cdi));
+        let hot = parse(&["--cdi-dir", "/c", "--hot-plug-only"]).unwrap();
+        assert_eq!((hot.handover(), hot.device_handover()), (Handover::Cdi, Handover::Mounts));
         for wrong in
             [["--resource", "gpu"], ["--slots", "0"], ["--slots", "1025"], ["--slots", "many"]]
         {

@@ -21,7 +21,7 @@ use crate::answer::{self, Handover, Libraries};
 use crate::choose::{self, ChooseError};
 use crate::holders::SlotSet;
 use crate::keeper::{Keeper, Kind, PrepareError};
-use crate::kubelet::Served;
+use crate::kubelet::{Heard, Served};
 
 /// What is listed now.
 pub(crate) type Listing = Arc<Vec<Device>>;
@@ -33,6 +33,7 @@ pub(crate) struct Door {
     pub(crate) listing: watch::Receiver<Listing>,
     pub(crate) libraries: Arc<Libraries>,
     pub(crate) handover: Handover,
+    pub(crate) heard: Heard,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -84,6 +85,10 @@ impl Door {
 }
 
 impl Served for Door {
+    fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
     fn registering(&self) {
         let listed = self.listing.borrow().clone();
         self.keeper.slots.registering(|slot| {
@@ -103,6 +108,7 @@ impl DevicePlugin for Door {
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
+        self.heard.asked();
         let listings = WatchStream::new(self.listing.clone());
         let messages =
             listings.map(|devices| Ok(ListAndWatchResponse { devices: devices.to_vec() }));

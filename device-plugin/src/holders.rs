@@ -204,6 +204,13 @@ impl<D: Ord + FromStr + fmt::Display> Holders<D> {
         let exact = self.holdings.iter().find(|held| held.pod == pod && held.devices == *devices);
         Ok(Found { container: exact.map(|held| held.container.clone()), pod })
     }
+
+    /// The container of a pod that holds all of these devices and others: what an init container holds
+    /// is a part of what that one takes over.
+    pub fn covering(&self, pod: &PodName, devices: &BTreeSet<D>) -> Option<&Holding<D>> {
+        let more = |held: &&Holding<D>| held.pod == *pod && held.devices.is_superset(devices);
+        self.holdings.iter().find(more)
+    }
 }
 
 #[cfg(test)]

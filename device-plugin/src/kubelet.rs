@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gpuzone_api::check_socket_path;
@@ -31,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// watch ends with its folder.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The kubelet asks what there is within milliseconds of a registration.
+const UNHEARD: Duration = Duration::from_secs(5);
+
 /// Why the kubelet does not know us yet.
 #[derive(Debug, thiserror::Error)]
 enum RegisterError {
@@ -50,8 +55,22 @@ enum RegisterError {
     Slow,
 }
 
+/// Whether the kubelet has asked what there is since it was last told of us.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heard(Arc<AtomicBool>);
+
+impl Heard {
+    /// To be called when it asks.
+    pub(crate) fn asked(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The service of one resource.
 pub(crate) trait Served: DevicePlugin + Clone {
+    /// What [`DevicePlugin::list_and_watch`] tells of its call.
+    fn heard(&self) -> &Heard;
+
     /// Called before every registration: what was answered before it may be forgotten.
     fn registering(&self);
 }
@@ -63,6 +82,9 @@ pub(crate) struct Registration<D> {
     resource: ResourceName,
     door: D,
     server: Option<Server>,
+    /// When the kubelet took us, until it has asked, or that it does not was said.
+    unheard_since: Option<tokio::time::Instant>,
+    notices: mpsc::Sender<String>,
 }
 
 /// What serves at our socket.
@@ -112,9 +134,16 @@ impl<D> Registration<D> {
 }
 
 impl<D: Served> Registration<D> {
-    pub(crate) fn new(folder: &Path, resource: ResourceName, door: D) -> Self {
+    /// `notices` takes what people should know of the kubelet.
+    pub(crate) fn new(
+        folder: &Path,
+        resource: ResourceName,
+        door: D,
+        notices: &mpsc::Sender<String>,
+    ) -> Self {
         let endpoint = format!("{}.sock", resource.as_str().replace('/', "_"));
-        Self { folder: folder.to_owned(), endpoint, resource, door, server: None }
+        let (folder, notices) = (folder.to_owned(), notices.clone());
+        Self { folder, endpoint, resource, door, server: None, unheard_since: None, notices }
     }
 
     /// Registers for ever.
@@ -126,12 +155,16 @@ impl<D: Served> Registration<D> {
         let mut said = None;
         loop {
             self.say_what_hides(&mut said);
+            self.say_that_nobody_asks();
             let event = events.pop_front().unwrap_or_else(|| Event::Looked(self.look()));
             let (next, action) = after(state, event);
             if next != state {
                 tracing::debug!(?state, ?event, ?next, "registration");
             }
             state = next;
+            if state == State::Waiting {
+                self.unheard_since = None;
+            }
             match action {
                 Action::Register => events.push_back(self.register().await),
                 Action::Rest(pause) => rest = Some(tokio::time::Instant::now() + pause),
@@ -178,6 +211,25 @@ impl<D: Served> Registration<D> {
         }
     }
 
+    /// A kubelet that took us and never asks what there is: the node has none of the resource, and
+    /// neither of the two would say why. It is said once for each registration.
+    fn say_that_nobody_asks(&mut self) {
+        let Some(since) = self.unheard_since else { return };
+        if !self.door.heard().0.load(Ordering::Relaxed) {
+            if since.elapsed() < UNHEARD {
+                return;
+            }
+            let notice = format!(
+                "the kubelet registered {} and has not asked for its devices (ListAndWatch) within {UNHEARD:?}, so the node has none; look for listAndWatch in the kubelet's log, then restart the kubelet; one of before Kubernetes 1.26 cannot speak with this plugin and has to be a newer one",
+                self.resource
+            );
+            tracing::error!("{notice}");
+            // Where so many wait already, the API server is away.
+            let _ = self.notices.try_send(notice);
+        }
+        self.unheard_since = None;
+    }
+
     fn look(&self) -> Seen {
         let kubelet = std::fs::metadata(self.folder.join(KUBELET_SOCKET)).ok();
         let kubelet = kubelet.filter(|found| found.file_type().is_socket()).map(|found| SocketId {
@@ -195,6 +247,7 @@ impl<D: Served> Registration<D> {
         match registered {
             Ok(()) => {
                 tracing::info!(resource = %self.resource, "registered");
+                self.unheard_since = Some(tokio::time::Instant::now());
                 Event::Taken
             }
             Err(error) => {
@@ -239,6 +292,7 @@ impl<D: Served> Registration<D> {
 
     async fn call(&self) -> Result<(), RegisterError> {
         self.door.registering();
+        self.door.heard().0.store(false, Ordering::Relaxed);
         let mut kubelet =
             RegistrationClient::new(links::channel(&self.folder.join(KUBELET_SOCKET)));
         let request = RegisterRequest {

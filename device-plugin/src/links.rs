@@ -53,6 +53,18 @@ pub(crate) enum LinkError {
         /// Its words.
         reason: String,
     },
+    /// It refuses what it was asked, whoever asks.
+    #[error(
+        "the API server refuses to {what} (code {code}): {reason}; it is tried again, and if that goes on, see that the cluster has this release's definitions (`kubectl apply --server-side -f charts/gpu-zone/crds`)"
+    )]
+    NotTaken {
+        /// What was tried.
+        what: &'static str,
+        /// Its status code.
+        code: u16,
+        /// Its words.
+        reason: String,
+    },
     /// The agent.
     #[error("the node's agent does not answer: {0}; it is tried again")]
     Agent(String),

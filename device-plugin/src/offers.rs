@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gpuzone_api::SlotId;
 use gpuzone_api::kubernetes::ResourceName;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::answer::VfioDevice;
@@ -44,6 +44,7 @@ pub(crate) async fn register_profiles(
     config: &Config,
     mut instances: watch::Receiver<Arc<Vec<Instance>>>,
     door: impl Fn(watch::Receiver<Listing>) -> Door,
+    notices: &mpsc::Sender<String>,
 ) {
     let mut offered: BTreeMap<String, watch::Sender<Listing>> = BTreeMap::new();
     let mut registered = JoinSet::new();
@@ -65,7 +66,8 @@ pub(crate) async fn register_profiles(
             };
             tracing::info!(%resource, instances = listing.len(), "MIG instances are offered");
             let (listed, listing) = watch::channel(listing);
-            let registration = Registration::new(&config.kubelet_dir, resource, door(listing));
+            let registration =
+                Registration::new(&config.kubelet_dir, resource, door(listing), notices);
             registered.spawn(registration.keep());
             offered.insert(profile, listed);
         }
@@ -81,6 +83,7 @@ pub(crate) async fn register_vgpus(
     config: &Config,
     keeper: &WholeKeeper,
     door: impl Fn(ResourceName, String) -> WholeDoor,
+    notices: &mpsc::Sender<String>,
 ) {
     let mut vgpus = keeper.gpus.clone();
     let (mut offered, mut registered) = (BTreeSet::new(), JoinSet::new());
@@ -96,13 +99,25 @@ pub(crate) async fn register_vgpus(
             };
             tracing::info!(%resource, "vGPUs are offered");
             let door = door(resource.clone(), kind);
-            let registration = Registration::new(&config.kubelet_dir, resource, door);
+            let registration = Registration::new(&config.kubelet_dir, resource, door, notices);
             registered.spawn(registration.keep());
         }
         if vgpus.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// Takes away what an earlier plugin told runtimes of devices: nobody is told of any now.
+///
+/// # Errors
+/// When it cannot be: a VM could be made with one.
+pub(crate) fn forget_devices(config: &Config) -> Result<(), CdiError> {
+    let ours = |name: &ResourceName| {
+        *name == config.passthrough_resource || config.vgpu_prefix.profile(name).is_some()
+    };
+    let none = BTreeMap::new();
+    config.cdi_dir.as_ref().map_or(Ok(()), |folder| cdi::keep(folder, config.vfio, &none, ours))
 }
 
 pub(crate) fn list(count: u16, healthy: bool, numa: &BTreeSet<u32>) -> Listing {
@@ -188,7 +203,7 @@ impl Offers<'_> {
                 ready.entry(resource).or_default().push(device.clone());
             }
         }
-        if let Some(folder) = &self.config.cdi_dir {
+        if let Some(folder) = self.config.device_cdi_dir() {
             cdi::keep(folder, self.config.vfio, &ready, ours)?;
         }
         drop(writing);

@@ -10,7 +10,7 @@ use gpuzone_api::kubernetes::{ResourceName, ResourcePrefix};
 use gpuzone_core::Exposure;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 use crate::answer::{self, Libraries};
 use crate::cdi::{self, CdiError};
@@ -20,10 +20,12 @@ use crate::handed::{Handed, HandedError};
 use crate::health::{self, Reporter, Word};
 use crate::holders::Resources;
 use crate::keeper::{Keeper, Kind};
-use crate::kubelet::Registration;
+use crate::kubelet::{Heard, Registration};
 use crate::links::{AgentLink, ApiLink, KubeletLink};
 use crate::mig::Instance;
-use crate::offers::{Offers, list, list_gpus, register_profiles, register_vgpus, register_whole};
+use crate::offers::{
+    self, Offers, list, list_gpus, register_profiles, register_vgpus, register_whole,
+};
 use crate::slots::{OpenError, Slots};
 use crate::whole::{WholeDoor, WholeGpu, WholeKeeper};
 
@@ -34,7 +36,7 @@ pub enum RunError {
     #[error(transparent)]
     Slots(#[from] OpenError),
     /// The library is not there.
-    #[error("there is no library {}; --library names the libcuda.so.1 that containers get, and --nvml-library the libnvidia-ml.so.1", .0.display())]
+    #[error("there is no library {}; put it there, or name the libcuda.so.1 that containers get by --library, and the libnvidia-ml.so.1 by --nvml-library", .0.display())]
     NoLibrary(PathBuf),
     /// Two resources with one name.
     #[error(
@@ -69,6 +71,9 @@ pub enum RunError {
     Process(#[source] io::Error),
 }
 
+/// So many notices may wait for the API server.
+const NOTICES: usize = 16;
+
 fn libraries(config: &Config) -> Result<Libraries, RunError> {
     let found = |path: PathBuf| std::fs::canonicalize(&path).map_err(|_| RunError::NoLibrary(path));
     Ok(Libraries { cuda: found(config.library.clone())?, nvml: found(config.nvml_library())? })
@@ -94,7 +99,8 @@ fn check_prefixes(config: &Config) -> Result<(), RunError> {
 fn check_kinds(config: &Config) -> Result<(), RunError> {
     let vgpu = config.vgpu_prefix.of("x");
     let kinds = std::iter::once(config.passthrough_resource.clone()).chain(vgpu);
-    let wrong = kinds.filter(|_| config.cdi_dir.is_some()).find(|kind| !cdi::is_kind(kind));
+    let wrong =
+        kinds.filter(|_| config.device_cdi_dir().is_some()).find(|kind| !cdi::is_kind(kind));
     wrong.map_or(Ok(()), |kind| Err(RunError::NoKind(kind)))
 }
 
@@ -107,14 +113,18 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     check_prefixes(&config)?;
     check_kinds(&config)?;
     let slots = Arc::new(Slots::open(&config.state_dir)?);
-    // With CDI, a VM may be made with its devices before any lease is.
-    let handed = Arc::new(Handed::open(&config.state_dir, config.cdi_dir.is_some())?);
+    // What CDI names, a VM may be made with before any lease is.
+    let handed = Arc::new(Handed::open(&config.state_dir, config.device_cdi_dir().is_some())?);
+    if config.device_cdi_dir().is_none() {
+        offers::forget_devices(&config)?;
+    }
     if let Some(folder) = &config.cdi_dir {
         cdi::write(folder, answer::CDI_KIND, &answer::cdi_spec(&libraries))?;
     }
     let client = client(&config).await?;
     let reporter = Reporter::new(client.clone(), config.node.clone());
     let (words, said) = watch::channel(Word::None);
+    let (notices, noticed) = mpsc::channel(NOTICES);
     let devices = |exposure, resources| {
         let (listed, gpus) = watch::channel(Arc::default());
         let (client, handed) = (client.clone(), Arc::clone(&handed));
@@ -135,22 +145,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         listing,
         libraries: Arc::clone(&libraries),
         handover: config.handover(),
+        heard: Heard::default(),
     };
     let mig_door = |listing| door(&mig_keeper, listing);
     let door = door(&keeper, listing);
-    let registration = Registration::new(&config.kubelet_dir, config.resource.clone(), door);
+    let registration =
+        Registration::new(&config.kubelet_dir, config.resource.clone(), door, &notices);
     let device_door = |keeper: &Arc<WholeKeeper>, resource, profile| WholeDoor {
         keeper: Arc::clone(keeper),
         interface: config.vfio,
-        handover: config.handover(),
+        handover: config.device_handover(),
         resource,
         profile,
-        cdi_dir: config.cdi_dir.clone(),
+        cdi_dir: config.device_cdi_dir().cloned(),
+        heard: Heard::default(),
     };
     let resource = config.passthrough_resource.clone();
     let whole_door = device_door(&whole_keeper, resource.clone(), None);
     let vgpu_door = |resource, profile| device_door(&vgpu_keeper, resource, Some(profile));
-    let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door);
+    let whole_registration = Registration::new(&config.kubelet_dir, resource, whole_door, &notices);
     let offers = Offers {
         config: &config,
         listings: &listings,
@@ -163,16 +176,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Process)?;
     tokio::select! {
         () = registration.keep() => {}
-        () = register_profiles(&config, instances.clone(), mig_door) => {}
+        () = register_profiles(&config, instances.clone(), mig_door, &notices) => {}
         () = keeper.sweep_regularly() => {}
         () = sweep_instances(&mig_keeper, instances.clone()) => {}
         () = register_whole(whole_registration, &whole_keeper) => {}
         () = whole_keeper.sweep_regularly() => {}
-        () = register_vgpus(&config, &vgpu_keeper, vgpu_door) => {}
+        () = register_vgpus(&config, &vgpu_keeper, vgpu_door, &notices) => {}
         () = vgpu_keeper.sweep_regularly() => {}
         () = stir(&keeper, &mig_keeper, [&whole_keeper, &vgpu_keeper]) => {}
         () = health::follow(&keeper.agent, config.vfio, &words) => {}
-        () = reporter.report(said.clone()) => {}
+        () = reporter.report(said.clone(), noticed) => {}
         () = list_gpus(said, offers) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

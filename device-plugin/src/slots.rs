@@ -83,7 +83,7 @@ pub enum OpenError {
         user: u32,
     },
     /// The directory cannot be used.
-    #[error("cannot use {}; the plugin needs to write there", .path.display())]
+    #[error("cannot use {}, where the plugin has to write; check its permissions and its disk, or choose another --state-dir", .path.display())]
     Io {
         /// Which.
         path: PathBuf,

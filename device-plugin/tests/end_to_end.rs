@@ -376,7 +376,7 @@ mod tests {
         };
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(
-            !output.status.success() && said.contains("the plugin needs to write there"),
+            !output.status.success() && said.contains("where the plugin has to write"),
             "{said}"
         );
         assert!(said.contains(&cluster.node.state_dir().display().to_string()), "{said}");

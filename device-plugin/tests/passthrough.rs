@@ -9,7 +9,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use gpuzone_core::{ComputeShare, GpuUuid, Grant, MemoryBytes};
-    use gpuzone_testkit::kubernetes::Pod;
+    use gpuzone_testkit::kubernetes::{ContainerKind, Pod};
     use gpuzone_testkit::{Node, Sysfs};
 
     use super::support::{Cluster, NODE};
@@ -160,6 +160,60 @@ mod tests {
         cluster.until("the file's removal", removed).await;
     }
 
+    /// A pod with an init container `first` and the container `app`, each with so many of the GPUs.
+    fn pod_of_two(cluster: &Cluster, name: &str, first: usize, app: usize) -> Pod {
+        let memory = MemoryBytes::gib(80);
+        let grant = |number| Grant { gpu: uuid(number), memory, share: ComputeShare::WHOLE };
+        let both = [grant(1), grant(2)];
+        let pod = Pod::new("team", name, &format!("uid-{name}"), 0);
+        let pod = pod.with("first", ContainerKind::Init, 0);
+        let pod = pod.asking("first", RESOURCE, first).asking("app", RESOURCE, app);
+        cluster.placed(pod, &[("first", &both[..first]), ("app", &both[..app])])
+    }
+
+    /// The containers of a pod share one VM, which keeps all that it was given.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_init_container_may_have_more_or_fewer_gpus_than_the_one_after_it() {
+        for (first, app) in [(2, 1), (1, 2)] {
+            let (mut cluster, _sysfs) = start().await;
+            let pod = pod_of_two(&cluster, "a", first, app);
+            cluster.admit(&pod).await;
+            cluster.start_container(&pod, "first").await;
+            let leases = cluster.node.leases().unwrap();
+            let grants = leases[0].0["grants"].as_array().unwrap();
+            assert_eq!((leases.len(), grants.len()), (1, 2), "{first} and {app}: {leases:?}");
+            let id = leases[0].id().to_owned();
+            cluster.start_container(&pod, "app").await;
+            // The next plugin sees no container without a lease either.
+            cluster.kill_plugin();
+            cluster.start_plugin();
+            cluster.allocatable(2).await;
+            cluster.start_container(&pod, "app").await;
+            let leases = cluster.node.leases().unwrap();
+            assert_eq!((leases.len(), leases[0].id()), (1, id.as_str()), "{first} and {app}");
+            assert!(!cluster.log().contains("without a lease"), "{}", cluster.log());
+            cluster.delete(&pod);
+            cluster.leases(0).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_init_container_has_gpus_that_a_lease_of_its_pod_lacks() {
+        let (cluster, _sysfs) = start().await;
+        let pod = pod_of_two(&cluster, "a", 1, 1).with("second", ContainerKind::Init, 0);
+        let pod = pod.asking("second", RESOURCE, 2);
+        let memory = MemoryBytes::gib(80);
+        let grant = |number| Grant { gpu: uuid(number), memory, share: ComputeShare::WHOLE };
+        let (one, two) = ([grant(1)], [grant(1), grant(2)]);
+        let pod = cluster.placed(pod, &[("first", &one), ("second", &two), ("app", &one)]);
+        cluster.admit(&pod).await;
+        cluster.start_container(&pod, "first").await;
+        let refused = cluster.kubelet().start_container(&pod, "second").await;
+        let said = refused.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(said.contains("as many GPUs in the first init container"), "{said}");
+        cluster.leases(1).await;
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_has_no_right_to_a_whole_gpu_does_not_start() {
         let (cluster, sysfs) = start().await;
@@ -207,6 +261,36 @@ mod tests {
         let next = whole_pod(&cluster, "team", "b");
         cluster.admit(&next).await;
         cluster.start_container(&next, "app").await;
+    }
+
+    /// What no CDI specification names, no VM is made with, so what was only handed out is as it was.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn without_cold_plug_a_gpu_that_was_only_handed_out_serves_on() {
+        let (mut cluster, _sysfs) = without_plugin().await;
+        let cdi = cluster.node.folder().join("cdi");
+        let file = cdi.join("gpuzone.dev-passthrough.json");
+        // What a plugin with another configuration left.
+        std::fs::create_dir(&cdi).unwrap();
+        std::fs::write(&file, r#"{"kind": "gpuzone.dev/passthrough", "devices": []}"#).unwrap();
+        cluster.start_kubelet_for(RESOURCE, Vec::new());
+        cluster.start_plugin_with(&["--cdi-dir", cdi.to_str().unwrap(), "--hot-plug-only"]);
+        cluster.allocatable(2).await;
+        assert!(cdi.join("gpuzone.dev-library.json").exists() && !file.exists());
+        let pod = whole_pod(&cluster, "team", "a");
+        cluster.admit(&pod).await;
+        cluster.knows(&pod).await;
+        cluster.delete(&pod);
+        cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
+        let listed = cluster.node.json(&["gpus"]).unwrap().to_string();
+        assert!(!listed.contains("without a lease"), "{listed}");
+        cluster.allocatable(2).await;
+        // The next one has it, by its nodes alone.
+        let next = whole_pod(&cluster, "team", "b");
+        cluster.admit(&next).await;
+        let container = cluster.start_container(&next, "app").await;
+        let nodes: BTreeSet<&str> = container.nodes().iter().map(String::as_str).collect();
+        assert_eq!(nodes, BTreeSet::from(["/dev/vfio/12", "/dev/vfio/vfio"]));
+        assert!(!file.exists());
     }
 
     /// The device nodes are the container's from Allocate on, and the kubelet may skip

@@ -8,7 +8,53 @@ mod support;
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use gpuzone_api::kubelet::v1beta1::registration_server::{Registration, RegistrationServer};
+    use gpuzone_api::kubelet::v1beta1::{Empty, RegisterRequest};
+    use tokio::net::UnixListener;
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::{Request, Response, Status};
+
     use super::support::Cluster;
+
+    /// A kubelet that takes every plugin and never asks one for anything.
+    struct Deaf;
+
+    #[tonic::async_trait]
+    impl Registration for Deaf {
+        async fn register(&self, _: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
+            Ok(Response::new(Empty {}))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_kubelet_that_never_asks_for_the_devices_is_told_of() {
+        let mut cluster = Cluster::without_plugin().await;
+        let socket = cluster.kubelet().folder().join("kubelet.sock");
+        cluster.kubelet = None;
+        std::fs::remove_file(&socket).unwrap();
+        let deaf = tonic::transport::Server::builder()
+            .add_service(RegistrationServer::new(Deaf))
+            .serve_with_incoming(UnixListenerStream::new(UnixListener::bind(&socket).unwrap()));
+        let deaf = tokio::spawn(deaf);
+        cluster.start_plugin();
+        let told = |cluster: &Cluster| {
+            let events = cluster.api.events().into_iter();
+            events.filter(|event| event["reason"] == "GpuPluginNotAsked").collect::<Vec<_>>()
+        };
+        cluster.until("an event", async |c| !told(c).is_empty()).await;
+        let event = told(&cluster).remove(0);
+        assert_eq!(event["regarding"]["kind"], "Node", "{event}");
+        assert!(event["note"].as_str().unwrap().contains("gpuzone.dev/gpu"), "{event}");
+        assert!(cluster.log().contains("restart the kubelet"), "{}", cluster.log());
+
+        // One that asks, after it, has the slots and is said nothing of.
+        deaf.abort();
+        cluster.start_kubelet(Vec::new());
+        cluster.registered().await;
+        tokio::time::sleep(std::time::Duration::from_secs(7)).await;
+        let said = cluster.log().matches("has not asked for its devices").count();
+        assert_eq!((told(&cluster).len(), said), (1, 1), "{}", cluster.log());
+    }
 
     /// Their state folders differ, so no lock tells the one of the other.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

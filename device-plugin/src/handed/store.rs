@@ -25,7 +25,7 @@ const LONG_AGO: Duration = Duration::from_secs(60);
 
 /// The marks cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use {}; the plugin needs to write there", .path.display())]
+#[error("cannot use {}, where the plugin has to write; check its permissions and its disk, or choose another --state-dir", .path.display())]
 pub struct HandedError {
     path: PathBuf,
     source: io::Error,

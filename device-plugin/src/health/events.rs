@@ -24,7 +24,8 @@ const LONGEST_NOTE: usize = 1000;
 /// Something that changed of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Change {
-    uuid: String,
+    /// The GPU's, if it is one's.
+    uuid: Option<String>,
     warns: bool,
     action: &'static str,
     reason: String,
@@ -52,7 +53,7 @@ fn out(gpu: &GpuEntry) -> Change {
         false => ("Suspend", "for now"),
     };
     Change {
-        uuid: gpu.uuid.clone(),
+        uuid: Some(gpu.uuid.clone()),
         warns: true,
         action,
         reason: camel(gpu.cause.as_deref().unwrap_or_default()),
@@ -74,7 +75,7 @@ pub(super) fn changes(before: Option<&GpuNodeStatus>, after: &GpuNodeStatus) -> 
         match (gpu.healthy, was) {
             (false, _) if !same => changes.push(out(gpu)),
             (true, Some(was)) if !was.healthy => changes.push(Change {
-                uuid: gpu.uuid.clone(),
+                uuid: Some(gpu.uuid.clone()),
                 warns: false,
                 action: "Serve",
                 reason: "GpuServesAgain".to_owned(),
@@ -90,13 +91,19 @@ pub(super) fn changes(before: Option<&GpuNodeStatus>, after: &GpuNodeStatus) -> 
     let here = |uuid: &str| after.gpus.iter().any(|gpu| gpu.uuid == uuid);
     let gone = known.values().filter(|gpu| !here(&gpu.uuid));
     changes.extend(gone.map(|gpu| Change {
-        uuid: gpu.uuid.clone(),
+        uuid: Some(gpu.uuid.clone()),
         warns: true,
         action: "Remove",
         reason: "GpuGone".to_owned(),
         note: format!("{} is not among this node's GPUs any more", named(gpu)),
     }));
     changes
+}
+
+/// Something that is not as it should be between kubelet and plugin.
+pub(super) fn of_kubelet(note: String) -> Change {
+    let (action, reason) = ("Register", "GpuPluginNotAsked".to_owned());
+    Change { uuid: None, warns: true, action, reason, note }
 }
 
 /// How many may go now.
@@ -149,12 +156,18 @@ impl Events {
     /// Tells what waits.
     ///
     /// # Errors
-    /// When the API server does not take it; the rest waits on.
+    /// When the API server cannot be told; the rest waits on. One that it refuses is left out.
     pub(super) async fn tell(&mut self) -> Result<(), LinkError> {
         while let Some(change) = self.waiting.front() {
             if self.bucket.take(Instant::now()) {
                 let (event, about) = (event(change, &self.node), about(&self.node));
-                within("create events", self.recorder.publish(&event, &about)).await?;
+                let told = within("create events", self.recorder.publish(&event, &about)).await;
+                match told {
+                    Err(error @ LinkError::NotTaken { .. }) => {
+                        tracing::warn!(note = change.note, %error, "an event is left out");
+                    }
+                    told => told?,
+                }
             } else {
                 self.untold += 1;
                 tracing::warn!(note = change.note, untold = self.untold, "too many events");
@@ -179,11 +192,11 @@ fn event(change: &Change, node: &NodeName) -> Event {
         note: Some(change.note[..end].to_owned()),
         action: change.action.to_owned(),
         // Tells one GPU's events from another's.
-        secondary: Some(ObjectReference {
+        secondary: change.uuid.as_ref().map(|uuid| ObjectReference {
             api_version: Some("gpuzone.dev/v1alpha1".to_owned()),
             kind: Some("GpuNode".to_owned()),
             name: Some(node.to_string()),
-            field_path: Some(format!("status.gpus{{{}}}", change.uuid)),
+            field_path: Some(format!("status.gpus{{{uuid}}}")),
             ..Default::default()
         }),
     }
@@ -246,5 +259,33 @@ mod tests {
         assert_eq!(granted(&mut bucket, 9), 0);
         assert_eq!(granted(&mut bucket, 31), 3);
         assert_eq!(granted(&mut bucket, 100_000), 16);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_refused_holds_up_no_other() {
+        let (service, mut server) = tower_test::mock::pair::<
+            http::Request<kube::client::Body>,
+            http::Response<kube::client::Body>,
+        >();
+        let mut events = Events::new(Client::new(service, "default"), "gpu-1".parse().unwrap());
+        events.add(vec![of_kubelet("one".to_owned()), of_kubelet("two".to_owned())]);
+        let answered = async {
+            let mut notes = Vec::new();
+            for code in [422, 500] {
+                let (request, send) = server.next_request().await.unwrap();
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                notes.push(body["note"].as_str().unwrap().to_owned());
+                let status = serde_json::json!({ "kind": "Status", "apiVersion": "v1",
+                    "status": "Failure", "reason": "x", "message": "it is", "code": code });
+                let body = kube::client::Body::from(status.to_string().into_bytes());
+                send.send_response(http::Response::builder().status(code).body(body).unwrap());
+            }
+            notes
+        };
+        let (told, notes) = tokio::join!(events.tell(), answered);
+        assert!(matches!(told, Err(LinkError::Api(_))), "{told:?}");
+        assert_eq!(notes, ["one", "two"]);
+        assert_eq!(events.waiting.len(), 1, "what was not refused waits");
     }
 }

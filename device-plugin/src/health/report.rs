@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use gpuzone_api::kubernetes::NodeName;
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::condition::{Condition, verdict};
-use super::events::{Events, changes};
+use super::events::{Events, changes, of_kubelet};
 use super::{NodeGpus, Word};
 use crate::links::LinkError;
 use crate::publish::{Published, Publisher};
@@ -34,8 +34,12 @@ impl Reporter {
         }
     }
 
-    /// Reports for ever.
-    pub(crate) async fn report(mut self, mut words: watch::Receiver<Word>) {
+    /// Reports for ever what the agent says, and what is wrong with the kubelet.
+    pub(crate) async fn report(
+        mut self,
+        mut words: watch::Receiver<Word>,
+        mut notices: mpsc::Receiver<String>,
+    ) {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let word = words.borrow_and_update().clone();
@@ -51,6 +55,10 @@ impl Reporter {
                     Ok(()) => true,
                     Err(_) => return,
                 },
+                Some(notice) = notices.recv() => {
+                    self.events.add(vec![of_kubelet(notice)]);
+                    true
+                }
                 () = again => false,
             };
             pause = match done || changed {

@@ -39,6 +39,7 @@ pub(crate) struct WholeLease {
     pub(crate) holder: PodHolder,
     pub(crate) name: Option<PodName>,
     pub(crate) gpus: Vec<GpuUuid>,
+    pub(crate) active: bool,
 }
 
 /// The node's agent. Every question is a connection of its own: it says most plainly what is
@@ -104,6 +105,7 @@ fn read_whole(lease: proto::PlacedLease, exposure: Exposure) -> Option<WholeLeas
         holder: PodHolder::parse(&holder.parse().ok()?)?,
         name: pod_of(&lease.program),
         gpus: lease.gpus.iter().filter_map(|gpu| gpu.gpu_uuid.parse().ok()).collect(),
+        active: lease.state == "active",
         id: lease.id,
     })
 }

@@ -31,6 +31,12 @@ fn failed(what: &'static str, error: &kube::Error) -> LinkError {
         kube::Error::Api(status) if status.code == 401 || status.code == 403 => {
             LinkError::Denied { what, reason: status.message.clone() }
         }
+        // Too many requests, and one that took too long, are no matter of what was asked.
+        kube::Error::Api(status)
+            if (400..500).contains(&status.code) && ![408, 429].contains(&status.code) =>
+        {
+            LinkError::NotTaken { what, code: status.code, reason: status.message.clone() }
+        }
         other => LinkError::Api(sentence(other)),
     }
 }

@@ -23,7 +23,7 @@ use crate::answer::{self, Handover, VfioDevice, VfioInterface};
 use crate::cdi;
 use crate::choose;
 use crate::door::options;
-use crate::kubelet::Served;
+use crate::kubelet::{Heard, Served};
 use crate::links::sentence;
 
 /// The service.
@@ -38,6 +38,7 @@ pub(crate) struct WholeDoor {
     pub(crate) profile: Option<String>,
     /// Where runtimes read what CDI devices there are.
     pub(crate) cdi_dir: Option<PathBuf>,
+    pub(crate) heard: Heard,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -98,6 +99,10 @@ impl WholeDoor {
 }
 
 impl Served for WholeDoor {
+    fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
     fn registering(&self) {
         let gpus = self.keeper.gpus.borrow().clone();
         let own = gpus.iter().filter(|gpu| gpu.profile == self.profile);
@@ -115,6 +120,7 @@ impl DevicePlugin for WholeDoor {
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
+        self.heard.asked();
         let listings = WatchStream::new(self.keeper.gpus.clone());
         let profile = self.profile.clone();
         let messages = listings.map(move |gpus| {

@@ -43,6 +43,10 @@ pub(crate) enum WholeLeaseError {
         "GPU {0} may hold what another pod left, and is not cleared of it yet; it is tried again, and the device plugin's log and `gpu-zone gpus` say what is in the way"
     )]
     NotCleared(DeviceId),
+    #[error(
+        "an init container of the pod {pod} asks for other GPUs than those that a container before it had, and the end of that one's lease would reset what the pod's VM has open; ask for as many GPUs in the first init container as in any other"
+    )]
+    Other { pod: PodName },
     #[error("the lease was not made within {PATIENCE:?}; it is tried again")]
     Slow,
 }
@@ -54,6 +58,7 @@ impl WholeLeaseError {
             Self::Claim(_)
             | Self::Devices(_)
             | Self::NotReady(..)
+            | Self::Other { .. }
             | Self::Quota(QuotaError::Unreadable { .. } | QuotaError::None(_)) => true,
             Self::Link(LinkError::Refused(error))
             | Self::Quota(QuotaError::Link(LinkError::Refused(error))) => match error.kind {
@@ -67,6 +72,7 @@ impl WholeLeaseError {
                 LinkError::Kubelet { .. }
                 | LinkError::Api(_)
                 | LinkError::Denied { .. }
+                | LinkError::NotTaken { .. }
                 | LinkError::Agent(_),
             )
             | Self::Quota(QuotaError::Link(_))
@@ -110,7 +116,17 @@ impl WholeKeeper {
     }
 
     async fn prepare_in_turn(&self, devices: &BTreeSet<DeviceId>) -> Result<(), WholeLeaseError> {
-        let found = self.kubelet.holders().await?.find(devices)?;
+        let holders = self.kubelet.holders().await?;
+        let mut found = holders.find(devices)?;
+        // An init container with fewer than the one that takes over from it: the lease is of all that
+        // one's, for they are the pod's already, and no lease grows.
+        let devices = match holders.covering(&found.pod, devices) {
+            Some(covering) => {
+                found.container = Some(covering.container.clone());
+                &covering.devices
+            }
+            None => devices,
+        };
         let pod = self.api.pod(&found.pod).await?;
         let pod = pod.ok_or_else(|| WholeLeaseError::NoPod(found.pod.clone()))?;
         let labels = self.api.labels(&found.pod.namespace).await?;
@@ -131,6 +147,10 @@ impl WholeKeeper {
             };
         }
         self.clear_way(devices, &gpus).await?;
+        let wanted: BTreeSet<GpuUuid> = nodes.keys().copied().collect();
+        if self.has_already(&claim, &wanted, &pod.name).await? {
+            return Ok(());
+        }
         match self.agent.place_whole(self.exposure, &claim, &nodes, &pod.name).await {
             Ok(()) => {}
             // What is in its way may be leases of pods that are gone.
@@ -143,6 +163,30 @@ impl WholeKeeper {
         let leased: Vec<GpuUuid> = nodes.into_keys().collect();
         self.handed.leased(&leased, &claim.pod);
         Ok(())
+    }
+
+    /// Whether another container of the pod has a lease of all these GPUs: an init container with more
+    /// than the one that takes over from it. It goes on, for the pod's VM has them all open, and for the
+    /// kubelet they are the pod's until its end.
+    async fn has_already(
+        &self,
+        claim: &Claim,
+        wanted: &BTreeSet<GpuUuid>,
+        pod: &PodName,
+    ) -> Result<bool, WholeLeaseError> {
+        let leases = self.agent.whole_leases(self.exposure).await?;
+        let others = leases.iter().filter(|lease| {
+            lease.holder.pod == claim.pod && lease.holder.container != claim.container
+        });
+        for lease in others {
+            if lease.active && wanted.iter().all(|gpu| lease.gpus.contains(gpu)) {
+                return Ok(true);
+            }
+            if wanted.iter().any(|gpu| lease.gpus.contains(gpu)) {
+                return Err(WholeLeaseError::Other { pod: pod.clone() });
+            }
+        }
+        Ok(false)
     }
 
     /// Has what was before these devices' holder brought to its end.
@@ -195,7 +239,13 @@ impl WholeKeeper {
         let holders: Option<Holders<DeviceId>> = self.kubelet.holders().await.ok();
         let gpus = self.gpus.borrow().clone();
         for lease in leases {
-            let device = gpus.iter().find(|gpu| lease.gpus.first() == Some(&gpu.gpu));
+            // One that the kubelet lists, if it lists any: of what an init container had, it lists only
+            // what another took over.
+            let of = || gpus.iter().filter(|gpu| lease.gpus.contains(&gpu.gpu));
+            let listed = |gpu: &WholeGpu| {
+                holders.as_ref().is_some_and(|holders| !holders.of(&gpu.id).is_empty())
+            };
+            let device = of().find(|gpu| listed(gpu)).or(of().next());
             // What the agent does not list, nobody can be said to hold.
             let Some(device) = device else { continue };
             let (pod, name) = (&lease.holder.pod, lease.name.as_ref());
@@ -227,11 +277,17 @@ impl WholeKeeper {
         ) else {
             return;
         };
+        let gpus = self.gpus.borrow().clone();
         let by_name: BTreeMap<_, _> = pods.values().map(|pod| (&pod.name, pod)).collect();
         for holding in holders.holdings() {
             let Some(pod) = by_name.get(&holding.pod) else { continue };
+            let held = gpus.iter().filter(|gpu| holding.devices.contains(&gpu.id));
+            let held: Vec<GpuUuid> = held.map(|gpu| gpu.gpu).collect();
             let mut own = leases.iter().filter(|lease| lease.holder.pod == pod.uid);
-            let served = own.any(|lease| lease.holder.container.as_str() == holding.container);
+            let served = own.any(|lease| {
+                let all = !held.is_empty() && held.iter().all(|gpu| lease.gpus.contains(gpu));
+                all || lease.holder.container.as_str() == holding.container
+            });
             if served || !runs(pod, &holding.container) {
                 continue;
             }

@@ -39,7 +39,7 @@ pub enum AuditError {
     #[error(transparent)]
     Append(#[from] AuditAppendError),
     /// The ledger does not take the log's head.
-    #[error("the end of the audit log cannot be recorded in the ledger")]
+    #[error("the end of the audit log cannot be recorded in the ledger; free space on its disk")]
     Head(#[from] WriteError),
 }
 

@@ -67,7 +67,9 @@ pub enum DiscoveryError {
     )]
     NotInMigMode(GpuUuid),
     /// With those of the configuration it makes no inventory.
-    #[error("the GPUs of the driver and of [[gpu]] together cannot be used")]
+    #[error(
+        "the GPUs of the driver and of [[gpu]] together cannot be used; see whether nvidia-smi -L lists each once, and correct [[gpu]]"
+    )]
     Inventory(#[from] InventoryError),
 }
 

@@ -74,7 +74,7 @@ pub enum RunError {
     #[error(transparent)]
     Devices(#[from] JournalError),
     /// No ledger.
-    #[error("cannot use the ledger {}", .path.display())]
+    #[error("cannot use the ledger {}; a file that cannot be used is put right, or moved away with its usage, before the agent is started again", .path.display())]
     Ledger {
         /// Which.
         path: PathBuf,
@@ -82,7 +82,9 @@ pub enum RunError {
         source: OpenError,
     },
     /// No audit log.
-    #[error("what is granted and refused cannot be written down")]
+    #[error(
+        "what is granted and refused cannot be written down, so nothing is granted; put that right and start the agent again"
+    )]
     Audit(#[from] AuditError),
     /// No broker.
     #[error(transparent)]
@@ -91,13 +93,17 @@ pub enum RunError {
     #[error(transparent)]
     Metrics(#[from] BindError),
     /// What an earlier agent left cannot be taken over.
-    #[error("cannot take over what an earlier agent left")]
+    #[error(
+        "cannot take over what an earlier agent left; put the reason right and start the agent again: what runs goes on meanwhile"
+    )]
     Recover(#[source] AgentError),
     /// No thread, no signals.
-    #[error("cannot set up the agent's process")]
+    #[error(
+        "cannot set up the agent's process; see its limits of open files, processes and memory"
+    )]
     Process(#[source] io::Error),
     /// The service broke.
-    #[error("the agent's service broke")]
+    #[error("the agent's service broke; start the agent again, leases and workers go on")]
     Serve(#[source] tonic::transport::Error),
 }
 

@@ -21,10 +21,10 @@ const WELL: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
     /// The agent's program does not start.
-    #[error("cannot start the agent's program again; was it removed or replaced?")]
+    #[error("cannot start the agent's program again; see that it is still there and may be run")]
     Start(#[source] std::io::Error),
     /// Signals cannot be received.
-    #[error("cannot receive signals")]
+    #[error("cannot receive signals; see the process's limits")]
     Signals(#[source] std::io::Error),
 }
 

@@ -121,7 +121,9 @@ pub enum OpenError {
         known: i64,
     },
     /// Damaged, locked or on a full disk.
-    #[error("cannot open the ledger '{path}'")]
+    #[error(
+        "cannot open the ledger '{path}'; look at its permissions, and at the space on its disk"
+    )]
     Database {
         /// Which.
         path: PathBuf,

@@ -97,7 +97,9 @@ async fn without_quotas_that_are_known_and_hold_nothing_starts() {
     for (code, body, said) in [
         (200, quotas(other), "no GpuQuota holds for the namespace 'team'"),
         (403, failure(403, "Forbidden"), "does not let the device plugin list gpuquotas"),
-        (404, failure(404, "NotFound"), "does not answer"),
+        (404, failure(404, "NotFound"), "refuses to list gpuquotas (code 404): NotFound it is"),
+        (422, failure(422, "Invalid"), "refuses to list gpuquotas (code 422): Invalid it is"),
+        (429, failure(429, "TooManyRequests"), "does not answer"),
         (503, failure(503, "ServiceUnavailable"), "does not answer"),
     ] {
         let (held, _) = tokio::join!(api.quotas("team", &labels), answer(&mut server, code, body));

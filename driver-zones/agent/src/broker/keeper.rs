@@ -46,7 +46,7 @@ pub struct BrokerKeeper {
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// Its files cannot be written.
-    #[error("cannot prepare the driver zone in {}", .dir.display())]
+    #[error("cannot prepare the driver zone in {}; check that folder's permissions and its disk, or choose another --run-dir", .dir.display())]
     Prepare {
         /// The zone's directory.
         dir: PathBuf,
@@ -62,16 +62,20 @@ pub enum BrokerError {
     #[error(transparent)]
     Launch(#[from] LaunchError),
     /// It, or its maker of zones, could not be started in a sandbox.
-    #[error("the driver zone's {0} cannot be started in its sandbox")]
+    #[error(
+        "the driver zone's {0} cannot be started in its sandbox; `gpu-zone doctor` says what this host lacks for one"
+    )]
     Sandbox(&'static str, #[source] SandboxError),
     /// The microVM cannot be described.
     #[error(transparent)]
     MicroVm(#[from] gpuzone_zone::microvm::MicroVmError),
     /// The configuration requires what there is not.
-    #[error("a sandbox has no feature '{0}' to be required")]
+    #[error(
+        "a sandbox has no feature '{0}' to be required; correct [zone.features] in the configuration"
+    )]
     Feature(String),
     /// It runs and does not answer.
-    #[error("the driver zone's broker does not come up; its log is {}", .log.display())]
+    #[error("the driver zone's broker does not come up; its log {} says why", .log.display())]
     Silent {
         /// Where it says why.
         log: PathBuf,
@@ -82,7 +86,7 @@ pub enum BrokerError {
     #[error(transparent)]
     Link(LinkError),
     /// The kernel does not let it be watched.
-    #[error("cannot watch the driver zone's broker")]
+    #[error("cannot watch the driver zone's broker; see the agent's limit of open files")]
     Watch(#[source] io::Error),
 }
 

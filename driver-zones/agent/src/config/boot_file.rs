@@ -18,13 +18,13 @@ pub enum BootFileError {
     )]
     Form(String),
     /// There is no layout.
-    #[error("{} is no OCI image layout", .0.display())]
+    #[error("{} is no OCI image layout; name a folder with a file oci-layout in it", .0.display())]
     NoLayout(PathBuf),
     /// The image is not what its digest says, or cannot be had.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The image has no such file.
-    #[error("the image {image} has no file {}", .file.display())]
+    #[error("the image {image} has no file {}; correct the path behind the #, or name another image", .file.display())]
     NoFile {
         /// Its digest.
         image: String,
@@ -35,7 +35,7 @@ pub enum BootFileError {
     #[error(transparent)]
     Digest(#[from] DigestError),
     /// A path that cannot be made whole.
-    #[error("cannot tell the whole path of {}", .0.display())]
+    #[error("cannot tell the whole path of {}; write it from / on", .0.display())]
     Path(PathBuf, #[source] io::Error),
 }
 

@@ -116,7 +116,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}", .path.display())]
+    #[error("cannot read the configuration {}; check that it is there and may be read, or name another with --config", .path.display())]
     Read {
         /// Which.
         path: PathBuf,
@@ -157,13 +157,15 @@ pub enum ConfigError {
     #[error(transparent)]
     Missing(#[from] MissingFile),
     /// The running program's own path is not known.
-    #[error("cannot tell where this program is, and so not where its libraries are")]
+    #[error(
+        "cannot tell where this program is, and so not where its libraries are; see that /proc is mounted, or name each library in the configuration"
+    )]
     Executable(#[source] io::Error),
     /// A microVM's kernel or image.
     #[error(transparent)]
     BootFile(#[from] BootFileError),
     /// A directory that cannot be made absolute.
-    #[error("cannot tell the whole path of {}", .0.display())]
+    #[error("cannot tell the whole path of {}; write it from / on", .0.display())]
     Directory(PathBuf, #[source] io::Error),
 }
 
