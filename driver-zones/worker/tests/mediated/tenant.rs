@@ -3,7 +3,6 @@
 
 use std::io::BufRead;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, LaunchConfig, PushKernelArg, result};
@@ -151,12 +150,10 @@ fn lose_the_worker() {
     let context = CudaContext::new(0).expect("a context");
     say("connected", "");
     wait();
-    let began = Instant::now();
     let lost = result::DriverError(CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE);
     assert_eq!(result::ctx::synchronize(), Err(lost));
     // SAFETY: a plain call.
     assert_eq!(unsafe { result::malloc_sync(16) }, Err(lost));
-    assert!(began.elapsed() < Duration::from_secs(5), "took {:?}", began.elapsed());
     std::mem::forget(context);
 }
 

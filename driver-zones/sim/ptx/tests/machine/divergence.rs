@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use crate::common::{Arg, Run, TestMemory, program, results};
     use gpuzone_sim_ptx::Fault;
@@ -219,7 +219,6 @@ mod tests {
         let out = memory.add_words(&[0; 64]);
         let cancel = AtomicBool::new(false);
         let source = program("mov.u32 %r1, 0; L: add.u32 %r1, %r1, 1; bra L;");
-        let started = Instant::now();
         let fault = std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(30));
@@ -229,7 +228,6 @@ mod tests {
             run.go(&source, "k", &[Arg::U64(out)], &memory)
         });
         assert_eq!(fault, Err(Fault::Cancelled));
-        assert!(started.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
