@@ -12,7 +12,7 @@ use gpuzone_testkit::Artifacts;
 
 use super::image::{self, Contents, For, libraries, stripped};
 use super::kernel;
-use super::nested::{listen, modules, real};
+use super::nested::{End, listen, modules, real};
 use super::suite::{Wanted, say};
 
 /// What the node's first process does.
@@ -184,7 +184,10 @@ fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path) -> anyhow::Result<()> {
         .args(["-append", words])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    ensure!(listen(node, "node: ")?, "Cloud Hypervisor's machines are not what they should be");
+    ensure!(
+        listen(node, "node: ")? == End::Well,
+        "Cloud Hypervisor's machines are not what they should be"
+    );
     say("ok", "driver and workload zones in machines of Cloud Hypervisor's");
     Ok(())
 }
