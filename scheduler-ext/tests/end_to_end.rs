@@ -235,6 +235,9 @@ mod tests {
         let said = second.bind(&whole("c"), "n1").await;
         assert!(said.contains("no room"), "{said}");
         held(&api);
+        // Half of the Lease's ten seconds after it was written the last Binding begins; so when another
+        // one leads, it has ended, also of a leader that was killed in the middle of it.
+        assert!(api.latest_binding() < Duration::from_secs(5), "{:?}", api.latest_binding());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
