@@ -110,10 +110,16 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// The last node of rank 10 in `/prioritize`'s answer.
-fn best(ranks: &str) -> &str {
-    let (before, _) = ranks.rsplit_once(r#"","Score":10}"#).unwrap();
-    before.rsplit_once('"').unwrap().1
+/// A node of the best rank in `/prioritize`'s answer; any where none is above the others.
+fn best<'a>(ranks: &'a [u8], all: &'a [String]) -> &'a str {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Rank<'a> {
+        host: &'a str,
+        score: u8,
+    }
+    let ranks: Vec<Rank<'_>> = serde_json::from_slice(ranks).unwrap();
+    ranks.iter().max_by_key(|rank| rank.score).map_or(all[0].as_str(), |rank| rank.host)
 }
 
 /// Starts an extender; until it is ready.
@@ -256,15 +262,15 @@ async fn pods_per_second(nodes: u64, pods: usize, folder: &std::path::Path) {
     });
     let binders: Vec<_> = binders.collect();
     let mut connection = Connection::open(extender.port).await.unwrap();
-    let names = serde_json::to_string(&names).unwrap();
+    let all = serde_json::to_string(&names).unwrap();
     let before = (processor_time(extender.pid()), processor_time(std::process::id()));
     let began = Instant::now();
     for object in &new {
         // As cheap as can be: it is the extender that is looked at.
-        let args = format!(r#"{{"Pod":{object},"Nodes":null,"NodeNames":{names}}}"#).into_bytes();
+        let args = format!(r#"{{"Pod":{object},"Nodes":null,"NodeNames":{all}}}"#).into_bytes();
         connection.ask("/filter", &args).await.unwrap();
         let (_, ranks) = connection.ask("/prioritize", &args).await.unwrap();
-        let best = best(std::str::from_utf8(&ranks).unwrap());
+        let best = best(&ranks, &names);
         let meta = &object["metadata"];
         let bind = json!({ "PodName": meta["name"], "PodNamespace": meta["namespace"],
             "PodUID": meta["uid"], "Node": best });
