@@ -9,12 +9,14 @@ use gpuzone_api::kubernetes::{
     ResourceNames, SchedulerName, TOPOLOGY_ANNOTATION,
 };
 use gpuzone_core::engine::Policy;
+use gpuzone_crds::Defaults;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use kube::core::{DynamicObject, Status};
 use serde_json::{Value, json};
 
 use crate::ask::AskError;
+use crate::fill::{Filled, fill};
 use crate::view::{ask_of, limits};
 
 type Review = AdmissionReview<DynamicObject>;
@@ -69,11 +71,14 @@ pub fn validate(rules: &Rules, review: Review) -> Review {
 }
 
 /// Names the scheduler of pods that ask for GPUs and name none. Also of those whose limits cannot
-/// be read: that scheduler says what is wrong, and another would start them without GPUs. And writes
-/// down as what is taken what their authors left out.
-pub fn mutate(rules: &Rules, review: Review) -> Review {
+/// be read: that scheduler says what is wrong, and another would start them without GPUs. Fills in what
+/// their authors left out of limits, `defaults` by namespace, and writes down as what the rest is taken.
+pub fn mutate(rules: &Rules, review: Review, defaults: impl Fn(&str) -> Defaults) -> Review {
     // What cannot be read stays as it is here, for `validate` refuses it.
-    answer(review, |request| Ok(changes(rules, request).unwrap_or_default()))
+    answer(review, |request| {
+        let defaults = defaults(request.namespace.as_deref().unwrap_or_default());
+        Ok(changes(rules, request, defaults).unwrap_or_default())
+    })
 }
 
 /// The answer to a review. One without a request is answered, too, though no API server sends it.
@@ -131,12 +136,13 @@ fn check(rules: &Rules, request: &Request) -> Result<(), Refusal> {
 }
 
 /// What is changed of a pod, as JSON patch.
-fn changes(rules: &Rules, request: &Request) -> Result<Vec<Value>, Refusal> {
+fn changes(rules: &Rules, request: &Request, given: Defaults) -> Result<Vec<Value>, Refusal> {
     match request.operation {
         Operation::Update | Operation::Delete | Operation::Connect => return Ok(Vec::new()),
         Operation::Create => {}
     }
-    let pod = pod(request)?;
+    let mut pod = pod(request)?;
+    let filled = fill(&mut pod, &rules.names, given);
     let ask = ask_of(&pod, &rules.names);
     if ask == Ok(None) {
         return Ok(Vec::new());
@@ -147,8 +153,12 @@ fn changes(rules: &Rules, request: &Request) -> Result<Vec<Value>, Refusal> {
     if let (Some(scheduler), None | Some("" | FIRST_SCHEDULER)) = (&rules.scheduler, named) {
         changes.push(add("/spec/schedulerName", json!(scheduler.as_str())));
     }
-    let taken = defaults(rules, &pod);
-    if ask.is_ok() && !taken.is_empty() {
+    if ask.is_err() {
+        return Ok(changes);
+    }
+    changes.extend(filled.iter().map(|of| add(&of.path, json!(of.number.to_string()))));
+    let taken = defaults(rules, &pod, &filled);
+    if !taken.is_empty() {
         if pod.metadata.annotations.is_none() {
             changes.push(add("/metadata/annotations", json!({})));
         }
@@ -158,10 +168,13 @@ fn changes(rules: &Rules, request: &Request) -> Result<Vec<Value>, Refusal> {
     Ok(changes)
 }
 
-/// As what is taken what a pod leaves out. It is written beside the limits and not into them: a share
-/// depends on the GPU, and what stands in limits every other scheduler and quota counts.
-fn defaults(rules: &Rules, pod: &Pod) -> String {
-    let mut taken = Vec::new();
+/// What was filled in, and as what is taken what a pod still leaves out. That is written beside the
+/// limits and not into them: a share depends on the GPU.
+fn defaults(rules: &Rules, pod: &Pod, filled: &[Filled]) -> String {
+    let filled = filled.iter().map(|Filled { container, resource, number, .. }| {
+        format!("container {container}: {resource}: {number} is filled in")
+    });
+    let mut taken: Vec<String> = filled.collect();
     for container in limits(pod) {
         let request = ContainerRequest::from_limits(&rules.names, &container.limits);
         let Ok(Some(request)) = request else { continue };

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use gpuzone_api::kubernetes::{InvalidName, NodeName, PLACEMENT_ANNOTATION, PodUid};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::api::{PostParams, Request};
+use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
 
 use crate::index::{BindOrder, Concluded, Doubt, Gate, Look, ReserveError, Settled, Ticket};
@@ -16,6 +16,10 @@ use crate::wire::BindArgs;
 
 /// How long the API server has for one answer.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// The same, told to the API server with each Binding: it gives it up then, also when whoever sent it was
+/// killed meanwhile, and so before another replica leads ([`crate::election`]). Left out, it may
+/// be carried out half a minute later.
+const DEADLINE: &str = "timeout=4s";
 /// A pod of a group whose Binding has no answer is tried again after these: others of the group are
 /// bound already. Afterwards it is the scheduler that tries again.
 static AGAIN: [Duration; 3] =
@@ -253,12 +257,9 @@ impl Binder {
     }
 
     async fn send(&self, pod: &PodName, binding: &Value) -> Result<(), Lost> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let params = PostParams::default();
-        let posted =
-            pods.create_subresource::<Value, Value>("binding", &pod.name, &params, binding);
+        let posted = post_binding(&self.client, pod, binding);
         match tokio::time::timeout(PATIENCE, posted).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(kube::Error::Api(status))) => match status.code {
                 409 => Err(Lost::Conflict(status.message.clone())),
                 400..=428 | 431 => Err(Lost::Refused(status.message.clone())),
@@ -321,6 +322,20 @@ fn bound_already(view: &PodView, node: &NodeName) -> Result<(), BindError> {
 
 fn shown(node: Option<&NodeName>) -> String {
     node.map(ToString::to_string).unwrap_or_default()
+}
+
+/// Posts a Binding, which is not carried out later than [`DEADLINE`] after it came.
+async fn post_binding(client: &Client, pod: &PodName, binding: &Value) -> Result<(), kube::Error> {
+    let pods = Request::new(Pod::url_path(&(), Some(&pod.namespace)));
+    let body = serde_json::to_vec(binding).map_err(kube::Error::SerdeError)?;
+    let request = pods.create_subresource("binding", &pod.name, &PostParams::default(), body);
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    let target = format!("{}?{DEADLINE}", request.uri().path());
+    // A path with a query is an address as before.
+    if let Ok(target) = target.parse() {
+        *request.uri_mut() = target;
+    }
+    client.request::<Value>(request).await.map(drop)
 }
 
 /// The UID makes the API server refuse it for another pod of that name.

@@ -67,7 +67,8 @@ impl Election {
     }
 
     /// Until when this replica may begin to bind pods: nobody else can think the Lease over by
-    /// then, nor before a Binding that begins then has ended.
+    /// then, nor before a Binding that begins then has ended, which the API server sees to even when this
+    /// replica is killed in the middle of it.
     pub fn leads_until(&self) -> Moment {
         self.renewed.map_or(Moment::ZERO, |renewed| renewed + self.duration / 2)
     }

@@ -211,9 +211,20 @@ async fn prioritize(State(app): State<App>, request: Request) -> Result<Response
     let ranks = app.shared.index().prioritize(&pod, &names);
     app.metrics.count(Verb::Prioritize, ranks.is_ok(), began.elapsed());
     let ranks = ranks.map_err(|error| Bad(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
-    let about = names.iter().map(|name| name.len() + 24).sum();
-    let priorities = names.iter().zip(ranks).map(|(host, score)| HostPriority { host, score });
-    Ok(json(&priorities.collect::<Vec<_>>(), about))
+    let above = above_the_least(&names, &ranks);
+    let about = above.iter().map(|rank| rank.host.len() + 24).sum::<usize>() + 2;
+    Ok(json(&above, about))
+}
+
+/// Only what one node's rank is above another's counts, and a node that is not named has 0: so the least
+/// ranks, which most nodes of a large cluster have, are left out. The scheduler reads them one pod after the other.
+fn above_the_least<'a>(names: &[&'a str], ranks: &[u8]) -> Vec<HostPriority<'a>> {
+    let least = ranks.iter().copied().min().unwrap_or_default();
+    let ranked = names.iter().zip(ranks).map(|(host, rank)| (*host, rank.saturating_sub(least)));
+    ranked
+        .filter(|(_, score)| *score > 0)
+        .map(|(host, score)| HostPriority { host, score })
+        .collect()
 }
 
 async fn bind(State(app): State<App>, request: Request) -> Result<Response, Bad> {
@@ -267,4 +278,21 @@ async fn quotas(State(app): State<App>) -> Response {
     let reports = app.shared.index().quota_reports();
     let reports = reports.into_iter().map(|report| (report.name.clone(), report));
     json(&reports.collect::<std::collections::BTreeMap<_, _>>(), SMALL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_the_least_and_no_difference_is_lost() {
+        let said = |ranks: &[u8]| -> Vec<(&str, u8)> {
+            let above = above_the_least(&["a", "b", "c"], ranks);
+            above.into_iter().map(|rank| (rank.host, rank.score)).collect()
+        };
+        assert_eq!(said(&[10, 9, 8]), [("a", 2), ("b", 1)]);
+        assert_eq!(said(&[10, 0, 10]), [("a", 10), ("c", 10)], "b serves it no more");
+        assert_eq!(said(&[10, 10, 10]), []);
+        assert_eq!(said(&[]), []);
+    }
 }

@@ -19,6 +19,7 @@ mod binder;
 pub mod config;
 pub mod election;
 mod feeds;
+mod fill;
 mod follow;
 pub mod host;
 mod http;

@@ -96,7 +96,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let doors = async {
         tokio::try_join!(
             open(config.listen, config.tls(), verbs(app.clone(), largest), handle.clone()),
-            open_webhook(&config, hook.clone()),
+            open_webhook(&config, &shared, hook.clone()),
             plain(config.health_listen, health(app), probes.clone()),
         )
     };
@@ -137,11 +137,15 @@ async fn client(config: &Config) -> Result<kube::Client, RunError> {
 }
 
 /// The API server shows no certificate unless it is configured to, so none is asked for here.
-async fn open_webhook(config: &Config, handle: Handle<SocketAddr>) -> Result<(), RunError> {
+async fn open_webhook(
+    config: &Config,
+    shared: &Arc<Shared>,
+    handle: Handle<SocketAddr>,
+) -> Result<(), RunError> {
     // A door that is not there has closed: the process ends when all of them have.
     let Some(address) = config.webhook_listen else { return Ok(()) };
     let files = config.tls().map(|files| Files { clients: None, ..files });
-    open(address, files, webhook::router(config.rules()), handle).await
+    open(address, files, webhook::router(config.rules(), Arc::clone(shared)), handle).await
 }
 
 async fn open(

@@ -4,6 +4,8 @@
 mod tests {
     use gpuzone_api::kubernetes::ResourceNames;
     use gpuzone_core::engine::Policy;
+    use gpuzone_core::{ComputeShare, MemoryBytes};
+    use gpuzone_crds::Defaults;
     use gpuzone_scheduler_ext::admission::{Rules, mutate, validate};
     use kube::core::DynamicObject;
     use kube::core::admission::AdmissionReview;
@@ -56,7 +58,7 @@ mod tests {
 
     type Review = AdmissionReview<DynamicObject>;
 
-    fn asked(of: fn(&Rules, Review) -> Review, review: &Value) -> Value {
+    fn asked(of: impl Fn(&Rules, Review) -> Review, review: &Value) -> Value {
         let answer = of(&rules(), serde_json::from_value(review.clone()).unwrap());
         let answer = serde_json::to_value(answer).unwrap();
         assert_eq!(answer["kind"], "AdmissionReview");
@@ -81,7 +83,17 @@ mod tests {
 
     /// The patch that a review is answered with.
     fn patch(review: &Value) -> Option<Value> {
-        let response = asked(mutate, review)["response"].clone();
+        patch_by(review, Defaults::default())
+    }
+
+    /// The same, where the namespace's quotas say what is taken by default.
+    fn patch_by(review: &Value, defaults: Defaults) -> Option<Value> {
+        let of_team = move |namespace: &str| match namespace {
+            "team" => defaults,
+            _ => Defaults::default(),
+        };
+        let answer = asked(|rules, review| mutate(rules, review, of_team), review);
+        let response = answer["response"].clone();
         assert_eq!(response["allowed"], true, "it refuses nothing");
         let bytes: Vec<u8> = serde_json::from_value(response["patch"].clone()).ok()?;
         assert_eq!(response["patchType"], "JSONPatch");
@@ -179,7 +191,7 @@ mod tests {
         }
         let rules = Rules { scheduler: None, ..rules() };
         let review = serde_json::from_value(review(&gpus)).unwrap();
-        let answer = serde_json::to_value(mutate(&rules, review)).unwrap();
+        let answer = serde_json::to_value(mutate(&rules, review, |_| Defaults::default())).unwrap();
         let bytes: Vec<u8> = serde_json::from_value(answer["response"]["patch"].clone()).unwrap();
         let patch: Value = serde_json::from_slice(&bytes).unwrap();
         assert!(!patch.as_array().unwrap().contains(&named), "nobody told it a name");
@@ -223,6 +235,72 @@ mod tests {
         let limits = json!({ "gpuzone.dev/gpu": "1", "gpuzone.dev/memory-percent": "50" });
         let with = pod(&limits, &json!({ "gpuzone.dev/defaults": "anything at all" }));
         assert_eq!(refusal(&review(&with)), "", "and who reads limits does not read it");
+    }
+
+    /// The limits that the first container of a pod has in the end.
+    fn filled(limits: &Value, defaults: Defaults) -> Value {
+        let review = review(&pod(limits, &json!(null)));
+        let patch = patch_by(&review, defaults).unwrap_or_default();
+        let mut limits = limits.clone();
+        let of = "/spec/containers/0/resources/limits/";
+        for change in patch.as_array().into_iter().flatten() {
+            if let Some(name) = change["path"].as_str().unwrap().strip_prefix(of) {
+                assert_eq!(change["op"], "add");
+                limits[name.replace("~1", "/")] = change["value"].clone();
+            }
+        }
+        limits
+    }
+
+    #[test]
+    fn limits_that_are_left_out_are_filled_in() {
+        let memory = MemoryBytes::new((8 << 30) - 1);
+        let given = Defaults { memory, share: Some(ComputeShare::new(20).unwrap()) };
+        let with = |more: &[(&str, &str)]| -> Value {
+            more.iter()
+                .map(|(name, number)| (format!("gpuzone.dev/{name}"), json!(number)))
+                .collect()
+        };
+        for (written, said, wanted) in [
+            // One GPU, whatever quotas say.
+            (
+                with(&[("memory-mib", "4096")]),
+                Defaults::default(),
+                with(&[("memory-mib", "4096"), ("gpu", "1")]),
+            ),
+            (
+                with(&[("gpu", "2")]),
+                given,
+                with(&[("gpu", "2"), ("memory-mib", "8192"), ("share", "20")]),
+            ),
+            (
+                with(&[("share", "70")]),
+                given,
+                with(&[("share", "70"), ("gpu", "1"), ("memory-mib", "8192")]),
+            ),
+            (
+                with(&[("gpu", "1"), ("memory-percent", "100")]),
+                given,
+                with(&[("gpu", "1"), ("memory-percent", "100"), ("share", "20")]),
+            ),
+            // Without a word of memory, whole GPUs are meant, and those have all of the time.
+            (with(&[("gpu", "1")]), Defaults { memory: None, ..given }, with(&[("gpu", "1")])),
+            // Of these there are no parts, and what cannot be read stays.
+            (with(&[("passthrough", "1")]), given, with(&[("passthrough", "1")])),
+            (with(&[("mig-1g.10gb", "1")]), given, with(&[("mig-1g.10gb", "1")])),
+            (with(&[("gpu", "half")]), given, with(&[("gpu", "half")])),
+            (with(&[("gpu", "0"), ("share", "5")]), given, with(&[("gpu", "0"), ("share", "5")])),
+            (json!({ "cpu": "1" }), given, json!({ "cpu": "1" })),
+        ] {
+            assert_eq!(filled(&written, said), wanted);
+        }
+        // It is written down, and all of it passes.
+        let review = review(&pod(&with(&[("gpu", "1")]), &json!(null)));
+        let changes = patch_by(&review, given).unwrap();
+        let said = changes.as_array().unwrap().last().unwrap()["value"].as_str().unwrap();
+        assert!(said.starts_with(
+            "container app: gpuzone.dev/memory-mib: 8192 is filled in; container app: gpuzone.dev/share: 20 is filled in; topology"
+        ), "{said}");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use gpuzone_core::{ClusterQuota, Exposure, InvalidExposure, InvalidMemory, Limits, MemoryBytes};
+use gpuzone_core::{
+    ClusterQuota, ComputeShare, Exposure, InvalidExposure, InvalidMemory, InvalidShare, Limits,
+    MemoryBytes,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -60,6 +63,24 @@ pub struct GpuQuotaSpec {
     /// What it can always have back from its cohort. Left out of it means none of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guaranteed: Option<Amounts>,
+    /// What a container gets of each GPU that asks for GPUs and does not say how much: written into its
+    /// limits when its pod is created. Of several quotas that match a namespace the least holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<PodDefaults>,
+}
+
+/// What a container gets of each GPU where it does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodDefaults {
+    /// Memory of each, like `8Gi`; left out, whole GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = "^[0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
+    pub memory: Option<String>,
+    /// Per cent of each one's time; left out, the same part as of the memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub share: Option<u32>,
 }
 
 /// Amounts of what pods hold.
@@ -136,6 +157,34 @@ pub enum InvalidQuota {
     /// A way of handing over that is not there.
     #[error("exposures: {0}")]
     Exposure(#[from] InvalidExposure),
+    /// No part of a GPU's time.
+    #[error("defaults: {0}")]
+    Share(#[from] InvalidShare),
+}
+
+/// The same, read: what is left out of limits is taken to be this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// Memory of each GPU.
+    pub memory: Option<MemoryBytes>,
+    /// Of each one's time.
+    pub share: Option<ComputeShare>,
+}
+
+impl Defaults {
+    /// The lesser of each.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        let least = |a: Option<MemoryBytes>, b: Option<MemoryBytes>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let share = match (self.share, other.share) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Self { memory: least(self.memory, other.memory), share }
+    }
 }
 
 impl Amounts {
@@ -150,6 +199,17 @@ impl Amounts {
 }
 
 impl GpuQuotaSpec {
+    /// What its pods get where they do not say.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn pod_defaults(&self) -> Result<Defaults, InvalidQuota> {
+        let Some(said) = &self.defaults else { return Ok(Defaults::default()) };
+        let memory = said.memory.as_deref().map(str::parse::<MemoryBytes>).transpose()?;
+        let share = said.share.map(ComputeShare::new).transpose()?;
+        Ok(Defaults { memory: memory.filter(|memory| !memory.is_zero()), share })
+    }
+
     /// What it lets be held, as the quota of that name.
     ///
     /// # Errors

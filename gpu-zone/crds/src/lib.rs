@@ -13,6 +13,7 @@ pub use gpu_node::{
     inventory_version,
 };
 pub use gpu_quota::{
-    Amounts, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, InvalidQuota, ModelLimit,
+    Amounts, Defaults, ExposureLimit, GpuQuota, GpuQuotaSpec, GpuQuotaStatus, InvalidQuota,
+    ModelLimit, PodDefaults,
 };
 pub use yaml::{Manifest, YamlError, manifests};

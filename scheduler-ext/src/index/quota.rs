@@ -5,7 +5,7 @@ use std::fmt;
 
 use gpuzone_core::engine::ModelSet;
 use gpuzone_core::{ClusterQuota, Exposure, Limits, MemoryBytes};
-use gpuzone_crds::{Amounts, GpuQuotaSpec, InvalidQuota};
+use gpuzone_crds::{Amounts, Defaults, GpuQuotaSpec, InvalidQuota};
 use kube::core::{Selector, SelectorExt};
 
 use super::{Amount, Index, Usage};
@@ -68,6 +68,7 @@ struct Terms {
     own: ClusterQuota,
     cohort: Option<String>,
     guaranteed: Limits,
+    defaults: Defaults,
 }
 
 /// A quota.
@@ -130,6 +131,7 @@ impl Terms {
             own: spec.quota(name)?,
             cohort: spec.cohort.clone(),
             guaranteed: guaranteed.unwrap_or_default(),
+            defaults: spec.pod_defaults()?,
         })
     }
 }
@@ -341,6 +343,14 @@ impl Index {
         }
         self.quotas.insert(name.to_owned(), quota);
         self.favour = true;
+    }
+
+    /// What a container of a namespace gets of each GPU where it does not say: the least that its
+    /// quotas say.
+    pub fn defaults_of(&self, namespace: &str) -> Defaults {
+        let of = self.quotas.values().filter(|quota| quota.namespaces.contains(namespace));
+        let of = of.filter_map(|quota| quota.terms.as_ref().ok()).map(|terms| terms.defaults);
+        of.fold(Defaults::default(), Defaults::least)
     }
 
     /// A quota that is gone. Those that hold for the same namespaces go on.

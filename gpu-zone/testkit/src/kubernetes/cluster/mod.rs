@@ -35,9 +35,11 @@ pub enum BindFault {
     LoseAnswer,
     /// It is not carried out, and never will be: something that is asked first forbids it.
     Forbid,
-    /// An error is answered, and it is carried out after so long, whoever is still there.
+    /// An error is answered, and it is carried out after so long, whoever is still there; not when that
+    /// is longer than the request is to take.
     Late(Duration),
-    /// It is carried out after so long, and answered then.
+    /// It is carried out after so long, and answered then; not when that is longer than the request is to
+    /// take.
     Slow(Duration),
 }
 
@@ -188,6 +190,11 @@ impl ClusterApi {
     /// All Bindings that were carried out: pod and node.
     pub fn bindings(&self) -> Vec<(String, String)> {
         self.shared.lock().bound.clone()
+    }
+
+    /// How late after it came a Binding might have been carried out.
+    pub fn latest_binding(&self) -> Duration {
+        self.shared.lock().longest
     }
 
     /// How often a kind was written to by a verb: `create`, `update` or `patch`.

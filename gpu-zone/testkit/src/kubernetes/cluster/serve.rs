@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
@@ -95,7 +96,7 @@ pub(super) async fn handle(
             found.map_or_else(|| refuse(missing()), |object| Json(&*object).into_response())
         }
         (Method::POST, Some(key)) if target.sub.as_deref() == Some("binding") => {
-            bind(&shared, &key, &written).await
+            bind(&shared, &key, &written, deadline(&query)).await
         }
         (Method::POST, Some(key)) if target.sub.as_deref() == Some("eviction") => {
             evict(&shared, &key, &written, query.contains_key("dryRun"))
@@ -149,14 +150,26 @@ fn write(
     written.map_or_else(refuse, |object| Json(&*object).into_response())
 }
 
-async fn bind(shared: &Arc<Shared>, key: &str, binding: &Value) -> Response {
+/// When a request is given up, as whoever sent it says; a real API server's own word is 34 s.
+fn deadline(query: &BTreeMap<String, String>) -> Duration {
+    let said = query.get("timeout").and_then(|text| text.strip_suffix('s')?.parse().ok());
+    Duration::from_secs(said.unwrap_or(34))
+}
+
+async fn bind(shared: &Arc<Shared>, key: &str, binding: &Value, deadline: Duration) -> Response {
     let fault = {
         let mut store = shared.lock();
         store.wrote("bind", "pods");
+        store.longest = store.longest.max(deadline);
         store.faults.pop_front().unwrap_or(BindFault::None)
     };
     let lost = || refuse((500, "etcdserver: request timed out".into()));
     match fault {
+        BindFault::Late(after) if after > deadline => lost(),
+        BindFault::Slow(after) if after > deadline => {
+            tokio::time::sleep(deadline).await;
+            refuse((504, "request did not complete within requested timeout".into()))
+        }
         BindFault::None => bound(shared, key, binding),
         BindFault::Refuse => lost(),
         BindFault::Forbid => {

@@ -35,6 +35,8 @@ pub(super) struct Store {
     /// Kinds whose next patches are refused, and with which codes.
     pub(super) unpatched: BTreeMap<Plural, VecDeque<u16>>,
     pub(super) bound: Vec<(String, String)>,
+    /// The longest time that any Binding was to take.
+    pub(super) longest: Duration,
     /// Pods that a disruption budget keeps.
     pub(super) protected: BTreeSet<Key>,
     pub(super) writes: BTreeMap<(String, Plural), u64>,
