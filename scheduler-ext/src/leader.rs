@@ -144,13 +144,15 @@ fn settle_role(shared: &Arc<Shared>, election: &Election, holder: Option<String>
 }
 
 /// Binds begin when all pods were read once more: whatever the leader before this one bound is
-/// known then.
+/// known then, and which groups it bound in part.
 async fn lead_when_settled(shared: Arc<Shared>) {
     let wanted = shared.want_list();
     let mut lists = shared.lists.subscribe();
     if lists.wait_for(|lists| lists.come >= wanted).await.is_err() {
         return;
     }
+    let now = shared.now();
+    shared.index().resume_groups(now);
     shared.role.send_if_modified(|role| {
         let settled = *role == Role::Settling && lists.borrow().come >= wanted;
         if settled {

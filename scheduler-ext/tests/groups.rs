@@ -91,6 +91,43 @@ mod tests {
         );
     }
 
+    /// Its leader was killed when one of three was bound: the next one sets places aside for the others.
+    #[test]
+    fn the_next_leader_finishes_what_was_bound_in_part() {
+        let mut index = index(2, 2);
+        let member = |n: u32| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", 3);
+        let place = json!({ "version": 1, "node": "n1", "pod": "uid-g0", "containers":
+            { "app": [{ "gpu": gpu_uuid(1, 0), "memory": "16Gi", "share": 100 }] } });
+        let mut bound = member(0);
+        bound["spec"]["nodeName"] = json!("n1");
+        bound["metadata"]["annotations"]["gpuzone.dev/placement"] = json!(place.to_string());
+        index.apply_pod(view(&bound));
+        (1..4).for_each(|n| index.apply_pod(view(&member(n))));
+        // Of another group nobody runs, and it has no place before it is called.
+        let other = |n: u32| grouped(pod("team", &format!("h{n}"), &[("gpu", 1)]), "h", 2);
+        (0..2).for_each(|n| index.apply_pod(view(&other(n))));
+        index.resume_groups(T);
+        assert_eq!(index.usage_of("team").total.gpus, 3, "the fourth of three is not missing");
+        let refused = said(&mut index, &other(0), &["n1", "n2"]).remove(0).unwrap();
+        assert!(refused.contains("1 of them have it"), "{refused}");
+        let two = pod("team", "x", &[("gpu", 2)]);
+        assert!(said(&mut index, &two, &["n1", "n2"]).iter().all(Option::is_some));
+        // They wait for nobody, and where the scheduler does not offer a node they go elsewhere.
+        for n in 1..3 {
+            let fits = said(&mut index, &member(n), &["n2"]).remove(0);
+            assert_eq!(fits, None);
+            let order = index.reserve(&view(&member(n)).uid, &node("n2")).unwrap();
+            assert!(!order.grouped);
+            let settled = if n == 1 { Settled::Written } else { Settled::Refused };
+            let concluded = index.settle(&order.uid, order.ticket, settled, T);
+            assert_eq!(concluded, if n == 1 { Concluded::Bound } else { Concluded::Kept });
+        }
+        index.expire_groups(T + Duration::from_secs(19));
+        assert_eq!(index.usage_of("team").total.gpus, 3);
+        index.expire_groups(T + Duration::from_secs(21));
+        assert_eq!(index.usage_of("team").total.gpus, 2, "its time is over");
+    }
+
     #[test]
     fn a_pod_group_says_how_many_start_together_and_wins_over_annotations() {
         let mut index = index(1, 4);

@@ -28,15 +28,15 @@ pub(super) struct Group {
     /// When its plan is given back, if there is one and its binds have not gone out.
     until: Option<Moment>,
     /// How long its pods wait for each other, as it was when the plan was made.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// No plan is made before.
     not_before: Moment,
     /// Its pods were put aside until then.
     asleep: bool,
     /// All have been called: binds go out.
-    open: bool,
+    pub(super) open: bool,
     /// Some of its pods may have a place that is kept, after the API server refused it.
-    keeps: bool,
+    pub(super) keeps: bool,
 }
 
 /// Why a group has no place.
@@ -93,7 +93,7 @@ impl Index {
         }
     }
 
-    fn placed(&self, group: &Group) -> usize {
+    pub(super) fn placed(&self, group: &Group) -> usize {
         let held = |uid: &&PodUid| self.pods.get(*uid).is_some_and(|entry| !entry.waits());
         group.pods.iter().filter(held).count()
     }
@@ -140,7 +140,12 @@ impl Index {
         Ok(())
     }
 
-    fn plan(&mut self, name: &str, pods: &[PodUid], nodes: &[&str]) -> Result<(), NoPlan> {
+    pub(super) fn plan(
+        &mut self,
+        name: &str,
+        pods: &[PodUid],
+        nodes: &[&str],
+    ) -> Result<(), NoPlan> {
         let mut done: Vec<&PodUid> = Vec::new();
         let mut scores: Option<(Ask, Vec<Option<Score>>)> = None;
         let mut failed = None;
@@ -345,7 +350,7 @@ impl Index {
         }
         for uid in over {
             if let Some(entry) = self.pods.get(&uid) {
-                tracing::warn!(pod = %entry.name, "its Binding was refused until its group's time was over: the group runs in part, and its place is free");
+                tracing::warn!(pod = %entry.name, "it was not bound until its group's time was over: the group runs in part, and its place is free");
             }
             self.let_go(&uid);
         }

@@ -22,6 +22,7 @@ mod preempt;
 mod quota;
 mod reclaim;
 mod report;
+mod resume;
 mod rooms;
 mod settle;
 mod usage;

@@ -7,6 +7,7 @@ pub(crate) mod promises;
 pub(crate) mod questions;
 pub(crate) mod scheduler;
 pub(crate) mod suite;
+pub(crate) mod world;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
