@@ -215,4 +215,40 @@ mod tests {
         cluster.until("no marks", async |c| c.handed_out().is_empty()).await;
         assert_eq!(cluster.audited(ANEW), anew + 1);
     }
+
+    /// The kubelet gives a vGPU on as soon as its pod is gone, and the end of that pod's lease may take
+    /// its time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_given_on_before_its_lease_has_ended_is_nobodys_until_then() {
+        let (mut cluster, sysfs) = start().await;
+        let first = vgpu_pod(&cluster, "team", "first", 4);
+        cluster.admit(&first).await;
+        cluster.start_container(&first, "app").await;
+        let device = cluster.kubelet().devices(&first, "app").pop_first().unwrap();
+        let (before, made) = (cluster.node.leases().unwrap().remove(0), sysfs.mdevs());
+        let anew = cluster.audited(ANEW);
+
+        // Nobody can end the lease now.
+        cluster.node.kill_agent().unwrap();
+        cluster.delete(&first);
+        let next = vgpu_pod(&cluster, "team", "next", 4);
+        cluster.admit(&next).await;
+        assert_eq!(cluster.kubelet().devices(&next, "app"), [device.clone()].into());
+        assert!(!listed(&cluster).contains(&device), "the next VM is made with it");
+        let said = cluster.refusal(&next).await;
+        assert!(said.contains("agent does not answer"), "{said}");
+        // Nor is it forgotten by a plugin that starts anew.
+        cluster.kill_plugin();
+        cluster.start_plugin_with_cdi();
+        assert!(!listed(&cluster).contains(&device), "the next VM is made with it");
+
+        cluster.node.start_agent().unwrap();
+        cluster.allocatable(2).await;
+        cluster.until("two that may be had", async |c| listed(c).len() == 2).await;
+        assert_eq!((cluster.audited(ANEW), sysfs.mdevs()), (anew + 1, made), "{}", cluster.log());
+        cluster.start_container(&next, "app").await;
+        let leases = cluster.node.leases().unwrap();
+        assert_eq!((leases.len(), leases[0].0["program"].as_str()), (1, Some("team/next/app")));
+        assert_ne!(leases[0].id(), before.id());
+    }
 }

@@ -111,14 +111,21 @@ impl Index {
         }
     }
 
-    /// The last try of a pod will not be carried out. An earlier one may.
+    /// The last try of a pod will not be carried out. An earlier one may, or may have been and was not seen
+    /// here yet: that a look says, when it is too late for it.
     fn refused(&mut self, uid: &PodUid, now: Moment) -> Concluded {
         let Some(reservation) = self.reservation_mut(uid) else { return Concluded::Refused };
-        if let Some(since) = reservation.doubt
-            && now.saturating_sub(since) <= LATE
-        {
+        if let Some(since) = reservation.doubt {
             reservation.state = State::Unsure { since };
             return Concluded::Unsure;
+        }
+        self.not_bound(uid, now)
+    }
+
+    /// No try of a pod was carried out, or will be.
+    fn not_bound(&mut self, uid: &PodUid, now: Moment) -> Concluded {
+        if let Some(reservation) = self.reservation_mut(uid) {
+            reservation.doubt = None;
         }
         if self.keep_for_group(uid, now) {
             return Concluded::Kept;
@@ -216,7 +223,7 @@ impl Index {
             Look::OnNode(view) => self.apply_pod(*view),
             Look::Unbound => match state {
                 State::Unsure { since } if now.saturating_sub(since) > LATE => {
-                    self.refused(uid, now);
+                    self.not_bound(uid, now);
                 }
                 State::Unsure { .. }
                 | State::Planned { .. }
