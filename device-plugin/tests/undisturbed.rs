@@ -61,7 +61,9 @@ mod tests {
     async fn a_second_plugin_of_a_resource_waits_and_takes_nothing_from_the_first() {
         let mut cluster = Cluster::start().await;
         let socket = cluster.kubelet().folder().join("gpuzone.dev_gpu.sock");
-        let inode = || std::fs::metadata(&socket).map(|found| found.ino()).ok();
+        // A number alone is given anew.
+        let identity = |found: std::fs::Metadata| (found.ino(), found.ctime(), found.ctime_nsec());
+        let inode = || std::fs::metadata(&socket).map(identity).ok();
         let first = inode();
         let state = cluster.node.folder().join("other-state");
         let kubeconfig = cluster.api.kubeconfig(cluster.node.folder()).unwrap();

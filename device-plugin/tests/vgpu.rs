@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(cluster.kubelet().devices(&next, "app"), [device.clone()].into());
         assert!(!listed(&cluster).contains(&device), "the next VM is made with it");
         let said = cluster.refusal(&next).await;
-        assert!(said.contains("agent does not answer"), "{said}");
+        assert!(said.contains("may hold what another pod left"), "{said}");
         // Nor is it forgotten by a plugin that starts anew.
         cluster.kill_plugin();
         cluster.start_plugin_with_cdi();

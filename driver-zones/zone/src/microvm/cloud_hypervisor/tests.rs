@@ -335,6 +335,8 @@ fn a_port_is_connected_to_when_the_guest_listens_there() {
         stream.write_all(b"OK 1073741824\nand its first words").unwrap();
         drop(stream);
         let (mut other, _) = listener.accept().unwrap();
+        // What nobody reads resets the connection.
+        BufReader::new(&other).read_line(&mut String::new()).unwrap();
         other.write_all(b"HTTP/1.1 400 Bad Request\r\n").unwrap();
         line
     });
