@@ -242,7 +242,7 @@ fn one_that_is_too_old_or_hides_its_age_is_not_taken() {
     for (version, good) in
         [("v51.1", false), ("52.0.0", true), ("v52.0", true), ("", false), ("next", false)]
     {
-        let answers = vec![answer(200, &PING.replace("54.0.0", version)), answer(200, RUNNING)];
+        let answers = [answer(200, &PING.replace("54.0.0", version)), answer(200, RUNNING)];
         let (begun, _) = begin(answers[..if good { 2 } else { 1 }].to_vec());
         assert_eq!(begun.is_ok(), good, "{version}");
         assert!(good || begun.unwrap_err().contains("install that or a younger one"));
