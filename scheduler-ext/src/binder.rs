@@ -14,12 +14,10 @@ use crate::shared::{Role, Shared};
 use crate::view::{PodName, PodView};
 use crate::wire::BindArgs;
 
-/// How long the API server has for one answer.
+/// How long the API server has for one answer. It is told so with each Binding: it gives it up then, also when whoever
+/// sent it was killed meanwhile, and so before another replica leads ([`crate::election`]). Left out, it may be
+/// carried out half a minute later.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// The same, told to the API server with each Binding: it gives it up then, also when whoever sent it was
-/// killed meanwhile, and so before another replica leads ([`crate::election`]). Left out, it may
-/// be carried out half a minute later.
-const DEADLINE: &str = "timeout=4s";
 /// A pod of a group whose Binding has no answer is tried again after these: others of the group are
 /// bound already. Afterwards it is the scheduler that tries again.
 static AGAIN: [Duration; 3] =
@@ -324,13 +322,13 @@ fn shown(node: Option<&NodeName>) -> String {
     node.map(ToString::to_string).unwrap_or_default()
 }
 
-/// Posts a Binding, which is not carried out later than [`DEADLINE`] after it came.
+/// Posts a Binding, which is not carried out later than [`PATIENCE`] after it came.
 async fn post_binding(client: &Client, pod: &PodName, binding: &Value) -> Result<(), kube::Error> {
     let pods = Request::new(Pod::url_path(&(), Some(&pod.namespace)));
     let body = serde_json::to_vec(binding).map_err(kube::Error::SerdeError)?;
     let request = pods.create_subresource("binding", &pod.name, &PostParams::default(), body);
     let mut request = request.map_err(kube::Error::BuildRequest)?;
-    let target = format!("{}?{DEADLINE}", request.uri().path());
+    let target = format!("{}?timeout={}s", request.uri().path(), PATIENCE.as_secs());
     // A path with a query is an address as before.
     if let Ok(target) = target.parse() {
         *request.uri_mut() = target;

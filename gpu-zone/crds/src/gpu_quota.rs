@@ -175,16 +175,12 @@ impl Defaults {
     /// The lesser of each.
     #[must_use]
     pub fn least(self, other: Self) -> Self {
-        let least = |a: Option<MemoryBytes>, b: Option<MemoryBytes>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        let share = match (self.share, other.share) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        Self { memory: least(self.memory, other.memory), share }
+        Self { memory: least(self.memory, other.memory), share: least(self.share, other.share) }
     }
+}
+
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    one.into_iter().chain(other).min()
 }
 
 impl Amounts {

@@ -6,6 +6,7 @@ mod image;
 mod kernel;
 mod layout;
 mod nested;
+mod node;
 mod suite;
 mod workloads;
 

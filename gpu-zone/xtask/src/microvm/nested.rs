@@ -4,49 +4,20 @@
 //! twice. Agent, command, sandbox and QEMU in it are those of a real node, and the inner kernel's own
 //! driver has the controller.
 
-use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use gpuzone_image::cpio::Archive;
-use gpuzone_testkit::Artifacts;
 
-use super::image::{self, Contents, For, libraries, stripped};
+use super::image::{self, Contents, For};
 use super::kernel;
+use super::node::{self, End, listen};
 use super::suite::{Wanted, say};
 
-/// What the node's first process does.
+/// What the node's first process does in the end.
 const SCRIPT: &str = include_str!("nested.sh");
 /// Where the controller is put.
 const ADDRESS: &str = "0000:00:04.0";
-const OURS: [&str; 11] = [
-    "gpu-zone",
-    "gpu-zoned",
-    "gpu-zone-broker",
-    "gpu-zone-worker",
-    "gpu-zone-sandbox",
-    "gpu-zone-vm",
-    "gpuzone-workload",
-    "libgpuzone_cuda.so",
-    "libgpuzone_nvml.so",
-    "libgpuzone_sim_cuda.so",
-    "libgpuzone_sim_nvml.so",
-];
-/// Of the host's, in the node.
-const TOOLS: [&str; 9] = [
-    "/bin/sh",
-    "/usr/bin/cat",
-    "/usr/bin/grep",
-    "/usr/bin/mkdir",
-    "/usr/bin/mount",
-    "/usr/bin/rm",
-    "/usr/bin/sleep",
-    "/usr/sbin/chroot",
-    "/usr/sbin/insmod",
-];
-/// In the order in which one needs the other. Not all kernels have all of them.
 const MODULES: [&str; 7] =
     ["irqbypass", "kvm", "kvm-amd", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
 /// What QEMU reads to start a kernel by PVH.
@@ -60,8 +31,13 @@ const FIRMWARE: [(&str, &str); 5] = [
 const TRIES: u32 = 3;
 /// Of the machines in it.
 const IMAGES: [(For, &str); 2] = [(For::Workloads, "workload.cpio"), (For::Driver, "zone.cpio")];
-/// A machine in an emulated machine, on a busy host.
-const LIMIT_SECONDS: &str = "420";
+/// With a machine in it, on a busy host.
+const MACHINE: node::Machine<'_> = node::Machine {
+    limit_seconds: "420",
+    processor: "max",
+    memory: "2048",
+    words: "nohz=off highres=off intel_iommu=on",
+};
 
 /// Runs it.
 ///
@@ -101,30 +77,13 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
 
 /// The node's first file system.
 fn archive(wanted: &Wanted, work: &Path, node: &Path, vmlinux: &Path) -> anyhow::Result<Archive> {
-    let (mut archive, artifacts) = (Archive::default(), Artifacts::build()?);
-    for folder in ["proc", "sys", "node", "dev", "run", "tmp", "newroot", "var/lib", "modules"] {
-        archive.directory(folder);
-    }
-    for name in ["bin", "sbin", "lib", "lib32", "lib64"] {
-        if let Ok(to) = std::fs::read_link(Path::new("/").join(name)) {
-            archive.link(&format!("/{name}"), &to.display().to_string());
-        }
-    }
-    let mut needed = BTreeSet::new();
-    for name in OURS {
-        let file = artifacts.file(name)?;
-        needed.extend(libraries(file)?);
-        archive.file(&format!("/opt/gpu-zone/{name}"), stripped(file, work)?, 0o755);
-    }
-    for tool in TOOLS.map(Path::new) {
-        needed.extend(libraries(tool)?);
-        archive.file(&real(tool)?, std::fs::canonicalize(tool)?, 0o755);
-    }
-    needed.extend(libraries(&wanted.qemu)?);
-    archive.file(&real(&wanted.qemu)?, stripped(&wanted.qemu, work)?, 0o755);
-    for library in needed {
-        archive.file(&real(&library)?, std::fs::canonicalize(&library)?, 0o755);
-    }
+    let qemu = node::real(&wanted.qemu)?;
+    let contents = node::Contents {
+        hypervisor: (&wanted.qemu, qemu.clone()),
+        modules: &MODULES,
+        script: format!("ADDRESS={ADDRESS}\n{SCRIPT}"),
+    };
+    let mut archive = node::archive(wanted, work, node, &contents)?;
     for (folder, name) in FIRMWARE {
         let file = Path::new(folder).join(name);
         if !file.exists() {
@@ -132,26 +91,13 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, vmlinux: &Path) -> anyhow:
         }
         archive.file(&file.display().to_string(), file, 0o644);
     }
-    for (number, file) in modules(&wanted.kernel, node, &MODULES)?.into_iter().enumerate() {
-        archive.file(&format!("/modules/{number}"), file, 0o644);
-    }
     // The inner machine's, and its program's root: a shell.
     archive.file("/guest/vmlinux", vmlinux.to_owned(), 0o644);
     for (_, name) in IMAGES {
         archive.file(&format!("/guest/{name}"), work.join(name), 0o644);
     }
     let shell = Path::new("/bin/sh");
-    archive.file("/guest/root/bin/sh", std::fs::canonicalize(shell)?, 0o755);
-    for library in libraries(shell)? {
-        let inside = format!("/guest/root{}", library.display());
-        archive.file(&inside, std::fs::canonicalize(&library)?, 0o755);
-    }
-    let script = node.join("nested.sh");
-    let address = format!("ADDRESS={ADDRESS}\ncd /\n");
-    std::fs::write(&script, SCRIPT.replacen("cd /\n", &address, 1))?;
-    archive.file("/init", script.clone(), 0o755);
-    archive.file("/nested.sh", script, 0o755);
-    let qemu = real(&wanted.qemu)?;
+    node::root(&mut archive, &[("/bin/sh", shell.to_owned(), shell)])?;
     for (name, bind) in [("agent.toml", true), ("given-back.toml", false)] {
         archive.text(&format!("/etc/gpu-zone/{name}"), configuration(&qemu, bind));
     }
@@ -161,7 +107,6 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, vmlinux: &Path) -> anyhow:
     for (name, zone) in [("sandbox.toml", ""), ("machine.toml", machine.as_str())] {
         archive.text(&format!("/etc/gpu-zone/{name}"), format!("{MEDIATED}{zone}"));
     }
-    archive.text("/etc/gpu-zone/simulated.toml", "state_dir = \"/dev/shm/sim\"\n\n[[gpu]]\nname = \"gpu-zone Simulated GPU\"\nmemory = \"1Gi\"\n".to_owned());
     Ok(archive)
 }
 
@@ -176,73 +121,15 @@ fn configuration(qemu: &str, bind: bool) -> String {
 const MEDIATED: &str =
     "[driver]\nkind = \"simulated\"\nsimulated_config = \"simulated.toml\"\n[tenants.default]\n";
 
-/// A file's own place, where the host has links to folders.
-pub(super) fn real(file: &Path) -> anyhow::Result<String> {
-    let folder = std::fs::canonicalize(file.parent().context("a file's folder")?)?;
-    Ok(folder.join(file.file_name().context("a file's name")?).display().to_string())
-}
-
-/// Modules of the kernel's package, as far as it has them, unpacked into `node`.
-pub(super) fn modules(kernel: &Path, node: &Path, wanted: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
-    let name = kernel.file_name().and_then(|name| name.to_str()).context("the kernel's name")?;
-    let version = name.strip_prefix("vmlinuz-").context("a kernel is called vmlinuz-VERSION")?;
-    let package = kernel.ancestors().nth(2).context("the kernel is in its package's boot")?;
-    let folders = ["usr/lib/modules", "lib/modules"].map(|folder| package.join(folder));
-    let folder = folders.iter().map(|folder| folder.join(version)).find(|folder| folder.is_dir());
-    let folder = folder.context("the kernel's package has no modules beside it")?;
-    let mut found = Vec::new();
-    for wanted in wanted {
-        let mut folders = vec![folder.clone()];
-        while let Some(next) = folders.pop() {
-            for entry in std::fs::read_dir(&next)? {
-                let path = entry?.path();
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if name.strip_prefix(*wanted).is_some_and(|rest| rest.starts_with(".ko")) {
-                    found.push(unpacked(&path, &node.join(format!("{wanted}.ko")))?);
-                }
-            }
-        }
-    }
-    ensure!(!found.is_empty(), "the kernel's package has none of {wanted:?}");
-    Ok(found)
-}
-
-fn unpacked(module: &Path, to: &Path) -> anyhow::Result<PathBuf> {
-    let program = match module.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
-        Some("gz") => "gzip",
-        _ => return Ok(module.to_owned()),
-    };
-    let output = Command::new(program).arg("-dc").arg(module).output();
-    let output = output.with_context(|| format!("cannot run {program}"))?;
-    ensure!(output.status.success(), "{program} cannot unpack {}", module.display());
-    std::fs::write(to, output.stdout)?;
-    Ok(to.to_owned())
-}
-
 /// Runs the node; what it says is passed on. False where it lost its timer.
 fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, disk: &Path) -> anyhow::Result<bool> {
     let drive = format!("driver=file,node-name=disk,filename={}", disk.display());
     let slot = ADDRESS.rsplit_once(':').map_or(ADDRESS, |(_, slot)| slot);
-    let mut node = Command::new("timeout");
-    node.arg(LIMIT_SECONDS)
-        .arg(&wanted.qemu)
-        .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "2048"])
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-        .args(["-serial", "stdio", "-kernel"])
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initrd)
-        .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable cryptomgr.notests nohz=off highres=off intel_iommu=on rdinit=/init"])
-        .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])
+    let mut node = node::command(wanted, &MACHINE, kernel, initrd);
+    node.args(["-device", "intel-iommu,intremap=on,caching-mode=on"])
         .args(["-blockdev", &drive])
-        .args(["-device", &format!("nvme,serial=gpuzone,drive=disk,addr={slot}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    match listen(node, "nested: ")? {
+        .args(["-device", &format!("nvme,serial=gpuzone,drive=disk,addr={slot}")]);
+    match listen(node)? {
         End::Well => {
             say("ok", "a device is passed through to a program in a machine of its own");
             Ok(true)
@@ -252,40 +139,4 @@ fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, disk: &Path) -> anyhow::R
             "the device did not reach the program, or did not come back; what the node said is above"
         ),
     }
-}
-
-/// How a node ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Well,
-    Wrong,
-    /// An emulated machine on a busy host can lose its timer: its kernel says so, and nothing goes on.
-    LostTimer,
-}
-
-/// Runs a node, and passes on what it says behind `prefix`; all is well where it says so.
-pub(super) fn listen(mut node: Command, prefix: &str) -> anyhow::Result<End> {
-    let mut node = node.spawn().context("cannot run QEMU")?;
-    let output = node.stdout.take().context("no output")?;
-    let (mut all, mut well) = (Vec::new(), false);
-    for line in BufReader::new(output).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
-        if let Some(said) = line.strip_prefix(prefix) {
-            say("", said.trim());
-            well |= said == "ok";
-        }
-        if line.contains("rcu_preempt kthread timer wakeup didn't happen") {
-            // `timeout` passes it on.
-            let process = rustix::process::Pid::from_child(&node);
-            rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
-            node.wait()?;
-            return Ok(End::LostTimer);
-        }
-        all.push(line);
-    }
-    node.wait()?;
-    if !well {
-        std::io::stderr().write_all(all.join("\n").as_bytes())?;
-    }
-    Ok(if well { End::Well } else { End::Wrong })
 }

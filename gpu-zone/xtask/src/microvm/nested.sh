@@ -1,24 +1,5 @@
-#!/bin/sh
-# The first process of the outer guest of `cargo xtask microvm-suite --nested`: a node with an IOMMU, whose
-# NVMe controller goes to a program in a microVM and comes back. Its last words are read outside.
-export PATH=/opt/gpu-zone:/usr/bin:/bin:/usr/sbin:/sbin
-if [ "$0" = /init ]; then
-    # Where pivot_root(2) works: not on the kernel's first root.
-    mount --bind / /newroot
-    cd /newroot
-    mount --move . /
-    exec chroot . /nested.sh
-fi
-cd /
-over() {
-    echo "nested: $*"
-    echo o >/proc/sysrq-trigger
-    sleep 60
-}
-passed() {
-    read -r up _ </proc/uptime
-    echo "nested:    $1, after $up s"
-}
+# What comes behind node.sh in `cargo xtask microvm-suite --nested`: a node with an IOMMU, whose NVMe controller goes to a
+# program in a microVM and comes back.
 # until_so WHAT TRIES COMMAND...: until it succeeds, looking every fifth of a second.
 until_so() {
     what=$1 left=$2
@@ -29,15 +10,7 @@ until_so() {
         sleep 0.2
     done
 }
-mount -t proc proc /proc
-mount -t sysfs sys /sys
 mount -t sysfs sys /node
-mount -t devtmpfs dev /dev
-mkdir -p /dev/shm
-for folder in /tmp /run /dev/shm; do mount -t tmpfs none $folder; done
-mount -t cgroup2 none /sys/fs/cgroup
-for module in /modules/*; do insmod "$module" || over "$module is not loaded"; done
-[ -e /dev/kvm ] || over "the node has no KVM"
 device=/sys/bus/pci/devices/$ADDRESS
 [ -b /dev/nvme0n1 ] || over "the host's driver does not have the controller"
 

@@ -169,5 +169,5 @@ impl Plugs for Slots {
     }
 }
 
-/// The control port's name among ports.
+/// The guest's ports, in the order of their numbers.
 const PORTS: [&str; 4] = [CONTROL, "gpuzone.input", "gpuzone.output", "gpuzone.error"];
