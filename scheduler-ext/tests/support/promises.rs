@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gpuzone_api::kubernetes::PodUid;
-use gpuzone_scheduler_ext::index::{Index, Moment};
+use gpuzone_scheduler_ext::index::{Concluded, Index, Moment};
 use serde_json::Value;
 
 use super::{group_of, uid_of};
@@ -17,6 +17,9 @@ const GROUP_TIME: Duration = Duration::from_secs(20);
 pub(crate) struct Promises {
     /// Pods of groups that were refused, and until when each has a place.
     kept: BTreeMap<PodUid, Moment>,
+    /// Until when those have one that were kept while none of their group ran, but some might: the time
+    /// begins with the first refusal.
+    since: BTreeMap<PodUid, Moment>,
     /// Pods whose group has gone out with them.
     out: BTreeSet<PodUid>,
     /// How many that were, and how many of them were refused while others run.
@@ -26,6 +29,7 @@ pub(crate) struct Promises {
 impl Promises {
     pub(crate) fn restarted(&mut self) {
         self.kept.clear();
+        self.since.clear();
         self.out.clear();
     }
 
@@ -39,12 +43,14 @@ impl Promises {
     pub(crate) fn needs_another(&mut self, uid: &PodUid) {
         self.out.remove(uid);
         self.kept.remove(uid);
+        self.since.remove(uid);
     }
 
     /// The API server refused it, and no earlier try is in doubt.
     pub(crate) fn refused(
         &mut self,
         pod: &Value,
+        concluded: &Concluded,
         pods: &BTreeMap<String, Value>,
         index: &Index,
         now: Moment,
@@ -53,8 +59,14 @@ impl Promises {
         let runs =
             |other: &&Value| group_of(other) == group && is_bound(other) && has_place(index, other);
         if group.is_some() && pods.values().filter(runs).any(|o| self.out.contains(&uid_of(o))) {
-            self.kept.entry(uid_of(pod)).or_insert(now + GROUP_TIME);
+            let until = self.since.get(&uid_of(pod)).copied().unwrap_or(now + GROUP_TIME);
+            self.kept.entry(uid_of(pod)).or_insert(until);
             self.counts.1 += 1;
+        }
+        if *concluded == Concluded::Kept {
+            self.since.entry(uid_of(pod)).or_insert(now + GROUP_TIME);
+        } else {
+            self.since.remove(&uid_of(pod));
         }
     }
 

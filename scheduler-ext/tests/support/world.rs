@@ -426,7 +426,7 @@ impl World {
         if matches!(concluded, Concluded::Kept | Concluded::Refused) {
             let pod = self.pods.get(&post.order.pod.name);
             if let Some(pod) = pod.filter(|pod| uid_of(pod) == *uid) {
-                self.promises.refused(pod, &self.pods, &self.index, self.now);
+                self.promises.refused(pod, &concluded, &self.pods, &self.index, self.now);
                 self.failed.push(pod.clone());
             }
         }
