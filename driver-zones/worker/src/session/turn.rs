@@ -11,6 +11,9 @@ use crate::turns::Pressure;
 
 /// How long a session waits for a turn before it looks after its other work.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
+/// The same where it has none: whoever grants a turn wakes it, and many that wait must not take the
+/// processors from the one that works.
+const LOOK_SELDOM: Duration = Duration::from_millis(20);
 
 impl Context {
     /// Looks whether its work is done, while it is current.
@@ -53,10 +56,11 @@ impl Session {
     /// Waits for a turn on a GPU. Work that is under way elsewhere is looked after meanwhile, for
     /// others may wait for its end.
     pub(super) fn wait_for_turn(&mut self, device: usize) {
-        while !self.lease.turns.begin(device, LOOK_EVERY) {
+        let mut patience = LOOK_EVERY;
+        while !self.lease.turns.begin(device, patience) {
             // Whoever has it may want to print before it gives it back.
             self.end_printing();
-            self.settle();
+            patience = if self.settle() { LOOK_EVERY } else { LOOK_SELDOM };
         }
         self.begin_printing();
     }
