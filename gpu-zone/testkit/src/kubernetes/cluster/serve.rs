@@ -292,6 +292,7 @@ fn watch(shared: Arc<Shared>, target: Target, query: &BTreeMap<String, String>) 
     Body::from_stream(lines).into_response()
 }
 
+/// The type first, as the real one writes it: who reads it knows then what the object is.
 fn line(event: &Event) -> String {
-    format!("{}\n", json!({ "type": event.kind, "object": *event.object }))
+    format!("{{\"type\":\"{}\",\"object\":{}}}\n", event.kind, event.object)
 }
