@@ -197,29 +197,28 @@ impl Raw {
         }
     }
 
-    /// Where instances of a kind may lie.
+    /// Where instances of a kind may lie; nowhere, where the GPU does not say.
     pub(super) fn placements(
         &self,
         of: &Device<'_>,
         kind: u32,
     ) -> Result<Vec<MigPlacement>, RawError> {
-        let (device, none) = (handle(of), std::ptr::null_mut());
+        let ask = |list: *mut nvmlGpuInstancePlacement_t, count: &mut u32| {
+            let (device, count) = (handle(of), &raw mut *count);
+            call!(self, nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, kind, list, count))
+        };
         let mut count = 0;
-        call!(
-            self,
-            nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, kind, none, &raw mut count)
-        )?;
-        let room = count.min(MOST_PLACEMENTS);
-        let mut list = vec![nvmlGpuInstancePlacement_t { start: 0, size: 0 }; room as usize];
-        let (places, mut found) = (list.as_mut_ptr(), count);
-        if room == 0 || room < count {
+        match ask(std::ptr::null_mut(), &mut count) {
+            Ok(()) => {}
+            Err(error) if error.is_unsupported() => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
+        if count == 0 || count > MOST_PLACEMENTS {
             return Ok(Vec::new());
         }
-        call!(
-            self,
-            nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, kind, places, &raw mut found)
-        )?;
-        list.truncate(found as usize);
+        let mut list = vec![nvmlGpuInstancePlacement_t { start: 0, size: 0 }; count as usize];
+        ask(list.as_mut_ptr(), &mut count)?;
+        list.truncate(count as usize);
         Ok(list.iter().map(|of| MigPlacement { start: of.start, size: of.size }).collect())
     }
 
