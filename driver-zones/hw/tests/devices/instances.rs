@@ -146,6 +146,22 @@ fn an_instance_is_made_at_its_place_once_and_ended_by_its_owner() {
 }
 
 #[test]
+fn what_a_reset_of_the_gpu_took_away_is_made_again() {
+    let node = Node::new();
+    let (mut devices, _) = open(&node, Fault::None);
+    let mut make = || devices.make_instance(gpu(), &profile("3g.40gb"), 4, "acme").unwrap();
+    let made = make();
+    put(&node.sys(), &[]);
+    assert_eq!((make(), words(&node.sys()).len()), (made.clone(), 1));
+    // Half of it.
+    let mut lines = words(&node.sys());
+    lines[0][4] = 0;
+    put(&node.sys(), &lines);
+    assert_eq!(make(), made);
+    assert_eq!(devices.kept().len(), 1);
+}
+
+#[test]
 fn what_cannot_be_made_or_ended_says_why() {
     let node = Node::new();
     let sys = node.sys();
