@@ -12,9 +12,11 @@ use gpuzone_hw::{
     DiscoverError, Discovered, GpuUse, LeftOut, MigListing, NotReady, NvmlLibrary, OpenError,
     SysfsRoot, VfioFunction,
 };
+use uuid::Uuid;
 
 use crate::config::{Config, DriverKind, PassthroughGpu, VgpuGpu};
 use crate::passthrough::vgpus;
+use crate::vf_token::{self, TokenError};
 
 /// The GPUs and the library that knows them.
 pub struct Gpus {
@@ -161,6 +163,16 @@ impl Gpus {
         let look_at = |vgpu: vgpus::Wanted<'_>| (vgpu.uuid(), vgpu.ready(&self.sysfs, &addresses));
         let vgpus = vgpus::all(&self.vgpus).map(look_at);
         self.passthrough.iter().map(look).chain(vgpus).collect()
+    }
+
+    /// The token that a GPU by passthrough is opened with, where it has one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn token(&self, gpu: GpuUuid) -> Result<Option<Uuid>, TokenError> {
+        let found = self.passthrough.iter().find(|known| known.uuid == gpu);
+        let file = found.and_then(|gpu| gpu.token_file.as_deref());
+        file.map(vf_token::read).transpose()
     }
 
     /// What the machine calls a vGPU.

@@ -32,5 +32,6 @@ mod run;
 mod service;
 pub mod supervise;
 pub mod usage;
+mod vf_token;
 
 pub use run::{RunError, run};

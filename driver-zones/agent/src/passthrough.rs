@@ -1,12 +1,14 @@
 //! GPUs that are handed over whole, where the configuration leaves that to the agent: bound to
-//! VFIO at its start, and cleared between two tenants. And those that are handed over as vGPUs.
+//! VFIO at its start, and cleared between two tenants. And those that are handed over as vGPUs, or as
+//! MIG instances that the agent makes.
 
+mod instances;
 pub(crate) mod vgpus;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +19,13 @@ use gpuzone_hw::actions::{
 use gpuzone_hw::alias::ModuleAliases;
 use gpuzone_hw::turnover::{Between, BetweenError, TurnoverRecord, between_tenants};
 use gpuzone_hw::vfio::{DevRoot, Interface, Opening, open_when_free};
-use gpuzone_hw::{ProcRoot, SysfsRoot};
+use gpuzone_hw::{MigDriver, MigError, MigLayout, MigStep, ProcRoot, SysfsRoot};
 use uuid::Uuid;
 
 use crate::config::{Config, DriverKind, PassthroughGpu, VgpuGpu};
 use crate::errors::{internal, sentence};
 use crate::usage::now;
+use crate::vf_token;
 
 /// The journal of what was done to devices, beside that of leases.
 const JOURNAL: &str = "devices";
@@ -31,29 +34,44 @@ const JOURNAL: &str = "devices";
 const FREE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who acts on what is written to sysfs: the kernel, or a stand-in for a folder of simulated GPUs.
-enum NodeFiles {
+enum Files {
     Kernel(KernelFiles),
     Simulated(SimulatedKernel),
 }
 
-impl NodeFiles {
+/// The node's files, and its driver's NVML, which cuts GPUs into MIG instances.
+struct Node {
+    files: Files,
+    driver: MigDriver,
+}
+
+impl Node {
     fn of(config: &Config) -> Self {
-        match config.driver {
+        let files = match config.driver {
             // The configuration is refused without a folder of its own for sysfs.
             DriverKind::Simulated if !config.sysfs.is_the_kernels() => {
-                Self::Simulated(SimulatedKernel::new(config.sysfs.0.clone()))
+                Files::Simulated(SimulatedKernel::new(config.sysfs.0.clone()))
             }
-            DriverKind::Simulated | DriverKind::Nvidia => Self::Kernel(KernelFiles),
-        }
+            DriverKind::Simulated | DriverKind::Nvidia => Files::Kernel(KernelFiles),
+        };
+        Self { files, driver: MigDriver(config.nvml_library.clone()) }
     }
 }
 
-impl Writes for NodeFiles {
+impl Writes for Node {
     fn write(&mut self, write: &Write) -> io::Result<()> {
-        match self {
-            Self::Kernel(files) => files.write(write),
-            Self::Simulated(kernel) => kernel.write(write),
+        match &mut self.files {
+            Files::Kernel(files) => files.write(write),
+            Files::Simulated(kernel) => kernel.write(write),
         }
+    }
+
+    fn layout(&mut self, gpu: GpuUuid) -> Result<MigLayout, MigError> {
+        self.driver.layout(gpu)
+    }
+
+    fn cut(&mut self, step: &MigStep) -> Result<(), MigError> {
+        self.driver.cut(step)
     }
 }
 
@@ -72,7 +90,7 @@ pub(crate) enum Turned {
 
 /// The devices that are the agent's to bind, to cut and to reset.
 pub struct Passthrough {
-    devices: Arc<Mutex<Devices<NodeFiles>>>,
+    devices: Arc<Mutex<Devices<Node>>>,
     gpus: Vec<PassthroughGpu>,
     vgpus: Vec<VgpuGpu>,
     sysfs: SysfsRoot,
@@ -89,7 +107,8 @@ impl Passthrough {
         let path = config.directories.state.join(JOURNAL);
         let (gpus, vgpus) = (&config.gpus.passthrough, &config.gpus.vgpu);
         let wanted = gpus.iter().any(|gpu| gpu.bind || gpu.reset.is_some());
-        if !wanted && vgpus.is_empty() && !path.exists() {
+        let cut = &config.gpus.instances;
+        if !wanted && vgpus.is_empty() && cut.is_empty() && !path.exists() {
             return Ok(None);
         }
         let places = Places {
@@ -97,7 +116,7 @@ impl Passthrough {
             proc: ProcRoot::default(),
             aliases: aliases(&config.sysfs),
         };
-        let (mut devices, recovered) = Devices::open(places, &path, NodeFiles::of(config))?;
+        let (mut devices, recovered) = Devices::open(places, &path, Node::of(config))?;
         for was in recovered {
             match was.now {
                 Recovery::Stuck(reason) => {
@@ -114,6 +133,7 @@ impl Passthrough {
         }
         give_back(&mut devices, gpus, &vgpus::bound(&config.sysfs, vgpus));
         vgpus::give_back(&mut devices, vgpus);
+        instances::give_back(&mut devices, cut);
         vgpus::make_all(&mut devices, vgpus);
         for gpu in gpus.iter().filter(|gpu| gpu.bind) {
             match devices.bind(gpu.address, &BTreeSet::new()) {
@@ -127,6 +147,8 @@ impl Passthrough {
                 }
             }
         }
+        // Last, for the driver that does it has its GPUs open meanwhile.
+        instances::make_all(&mut devices, cut);
         let devices = Arc::new(Mutex::new(devices));
         let (gpus, vgpus, sysfs) = (gpus.clone(), vgpus.clone(), config.sysfs.clone());
         Ok(Some(Self { devices, gpus, vgpus, sysfs }))
@@ -143,16 +165,21 @@ impl Passthrough {
         Some((found.address, found.reset?))
     }
 
+    fn token_file(&self, gpu: GpuUuid) -> Option<PathBuf> {
+        self.gpus.iter().find(|known| known.uuid == gpu)?.token_file.clone()
+    }
+
     /// Resets a GPU and looks whether what was in its memory is gone, or makes a vGPU anew; `None`
     /// when that is not left to the agent. An error is as good as a memory that was kept: nothing
     /// shows that it is clear.
     pub(crate) async fn turn_over(&self, gpu: GpuUuid) -> Option<Result<Turned, String>> {
         let Some(vgpu) = vgpus::find(&self.vgpus, gpu) else {
-            return Some(self.reset(self.opening(gpu)?).await.map(Turned::Reset));
+            let (opening, token_file) = (self.opening(gpu)?, self.token_file(gpu));
+            return Some(self.reset(opening, token_file).await.map(Turned::Reset));
         };
         let opening = vgpu.opening(&self.sysfs, vgpu.of.gpu.reset?);
         Some(match opening {
-            Ok(Some(opening)) => self.reset(opening).await.map(Turned::Reset),
+            Ok(Some(opening)) => self.reset(opening, None).await.map(Turned::Reset),
             Ok(None) => self.remake(gpu).await,
             Err(error) => Err(sentence(&error)),
         })
@@ -174,11 +201,14 @@ impl Passthrough {
     async fn reset(
         &self,
         (address, interface): (PciAddress, Interface),
+        token_file: Option<PathBuf>,
     ) -> Result<TurnoverRecord, String> {
+        let token = token_file.map(|path| vf_token::read(&path)).transpose();
+        let token = token.map_err(|error| sentence(&error))?;
         let devices = Arc::clone(&self.devices);
         let sysfs = self.sysfs.clone();
         let turn = move || {
-            let opening = Opening { address, interface, token: None };
+            let opening = Opening { address, interface, token };
             // Before others wait for this one.
             let device = open_when_free(&sysfs, &DevRoot::default(), &opening, FREE_WITHIN);
             let device = device.map_err(BetweenError::from)?;
@@ -224,6 +254,8 @@ fn give_back<W: Writes>(
         Change::Functions { .. }
         | Change::Mdev { .. }
         | Change::Vgpu { .. }
+        | Change::GpuInstance { .. }
+        | Change::ComputeInstance { .. }
         | Change::ResetOrder { .. } => None,
     });
     let unwanted: Vec<PciAddress> = bound.filter(|address| !wanted.contains(address)).collect();

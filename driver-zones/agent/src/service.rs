@@ -1,5 +1,6 @@
 //! The gRPC service: messages in, [`Leases`] asked, messages out.
 
+mod cut;
 mod devices;
 mod gpus;
 mod passed;

@@ -153,7 +153,7 @@ mod tests {
         assert!(part.message().contains("handed over whole"), "{part}");
 
         let granted = node.client().await.create_lease(asked()).await.unwrap().into_inner();
-        let function = agent::PassedFunction { address: ADDRESS.into(), group: 12 };
+        let function = agent::PassedFunction { address: ADDRESS.into(), group: 12, vf_token: None };
         assert_eq!(granted.functions, [function]);
         let lease = granted.lease.unwrap();
         assert_eq!(lease.state, "active");
@@ -170,6 +170,55 @@ mod tests {
         let reason = gpus(&node).await[1].quarantine.clone().unwrap();
         assert!(reason.contains("tenant acme had it by passthrough"), "{reason}");
         node.signal_agent(Signal::INT);
+    }
+
+    #[tokio::test]
+    async fn a_functions_token_reaches_its_holder_and_nobody_who_reads_along() {
+        use std::os::unix::fs::PermissionsExt;
+        const TOKEN: &str = "00112233-4455-6677-8899-aabbccddeeff";
+        let (mut node, _sysfs) = start().await;
+        let file = node.path("token");
+        let key = "exposure = \"passthrough\"";
+        node.configure(key, &format!("{key}\nvf_token_file = {file:?}"));
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        let asked = || agent::CreateLeaseRequest {
+            memory_bytes: None,
+            share_percent: None,
+            exposure: "passthrough".into(),
+            ..request("acme", 0)
+        };
+        let put = |text: &str, mode| {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let refused = node.client().await.create_lease(asked()).await.unwrap_err();
+        assert!(refused.message().contains("its token cannot be read"), "{refused}");
+        for (text, mode, part) in [(TOKEN, 0o644, "mode 0400"), ("secret", 0o600, "no UUID alone")]
+        {
+            put(text, mode);
+            let refused = node.client().await.create_lease(asked()).await.unwrap_err();
+            let said = refused.message();
+            assert!(said.contains(part) && !said.contains(text), "{said}");
+        }
+        assert!(node.leases().await.is_empty(), "refused before anything was held");
+        put(&format!("{TOKEN}\n"), 0o600);
+        let granted = node.client().await.create_lease(asked()).await.unwrap().into_inner();
+        let token = granted.functions[0].vf_token.as_ref().unwrap();
+        assert_eq!(token.uuid, TOKEN);
+        let end = agent::EndLeaseRequest { lease_id: granted.lease.unwrap().id };
+        node.client().await.end_lease(end).await.unwrap();
+        node.signal_agent(Signal::INT);
+        for name in super::support::listing(node.folder.path()) {
+            let path = node.folder.path().join(&name);
+            // A simulated GPU's memory, nearly all of it a hole.
+            if path.metadata().is_ok_and(|found| found.len() > 16 << 20) {
+                continue;
+            }
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            let found = bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes());
+            assert_eq!(found, path == file, "{}", name.display());
+        }
     }
 
     #[tokio::test]

@@ -60,13 +60,19 @@ impl ProcRoot {
                 let by_name = || std::fs::read_link(&handle).ok().filter(|at| nodes.contains(at));
                 let node = by_number.map(|node| (*node).clone()).or_else(by_name);
                 if let Some(node) = node {
-                    let comm = text(&folder.join("comm"))?.unwrap_or_else(|| "?".to_owned());
-                    let name = comm.chars().filter(|letter| !letter.is_control()).collect();
+                    let name = self.name(pid);
                     found.insert(Holder { pid, name, node });
                 }
             }
         }
         Ok(found.into_iter().collect())
+    }
+
+    /// What a process is called; `?` where nobody says.
+    pub(crate) fn name(&self, pid: u32) -> String {
+        let comm = text(&self.0.join(pid.to_string()).join("comm")).ok().flatten();
+        let comm = comm.unwrap_or_else(|| "?".to_owned());
+        comm.chars().filter(|letter| !letter.is_control()).collect()
     }
 
     /// Which boot this is; empty where proc does not say.

@@ -6,7 +6,7 @@ use gpuzone_core::{
 use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
 
-use crate::{DiscoverError, MigListing, NvmlLibrary, SysfsRoot};
+use crate::{DiscoverError, MigListing, NvmlLibrary, SysfsRoot, UseError};
 
 /// What a simulated GPU's name and (in lower case) its driver's version always contain.
 const NAME_MARK: &str = "Simulated";
@@ -26,7 +26,26 @@ pub struct Discovered {
     pub mig: MigListing,
 }
 
+/// A link of a GPU's that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NvLink {
+    /// Its number on its GPU.
+    pub number: u32,
+    /// What is at its other end, a GPU or a switch, where the driver knows.
+    pub remote: Option<PciAddress>,
+}
+
 impl NvmlLibrary {
+    /// The links of a GPU that are up.
+    ///
+    /// # Errors
+    /// When NVML knows no such GPU.
+    pub fn links(&self, gpu: GpuUuid) -> Result<Vec<NvLink>, UseError> {
+        let device = self.nvml.device_by_uuid(gpu.to_string());
+        let device = device.map_err(|_| UseError::UnknownGpu(gpu))?;
+        Ok(active_links(&device).collect())
+    }
+
     /// The GPUs of this node. `backing` is what the configuration says that they are.
     ///
     /// # Errors
@@ -130,11 +149,17 @@ struct Ends {
     others: BTreeSet<PciAddress>,
 }
 
-fn other_ends(device: &Device<'_>) -> BTreeSet<PciAddress> {
+fn active_links(device: &Device<'_>) -> impl Iterator<Item = NvLink> {
     let links = (0..MAX_LINKS).map(|link| device.link_wrapper_for(link));
     let active = links.filter(|link| link.is_active().unwrap_or(false));
-    let remotes = active.filter_map(|link| link.remote_pci_info().ok());
-    remotes.filter_map(|remote| remote.bus_id.parse().ok()).collect()
+    active.map(|link| NvLink {
+        number: link.link(),
+        remote: link.remote_pci_info().ok().and_then(|remote| remote.bus_id.parse().ok()),
+    })
+}
+
+fn other_ends(device: &Device<'_>) -> BTreeSet<PciAddress> {
+    active_links(device).filter_map(|link| link.remote).collect()
 }
 
 /// The GPUs that NVLink joins `gpu` with: at the other end of a link, or at another port of the same

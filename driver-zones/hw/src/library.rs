@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
+use crate::mig::Raw;
 use crate::{DiscoverError, OpenError};
 
 /// An open NVML library.
 #[derive(Debug)]
 pub struct NvmlLibrary {
     path: PathBuf,
+    /// What its binding has not.
+    pub(crate) raw: Raw,
     pub(crate) nvml: Nvml,
 }
 
@@ -26,7 +29,10 @@ impl NvmlLibrary {
             check_file(path)?;
         }
         match Nvml::builder().lib_path(path.as_os_str()).init() {
-            Ok(nvml) => Ok(Self { path: path.to_owned(), nvml }),
+            Ok(nvml) => match Raw::open(path) {
+                Ok(raw) => Ok(Self { path: path.to_owned(), raw, nvml }),
+                Err(reason) => Err(OpenError::NotALibrary { path: path.to_owned(), reason }),
+            },
             Err(error) => Err(explain(path, is_name, error)),
         }
     }

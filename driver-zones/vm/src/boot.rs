@@ -12,12 +12,12 @@ use gpuzone_wire::control::Accelerator;
 use gpuzone_wire::workload_link::{LIBRARIES, MODE, ORDER, ROOT, STREAMS, WHOLE};
 use gpuzone_zone::Process;
 use gpuzone_zone::microvm::{
-    self, CONTROL, DigestError, Hypervisor, Machine as Kind, MicroVmError, MicroVms, Passthrough,
-    ProbeError, VmSpec, Windows, check_digest, probe,
+    self, CONTROL, DigestError, Hypervisor, Machine as Kind, MicroVmError, MicroVms, ProbeError,
+    VmSpec, Windows, check_digest, probe,
 };
 use gpuzone_zone::sandbox::LaunchError;
 
-use crate::orders::{Command, Orders};
+use crate::orders::{Command, CommandError, Orders};
 
 /// The zone's own folder, which is gone with it.
 const FOLDER: &str = "/tmp";
@@ -56,6 +56,8 @@ impl Machine {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
     #[error(transparent)]
+    Orders(#[from] CommandError),
+    #[error(transparent)]
     Digest(#[from] DigestError),
     #[error(transparent)]
     Accelerator(#[from] ProbeError),
@@ -88,7 +90,7 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
         machine: Kind::Q35 { windows: orders.windows, iommu: false },
         memory: orders.memory,
         processors: orders.processors,
-        devices: orders.devices.iter().map(|address| passthrough(address)).collect(),
+        devices: orders.passthrough()?,
         ports: STREAMS.map(str::to_owned).into(),
     };
     let vms = MicroVms::new(folder.to_owned(), hypervisor);
@@ -102,10 +104,6 @@ pub(crate) fn boot(command: &Command) -> Result<Booted, BootError> {
     let windows = Windows::new(&vms, NAME, orders.windows);
     let machine = Machine { process, vms };
     Ok(Booted { machine, control, streams, windows, slot: orders.slot.clone() })
-}
-
-fn passthrough(address: &str) -> Passthrough {
-    Passthrough { address: address.to_owned(), vf_token: None }
 }
 
 /// By a guest that was seen to run, not by a file that opens.

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use gpuzone_wire::control::{Accelerator, Hypervisor};
 use gpuzone_wire::workload_link::Order;
-use gpuzone_zone::microvm;
+use gpuzone_zone::microvm::{self, Passthrough};
 use serde::Deserialize;
 
 /// The machine, and what of the zone it gets.
@@ -39,6 +41,10 @@ pub(crate) struct Orders {
     /// Functions that the program has itself, like `0000:3b:00.0`; bound to VFIO already.
     #[serde(default)]
     pub(crate) devices: Vec<String>,
+    /// The descriptor of a file with the tokens of those that need one: `{"0000:3b:00.1": "UUID"}`.
+    /// Everybody on the host may read a command line, so they are not in here.
+    #[serde(default)]
+    pub(crate) tokens: Option<u32>,
     /// The program's working directory, in its root.
     pub(crate) directory: PathBuf,
     pub(crate) pids: Option<u64>,
@@ -61,6 +67,10 @@ pub(crate) enum CommandError {
     Json(#[from] serde_json::Error),
     #[error("{0} is not UTF-8, and only that reaches a program in a microVM")]
     Text(String),
+    #[error("the tokens of virtual functions cannot be read: {0}")]
+    Tokens(io::Error),
+    #[error("what was handed over as tokens of virtual functions is none")]
+    NoTokens,
 }
 
 impl Orders {
@@ -70,6 +80,27 @@ impl Orders {
             Hypervisor::CloudHypervisor => microvm::Hypervisor::CloudHypervisor,
         }
     }
+
+    /// The functions, with their tokens.
+    pub(crate) fn passthrough(&self) -> Result<Vec<Passthrough>, CommandError> {
+        let file = self.tokens.map(|number| fs::read(format!("/proc/self/fd/{number}")));
+        let file = file.transpose().map_err(CommandError::Tokens)?;
+        let tokens = file.map(|file| tokens(&file)).transpose()?.unwrap_or_default();
+        let device = |address: &String| Passthrough {
+            address: address.clone(),
+            vf_token: tokens.get(address).cloned(),
+        };
+        Ok(self.devices.iter().map(device).collect())
+    }
+}
+
+/// What the file says, which no error repeats.
+fn tokens(file: &[u8]) -> Result<BTreeMap<String, microvm::VfToken>, CommandError> {
+    let read: BTreeMap<String, String> =
+        serde_json::from_slice(file).map_err(|_| CommandError::NoTokens)?;
+    let token = |(address, text): (String, String)| Some((address, text.parse().ok()?));
+    let tokens: Option<BTreeMap<_, _>> = read.into_iter().map(token).collect();
+    tokens.ok_or(CommandError::NoTokens)
 }
 
 impl Command {
@@ -99,6 +130,9 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek, Write};
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     const ORDERS: &str = r#"{"program":"/q","kernel":"/k","image":"/i","accelerator":"tcg",
@@ -123,5 +157,28 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn tokens_are_read_from_a_file_and_never_repeated() {
+        const TOKEN: &str = "00112233-4455-6677-8899-aabbccddeeff";
+        let read_with = |text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.rewind().unwrap();
+            let devices = "\"devices\":[\"0000:3b:00.1\",\"0000:3b:00.2\"],\"tokens\":";
+            let with = format!("{{{devices}{},", file.as_raw_fd());
+            let orders = ORDERS.replacen('{', &with, 1);
+            read(&[&orders, "--", "a", "b"]).unwrap().orders.passthrough()
+        };
+        let two = read_with(&format!("{{\"0000:3b:00.2\":\"{TOKEN}\"}}")).unwrap();
+        assert_eq!((two[0].address.as_str(), &two[0].vf_token), ("0000:3b:00.1", &None));
+        assert_eq!(two[1].vf_token, Some(TOKEN.parse().unwrap()));
+        for wrong in ["{\"0000:3b:00.2\":\"secret\"}", "secret", "", "[\"secret\"]"] {
+            let said = format!("{:?}", read_with(wrong).unwrap_err());
+            assert!(!said.contains("secret"), "{said}");
+        }
+        let none = read(&[ORDERS, "--", "a", "b"]).unwrap().orders.passthrough().unwrap();
+        assert!(none.is_empty());
     }
 }

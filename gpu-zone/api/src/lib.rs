@@ -17,6 +17,12 @@ pub mod agent {
     }
 }
 
+impl std::fmt::Debug for agent::v1::VfToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("VfToken(…)")
+    }
+}
+
 /// Leases that somebody else placed, generated from `proto/placements.proto`.
 pub mod placements {
     /// Version 1.

@@ -266,7 +266,8 @@ pub(crate) struct Report {
 #[derive(Debug, Args)]
 pub(crate) struct Gpus {
     /// Show every GPU, switch and part of one that the machine has, as a tree, whatever driver it
-    /// is on: IOMMU groups, BARs, virtual functions, mediated devices, vGPU types, resets.
+    /// is on: IOMMU groups, BARs, virtual functions, mediated devices, vGPU types, resets; and what its
+    /// driver says of NVLink and MIG: profiles, places, instances.
     #[arg(long, conflicts_with = "clear_quarantine")]
     pub(crate) all: bool,
     /// Scrub this GPU, by index or UUID, and let it serve new leases again if that succeeds.

@@ -106,11 +106,15 @@ mod tests {
             let table = node.command([listing]).unwrap().ok().unwrap().stdout;
             assert!(table.contains("simulated"), "{table}");
         }
-        // What the machine itself has, whatever that is: simulated GPUs are none of it.
+        // What the machine itself has, whatever that is, and below it what the driver has.
         let all = node.json(&["gpus", "--all"]).unwrap();
         assert!(all["devices"].is_array() && all["vfio_interfaces"].is_array(), "{all}");
+        let seen = &all["gpus"][0];
+        assert_eq!((&seen["uuid"], &seen["mig"]), (&gpu["uuid"], &serde_json::Value::Null));
+        assert!(seen["nvlinks"].is_array(), "{seen}");
         let tree = node.command(["gpus", "--all"]).unwrap().ok().unwrap().stdout;
-        assert!(tree.contains("PCI function") || tree.contains("VFIO"), "{tree}");
+        assert!(tree.contains("VFIO"), "{tree}");
+        assert!(tree.contains(&format!("simulated, {}", gpu["uuid"].as_str().unwrap())), "{tree}");
         let ended = node.command(["stop", lease.id()]).unwrap().ok().unwrap();
         assert!(ended.stdout.contains(lease.id()), "{}", ended.stdout);
         // Its program's next call fails; the program says so and ends.

@@ -74,7 +74,7 @@ const UNSAFE: &[&str] = &[
     "gpuzone-nvml",
     "gpuzone-worker",
     "gpuzone-zone",
-    // VFIO's calls, in one module.
+    // VFIO's calls, and NVML's about MIG: two modules.
     "gpuzone-hw",
     "gpuzone-sim-ptx",
     "gpuzone-sim-device",

@@ -1,9 +1,10 @@
 //! Which of the node's GPUs are handed over otherwise than mediated.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use gpuzone_core::devices::PartMode;
-use gpuzone_core::{Exposure, GpuUuid, Inventory, MemoryBytes, PciAddress, VgpuType};
+use gpuzone_core::{Exposure, GpuUuid, Inventory, MemoryBytes, MigProfile, PciAddress, VgpuType};
 use gpuzone_hw::vfio::Interface;
 use serde::Deserialize;
 
@@ -25,7 +26,26 @@ pub(super) struct GpuTable {
     reset: bool,
     #[serde(default)]
     vfio: Vfio,
+    vf_token_file: Option<PathBuf>,
     vgpu: Option<VgpuTable>,
+    mig: Option<MigTable>,
+}
+
+/// A `[gpu.mig]`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MigTable {
+    instances: Vec<WantedInstance>,
+}
+
+/// A MIG instance that the agent makes, at its place.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedInstance {
+    /// What it is called by size.
+    pub profile: MigProfile,
+    /// The memory slice at which it begins.
+    pub start: u32,
 }
 
 /// A `[gpu.vgpu]`.
@@ -83,6 +103,8 @@ pub struct PassthroughGpu {
     pub bind: bool,
     /// By what the agent opens it to clear it between tenants, if that is left to it.
     pub reset: Option<Interface>,
+    /// The file with its token, where it is a virtual function whose physical one is on VFIO.
+    pub token_file: Option<PathBuf>,
 }
 
 /// What a GPU is cut into, and by what.
@@ -134,6 +156,8 @@ pub struct GpuTables {
     pub passthrough: Vec<PassthroughGpu>,
     /// As MIG instances. Any GPU in MIG mode is, named here or not.
     pub mig: BTreeSet<GpuUuid>,
+    /// Those instances that the agent makes of such GPUs.
+    pub instances: BTreeMap<GpuUuid, Vec<WantedInstance>>,
 }
 
 /// Why `[[gpu]]` is not used.
@@ -167,6 +191,27 @@ pub enum GpuTableError {
         /// What is wrong, and what to write.
         why: String,
     },
+    /// MIG instances of a GPU that is handed over otherwise.
+    #[error(
+        "[[gpu]] {0}: [gpu.mig] belongs to exposure = \"mig\"; write that, or leave the table out"
+    )]
+    Unmigged(GpuUuid),
+    /// Two at one place.
+    #[error("[[gpu]] {gpu}: two of [gpu.mig]'s instances begin at memory slice {start}; move one")]
+    SamePlace {
+        /// Which.
+        gpu: GpuUuid,
+        /// Where.
+        start: u32,
+    },
+    /// A token for what takes none.
+    #[error(
+        "[[gpu]] {0}: vf_token_file is for a virtual function that is handed over whole (exposure = \"passthrough\"); leave it out here"
+    )]
+    Token(GpuUuid),
+    /// A token's file by a name that depends on who looks.
+    #[error("[[gpu]] {0}: vf_token_file has to be a path from /")]
+    TokenPath(GpuUuid),
     /// The machine's own functions beside simulated GPUs.
     #[error(
         "[[gpu]] {0}: passthrough, and vgpu, beside the simulated driver needs [node] sysfs, a folder that stands for /sys: what sits at that address of this machine is no simulated GPU"
@@ -183,13 +228,19 @@ pub(super) fn exposed(
 ) -> Result<GpuTables, GpuTableError> {
     let (mut uuids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut found = GpuTables::default();
-    for GpuTable { uuid, exposure, address, model, memory, bind, reset, vfio, vgpu } in tables {
+    for table in tables {
+        let GpuTable { uuid, exposure, address, model, memory, bind, reset, vfio, .. } = table;
+        let GpuTable { vf_token_file: token_file, vgpu, mig, .. } = table;
         let same_address = address.is_some_and(|address| !addresses.insert(address));
         if !uuids.insert(uuid) || same_address {
             return Err(GpuTableError::Twice(uuid));
         }
         if vgpu.is_some() != (exposure == Exposure::Vgpu) {
             return Err(GpuTableError::Uncut(uuid));
+        }
+        check_token(uuid, exposure, token_file.as_deref())?;
+        if let Some(MigTable { instances }) = mig {
+            found.instances.insert(uuid, places(uuid, exposure, instances)?);
         }
         match exposure {
             Exposure::Mediated => continue,
@@ -212,6 +263,7 @@ pub(super) fn exposed(
             memory: memory.ok_or(missing("memory"))?,
             bind,
             reset: reset.then_some(vfio.into()),
+            token_file,
         };
         match vgpu {
             Some(table) => found.vgpu.push(cut(gpu, table)?),
@@ -219,6 +271,33 @@ pub(super) fn exposed(
         }
     }
     Ok(found)
+}
+
+fn places(
+    gpu: GpuUuid,
+    exposure: Exposure,
+    instances: Vec<WantedInstance>,
+) -> Result<Vec<WantedInstance>, GpuTableError> {
+    if exposure != Exposure::Mig {
+        return Err(GpuTableError::Unmigged(gpu));
+    }
+    let mut starts = BTreeSet::new();
+    let twice = instances.iter().find(|wanted| !starts.insert(wanted.start));
+    match twice.map(|wanted| wanted.start) {
+        Some(start) => Err(GpuTableError::SamePlace { gpu, start }),
+        None => Ok(instances),
+    }
+}
+
+fn check_token(gpu: GpuUuid, exposure: Exposure, file: Option<&Path>) -> Result<(), GpuTableError> {
+    match (file, exposure) {
+        (None, _) => Ok(()),
+        (Some(file), Exposure::Passthrough) if file.is_absolute() => Ok(()),
+        (Some(_), Exposure::Passthrough) => Err(GpuTableError::TokenPath(gpu)),
+        (Some(_), Exposure::Mediated | Exposure::Mig | Exposure::Vgpu) => {
+            Err(GpuTableError::Token(gpu))
+        }
+    }
 }
 
 fn cut(gpu: PassthroughGpu, table: VgpuTable) -> Result<VgpuGpu, GpuTableError> {
@@ -275,6 +354,18 @@ mod tests {
     const CUT: &str =
         "[gpu.vgpu]\nby = \"mdev\"\ntype = \"nvidia-592\"\ncount = 4\nmemory = \"4Gi\"";
 
+    const MIG: &str = "exposure = \"mig\"\n[gpu.mig]\ninstances = [{ profile = \"1g.10gb\", start = 0 }, \
+                       { profile = \"3g.40gb\", start = 4 }]";
+
+    #[test]
+    fn a_gpu_is_cut_into_mig_instances() {
+        let GpuTables { instances, mig, .. } = read(&table(1, MIG)).unwrap();
+        let gpu = GpuUuid::from_bytes([1; 16]);
+        let places: Vec<(&str, u32)> =
+            instances[&gpu].iter().map(|of| (of.profile.as_str(), of.start)).collect();
+        assert_eq!((places, mig), (vec![("1g.10gb", 0), ("3g.40gb", 4)], BTreeSet::from([gpu])));
+    }
+
     fn vgpu(cut: &str) -> String {
         table(1, &(WHOLE.replace("passthrough", "vgpu") + "\n" + cut))
     }
@@ -291,6 +382,9 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_is_described() {
+        let with_token = WHOLE.to_owned() + "\nvf_token_file = \"/etc/gpu-zone/token\"";
+        let GpuTables { passthrough, .. } = read(&table(1, &with_token)).unwrap();
+        assert_eq!(passthrough[0].token_file.as_deref(), Some(Path::new("/etc/gpu-zone/token")));
         let others = table(2, "exposure = \"mediated\"") + &table(3, "exposure = \"mig\"");
         let GpuTables { passthrough, mig, .. } = read(&(table(1, WHOLE) + &others)).unwrap();
         assert_eq!((passthrough.len(), passthrough[0].memory), (1, MemoryBytes::gib(80)));
@@ -309,6 +403,15 @@ mod tests {
             (table(1, &WHOLE.replace("80Gi", "0")), "needs memory"),
             (table(1, &WHOLE.replace("model", "# ")), "needs model"),
             (table(1, "exposure = \"vgpu\""), "belong together"),
+            (table(1, "exposure = \"mediated\"\n[gpu.mig]\ninstances = []"), "belongs to exposure"),
+            (
+                table(1, &MIG.replace("start = 4", "start = 0")),
+                "two of [gpu.mig]'s instances begin at memory slice 0",
+            ),
+            (table(1, &MIG.replace("1g.10gb", "huge")), "'huge' is no MIG profile"),
+            (table(1, "exposure = \"mig\"\nvf_token_file = \"/t\""), "leave it out here"),
+            (vgpu(CUT).replace("address", "vf_token_file = \"/t\"\naddress"), "leave it out here"),
+            (table(1, &(WHOLE.to_owned() + "\nvf_token_file = \"t\"")), "a path from /"),
             (table(1, &(WHOLE.to_owned() + "\n" + CUT)), "belong together"),
             (vgpu(&CUT.replace("count = 4", "count = 65")), "is not from 1 to 64"),
             (vgpu(&CUT.replace("\"4Gi\"", "\"0\"")), "needs memory, that of each"),

@@ -22,7 +22,7 @@ use gpuzone_wire::turn::FairTime;
 use serde::Deserialize;
 
 pub use boot_file::BootFileError;
-pub use gpus::{CutBy, GpuTableError, GpuTables, PassthroughGpu, VgpuGpu};
+pub use gpus::{CutBy, GpuTableError, GpuTables, PassthroughGpu, VgpuGpu, WantedInstance};
 pub use libraries::MissingFile;
 pub use microvm::{InMicroVm, MicroVmTable, WorkloadVm};
 pub use sandbox::ZonePolicy;

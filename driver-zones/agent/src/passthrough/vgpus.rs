@@ -219,7 +219,10 @@ pub(super) fn give_back<W: Writes>(devices: &mut Devices<W>, gpus: &[VgpuGpu]) {
             Change::Mdev { uuid, .. } => devices.remove_mdev(*uuid),
             Change::Vgpu { address, .. } => devices.free_vgpu(*address, owner.unwrap_or_default()),
             Change::Functions { address, .. } => devices.set_functions(*address, 0),
-            Change::Binding { .. } | Change::ResetOrder { .. } => continue,
+            Change::Binding { .. }
+            | Change::GpuInstance { .. }
+            | Change::ComputeInstance { .. }
+            | Change::ResetOrder { .. } => continue,
         };
         match taken {
             Ok(()) => {

@@ -8,6 +8,7 @@ use gpuzone_core::devices::ResetMethod;
 use gpuzone_hw::pci::{Bar, BarSpace, MdevType, PciFunction, Sriov, VendorVgpu, VfProfile};
 use gpuzone_hw::vfio::{DevRoot, Interface};
 
+use super::cut;
 use crate::errors::internal;
 use crate::gpus::Gpus;
 
@@ -19,7 +20,8 @@ pub(super) async fn listed(gpus: Arc<Gpus>) -> Result<proto::ListDevicesReply, A
         let offered = [Interface::Group, Interface::Iommufd].into_iter();
         let offered = offered.filter(|interface| interface.is_offered(&DevRoot::default()));
         let vfio_interfaces = offered.map(|interface| interface.to_string()).collect();
-        Ok(proto::ListDevicesReply { devices, vfio_interfaces })
+        let gpus = cut::of_driver(&gpus);
+        Ok(proto::ListDevicesReply { devices, vfio_interfaces, gpus })
     };
     // A driver that is busy keeps its own thread waiting.
     let looked = tokio::task::spawn_blocking(look).await;

@@ -24,10 +24,11 @@ pub(super) fn check(gpus: &Gpus, request: &Request) -> Result<(), AgentError> {
         return Ok(());
     }
     let (mut ready, mut trouble) = (0, None);
-    for found in gpus.vfio().into_values() {
-        match found {
-            Ok(_) => ready += 1,
-            Err(error) => trouble = Some(error),
+    for (gpu, found) in gpus.vfio() {
+        match (found, gpus.token(gpu)) {
+            (Ok(_), Ok(_)) => ready += 1,
+            (Err(error), _) => trouble = Some(error.to_string()),
+            (Ok(_), Err(error)) => trouble = Some(format!("GPU {gpu}: {error}")),
         }
     }
     match trouble {
@@ -49,7 +50,9 @@ pub(super) async fn functions(
         let found = found.map_err(not_ready)?;
         let address = leases.inventory.gpu(gpu).map(|gpu| gpu.pci.to_string());
         let address = address.ok_or_else(|| internal(format!("GPU {gpu} has no address")))?;
-        Ok(proto::PassedFunction { address, group: found.group })
+        let token = gpus.token(gpu).map_err(|error| not_ready(format!("GPU {gpu}: {error}")))?;
+        let vf_token = token.map(|token| proto::VfToken { uuid: token.hyphenated().to_string() });
+        Ok(proto::PassedFunction { address, group: found.group, vf_token })
     };
     let grants = held.lease.placement.grants().iter();
     let functions: Result<_, AgentError> = grants.map(|grant| grant.gpu).map(function).collect();

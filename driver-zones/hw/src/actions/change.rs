@@ -5,12 +5,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use gpuzone_core::PciAddress;
 use gpuzone_core::devices::ResetMethod;
+use gpuzone_core::{GpuUuid, PciAddress};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::SysfsRoot;
+use crate::mig::{MigLayout, MigPlace, MigStep};
 use crate::pci::parse::is_name;
 use crate::pci::{SysfsError, parse, text};
 
@@ -77,6 +78,8 @@ pub enum Subject {
     Function(PciAddress),
     /// What makes mediated devices.
     Parent(MdevParent),
+    /// What is cut into MIG instances.
+    Gpu(GpuUuid),
 }
 
 impl fmt::Display for Subject {
@@ -84,6 +87,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Function(address) => address.fmt(f),
             Self::Parent(parent) => f.pad(&parent.0),
+            Self::Gpu(gpu) => write!(f, "GPU {gpu}"),
         }
     }
 }
@@ -138,6 +142,24 @@ pub enum Change {
         /// After.
         to: u32,
     },
+    /// Whether a GPU instance is there.
+    GpuInstance {
+        /// Which.
+        place: MigPlace,
+        /// Before.
+        from: bool,
+        /// After.
+        to: bool,
+    },
+    /// Whether a GPU instance has the compute instance that is all of it.
+    ComputeInstance {
+        /// Of which.
+        place: MigPlace,
+        /// Before.
+        from: bool,
+        /// After.
+        to: bool,
+    },
     /// The ways to reset a function, in the order in which the kernel tries them.
     ResetOrder {
         /// Which.
@@ -158,6 +180,13 @@ pub struct Write {
     pub text: String,
 }
 
+/// What is done at once on the way to an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    File(Write),
+    Cut(MigStep),
+}
+
 /// Which end a change is to be brought to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -174,6 +203,21 @@ impl Change {
             | Self::Vgpu { address, .. }
             | Self::ResetOrder { address, .. } => Subject::Function(*address),
             Self::Mdev { parent, .. } => Subject::Parent(parent.clone()),
+            Self::GpuInstance { place, .. } | Self::ComputeInstance { place, .. } => {
+                Subject::Gpu(place.gpu)
+            }
+        }
+    }
+
+    /// The place that is cut, where that is what it is about.
+    pub(super) const fn place(&self) -> Option<&MigPlace> {
+        match self {
+            Self::GpuInstance { place, .. } | Self::ComputeInstance { place, .. } => Some(place),
+            Self::Binding { .. }
+            | Self::Functions { .. }
+            | Self::Mdev { .. }
+            | Self::Vgpu { .. }
+            | Self::ResetOrder { .. } => None,
         }
     }
 
@@ -189,17 +233,47 @@ impl Change {
                 Self::Mdev { parent, kind, uuid, from: to, to: from }
             }
             Self::Vgpu { address, from, to } => Self::Vgpu { address, from: to, to: from },
+            Self::GpuInstance { place, from, to } => {
+                Self::GpuInstance { place, from: to, to: from }
+            }
+            Self::ComputeInstance { place, from, to } => {
+                Self::ComputeInstance { place, from: to, to: from }
+            }
             Self::ResetOrder { address, from, to } => {
                 Self::ResetOrder { address, from: to, to: from }
             }
         }
     }
 
-    /// The next write on the way to an end; `None` when it is reached.
+    /// The next call of the driver's on the way to an end; `None` when it is reached, or the change is
+    /// none of how a GPU is cut.
+    pub(super) fn next_cut(&self, layout: &MigLayout, end: End) -> Option<MigStep> {
+        let (place, from, to, compute) = match *self {
+            Self::GpuInstance { place, from, to } => (place, from, to, false),
+            Self::ComputeInstance { place, from, to } => (place, from, to, true),
+            Self::Binding { .. }
+            | Self::Functions { .. }
+            | Self::Mdev { .. }
+            | Self::Vgpu { .. }
+            | Self::ResetOrder { .. } => return None,
+        };
+        let goal = if end == End::To { to } else { from };
+        let found = layout.at(&place);
+        match (found.is_some_and(|of| !compute || of.is_whole()), goal, compute) {
+            (true, true, _) | (false, false, _) => None,
+            (false, true, false) => Some(MigStep::MakeInstance(place)),
+            (false, true, true) => Some(MigStep::MakeCompute(place)),
+            (true, false, true) => Some(MigStep::EndCompute(place)),
+            (true, false, false) => Some(MigStep::EndInstance(place)),
+        }
+    }
+
+    /// The next write on the way to an end; `None` when it is reached, or none leads there.
     pub(super) fn next(&self, sysfs: &SysfsRoot, end: End) -> Result<Option<Write>, SysfsError> {
         let at = |address: PciAddress, file: &str| sysfs.function(address).join(file);
         let write = |path: PathBuf, text: String| Some(Write { path, text });
         Ok(match self {
+            Self::GpuInstance { .. } | Self::ComputeInstance { .. } => None,
             Self::Binding { address, from, to } => {
                 let (driver, only) = sysfs.binding(*address)?;
                 let goal = if end == End::To { to } else { from };

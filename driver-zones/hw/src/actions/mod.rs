@@ -5,6 +5,7 @@
 //!      │ Begin, on disk
 //!      ▼
 //! for each change: At, on disk ─▶ write, look, write … until it is so ─▶ Done
+//!      │                          (or call NVML, for MIG instances)       │
 //!      │ a write fails                                                    │
 //!      ▼                                                                  ▼
 //! backwards, until each is as before ─▶ Undone                  kept until it is taken back
@@ -15,6 +16,7 @@
 
 mod binding;
 mod change;
+mod instances;
 mod journal;
 mod partitions;
 mod refusal;
@@ -26,10 +28,11 @@ use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use gpuzone_core::PciAddress;
+use gpuzone_core::{GpuUuid, PciAddress};
 
 use crate::alias::ModuleAliases;
 use crate::holders::ProcRoot;
+use crate::mig::{MigError, MigLayout, MigStep};
 use crate::pci::PciFunction;
 use crate::{SysfsRoot, ready};
 
@@ -39,19 +42,36 @@ pub use journal::{Action, JournalError};
 pub use refusal::ActionError;
 pub use simulated::SimulatedKernel;
 
-use change::End;
+use change::{End, Step};
 use journal::{Journal, Open};
 
 /// A change takes four writes at most; more would go round in a circle.
 const MOST_WRITES: usize = 8;
 
-/// Who writes the kernel's files. Tests put themselves in between, to record and to fail.
+/// Who writes the kernel's files, and has the driver cut GPUs. Tests put themselves in between, to
+/// record and to fail.
 pub trait Writes {
     /// Writes all of it, at once.
     ///
     /// # Errors
     /// The kernel's.
     fn write(&mut self, write: &Write) -> io::Result<()>;
+
+    /// How a GPU is cut now.
+    ///
+    /// # Errors
+    /// When its driver does not say; always, of who has nothing to do with drivers.
+    fn layout(&mut self, gpu: GpuUuid) -> Result<MigLayout, MigError> {
+        Err(MigError::NoLibrary(gpu))
+    }
+
+    /// Makes or ends an instance.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn cut(&mut self, step: &MigStep) -> Result<(), MigError> {
+        Err(MigError::NoLibrary(step.place().gpu))
+    }
 }
 
 /// The kernel's files as they are.
@@ -186,12 +206,12 @@ impl<W: Writes> Devices<W> {
         for (index, change) in action.changes.iter().enumerate() {
             let noted = self.journal.at(action.id, index).map_err(ActionError::from);
             if let Err(error) = noted.and_then(|()| self.converge(change, End::To)) {
-                return Err(self.back_out(&action, index, error));
+                return Err(self.back_out(&action, begun(index, &error), error));
             }
         }
         if let Err(error) = self.journal.done(action.id) {
             let last = action.changes.len().saturating_sub(1);
-            return Err(self.back_out(&action, last, error.into()));
+            return Err(self.back_out(&action, Some(last), error.into()));
         }
         Ok(())
     }
@@ -206,8 +226,8 @@ impl<W: Writes> Devices<W> {
         })
     }
 
-    fn back_out(&mut self, action: &Action, at: usize, first: ActionError) -> ActionError {
-        match self.undo(action, Some(at)) {
+    fn back_out(&mut self, action: &Action, at: Option<usize>, first: ActionError) -> ActionError {
+        match self.undo(action, at) {
             Ok(()) => match self.journal.undone(action.id) {
                 Ok(()) => ActionError::AsBefore(Box::new(first)),
                 // All is as before, and the next process will see that.
@@ -242,17 +262,33 @@ impl<W: Writes> Devices<W> {
 
     /// Writes until a change is at its end.
     fn converge(&mut self, change: &Change, end: End) -> Result<(), ActionError> {
-        let mut last: Option<Write> = None;
+        let mut last: Option<Step> = None;
         for _ in 0..MOST_WRITES {
-            let Some(write) = change.next(&self.places.sysfs, end)? else { return Ok(()) };
-            if last.as_ref() == Some(&write) {
+            let Some(step) = self.next(change, end)? else { return Ok(()) };
+            if last.as_ref() == Some(&step) {
                 break;
             }
-            self.put(&write)?;
-            last = Some(write);
+            match &step {
+                Step::File(write) => self.put(write)?,
+                Step::Cut(step) => self.writer.cut(step)?,
+            }
+            last = Some(step);
         }
-        let write = last.unwrap_or(Write { path: PathBuf::new(), text: String::new() });
-        Err(ActionError::Ignored { path: write.path, text: write.text.trim().to_owned() })
+        Err(match last {
+            Some(Step::Cut(step)) => MigError::Ignored { step }.into(),
+            Some(Step::File(write)) => {
+                ActionError::Ignored { path: write.path, text: write.text.trim().to_owned() }
+            }
+            None => ActionError::Ignored { path: PathBuf::new(), text: String::new() },
+        })
+    }
+
+    fn next(&mut self, change: &Change, end: End) -> Result<Option<Step>, ActionError> {
+        let Some(place) = change.place() else {
+            return Ok(change.next(&self.places.sysfs, end)?.map(Step::File));
+        };
+        let layout = self.writer.layout(place.gpu)?;
+        Ok(change.next_cut(&layout, end).map(Step::Cut))
     }
 
     fn put(&mut self, write: &Write) -> Result<(), ActionError> {
@@ -294,6 +330,15 @@ impl<W: Writes> Devices<W> {
 /// Whether these bytes are a journal; what of them is not the half of a last line.
 pub(crate) fn journal_length(bytes: &[u8]) -> Option<u64> {
     journal::replay(Path::new("journal"), bytes).ok().map(|read| read.length)
+}
+
+/// How far an action came whose change at `index` failed. A driver that refuses has done nothing: what
+/// is at that place is somebody else's, and not to be undone.
+fn begun(index: usize, error: &ActionError) -> Option<usize> {
+    match error {
+        ActionError::Mig(MigError::Refused { .. }) => index.checked_sub(1),
+        _ => Some(index),
+    }
 }
 
 fn subject(action: &Action) -> Option<Subject> {

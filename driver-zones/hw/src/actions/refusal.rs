@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::change::Subject;
 use super::journal::JournalError;
 use crate::holders::{Holder, named};
+use crate::mig::MigError;
 use crate::pci::SysfsError;
 
 /// Why nothing was done to a device. It is as it was, unless the sentence says otherwise.
@@ -155,6 +156,9 @@ pub enum ActionError {
         /// What.
         text: String,
     },
+    /// How a GPU is cut is not known, or it is not cut so.
+    #[error(transparent)]
+    Mig(#[from] MigError),
     /// It failed, and what was done of it was undone.
     #[error("{0}. All is as it was before")]
     AsBefore(#[source] Box<ActionError>),

@@ -8,6 +8,7 @@ use gpuzone_core::devices::ResetPolicy;
 use gpuzone_hw::actions::{ActionError, Devices, Recovery};
 use uuid::Uuid;
 
+use super::instances::{gpu, profile};
 use super::kernel::{CARD, Death, Fault, GPU, Kernel, Killed, Node, PARENT, VGPU, address};
 
 type Act = fn(&mut Devices<Kernel>) -> Result<(), ActionError>;
@@ -22,6 +23,9 @@ const ACTS: &[(&str, &[Act], Act, usize)] = &[
     ("no mdev", &[mdev], no_mdev, 1),
     ("vgpu", &[], vgpu, 1),
     ("no vgpu", &[vgpu], no_vgpu, 1),
+    ("instance", &[], instance, 2),
+    ("instance beside another", &[other_instance], instance, 2),
+    ("no instance", &[other_instance, instance], no_instance, 2),
     ("reset", &[], reset, 3),
 ];
 
@@ -48,6 +52,15 @@ fn vgpu(devices: &mut Devices<Kernel>) -> Result<(), ActionError> {
 }
 fn no_vgpu(devices: &mut Devices<Kernel>) -> Result<(), ActionError> {
     devices.free_vgpu(address(VGPU), "acme")
+}
+fn instance(devices: &mut Devices<Kernel>) -> Result<(), ActionError> {
+    devices.make_instance(gpu(), &profile("3g.40gb"), 4, "acme").map(drop)
+}
+fn other_instance(devices: &mut Devices<Kernel>) -> Result<(), ActionError> {
+    devices.make_instance(gpu(), &profile("1g.10gb"), 0, "acme").map(drop)
+}
+fn no_instance(devices: &mut Devices<Kernel>) -> Result<(), ActionError> {
+    devices.end_instance(gpu(), 4, "acme")
 }
 fn reset(devices: &mut Devices<Kernel>) -> Result<(), ActionError> {
     devices.reset(address(GPU), &ResetPolicy::default()).map(drop)

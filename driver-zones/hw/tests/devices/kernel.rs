@@ -7,13 +7,15 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gpuzone_core::PciAddress;
+use gpuzone_core::{GpuUuid, PciAddress};
 use gpuzone_hw::actions::{
     Devices, JournalError, Places, Recovery, SimulatedKernel, Write, Writes,
 };
 use gpuzone_hw::alias::ModuleAliases;
-use gpuzone_hw::{ProcRoot, SysfsRoot};
+use gpuzone_hw::{MigError, MigLayout, MigStep, ProcRoot, SysfsRoot};
 use tempfile::TempDir;
+
+use super::instances;
 
 pub(crate) const GPU: &str = "0000:3b:00.0";
 pub(crate) const AUDIO: &str = "0000:3b:00.1";
@@ -237,6 +239,7 @@ impl Node {
                 function.reset_methods,
             ));
         }
+        state.push(format!("{:?}", instances::layout(&self.sys()).instances));
         state
     }
 }
@@ -265,26 +268,64 @@ impl Kernel {
     }
 }
 
-impl Writes for Kernel {
-    fn write(&mut self, write: &Write) -> io::Result<()> {
+type BeforeCut = Box<dyn Fn(&Path)>;
+
+thread_local! {
+    static BEFORE_CUT: std::cell::RefCell<Option<BeforeCut>> = const { std::cell::RefCell::new(None) };
+}
+
+/// What happens before each call of the driver's in this test.
+pub(crate) fn before_cut(act: impl Fn(&Path) + 'static) {
+    BEFORE_CUT.with(|hook| *hook.borrow_mut() = Some(Box::new(act)));
+}
+
+impl Kernel {
+    /// Goes wrong here, if it is to, before or after `act`.
+    fn step<T, E>(
+        &mut self,
+        shown: (String, String),
+        refused: E,
+        act: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<T, E> {
         let number = self.log.len();
-        let shown = write.path.strip_prefix(&self.root).unwrap().display().to_string();
-        let text = write.text.trim().to_owned();
-        self.log.push((shown, text.clone()));
+        self.log.push(shown);
         match self.fault {
             Fault::DieBefore(at) if at == number => self.die(),
-            Fault::Refuse(at) if at == number => return Err(refused(EIO)),
-            Fault::RefuseFrom(at) if at <= number => return Err(refused(EIO)),
+            Fault::Refuse(at) if at == number => return Err(refused),
+            Fault::RefuseFrom(at) if at <= number => return Err(refused),
             Fault::None
             | Fault::Refuse(_)
             | Fault::RefuseFrom(_)
             | Fault::DieBefore(_)
             | Fault::DieAfter(_) => {}
         }
-        let done = SimulatedKernel::new(self.root.clone()).write(write);
+        let done = act(&self.root);
         if self.fault == Fault::DieAfter(number) {
             self.die();
         }
         done
+    }
+}
+
+impl Writes for Kernel {
+    fn write(&mut self, write: &Write) -> io::Result<()> {
+        let shown = write.path.strip_prefix(&self.root).unwrap().display().to_string();
+        let text = write.text.trim().to_owned();
+        self.step((shown, text), refused(EIO), |root| {
+            SimulatedKernel::new(root.to_owned()).write(write)
+        })
+    }
+
+    fn layout(&mut self, gpu: GpuUuid) -> Result<MigLayout, MigError> {
+        match gpu == instances::gpu() {
+            true => Ok(instances::layout(&self.root)),
+            false => Err(MigError::UnknownGpu(gpu)),
+        }
+    }
+
+    fn cut(&mut self, step: &MigStep) -> Result<(), MigError> {
+        BEFORE_CUT.with(|hook| hook.borrow().iter().for_each(|act| act(&self.root)));
+        let refused = MigError::Failed { step: *step, reason: "error 999".to_owned() };
+        self.step(("nvml".to_owned(), step.to_string()), refused, |root| instances::cut(root, step))
     }
 }

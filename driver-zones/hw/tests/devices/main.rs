@@ -7,6 +7,8 @@ mod crash;
 #[cfg(test)]
 mod discovery;
 #[cfg(test)]
+mod instances;
+#[cfg(test)]
 mod kernel;
 #[cfg(test)]
 mod random;

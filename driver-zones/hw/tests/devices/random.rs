@@ -8,6 +8,7 @@ use gpuzone_hw::actions::{Devices, Recovery};
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::instances::{gpu, profile};
 use super::kernel::{CARD, Fault, GPU, Kernel, Killed, Node, PARENT, VGPU, address};
 
 #[derive(Clone, Copy, Debug)]
@@ -17,11 +18,16 @@ enum Act {
     Functions(u32),
     Mdev(u8, bool),
     Vgpu(u32),
+    Instance(&'static str, u32, bool),
     Reset,
 }
 
 /// What can be bound, the first virtual function among it.
 const BINDABLE: [&str; 4] = [GPU, CARD, VGPU, "0000:5e:10.0"];
+
+/// MIG instances, of which some share slices.
+const INSTANCES: [(&str, u32); 4] =
+    [("1g.10gb", 0), ("1g.10gb+me", 5), ("3g.40gb", 0), ("3g.40gb", 4)];
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
@@ -30,6 +36,8 @@ fn act() -> impl Strategy<Value = Act> {
         prop::sample::select(vec![0, 1, 4, 5]).prop_map(Act::Functions),
         (0u8..3, any::<bool>()).prop_map(|(which, make)| Act::Mdev(which, make)),
         prop::sample::select(vec![0, 1147, 1148]).prop_map(Act::Vgpu),
+        (prop::sample::select(INSTANCES.to_vec()), any::<bool>())
+            .prop_map(|((kind, start), make)| Act::Instance(kind, start, make)),
         Just(Act::Reset),
     ]
 }
@@ -55,6 +63,10 @@ fn perform(devices: &mut Devices<Kernel>, act: Act) -> Result<(), String> {
         Act::Mdev(which, false) => devices.remove_mdev(Uuid::from_u128(which.into())),
         Act::Vgpu(0) => devices.free_vgpu(address(VGPU), "acme"),
         Act::Vgpu(kind) => devices.create_vgpu(address(VGPU), kind, "acme"),
+        Act::Instance(kind, start, true) => {
+            devices.make_instance(gpu(), &profile(kind), start, kind).map(drop)
+        }
+        Act::Instance(kind, start, false) => devices.end_instance(gpu(), start, kind),
         Act::Reset => devices.reset(address(GPU), &ResetPolicy::default()).map(drop),
     };
     done.map_err(|error| error.to_string())
@@ -132,5 +144,8 @@ fn give_all_back(node: &Node) {
         devices.remove_mdev(Uuid::from_u128(uuid)).unwrap();
     }
     devices.free_vgpu(address(VGPU), "acme").unwrap();
+    for (kind, start) in INSTANCES {
+        let _ = devices.end_instance(gpu(), start, kind);
+    }
     assert!(devices.kept().is_empty(), "{:?}", devices.kept());
 }

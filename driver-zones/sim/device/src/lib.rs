@@ -9,6 +9,8 @@
 //!                        <state_dir>/gpu-N.faults
 //!                        what went wrong, for NVML's events; testers append to it
 //!                        <state_dir>/gpu-N.mig-I.{state,memory} of MIG instance I
+//!                        <state_dir>/gpu-N.instances
+//!                        the MIG instances, once one was made or ended
 //! ```
 //!
 //! Every process of the node opens the same files. A process is there as long as it
@@ -26,8 +28,10 @@
 mod config;
 mod shared;
 
-pub use config::{Config, ConfigError, GpuConfig, MAX_GPUS, MemsetFault, MigConfig};
+pub use config::{
+    Config, ConfigError, GpuConfig, MAX_GPUS, MIG_KINDS, MemsetFault, MigConfig, MigKind,
+};
 pub use shared::{
-    AllocateError, Attachment, BusyGuard, Condition, DeviceMap, DeviceRange, FaultEvent,
+    AllocateError, Attachment, BusyGuard, Condition, CutError, DeviceMap, DeviceRange, FaultEvent,
     FaultWatch, GRANULE, GpuProcess, MemoryUse, SimulatedGpu, SimulatedNode, StateError,
 };

@@ -1,5 +1,5 @@
-//! MIG: the mode, GPU instances and compute instances, and the devices that they are. Each GPU
-//! instance has one compute instance. Nothing can be changed: the configuration says what there is.
+//! MIG: the mode, GPU instances and compute instances, and the devices that they are. A GPU instance
+//! has one compute instance at most. What is made and ended is in `cut`.
 
 use gpuzone_nvml_abi::{Answer, INVALID, NOT_FOUND, NOT_SUPPORTED, Out, TOO_SMALL, entry_points};
 use gpuzone_sim_device::MigConfig;
@@ -12,49 +12,53 @@ const MOST_INSTANCES: u32 = 7;
 /// A compute instance's number within its GPU instance.
 const COMPUTE_INSTANCE: u32 = 0;
 /// A GPU instance's handle is its device's, and a compute instance's as well, apart by these.
-const GPU_INSTANCE: Handle = 1;
-const COMPUTE: Handle = 2;
+pub(crate) const GPU_INSTANCE: Handle = 1;
+pub(crate) const COMPUTE: Handle = 2;
 
-/// A GPU, and its instances, where it is in MIG mode.
-fn in_mig_mode(device: Handle) -> Answer<Device> {
+/// A GPU that can be cut.
+pub(crate) fn capable(device: Handle) -> Answer<Device> {
     let device = Device::of(device)?;
     let whole = device.instance().is_none();
-    if !whole || !device.gpu().config().mig_capable {
-        return Err(NOT_SUPPORTED);
-    }
-    device.gpu().config().mig.as_ref().ok_or(NOT_FOUND)?;
+    if whole && device.gpu().config().mig_capable { Ok(device) } else { Err(NOT_SUPPORTED) }
+}
+
+/// A GPU in MIG mode.
+pub(crate) fn in_mig_mode(device: Handle) -> Answer<Device> {
+    let device = capable(device)?;
+    device.gpu().config().mig.as_ref().ok_or(NOT_SUPPORTED)?;
     Ok(device)
 }
 
-fn instances(device: &Device) -> impl Iterator<Item = (usize, &MigConfig)> {
-    device.gpu().config().mig.iter().flatten().enumerate()
+fn instances(device: &Device) -> impl Iterator<Item = &MigConfig> {
+    device.gpu().config().mig.iter().flatten()
 }
 
-/// NVML's number of the profile with so many slices.
-fn profile_id(slices: u32) -> u32 {
+/// NVML's number, and the GPU's, of the compute instance with so many slices.
+pub(crate) const fn compute_profile(slices: u32) -> u32 {
     match slices {
-        1 => NVML_GPU_INSTANCE_PROFILE_1_SLICE,
-        2 => NVML_GPU_INSTANCE_PROFILE_2_SLICE,
-        3 => NVML_GPU_INSTANCE_PROFILE_3_SLICE,
-        4 => NVML_GPU_INSTANCE_PROFILE_4_SLICE,
-        6 => NVML_GPU_INSTANCE_PROFILE_6_SLICE,
-        7 => NVML_GPU_INSTANCE_PROFILE_7_SLICE,
-        _ => NVML_GPU_INSTANCE_PROFILE_8_SLICE,
+        1 => NVML_COMPUTE_INSTANCE_PROFILE_1_SLICE,
+        2 => NVML_COMPUTE_INSTANCE_PROFILE_2_SLICE,
+        3 => NVML_COMPUTE_INSTANCE_PROFILE_3_SLICE,
+        4 => NVML_COMPUTE_INSTANCE_PROFILE_4_SLICE,
+        6 => NVML_COMPUTE_INSTANCE_PROFILE_6_SLICE,
+        7 => NVML_COMPUTE_INSTANCE_PROFILE_7_SLICE,
+        _ => NVML_COMPUTE_INSTANCE_PROFILE_8_SLICE,
     }
 }
 
-/// The MIG device whose handle, and `kind`, this is.
-fn instance_of(handle: Handle, kind: Handle) -> Answer<Device> {
-    let device = Device::of(handle.checked_sub(kind).ok_or(INVALID)?)?;
+/// The GPU instance whose handle, and `kind`, this is.
+pub(crate) fn instance_of(handle: Handle, kind: Handle) -> Answer<Device> {
+    let handle = handle.checked_sub(kind).ok_or(INVALID)?;
+    let device = if kind == COMPUTE { Device::of(handle)? } else { Device::part(handle)? };
     device.instance().ok_or(INVALID)?;
     Ok(device)
 }
 
-fn mig(device: &Device) -> Answer<&MigConfig> {
+pub(crate) fn mig(device: &Device) -> Answer<&MigConfig> {
     device.instance().map(|(_, mig)| mig).ok_or(INVALID)
 }
 
-const fn megabytes(bytes: u64) -> u64 {
+pub(crate) const fn megabytes(bytes: u64) -> u64 {
     bytes >> 20
 }
 
@@ -79,10 +83,11 @@ entry_points! {
     }
 
     fn nvmlDeviceGetMigDeviceHandleByIndex(device: Handle, index: u32, instance: Out<Handle>) {
-        let device = in_mig_mode(device)?;
+        let device = in_mig_mode(device).map_err(|_| NOT_FOUND)?;
         let index = usize::try_from(index).map_err(|_| INVALID)?;
-        instances(&device).nth(index).ok_or(NOT_FOUND)?;
-        instance.put(device.instance_handle(index))
+        let mut devices = instances(&device).filter(|mig| mig.compute_slices > 0);
+        let found = devices.nth(index).ok_or(NOT_FOUND)?;
+        instance.put(device.instance_handle(found.gpu_instance)?)
     }
 
     fn nvmlDeviceIsMigDeviceHandle(device: Handle, is: Out<u32>) {
@@ -124,31 +129,6 @@ entry_points! {
         })
     }
 
-    fn nvmlDeviceGetGpuInstanceProfileInfo(
-        device: Handle,
-        profile: u32,
-        info: Out<nvmlGpuInstanceProfileInfo_t>,
-    ) {
-        let device = in_mig_mode(device)?;
-        let config = device.gpu().config();
-        let slices = (1..=MOST_INSTANCES).find(|slices| profile_id(*slices) == profile);
-        let slices = slices.ok_or(NOT_SUPPORTED)?;
-        let memory = config.memory.get() / 8 * u64::from(slices.next_power_of_two());
-        info.put(nvmlGpuInstanceProfileInfo_t {
-            id: profile,
-            isP2pSupported: 0,
-            sliceCount: slices,
-            instanceCount: MOST_INSTANCES / slices,
-            multiprocessorCount: (config.multiprocessors * slices / MOST_INSTANCES).max(1),
-            copyEngineCount: 1,
-            decoderCount: 0,
-            encoderCount: 0,
-            jpegCount: 0,
-            ofaCount: 0,
-            memorySizeMB: megabytes(memory),
-        })
-    }
-
     /// Unlike with other lists, the caller has room for as many as the profile allows.
     fn nvmlDeviceGetGpuInstances(
         device: Handle,
@@ -157,10 +137,9 @@ entry_points! {
         count: Out<u32>,
     ) {
         let device = in_mig_mode(device)?;
-        let of_profile = instances(&device).filter(|(_, mig)| profile_id(mig.slices) == profile);
         let mut found = 0;
-        for (index, _) in of_profile {
-            list.put_at(found, device.instance_handle(index) + GPU_INSTANCE)?;
+        for mig in instances(&device).filter(|mig| mig.kind == profile) {
+            list.put_at(found, device.instance_handle(mig.gpu_instance)? + GPU_INSTANCE)?;
             found += 1;
         }
         count.put(u32::try_from(found).map_err(|_| INVALID)?)
@@ -168,9 +147,9 @@ entry_points! {
 
     fn nvmlDeviceGetGpuInstanceById(device: Handle, id: u32, instance: Out<Handle>) {
         let device = in_mig_mode(device)?;
-        let found = instances(&device).find(|(_, mig)| mig.gpu_instance == id);
-        let (index, _) = found.ok_or(NOT_FOUND)?;
-        instance.put(device.instance_handle(index) + GPU_INSTANCE)
+        let found = instances(&device).find(|mig| mig.gpu_instance == id);
+        found.ok_or(NOT_FOUND)?;
+        instance.put(device.instance_handle(id)? + GPU_INSTANCE)
     }
 
     fn nvmlGpuInstanceGetInfo(instance: Handle, info: Out<nvmlGpuInstanceInfo_t>) {
@@ -180,7 +159,7 @@ entry_points! {
         info.put(nvmlGpuInstanceInfo_t {
             device: device.whole_handle() as nvmlDevice_t,
             id: mig.gpu_instance,
-            profileId: profile_id(mig.slices),
+            profileId: mig.kind,
             placement: nvmlGpuInstancePlacement_t { start, size },
         })
     }
@@ -193,34 +172,35 @@ entry_points! {
         count: Out<u32>,
     ) {
         let device = instance_of(instance, GPU_INSTANCE)?;
-        let (index, mig) = device.instance().ok_or(INVALID)?;
-        if profile_id(mig.compute_slices) != profile {
+        let mig = mig(&device)?;
+        if mig.compute_slices == 0 || compute_profile(mig.compute_slices) != profile {
             return count.put(0);
         }
         if list.is_null() {
             return Err(TOO_SMALL);
         }
-        list.put(device.instance_handle(index) + COMPUTE)?;
+        list.put(device.instance_handle(mig.gpu_instance)? + COMPUTE)?;
         count.put(1)
     }
 
     fn nvmlGpuInstanceGetComputeInstanceById(instance: Handle, id: u32, compute: Out<Handle>) {
         let device = instance_of(instance, GPU_INSTANCE)?;
-        let (index, _) = device.instance().ok_or(INVALID)?;
-        if id != COMPUTE_INSTANCE {
+        let mig = mig(&device)?;
+        if id != COMPUTE_INSTANCE || mig.compute_slices == 0 {
             return Err(NOT_FOUND);
         }
-        compute.put(device.instance_handle(index) + COMPUTE)
+        compute.put(device.instance_handle(mig.gpu_instance)? + COMPUTE)
     }
 
     fn nvmlComputeInstanceGetInfo_v2(compute: Handle, info: Out<nvmlComputeInstanceInfo_t>) {
         let device = instance_of(compute, COMPUTE)?;
-        let (index, mig) = device.instance().ok_or(INVALID)?;
+        let mig = mig(&device)?;
+        let instance = device.instance_handle(mig.gpu_instance)? + GPU_INSTANCE;
         info.put(nvmlComputeInstanceInfo_t {
             device: device.whole_handle() as nvmlDevice_t,
-            gpuInstance: (device.instance_handle(index) + GPU_INSTANCE) as nvmlGpuInstance_t,
+            gpuInstance: instance as nvmlGpuInstance_t,
             id: COMPUTE_INSTANCE,
-            profileId: profile_id(mig.compute_slices),
+            profileId: compute_profile(mig.compute_slices),
             placement: nvmlComputeInstancePlacement_t { start: 0, size: mig.compute_slices },
         })
     }

@@ -16,7 +16,7 @@ pub(crate) type Handle = usize;
 
 const FIRST_HANDLE: Handle = 0x0511_0000_0000_0000;
 const STEP: Handle = 16;
-/// Handles of MIG instances: room for so many of each GPU.
+/// Handles of MIG instances, by the numbers of their GPU instances: room for so many of each GPU.
 const FIRST_INSTANCE: Handle = FIRST_HANDLE + 0x10_0000;
 const MOST_INSTANCES: usize = 16;
 
@@ -74,9 +74,13 @@ pub(crate) fn shut_down() -> Answer {
     Ok(())
 }
 
+/// The node as it is now: other processes make and end MIG instances, too.
 pub(crate) fn node() -> Answer<Arc<SimulatedNode>> {
-    let library = library();
-    let open = library.as_ref().ok_or(Return(nvmlReturn_enum_NVML_ERROR_UNINITIALIZED))?;
+    let mut library = library();
+    let open = library.as_mut().ok_or(Return(nvmlReturn_enum_NVML_ERROR_UNINITIALIZED))?;
+    if open.node.is_stale() {
+        open.node = Arc::new(known(open.node.opened_anew())?);
+    }
     Ok(Arc::clone(&open.node))
 }
 
@@ -89,13 +93,24 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) fn of(handle: Handle) -> Answer<Self> {
+        let device = Self::part(handle)?;
+        match device.instance() {
+            // A GPU instance without a compute instance is no device.
+            Some((_, mig)) if mig.compute_slices == 0 => Err(INVALID),
+            Some(_) | None => Ok(device),
+        }
+    }
+
+    /// The same, also of a GPU instance that has no compute instance.
+    pub(crate) fn part(handle: Handle) -> Answer<Self> {
         if let Some(offset) = handle.checked_sub(FIRST_INSTANCE) {
             let place = Some(offset).filter(|offset| offset.is_multiple_of(STEP));
             let place = place.ok_or(INVALID)? / STEP;
-            let (index, instance) = (place / MOST_INSTANCES, place % MOST_INSTANCES);
+            let (index, number) = (place / MOST_INSTANCES, place % MOST_INSTANCES);
             let device = Self::at(index)?;
-            device.gpu().instances().get(instance).ok_or(INVALID)?;
-            return Ok(Self { instance: Some(instance), ..device });
+            let is = |mig: &MigConfig| usize::try_from(mig.gpu_instance) == Ok(number);
+            let instance = device.whole().config().mig.iter().flatten().position(is);
+            return Ok(Self { instance: Some(instance.ok_or(INVALID)?), ..device });
         }
         let offset = handle.checked_sub(FIRST_HANDLE).filter(|o| o.is_multiple_of(STEP));
         Self::at(offset.ok_or(INVALID)? / STEP)
@@ -136,13 +151,23 @@ impl Device {
         handle(self.index)
     }
 
-    /// The handle of an instance of its GPU.
-    pub(crate) fn instance_handle(&self, instance: usize) -> Handle {
-        instance_handle(self.index, instance)
+    /// Which GPU of the node its GPU is.
+    pub(crate) const fn whole_index(&self) -> usize {
+        self.index
+    }
+
+    /// The handle of a GPU instance of its GPU, by its number.
+    pub(crate) fn instance_handle(&self, number: u32) -> Answer<Handle> {
+        instance_handle(self.index, number)
     }
 
     pub(crate) fn index(&self) -> Answer<u32> {
-        u32::try_from(self.instance.unwrap_or(self.index)).map_err(|_| INVALID)
+        let Some(instance) = self.instance else {
+            return u32::try_from(self.index).map_err(|_| INVALID);
+        };
+        let before = self.whole().config().mig.iter().flatten().take(instance);
+        let devices = before.filter(|mig| mig.compute_slices > 0).count();
+        u32::try_from(devices).map_err(|_| INVALID)
     }
 }
 
@@ -150,9 +175,10 @@ pub(crate) const fn handle(index: usize) -> Handle {
     FIRST_HANDLE + index * STEP
 }
 
-/// The handle of an instance of a GPU.
-pub(crate) const fn instance_handle(index: usize, instance: usize) -> Handle {
-    FIRST_INSTANCE + (index * MOST_INSTANCES + instance) * STEP
+/// The handle of a GPU instance, by its number.
+pub(crate) fn instance_handle(index: usize, number: u32) -> Answer<Handle> {
+    let number = usize::try_from(number).ok().filter(|number| *number < MOST_INSTANCES);
+    Ok(FIRST_INSTANCE + (index * MOST_INSTANCES + number.ok_or(INVALID)?) * STEP)
 }
 
 /// What the shared state says, or an unknown error with its reason on standard error.

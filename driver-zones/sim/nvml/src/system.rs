@@ -24,8 +24,9 @@ fn by_uuid(uuid: &str) -> gpuzone_nvml_abi::Answer<Handle> {
         if is(gpu) {
             return Ok(handle(index));
         }
-        if let Some(instance) = gpu.instances().iter().position(is) {
-            return Ok(state::instance_handle(index, instance));
+        let devices = gpu.config().mig.iter().flatten().filter(|mig| mig.compute_slices > 0);
+        if let Some(of) = devices.into_iter().find(|mig| mig.uuid.to_string() == uuid) {
+            return state::instance_handle(index, of.gpu_instance);
         }
     }
     Err(NOT_FOUND)

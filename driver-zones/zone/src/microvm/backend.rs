@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -82,6 +82,15 @@ pub enum MicroVmError {
     },
 }
 
+/// A file that has no name, with a text to be read from its beginning.
+fn in_memory(text: &str) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("machine", flags)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
 impl MicroVms {
     /// MicroVMs whose files are in `folder`, which is its owner's alone.
     pub fn new(folder: PathBuf, hypervisor: Hypervisor) -> Self {
@@ -122,13 +131,18 @@ impl MicroVms {
     /// When the machine cannot be described, or its files not be made.
     pub fn launch(&self, name: &str, vm: &VmSpec) -> Result<Launch, MicroVmError> {
         let arguments = self.hypervisor.arguments(name, vm)?;
-        let Files { stdin, stdout, stderr, inherit } = self.files(name, &vm.ports)?;
+        let Files { stdin, stdout, stderr, mut inherit } = self.files(name, &vm.ports)?;
+        if let Some(text) = self.hypervisor.vmm().secrets(vm)? {
+            let files = |source| MicroVmError::Files { folder: self.folder.clone(), source };
+            inherit.push(in_memory(&text).map_err(files)?);
+        }
         let (program, environment) = (vm.program.clone(), BTreeMap::new());
         let arguments = arguments.into_iter().map(Into::into).collect();
         Ok(Launch { program, arguments, environment, stdin, stdout, stderr, inherit })
     }
 
-    /// What it inherits: its log, and its sockets, which listen.
+    /// What it inherits: its log, and its sockets, which listen. Of a machine with secrets,
+    /// [`MicroVms::launch`] hands over more.
     ///
     /// # Errors
     /// When they cannot be made.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::backend::OWN_FILES;
 use super::{Accelerator, Machine, Passthrough, VmSpec};
 
 /// Descriptors that QEMU is handed, listening: its monitor, the guest's control port.
@@ -46,9 +47,6 @@ pub enum CommandError {
     /// A device that is none.
     #[error("'{0}' is no PCI function's address, like 0000:3b:00.0")]
     Address(String),
-    /// A token that is none.
-    #[error("a VF's token is a UUID, and '{0}' is not")]
-    Token(String),
     /// More than there are places.
     #[error("a microVM has at most {MOST_WINDOWS} windows, not {0}")]
     Windows(u16),
@@ -138,6 +136,11 @@ pub(super) fn arguments(name: &str, spec: &VmSpec) -> Result<Vec<String>, Comman
     }
     for device in devices(spec)? {
         add("-device", device);
+    }
+    if secrets(spec)?.is_some() {
+        // Behind the bridges that they are plugged into.
+        let fd = CONTROL_FD + 1 + i32::try_from(spec.ports.len()).unwrap_or(0);
+        add("-readconfig", format!("{OWN_FILES}/{fd}"));
     }
     if let Some(firmware) = small_firmware(spec) {
         add("-bios", firmware.to_owned());
@@ -237,21 +240,31 @@ fn devices(spec: &VmSpec) -> Result<Vec<String>, CommandError> {
         devices.push(format!(
             "pcie-root-port,id=device{n},addr={addr},chassis={chassis},multifunction=on"
         ));
-        devices.push(passthrough(n, device)?);
+        if !is_address(&device.address) {
+            return Err(CommandError::Address(device.address.clone()));
+        }
+        if device.vf_token.is_none() {
+            devices.push(format!("vfio-pci,host={},bus=device{n}", device.address));
+        }
     }
     Ok(devices)
 }
 
-fn passthrough(n: usize, device: &Passthrough) -> Result<String, CommandError> {
-    if !is_address(&device.address) {
-        return Err(CommandError::Address(device.address.clone()));
+/// The devices that take a token, as a file for `-readconfig`: everybody on the host may read a
+/// command line. QEMU inherits it behind its sockets.
+pub(super) fn secrets(spec: &VmSpec) -> Result<Option<String>, CommandError> {
+    let mut text = String::new();
+    for (n, Passthrough { address, vf_token }) in spec.devices.iter().enumerate() {
+        let Some(token) = vf_token else { continue };
+        if !is_address(address) {
+            return Err(CommandError::Address(address.clone()));
+        }
+        let token = token.reveal();
+        text.push_str(&format!(
+            "[device \"passed{n}\"]\n  driver = \"vfio-pci\"\n  host = \"{address}\"\n  bus = \"device{n}\"\n  vf-token = \"{token}\"\n"
+        ));
     }
-    let host = format!("vfio-pci,host={},bus=device{n}", device.address);
-    let Some(token) = &device.vf_token else { return Ok(host) };
-    match uuid::Uuid::parse_str(token) {
-        Ok(token) => Ok(format!("{host},vf-token={token}")),
-        Err(_) => Err(CommandError::Token(token.clone())),
-    }
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 pub(super) fn is_address(text: &str) -> bool {
@@ -310,21 +323,40 @@ mod tests {
         let q35 = Machine::Q35 { windows: 0, iommu: false };
         let device = |address: &str, token: Option<&str>| Passthrough {
             address: address.to_owned(),
-            vf_token: token.map(str::to_owned),
+            vf_token: token.map(|token| token.parse().unwrap()),
         };
         let token = "00112233-4455-6677-8899-aabbccddeeff";
-        let good = text(&spec(q35, vec![device("0000:3b:00.0", Some(token))]));
-        assert!(good.contains(&format!("host=0000:3b:00.0,bus=device0,vf-token={token}")));
+        let both = vec![device("0000:3b:00.0", None), device("0000:3b:00.1", Some(token))];
+        let two = spec(q35, both);
+        let good = text(&two);
+        assert!(good.contains("host=0000:3b:00.0,bus=device0"), "{good}");
+        // A secret is no word of a command line. One port, so five descriptors before it.
+        assert!(!good.contains(token) && !good.contains("00.1"), "{good}");
+        assert!(good.contains("-readconfig /proc/self/fd/6"), "{good}");
+        let bridges = (good.find("id=device1,"), good.find("-readconfig"));
+        assert!(bridges.0.unwrap() < bridges.1.unwrap());
+        let file = secrets(&two).unwrap().unwrap();
+        let lines = ["[device \"passed1\"]", "host = \"0000:3b:00.1\"", "bus = \"device1\""];
+        assert!(lines.iter().all(|line| file.contains(line)), "{file}");
+        assert!(file.contains(&format!("vf-token = \"{token}\"")) && !file.contains("passed0"));
+        assert!(!format!("{two:?}").contains(token), "{two:?}");
+        let without = spec(q35, vec![device("0000:3b:00.0", None)]);
+        assert!(!text(&without).contains("-readconfig"));
+        assert_eq!(secrets(&without), Ok(None));
         assert!(good.contains("id=device0,addr=08.0,chassis=150"), "{good}");
         assert_eq!(device_bridge(MOST_DEVICES - 1), "0f.7");
         let many = vec![device("0000:3b:00.0", None); MOST_DEVICES + 1];
         assert_eq!(arguments("z", &spec(q35, many)), Err(CommandError::Devices(65)));
         for wrong in ["0000:3b:00.0,x=y", "3b:00.0", "0000:3b:00", "", "0000-3b-00.0"] {
-            let refused = arguments("z", &spec(q35, vec![device(wrong, None)]));
-            assert!(refused.is_err(), "{wrong}");
+            for token in [None, Some(token)] {
+                let refused = arguments("z", &spec(q35, vec![device(wrong, token)]));
+                assert!(refused.is_err(), "{wrong}");
+            }
         }
-        let token = spec(q35, vec![device("0000:3b:00.0", Some("x,y=z"))]);
-        assert!(matches!(arguments("z", &token), Err(CommandError::Token(_))));
+        for wrong in ["x,y=z", "", "00112233445566778899aabbccddeeff", "{0-0}"] {
+            let refused = wrong.parse::<crate::microvm::VfToken>().unwrap_err().to_string();
+            assert!(wrong.is_empty() || !refused.contains(wrong), "{refused}");
+        }
         let nowhere = spec(Machine::MicroVm, vec![device("0000:3b:00.0", None)]);
         assert_eq!(arguments("z", &nowhere), Err(CommandError::NoPci));
         let mut comma = spec(q35, Vec::new());

@@ -115,6 +115,11 @@ pub(super) trait Vmm: Sync {
     /// and so on.
     fn sockets(&self, ports: &[String]) -> Vec<String>;
 
+    /// What of the machine may be on no command line: a file that it inherits behind its sockets.
+    fn secrets(&self, _vm: &VmSpec) -> Result<Option<String>, CommandError> {
+        Ok(None)
+    }
+
     /// A folder that it writes to, where it needs one.
     fn own_folder(&self, vms: &MicroVms) -> Option<PathBuf>;
 

@@ -15,6 +15,7 @@ mod outbox;
 mod probe;
 mod qemu;
 pub mod qmp;
+mod token;
 mod windows;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use digest::{DigestError, check_digest, digest_of};
 pub use hypervisor::{ControlError, Hypervisor};
 pub use outbox::{Outbox, STALLED};
 pub use probe::{PROBE_LIMIT, Probe, ProbeError, probe};
+pub use token::{InvalidToken, VfToken};
 pub use windows::{Window, WindowError, Windows};
 
 /// What makes the guest's processors.
@@ -67,7 +69,7 @@ pub struct Passthrough {
     /// Like `0000:3b:00.0`.
     pub address: String,
     /// The token without which a VF whose PF is on VFIO too is not opened.
-    pub vf_token: Option<String>,
+    pub vf_token: Option<VfToken>,
 }
 
 /// A microVM.

@@ -30,6 +30,10 @@ impl Vmm for Qemu {
         [MONITOR, CONTROL].map(str::to_owned).into_iter().chain(ports.iter().cloned()).collect()
     }
 
+    fn secrets(&self, vm: &VmSpec) -> Result<Option<String>, CommandError> {
+        command::secrets(vm)
+    }
+
     fn own_folder(&self, _vms: &MicroVms) -> Option<PathBuf> {
         None
     }

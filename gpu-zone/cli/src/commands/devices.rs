@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpuzone_api::AgentClient;
-use gpuzone_api::agent::v1::{Bar, Device, ListDevicesReply, ListDevicesRequest, MdevType};
-use gpuzone_api::agent::v1::{Sriov, VendorVgpu, VfProfile};
+use gpuzone_api::agent::v1::{Bar, Device, DriverGpu, ListDevicesReply, ListDevicesRequest};
+use gpuzone_api::agent::v1::{MdevType, Sriov, VendorVgpu, VfProfile};
 use gpuzone_ledger::printable;
 use serde_json::{Value, json};
 
 use crate::arguments::Format;
-use crate::commands::{Context, answer};
+use crate::commands::{Context, answer, cut};
 use crate::error::CliError;
 use crate::output;
 
@@ -19,6 +19,7 @@ pub(crate) async fn all(context: &Context, agent: &mut AgentClient) -> Result<()
         Format::Table | Format::Csv => output::print(&tree(&reply)),
         Format::Json => output::print_json(&json!({
             "devices": reply.devices.iter().map(value).collect::<Vec<Value>>(),
+            "gpus": reply.gpus.iter().map(cut::value).collect::<Vec<Value>>(),
             "vfio_interfaces": reply.vfio_interfaces,
         })),
     }
@@ -82,7 +83,7 @@ fn value(device: &Device) -> Value {
 }
 
 fn tree(reply: &ListDevicesReply) -> String {
-    if reply.devices.is_empty() {
+    if reply.devices.is_empty() && reply.gpus.is_empty() {
         return "The machine has no PCI function that is a GPU, and none that goes with one.\n"
             .to_owned();
     }
@@ -90,11 +91,22 @@ fn tree(reply: &ListDevicesReply) -> String {
         reply.devices.iter().map(|device| (device.address.as_str(), device)).collect();
     let below = below(&reply.devices);
     let roots = reply.devices.iter().filter(|device| !below.contains(device.address.as_str()));
+    let kinds: BTreeMap<&str, &str> =
+        reply.devices.iter().map(|of| (of.address.as_str(), of.kind.as_str())).collect();
     let mut text = String::new();
     for root in roots {
-        text.push_str(&line(root));
-        text.push('\n');
-        text.push_str(&branches("", &details(root, &by)));
+        let driver_gpu = reply.gpus.iter().find(|gpu| root.gpu_uuid.as_ref() == Some(&gpu.uuid));
+        let mut below = details(root, &by);
+        below.extend(driver_gpu.into_iter().flat_map(|gpu| cut::branches(gpu, &kinds)));
+        text.push_str(&format!("{}\n{}", line(root), branches("", &below)));
+    }
+    // Simulated ones are at no address of the machine.
+    let has =
+        |gpu: &&DriverGpu| reply.devices.iter().all(|of| of.gpu_uuid.as_ref() != Some(&gpu.uuid));
+    for gpu in reply.gpus.iter().filter(has) {
+        let DriverGpu { address, name, backing, uuid, .. } = gpu;
+        let root = printable(&format!("{address} gpu {name}: {backing}, {uuid}"));
+        text.push_str(&format!("{root}\n{}", branches("", &cut::branches(gpu, &kinds))));
     }
     let interfaces = match reply.vfio_interfaces.as_slice() {
         [] => "VFIO is not to be had: load vfio-pci, and turn the IOMMU on".to_owned(),
@@ -122,9 +134,9 @@ fn line(device: &Device) -> String {
 }
 
 /// A line of a tree, and those below it.
-struct Branch(String, Vec<Branch>);
+pub(super) struct Branch(pub(super) String, pub(super) Vec<Branch>);
 
-fn leaf(text: String) -> Branch {
+pub(super) fn leaf(text: String) -> Branch {
     Branch(printable(&text), Vec::new())
 }
 
@@ -192,7 +204,7 @@ fn mdev(of: &MdevType) -> Branch {
     leaf(format!("mediated devices {}{name}: {} more", of.id, of.available))
 }
 
-fn branches(indent: &str, all: &[Branch]) -> String {
+pub(super) fn branches(indent: &str, all: &[Branch]) -> String {
     let mut text = String::new();
     for (index, Branch(line, below)) in all.iter().enumerate() {
         let last = index + 1 == all.len();
@@ -258,7 +270,7 @@ mod tests {
         };
         let devices = vec![card, device("0000:3b:00.1", "audio"), vf];
         let vfio_interfaces = vec!["group".into()];
-        let shown = tree(&ListDevicesReply { devices, vfio_interfaces });
+        let shown = tree(&ListDevicesReply { devices, vfio_interfaces, gpus: Vec::new() });
         let expected = "\
 0000:3b:00.0 gpu NVIDIA GH100\\u{1b}[2J: nvidia, group 12
 ├─ BARs: 2 128 GiB

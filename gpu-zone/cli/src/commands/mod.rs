@@ -1,6 +1,7 @@
 //! The commands that speak to the agent or the scheduler extender, and what they share.
 
 pub(crate) mod audit;
+mod cut;
 pub(crate) mod devices;
 pub(crate) mod explain;
 mod extender;

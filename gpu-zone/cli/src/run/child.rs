@@ -61,15 +61,16 @@ pub(crate) fn spawn(
     })
 }
 
-/// The launcher, which is given two descriptors under the numbers that they have here.
+/// The launcher, which is given descriptors under the numbers that they have here.
 fn in_zone(zone: &Zone, program: &Program) -> Command {
     let descriptors = [zone.orders.as_raw_fd(), zone.report.as_raw_fd()];
+    let secrets = zone.secrets.as_ref().map(AsRawFd::as_raw_fd);
     let mut command = Command::new(&zone.launcher);
     command.arg("--orders").arg(descriptors[0].to_string());
     command.arg("--report").arg(descriptors[1].to_string());
     command.arg("--").arg(&program.file).arg(&program.name).args(&program.arguments);
     let hand_over = move || {
-        for number in descriptors {
+        for number in descriptors.into_iter().chain(secrets) {
             // SAFETY: `zone` outlives the start, so the descriptor is open in the child, too.
             let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;

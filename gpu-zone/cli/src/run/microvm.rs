@@ -4,8 +4,11 @@
 //! What `gpu-zone-vm` is told is a contract between programs, as the launcher's orders are
 //! (docs/driver-zones.md).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::Directories;
@@ -44,6 +47,8 @@ const HOSTS: [&str; 11] = [
     "/usr/share/seabios",
     "/usr/share/qemu-kvm",
 ];
+/// The hypervisor that hands over no tokens, as the agent calls it.
+const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
 /// Where sysfs has functions by address.
 const FUNCTIONS: &str = "/sys/bus/pci/devices";
 /// QEMU's own memory beside the guest's, and some.
@@ -158,9 +163,11 @@ pub(crate) fn prepare(
         "filter": "workload",
         "policy": { "default": demand(run.demand), "features": { "mount": "require" } },
     });
-    let zone = Zone::ordered(launcher, directories, orders)?;
+    let mut zone = Zone::ordered(launcher, directories, orders)?;
+    zone.secrets = tokens(vm, &granted.functions)?;
+    let secrets = zone.secrets.as_ref().map(AsRawFd::as_raw_fd);
     let mut words: Vec<OsString> = vec![
-        machine.orders(run, granted, vm).to_string().into(),
+        machine.orders(run, granted, vm, secrets).to_string().into(),
         "--".into(),
         program.file.clone().into(),
     ];
@@ -217,6 +224,29 @@ fn devices(vm: &MicroVm, functions: &[PassedFunction]) -> Vec<PathBuf> {
     kvm.into_iter().chain(container).chain(groups).collect()
 }
 
+/// The tokens of functions that need one, in a file that has no name.
+fn tokens(vm: &MicroVm, functions: &[PassedFunction]) -> Result<Option<OwnedFd>, CliError> {
+    let with = functions.iter().filter_map(|function| {
+        Some((function.address.as_str(), function.vf_token.as_ref()?.uuid.as_str()))
+    });
+    let tokens: BTreeMap<&str, &str> = with.collect();
+    let Some(address) = tokens.keys().next() else { return Ok(None) };
+    if vm.hypervisor == CLOUD_HYPERVISOR {
+        let message =
+            format!("{address} is opened with a token, which Cloud Hypervisor does not hand over");
+        let hint = "have QEMU run workload zones: hypervisor = \"qemu\" in [zone.workload_microvm]";
+        return Err(CliError::new(Kind::Configuration, message).hint(hint));
+    }
+    let file = || -> io::Result<OwnedFd> {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::memfd_create("tokens", flags)?);
+        file.write_all(&serde_json::to_vec(&tokens)?)?;
+        file.rewind()?;
+        Ok(file.into())
+    };
+    file().map(Some).map_err(|error| CliError::caused(Kind::Internal, &error))
+}
+
 /// The machine's size.
 struct Machine {
     memory: u64,
@@ -256,7 +286,14 @@ impl Machine {
         limits
     }
 
-    fn orders(&self, run: &Options, granted: &CreateLeaseReply, vm: &MicroVm) -> Value {
+    /// `tokens` is the descriptor of the file with those, which everybody could read in here.
+    fn orders(
+        &self,
+        run: &Options,
+        granted: &CreateLeaseReply,
+        vm: &MicroVm,
+        tokens: Option<RawFd>,
+    ) -> Value {
         let directory = match &run.root {
             Root::Image(image) => image.directory.as_path(),
             Root::System | Root::WholeHost | Root::Folder(_) => Path::new("/"),
@@ -274,6 +311,7 @@ impl Machine {
             "processors": self.processors,
             "windows": if mediated { vm.windows } else { 0 },
             "devices": addresses,
+            "tokens": tokens,
             "root": ROOT,
             "libraries": mediated.then_some(LIBRARIES),
             "slot": mediated.then_some(SLOT_INSIDE),
@@ -286,7 +324,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use gpuzone_api::agent::v1::ZoneLimits as Usual;
+    use gpuzone_api::agent::v1::{VfToken, ZoneLimits as Usual};
 
     use super::*;
     use crate::arguments::ZoneLimits;
@@ -327,7 +365,8 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_comes_with_its_own_folder_and_node_and_no_slot() {
-        let functions = vec![PassedFunction { address: "0000:3b:00.0".into(), group: 12 }];
+        let functions =
+            vec![PassedFunction { address: "0000:3b:00.0".into(), group: 12, vf_token: None }];
         let nodes = [PathBuf::from("/dev/vfio/vfio"), PathBuf::from("/dev/vfio/12")];
         assert_eq!(devices(&vm(), &functions), nodes);
         let shown = function(&functions[0]);
@@ -335,13 +374,42 @@ mod tests {
         let granted = CreateLeaseReply { functions, ..CreateLeaseReply::default() };
         let run = options(ZoneLimits::default());
         let machine = Machine::of(&run, &granted, &vm());
-        let orders = machine.orders(&run, &granted, &vm());
+        let orders = machine.orders(&run, &granted, &vm(), None);
         assert_eq!(orders["devices"], json!(["0000:3b:00.0"]));
         assert_eq!((&orders["slot"], &orders["libraries"]), (&Value::Null, &Value::Null));
         assert_eq!(orders["windows"], 0);
         let host = machine.limits_of_host(&run, &granted);
         assert_eq!(host["locked"], (512 << 20) + OVERHEAD);
         assert!(machine.limits_of_host(&run, &CreateLeaseReply::default())["locked"].is_null());
+    }
+
+    #[test]
+    fn a_token_is_in_a_file_and_in_no_orders() {
+        const TOKEN: &str = "00112233-4455-6677-8899-aabbccddeeff";
+        let function = |address: &str, token: Option<&str>| PassedFunction {
+            address: address.into(),
+            group: 12,
+            vf_token: token.map(|uuid| VfToken { uuid: uuid.into() }),
+        };
+        let functions = vec![function("0000:3b:00.1", Some(TOKEN)), function("0000:3b:00.2", None)];
+        let file = tokens(&vm(), &functions).unwrap().unwrap();
+        let granted = CreateLeaseReply { functions, ..CreateLeaseReply::default() };
+        assert!(!format!("{granted:?}").contains(TOKEN), "{granted:?}");
+        let run = options(ZoneLimits::default());
+        let orders = Machine::of(&run, &granted, &vm()).orders(
+            &run,
+            &granted,
+            &vm(),
+            Some(file.as_raw_fd()),
+        );
+        assert_eq!(orders["tokens"], file.as_raw_fd());
+        assert!(!orders.to_string().contains(TOKEN), "{orders}");
+        let said: Value = serde_json::from_reader(File::from(file)).unwrap();
+        assert_eq!(said, json!({ "0000:3b:00.1": TOKEN }));
+        assert!(tokens(&vm(), &granted.functions[1..]).unwrap().is_none());
+        let other = MicroVm { hypervisor: CLOUD_HYPERVISOR.into(), ..vm() };
+        let refused = tokens(&other, &granted.functions).unwrap_err().to_string();
+        assert!(refused.contains("0000:3b:00.1") && !refused.contains(TOKEN), "{refused}");
     }
 
     #[test]
@@ -358,7 +426,7 @@ mod tests {
         };
         let run = options(limits);
         let machine = Machine::of(&run, &granted, &vm());
-        let orders = machine.orders(&run, &granted, &vm());
+        let orders = machine.orders(&run, &granted, &vm(), None);
         assert_eq!((&orders["memory"], &orders["processors"]), (&json!(1 << 30), &json!(2)));
         assert_eq!((&orders["pids"], &orders["scratch"]), (&json!(7), &json!(512 << 20)));
         let host = machine.limits_of_host(&run, &granted);

@@ -31,6 +31,8 @@ pub(crate) struct Zone {
     pub(crate) launcher: PathBuf,
     pub(crate) orders: OwnedFd,
     pub(crate) report: OwnedFd,
+    /// What its program has beside the usual, under the number that it has here.
+    pub(crate) secrets: Option<OwnedFd>,
     heard: io::PipeReader,
 }
 
@@ -76,7 +78,8 @@ impl Zone {
             let mut file = File::from(rustix::fs::memfd_create("orders", flags)?);
             file.write_all(&serde_json::to_vec(&orders)?)?;
             file.rewind()?;
-            Ok(Self { launcher, orders: file.into(), report: report.into(), heard })
+            let (orders, report) = (file.into(), report.into());
+            Ok(Self { launcher, orders, report, secrets: None, heard })
         };
         let failed = |error: io::Error| {
             CliError::new(Kind::Internal, format!("cannot prepare the program's sandbox: {error}"))
@@ -86,7 +89,7 @@ impl Zone {
 
     /// Waits until the program begins, or is known not to.
     pub(crate) fn begun(self) -> Result<(), CliError> {
-        let Self { orders, report, mut heard, launcher: _ } = self;
+        let Self { orders, report, mut heard, launcher: _, secrets: _ } = self;
         // The launcher has its own; the end of what it says is the end of its.
         drop((orders, report));
         let mut said = String::new();

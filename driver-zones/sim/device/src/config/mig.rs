@@ -3,18 +3,18 @@
 use gpuzone_core::{GpuUuid, MemoryBytes, MigProfile};
 use serde::Deserialize;
 
-use super::GpuConfig;
 use super::error::Problem;
 use super::raw::memory;
+use super::{GpuConfig, MigKind};
 
 /// A GPU's memory is cut into so many slices, as on NVIDIA's.
-const MEMORY_SLICES: u64 = 8;
+pub(super) const MEMORY_SLICES: u64 = 8;
 /// And its compute.
 const COMPUTE_SLICES: u32 = 7;
 /// NVML's name field has room for the GPU's name, " MIG " and a profile.
 const MAX_NAME: usize = 60;
 
-/// A simulated MIG instance: a GPU instance that is one compute instance, or a part of one.
+/// A simulated GPU instance, and the one compute instance in it, which is all of it or a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigConfig {
     /// Identifier: configured, or derived from the GPU's and its place.
@@ -25,12 +25,32 @@ pub struct MigConfig {
     pub memory: MemoryBytes,
     /// How many compute slices its GPU instance has.
     pub slices: u32,
-    /// How many of those are its own; fewer mean that it shares its GPU instance's memory.
+    /// How many of those its compute instance has; fewer mean that it shares its GPU instance's
+    /// memory, and 0 that there is none, and so no MIG device.
     pub compute_slices: u32,
     /// The first memory slice that it takes, and how many.
     pub placement: (u32, u32),
     /// Number of its GPU instance.
     pub gpu_instance: u32,
+    /// Which kind it is ([`MigKind::id`]).
+    pub kind: u32,
+}
+
+impl MigConfig {
+    /// A GPU instance of `gpu` with a number, and without a compute instance yet.
+    pub(crate) fn made(gpu: &GpuConfig, kind: &MigKind, start: u32, number: u32) -> Option<Self> {
+        let last = u8::try_from(number.checked_sub(1)?).ok()?;
+        Some(Self {
+            uuid: derived(gpu.uuid, last),
+            profile: kind.name(gpu).parse().ok()?,
+            memory: kind.memory(gpu),
+            slices: kind.slices,
+            compute_slices: 0,
+            placement: (start, kind.size),
+            gpu_instance: number,
+            kind: kind.id,
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -98,7 +118,8 @@ fn instance(
     };
     let placement = (start, size);
     let gpu_instance = u32::from(number) + 1;
-    Ok(MigConfig { uuid, profile, memory, slices, compute_slices, placement, gpu_instance })
+    let kind = MigKind::nearest(&profile, size).id;
+    Ok(MigConfig { uuid, profile, memory, slices, compute_slices, placement, gpu_instance, kind })
 }
 
 /// The GPU's, with the instance's number in the last byte.

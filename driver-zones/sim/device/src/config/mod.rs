@@ -3,6 +3,7 @@
 mod error;
 mod keys;
 mod mig;
+mod profiles;
 mod raw;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use gpuzone_core::{ComputeCapability, GpuUuid, MemoryBytes, PciAddress};
 
 pub use error::ConfigError;
 pub use mig::MigConfig;
+pub use profiles::{MIG_KINDS, MigKind};
 
 /// The most GPUs of one node; device addresses have room for that many.
 pub const MAX_GPUS: usize = 64;

@@ -8,21 +8,24 @@ use gpuzone_core::MemoryBytes;
 use super::activity::{self, percent};
 use super::faults::{self, Condition, FaultWatch, Faults};
 use super::file::{Locked, Opened, StateFile, open_private};
+use super::instances::InstanceTable;
 use super::processes::{ProcessTable, Row, is_claimed};
 use super::space::Space;
 use super::{Attachment, DeviceMap, StateError, base_address};
-use crate::{Config, GpuConfig};
+use crate::{Config, GpuConfig, MigConfig};
 
 /// The simulated node as one process sees it. Looking at it registers nothing.
 pub struct SimulatedNode {
     config: Config,
     gpus: Vec<SimulatedGpu>,
+    /// Of those in MIG mode.
+    pub(super) tables: Vec<Option<InstanceTable>>,
 }
 
 /// One simulated GPU as one process sees it.
 pub struct SimulatedGpu {
     config: GpuConfig,
-    /// In the order of their configuration.
+    /// In the order of `config.mig`.
     instances: Vec<SimulatedGpu>,
     base: u64,
     pub(super) file: StateFile,
@@ -61,11 +64,19 @@ impl SimulatedNode {
     ///
     /// # Errors
     /// When the folder or a file of it cannot be used, or is not ours.
-    pub fn open(config: Config) -> Result<Self, StateError> {
+    pub fn open(mut config: Config) -> Result<Self, StateError> {
         prepare_folder(&config.state_dir)?;
+        let mut tables = Vec::new();
+        for (index, gpu) in config.gpus.iter_mut().enumerate() {
+            let table = InstanceTable::open(&config.state_dir, index, gpu)?;
+            tables.push(table.map(|(table, now)| {
+                gpu.mig = Some(now);
+                table
+            }));
+        }
         let open = |(index, gpu)| SimulatedGpu::open(&config.state_dir, index, gpu);
         let gpus = config.gpus.iter().enumerate().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { config, gpus })
+        Ok(Self { config, gpus, tables })
     }
 
     /// Its configuration.
@@ -97,11 +108,20 @@ fn prepare_folder(path: &Path) -> Result<(), StateError> {
 impl SimulatedGpu {
     fn open(folder: &Path, index: usize, config: &GpuConfig) -> Result<Self, StateError> {
         let mut gpu = Self::part(folder, index, &format!("gpu-{index}"), config.clone())?;
-        for (number, mig) in config.mig.iter().flatten().enumerate() {
-            let name = format!("gpu-{index}.mig-{number}");
-            gpu.instances.push(Self::part(folder, index, &name, config.instance(mig))?);
+        for mig in config.mig.iter().flatten() {
+            gpu.instances.push(Self::instance(folder, index, config, mig)?);
         }
         Ok(gpu)
+    }
+
+    pub(super) fn instance(
+        folder: &Path,
+        index: usize,
+        whole: &GpuConfig,
+        mig: &MigConfig,
+    ) -> Result<Self, StateError> {
+        let name = format!("gpu-{index}.mig-{}", mig.gpu_instance.saturating_sub(1));
+        Self::part(folder, index, &name, whole.instance(mig))
     }
 
     /// A GPU, or an instance of one: what happens to its GPU happens to it. A process sees one
@@ -125,10 +145,16 @@ impl SimulatedGpu {
         Ok(gpu)
     }
 
-    /// Its MIG instances, in the order of their configuration.
+    /// Its GPU instances, in the order of its configuration's `mig`.
     #[must_use]
     pub fn instances(&self) -> &[Self] {
         &self.instances
+    }
+
+    /// Those with a compute instance: what programs can run on.
+    pub fn mig_devices(&self) -> impl Iterator<Item = &Self> {
+        let parts = self.instances.iter().zip(self.config.mig.iter().flatten());
+        parts.filter(|(_, mig)| mig.compute_slices > 0).map(|(part, _)| part)
     }
 
     fn check(&self) -> Result<(), StateError> {

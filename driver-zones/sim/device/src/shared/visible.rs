@@ -10,7 +10,7 @@ impl SimulatedNode {
     pub fn visible(&self, variable: Option<&str>) -> Vec<&SimulatedGpu> {
         let whole: Vec<&SimulatedGpu> =
             self.gpus().iter().filter(|gpu| gpu.config().mig.is_none()).collect();
-        let mut instances = self.gpus().iter().flat_map(SimulatedGpu::instances);
+        let mut instances = self.gpus().iter().flat_map(SimulatedGpu::mig_devices);
         let Some(variable) = variable else {
             return if whole.is_empty() { instances.next().into_iter().collect() } else { whole };
         };

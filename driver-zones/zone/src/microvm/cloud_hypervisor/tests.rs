@@ -359,7 +359,7 @@ fn what_it_cannot_do_is_refused_before_it_is_started() {
     assert_eq!(arguments(&vm()).unwrap().join(" "), "--api-socket fd=3 --seccomp true");
     let device = |vf_token: Option<&str>| Passthrough {
         address: "0000:3b:00.0".to_owned(),
-        vf_token: vf_token.map(str::to_owned),
+        vf_token: vf_token.map(|token| token.parse().unwrap()),
     };
     let q35 = |windows, iommu| Machine::Q35 { windows, iommu };
     let wrong = [
@@ -368,7 +368,10 @@ fn what_it_cannot_do_is_refused_before_it_is_started() {
         (VmSpec { machine: q35(4, true), ..vm() }, "without a virtual IOMMU"),
         (VmSpec { machine: Machine::MicroVm, ..vm() }, "one kind of machine"),
         (VmSpec { devices: vec![device(None); 9], ..vm() }, "at most 8 devices"),
-        (VmSpec { devices: vec![device(Some("x"))], ..vm() }, "needs a token"),
+        (
+            VmSpec { devices: vec![device(Some("00112233-4455-6677-8899-aabbccddeeff"))], ..vm() },
+            "needs a token",
+        ),
         (VmSpec { ports: vec!["other".into()], ..vm() }, "no port called 'other'"),
     ];
     for (vm, expected) in wrong {

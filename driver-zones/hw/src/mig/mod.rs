@@ -1,4 +1,8 @@
-//! MIG: which GPUs are cut into instances, and those.
+//! MIG: which GPUs are cut into instances, and those; into what they could be cut, and the cutting.
+
+mod error;
+mod layout;
+mod sys;
 
 use std::collections::BTreeSet;
 
@@ -7,6 +11,12 @@ use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
 
 use crate::{DiscoverError, QueryError};
+
+pub use error::MigError;
+pub use layout::{
+    ComputeInstance, GpuInstance, MigDriver, MigKind, MigLayout, MigPlace, MigPlacement, MigStep,
+};
+pub(crate) use sys::Raw;
 
 /// `nvmlDeviceGetMigMode` says so.
 const ENABLED: u32 = 1;
