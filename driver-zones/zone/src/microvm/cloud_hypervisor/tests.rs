@@ -166,6 +166,19 @@ fn a_refusal_has_its_reasons_and_the_last_word_of_the_log() {
 }
 
 #[test]
+fn what_the_one_before_said_is_kept_when_the_next_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let vms = MicroVms::new(folder.path().into(), Hypervisor::CloudHypervisor);
+    vms.files("z", &[]).unwrap();
+    std::fs::write(vms.path("z", "hypervisor.log"), "si_syscall=47\n").unwrap();
+    assert_eq!(vms.last_word("z"), "si_syscall=47");
+    vms.files("z", &[]).unwrap();
+    assert_eq!(vms.last_word("z"), "none");
+    let kept = std::fs::read_to_string(vms.path("z", "hypervisor.before.log")).unwrap();
+    assert_eq!(kept, "si_syscall=47\n");
+}
+
+#[test]
 fn one_that_dies_in_any_phase_is_an_error_that_says_in_which() {
     let all = [answer(200, PING), answer(404, NOT_CREATED), answer(204, ""), answer(204, "")];
     for (alive, call) in ["vmm.ping", "vm.info", "vm.create", "vm.boot"].into_iter().enumerate() {
