@@ -6,6 +6,12 @@ failed() {
         echo "== $log"
         cat "$log"
     done
+    # What each of its threads waits for: a guest that says nothing may be one that is not run.
+    user cloud-hyperviso
+    for thread in /proc/$found/task/*; do
+        echo "== $(cat $thread/comm) $(cat $thread/wchan) $(cat $thread/syscall)"
+        cat $thread/stack
+    done
     over "$*"
 }
 # Should a process of the node end by a signal or a filter of system calls, the kernel's word on it is shown, too.

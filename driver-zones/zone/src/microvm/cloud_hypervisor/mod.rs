@@ -132,7 +132,7 @@ fn place(slot: usize) -> String {
 /// Windows are devices behind vfio-user, each in a slot of the guest's bus 0.
 ///
 /// That one is gone is seen at its socket, and not asked for. An answer to `vm.info` holds all devices until it is
-/// written (`DeviceNode::pci_device_handle`, versions 53 and later); one that the guest lets go of meanwhile is taken
+/// written (`DeviceNode::pci_device_handle`, in 52, 53 and after); one that the guest lets go of meanwhile is taken
 /// apart by whoever writes it, the thread `http-server`. Its filter of system calls does not have
 /// `KVM_SET_USER_MEMORY_REGION`, so that all of the process ends by SIGSYS.
 #[derive(Debug)]
