@@ -108,6 +108,9 @@ enum Task {
         /// Both parts in short, under the Cloud Hypervisor at this path, in a node that is a guest itself.
         #[arg(long, conflicts_with_all = ["workloads", "nested"])]
         cloud_hypervisor: Option<PathBuf>,
+        /// So many sessions more that come and go in one machine of Cloud Hypervisor's.
+        #[arg(long, requires = "cloud_hypervisor", default_value_t = 0)]
+        sessions: u32,
     },
     /// What a driver zone in a microVM takes, beside a bare boot of the same kernel.
     MicrovmBench {
@@ -174,10 +177,10 @@ fn main() -> ExitCode {
             microvm::build(&repository(), &contents)
                 .and_then(|()| kernel.map_or(Ok(()), |kernel| microvm::unpack(&kernel, &vmlinux)))
         }
-        Task::MicrovmSuite { machine, cloud_hypervisor: Some(program), .. } => {
-            microvm::run_cloud_hypervisor(&repository(), &machine.into(), &program)
+        Task::MicrovmSuite { machine, cloud_hypervisor: Some(program), sessions, .. } => {
+            microvm::run_cloud_hypervisor(&repository(), &machine.into(), &program, sessions)
         }
-        Task::MicrovmSuite { machine, workloads, nested, cloud_hypervisor: None } => {
+        Task::MicrovmSuite { machine, workloads, nested, cloud_hypervisor: None, .. } => {
             let run = match (workloads, nested) {
                 (true, _) => microvm::run_workloads,
                 (false, true) => microvm::run_nested,

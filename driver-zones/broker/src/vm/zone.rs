@@ -136,8 +136,9 @@ fn hypervisor(vm: &MicroVm) -> Hypervisor {
     }
 }
 
-/// A huge page below each thread's stack would be most of what a driver zone at rest takes.
-const SMALL_PAGES: &str = "transparent_hugepage=madvise";
+/// A huge page below each thread's stack would be most of what a driver zone at rest takes, and where anybody may
+/// have one, the kernel keeps a twentieth of the memory free for them (`set_recommended_min_free_kbytes`).
+const SMALL_PAGES: &str = "transparent_hugepage=never";
 
 /// What a maker makes that makes no sandboxes.
 pub(super) fn plain(vm: &MicroVm) -> Result<Template, MicroVmError> {

@@ -33,6 +33,8 @@ pub(super) const MONITOR: &str = "qmp";
 pub const CONTROL: &str = "port";
 /// What the hypervisor says.
 const LOG: &str = "hypervisor.log";
+/// What the one before said, which is looked for when it is gone.
+const LOG_BEFORE: &str = "hypervisor.before.log";
 /// Where the processor makes processors.
 pub const KVM: &str = "/dev/kvm";
 
@@ -155,6 +157,10 @@ impl MicroVms {
             let sockets = self.hypervisor.vmm().sockets(ports);
             let inherit =
                 sockets.iter().map(|name| listen(&at(name))).collect::<io::Result<_>>()?;
+            match std::fs::rename(at(LOG), at(LOG_BEFORE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
             let null = || File::options().read(true).write(true).open("/dev/null");
             let mut log = File::options();
             let log = log.write(true).create(true).truncate(true).mode(0o600).open(at(LOG))?;

@@ -17,6 +17,11 @@ use super::suite::{self, Wanted};
 const BOOTS: usize = 3;
 /// What the bare guest says once it runs a program.
 const WORD: &str = "gpu-zone-guest: up";
+/// How long nothing is asked of a zone that is to be at rest. Its kernel has given back by then what it keeps per
+/// processor (`decay_pcp_high`).
+const REST: Duration = Duration::from_secs(30);
+/// What the relay says how much of its memory a guest uses.
+const USED: &str = "guest_used_mib=";
 /// The memory that is the guest's.
 const GUEST_MEMORY: &str = "memory-backend-memfd";
 
@@ -38,12 +43,16 @@ pub(crate) fn bench(repository: &Path, wanted: &Wanted, zones: usize) -> anyhow:
     let packed = wanted;
     let wanted = &Wanted { kernel: unpacked, ..packed.clone() };
     let (mut boots, mut of_packed, mut ours) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..BOOTS {
+    let mut at_rest = 0;
+    for boot in 1..=BOOTS {
         of_packed.push(bare_boot(packed, &bare)?);
         boots.push(bare_boot(wanted, &bare)?);
         let mut node = suite::node(wanted, &image)?;
         node.start_agent_within(suite::LIMIT)?;
         ours.push(Zone::of(&node)?);
+        if boot == BOOTS {
+            at_rest = used_at_rest(&node)?;
+        }
         node.stop_agent()?;
     }
     boots.sort();
@@ -63,7 +72,7 @@ pub(crate) fn bench(repository: &Path, wanted: &Wanted, zones: usize) -> anyhow:
         ratio(of_packed)
     );
     println!(
-        "guest memory used at idle         {} MiB by the guest's count; of its memory the host has {:.0} MiB, all that was touched since its start",
+        "guest memory used at idle         {at_rest} MiB by the guest's count, {} MiB as it began to serve; of its memory the host has {:.0} MiB, all that was touched since its start",
         zone.guest_used >> 20,
         mib(zone.qemu.guests)
     );
@@ -139,8 +148,24 @@ impl Zone {
         }
         ensure!(qemu.proportional > 0, "QEMU was not found among the node's processes");
         let boot = Duration::from_millis(number("milliseconds=")?);
-        Ok(Self { boot, guest_used: number("guest_used_mib=")? << 20, qemu, own })
+        Ok(Self { boot, guest_used: number(USED)? << 20, qemu, own })
     }
+}
+
+/// MiB, as the guest says to the next relay when nothing was asked of it for a while.
+fn used_at_rest(node: &Node) -> anyhow::Result<u64> {
+    std::thread::sleep(REST);
+    ensure!(node.kill(Role::Broker) >= 1, "there is no relay");
+    let log = node.run_dir().join("driver-zone/broker.log");
+    let mut used = 0;
+    node.until("a relay that takes the machine over", suite::LIMIT, |_| {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let said = text.lines().rfind(|line| line.contains("adopted=true"));
+        let digits = said.and_then(|line| line.split_once(USED)).map_or("", |(_, digits)| digits);
+        used = digits.split(' ').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
+        Ok(used > 0)
+    })?;
+    Ok(used)
 }
 
 /// Bytes of the host's memory that is not the guest's.

@@ -20,12 +20,9 @@ const MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
 /// Those of the machines in it, where the kernel has no vsock built in.
 const GUESTS_MODULES: [&str; 3] =
     ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
-const MACHINE: node::Machine<'_> = node::Machine {
-    limit_seconds: "840",
-    processor: "max,la57=off,svm=on",
-    memory: "4096",
-    words: "",
-};
+/// How long all but sessions that were asked for may take, and each of those.
+const LIMIT_SECONDS: u32 = 840;
+const SESSIONS_SECONDS: u32 = 30;
 const AGENT: &str = r#"[driver]
 kind = "simulated"
 simulated_config = "simulated.toml"
@@ -46,11 +43,16 @@ cpus = 1
 windows = 2
 "#;
 
-/// Runs it, with the Cloud Hypervisor at `program`.
+/// Runs it, with the Cloud Hypervisor at `program`, and has so many `sessions` more come and go.
 ///
 /// # Errors
 /// With what did not hold.
-pub(crate) fn run(repository: &Path, wanted: &Wanted, program: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(
+    repository: &Path,
+    wanted: &Wanted,
+    program: &Path,
+    sessions: u32,
+) -> anyhow::Result<()> {
     let missing = [&wanted.qemu, program].into_iter().find(|file| !file.exists());
     if let Some(missing) = missing {
         say("SKIPPED", &format!("{} is not there", missing.display()));
@@ -69,7 +71,7 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted, program: &Path) -> anyhow:
     let archive = archive(wanted, &work, &node, program)?;
     let initrd = node.join("node.cpio");
     archive.write(&mut std::io::BufWriter::new(std::fs::File::create(&initrd)?))?;
-    boot(wanted, &work.join("vmlinux"), &initrd)
+    boot(wanted, &work.join("vmlinux"), &initrd, sessions)
 }
 
 /// The node's first file system.
@@ -109,8 +111,15 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, program: &Path) -> anyhow:
 }
 
 /// Runs the node; what it says is passed on.
-fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path) -> anyhow::Result<()> {
-    let node = node::command(wanted, &MACHINE, kernel, initrd);
+fn boot(wanted: &Wanted, kernel: &Path, initrd: &Path, sessions: u32) -> anyhow::Result<()> {
+    let machine = node::Machine {
+        limit_seconds: &(LIMIT_SECONDS + sessions * SESSIONS_SECONDS).to_string(),
+        processor: "max,la57=off,svm=on",
+        memory: "4096",
+        // A word that the kernel does not know is a variable of the first process's.
+        words: &format!("sessions={sessions}"),
+    };
+    let node = node::command(wanted, &machine, kernel, initrd);
     ensure!(listen(node)? == End::Well, "Cloud Hypervisor's machines are not what they should be");
     say("ok", "driver and workload zones in machines of Cloud Hypervisor's");
     Ok(())

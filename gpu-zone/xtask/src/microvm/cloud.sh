@@ -6,8 +6,17 @@ failed() {
         echo "== $log"
         cat "$log"
     done
+    # What each of its threads waits for: a guest that says nothing may be one that is not run.
+    user cloud-hyperviso
+    for thread in /proc/$found/task/*; do
+        echo "== $(cat $thread/comm) $(cat $thread/wchan) $(cat $thread/syscall)"
+        cat $thread/stack
+    done
     over "$*"
 }
+# Should a process of the node end by a signal or a filter of system calls, the kernel's word on it is shown, too.
+echo 7 >/proc/sys/kernel/printk
+echo 1 >/proc/sys/kernel/print-fatal-signals
 mount -t tmpfs none /var/lib
 passed "the node has KVM"
 
@@ -39,6 +48,13 @@ $tenant matmul >/tmp/said 2>&1 || failed "a program does not compute"
 passed "a program computes over a window"
 $tenant matmul >/tmp/said 2>&1 || failed "the next one does not compute"
 passed "and the next one, over another"
+count=0
+while [ $count -lt "${sessions:-0}" ]; do
+    count=$((count + 1))
+    $tenant vector-add >/tmp/said 2>&1 || failed "no program computes in session $count"
+    [ -d /proc/$machine ] || failed "the machine ended after session $count"
+    [ $((count % 10)) != 0 ] || passed "$count sessions more came and went in one machine"
+done
 
 kill -9 $machine
 tries=0

@@ -31,6 +31,18 @@ const FIRMWARE: [(&str, &str); 5] = [
 const TRIES: u32 = 3;
 /// Of the machines in it.
 const IMAGES: [(For, &str); 2] = [(For::Workloads, "workload.cpio"), (For::Driver, "zone.cpio")];
+/// The driver zone's image, whose first process begins with [`FIRST`].
+const WITH_DEVICE: &str = "zone-with-device.cpio";
+/// What is done there before the zone's own first process takes over: it waits for the disk that the driver zone
+/// was given, and writes to it. Where there is none, it goes on without.
+const FIRST: &str = "#!/bin/sh
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+until [ -b /dev/nvme0n1 ] || { read -r up _ </proc/uptime; [ ${up%.*} -ge 20 ]; }; do :; done
+[ ! -b /dev/nvme0n1 ] || echo from-driver-zone >/dev/nvme0n1
+umount /dev /proc
+exec /zone
+";
 /// With a machine in it, on a busy host.
 const MACHINE: node::Machine<'_> = node::Machine {
     limit_seconds: "420",
@@ -57,6 +69,7 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     kernel::unpack(&wanted.kernel, &vmlinux)?;
     let node = work.join("nested");
     std::fs::create_dir_all(&node)?;
+    image_with_device(&work, &node)?;
     let archive = archive(wanted, &work, &node, &vmlinux)?;
     let initrd = node.join("node.cpio");
     archive.write(&mut std::io::BufWriter::new(std::fs::File::create(&initrd)?))?;
@@ -72,6 +85,25 @@ pub(crate) fn run(repository: &Path, wanted: &Wanted) -> anyhow::Result<()> {
         ensure!(left > 0, "the emulated node lost its timer {TRIES} times");
         say("again", "the emulated node lost its timer, which says nothing");
     }
+    Ok(())
+}
+
+/// A file system is unpacked over the one before it, so what comes first is put behind the driver zone's image.
+fn image_with_device(work: &Path, node: &Path) -> anyhow::Result<()> {
+    let (mut over, script) = (Archive::default(), node.join("first"));
+    std::fs::write(&script, FIRST)?;
+    over.file("/init", script, 0o755);
+    over.file("/zone", work.join("stripped/gpu-zone-guest"), 0o755);
+    for tool in ["/bin/sh", "/usr/bin/mount", "/usr/bin/umount"].map(Path::new) {
+        over.file(&tool.display().to_string(), std::fs::canonicalize(tool)?, 0o755);
+        for library in image::libraries(tool)? {
+            let path = library.display().to_string();
+            over.file(&path, std::fs::canonicalize(&library)?, 0o755);
+        }
+    }
+    let output = work.join(WITH_DEVICE);
+    std::fs::copy(work.join("zone.cpio"), &output)?;
+    over.write(&mut std::fs::File::options().append(true).open(&output)?)?;
     Ok(())
 }
 
@@ -93,7 +125,7 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, vmlinux: &Path) -> anyhow:
     }
     // The inner machine's, and its program's root: a shell.
     archive.file("/guest/vmlinux", vmlinux.to_owned(), 0o644);
-    for (_, name) in IMAGES {
+    for name in [IMAGES[0].1, WITH_DEVICE] {
         archive.file(&format!("/guest/{name}"), work.join(name), 0o644);
     }
     let shell = Path::new("/bin/sh");
@@ -102,7 +134,7 @@ fn archive(wanted: &Wanted, work: &Path, node: &Path, vmlinux: &Path) -> anyhow:
         archive.text(&format!("/etc/gpu-zone/{name}"), configuration(&qemu, bind));
     }
     let machine = format!(
-        "[zone.microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/zone.cpio\"\nqemu = {qemu:?}\naccelerator = \"kvm\"\nmemory = \"384Mi\"\nwindows = 4\n"
+        "[zone.microvm]\nkernel = \"/guest/vmlinux\"\nimage = \"/guest/{WITH_DEVICE}\"\nqemu = {qemu:?}\naccelerator = \"kvm\"\nmemory = \"384Mi\"\nwindows = 4\ndevices = [{ADDRESS:?}]\n"
     );
     for (name, zone) in [("sandbox.toml", ""), ("machine.toml", machine.as_str())] {
         archive.text(&format!("/etc/gpu-zone/{name}"), format!("{MEDIATED}{zone}"));

@@ -6,10 +6,11 @@ until_so() {
     shift 2
     until "$@" >/dev/null 2>&1; do
         left=$((left - 1))
-        [ $left -gt 0 ] || { cat /tmp/up /tmp/said; over "not seen: $what"; }
+        [ $left -gt 0 ] || { cat /tmp/up /tmp/said $zone/broker.log $zone/machine/*.log; over "not seen: $what"; }
         sleep 0.2
     done
 }
+zone=/run/gpu-zone/driver-zone
 mount -t sysfs sys /node
 device=/sys/bus/pci/devices/$ADDRESS
 [ -b /dev/nvme0n1 ] || over "the host's driver does not have the controller"
@@ -99,9 +100,11 @@ in_quarantine
 passed "its holder was killed, and it was waited for, reset and looked at"
 agent_ends
 
-# The same program through workers in a sandbox, and in a driver zone's machine; all processors are alike here.
+# A program through workers in a sandbox, and in a driver zone's machine, which has the controller that was left on VFIO;
+# all processors are alike here.
 for kind in sandbox machine; do
     rm -rf /var/lib/gpu-zone
+    on_vfio || over "the controller is not on VFIO before a $kind"
     agent $kind.toml
     gpu-zone run --tenant acme --memory 64Mi --rootfs host -- /opt/gpu-zone/gpuzone-workload figures --calls 200 \
         --launches 20 --only call_awake --only launches_ns >/tmp/said 2>&1 ||
@@ -109,6 +112,15 @@ for kind in sandbox machine; do
     while read -r line; do
         case $line in *call_awake_ns*) passed "a program computed through a $kind: $line" ;; esac
     done </tmp/said
-    agent_ends
+    [ $kind = machine ] || agent_ends
 done
+gpu-zone stop --agent >/tmp/said 2>&1 || { cat /tmp/said /tmp/up; over "the driver zone does not end"; }
+wait $agent
+echo $ADDRESS >/sys/bus/pci/drivers/vfio-pci/unbind
+echo >$device/driver_override
+echo $ADDRESS >/sys/bus/pci/drivers_probe
+until_so "the host's driver with what the driver zone had" 300 with_its_driver
+read -r word </dev/nvme0n1
+[ "$word" = from-driver-zone ] || over "the driver zone's kernel did not write to its device: $word"
+passed "the driver zone's kernel drove the device that its machine was given"
 over ok

@@ -14,11 +14,12 @@ mod tests;
 mod vsock;
 mod window;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use api::ApiError;
 
@@ -35,6 +36,8 @@ use machine::{FIRST_DEVICE, FIRST_WINDOW};
 const API: &str = "api";
 /// The descriptor on which it gets it.
 const API_FD: i32 = 3;
+/// How long it is not asked for its devices when one was to be let go of.
+const QUIET: Duration = Duration::from_secs(2);
 
 pub(super) struct CloudHypervisor;
 
@@ -91,7 +94,8 @@ impl Vmm for CloudHypervisor {
     }
 
     fn plugs(&self, vms: &MicroVms, name: &str) -> Box<dyn Plugs> {
-        Box::new(Slots { api: Api::at(vms.path(name, API)), folder: folder(vms) })
+        let (api, folder) = (Api::at(vms.path(name, API)), folder(vms));
+        Box::new(Slots { api, folder, served: BTreeMap::new(), quiet_until: None })
     }
 
     fn device_place(&self, n: usize) -> String {
@@ -126,10 +130,25 @@ fn place(slot: usize) -> String {
 }
 
 /// Windows are devices behind vfio-user, each in a slot of the guest's bus 0.
+///
+/// That one is gone is seen at its socket, and not asked for. An answer to `vm.info` holds all devices until it is
+/// written (`DeviceNode::pci_device_handle`, in 52, 53 and after); one that the guest lets go of meanwhile is taken
+/// apart by whoever writes it, the thread `http-server`. Its filter of system calls does not have
+/// `KVM_SET_USER_MEMORY_REGION`, so that all of the process ends by SIGSYS.
 #[derive(Debug)]
 struct Slots {
     api: Api,
     folder: PathBuf,
+    /// The devices that were plugged in here, by their names.
+    served: BTreeMap<String, window::Serving>,
+    /// Those of an earlier owner's are asked for, but not before this.
+    quiet_until: Option<Instant>,
+}
+
+impl Slots {
+    fn be_quiet(&mut self) {
+        self.quiet_until = Some(Instant::now() + QUIET);
+    }
 }
 
 impl Plugs for Slots {
@@ -144,24 +163,39 @@ impl Plugs for Slots {
         let slot = u8::try_from(number).ok().and_then(|number| FIRST_WINDOW.checked_add(number));
         let slot = slot.unwrap_or(u8::MAX);
         let added = self.api.add_user_device(name, &socket, slot);
-        // Whoever was to come has come, or does not.
         let unlinked = crate::files::remove(&socket);
-        drop(served);
+        let serving = served.came();
         let added = added?;
         unlinked?;
         let wanted = place(slot.into());
         if added.bdf != format!("0000:00:{wanted}") {
             return Err(ApiError::Place { wanted, got: http::short(&added.bdf) }.into());
         }
+        self.served.insert(name.to_owned(), serving);
         Ok(wanted)
     }
 
     fn unplug(&mut self, _number: u16, name: &str) -> Result<(), ControlError> {
+        self.be_quiet();
         Ok(self.api.remove_device(name)?)
     }
 
     fn is_gone(&mut self, _number: u16, name: &str) -> Result<bool, ControlError> {
-        Ok(!self.api.devices()?.contains(name))
+        let gone = match self.served.get(name).map(window::Serving::device) {
+            Some(window::Device::Held) => false,
+            Some(window::Device::LetGo) => true,
+            Some(window::Device::Lost) | None => {
+                if self.quiet_until.is_some_and(|end| Instant::now() < end) {
+                    return Ok(false);
+                }
+                self.be_quiet();
+                !self.api.devices()?.contains(name)
+            }
+        };
+        if gone {
+            self.served.remove(name);
+        }
+        Ok(gone)
     }
 
     fn names(&mut self) -> Result<Vec<String>, ControlError> {

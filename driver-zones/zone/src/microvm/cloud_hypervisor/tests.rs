@@ -166,6 +166,19 @@ fn a_refusal_has_its_reasons_and_the_last_word_of_the_log() {
 }
 
 #[test]
+fn what_the_one_before_said_is_kept_when_the_next_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let vms = MicroVms::new(folder.path().into(), Hypervisor::CloudHypervisor);
+    vms.files("z", &[]).unwrap();
+    std::fs::write(vms.path("z", "hypervisor.log"), "si_syscall=47\n").unwrap();
+    assert_eq!(vms.last_word("z"), "si_syscall=47");
+    vms.files("z", &[]).unwrap();
+    assert_eq!(vms.last_word("z"), "none");
+    let kept = std::fs::read_to_string(vms.path("z", "hypervisor.before.log")).unwrap();
+    assert_eq!(kept, "si_syscall=47\n");
+}
+
+#[test]
 fn one_that_dies_in_any_phase_is_an_error_that_says_in_which() {
     let all = [answer(200, PING), answer(404, NOT_CREATED), answer(204, ""), answer(204, "")];
     for (alive, call) in ["vmm.ping", "vm.info", "vm.create", "vm.boot"].into_iter().enumerate() {
@@ -296,14 +309,45 @@ fn a_window_is_plugged_in_seen_from_both_sides_and_taken_out() {
     assert_eq!(&seen, b"from the guest");
 
     let id = told["id"].as_str().unwrap().to_owned();
-    let without = RUNNING.replace("memory0-1-1", "memory3-other");
-    let still = RUNNING.replace("memory0-1-1", &id);
-    let process =
-        answering(listener, vec![answer(204, ""), answer(200, &still), answer(200, &without)]);
+    let process = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let asked = read(&stream);
+        stream.write_all(&answer(204, "")).unwrap();
+        // The guest takes its time.
+        std::thread::sleep(Duration::from_millis(200));
+        client.shutdown().unwrap();
+        (asked, listener)
+    });
     windows.unplug(window);
+    let (asked, listener) = process.join().unwrap();
+    assert_eq!(asked, ("PUT vm.remove-device".to_owned(), json!({ "id": id })));
+    // Nothing more was asked, and the place is free.
+    let process = plugging(listener, "0000:00:10.0");
+    assert_eq!(windows.take().unwrap().bridge(), "10.0");
+    let (told, _client, listener) = process.join().unwrap();
+    assert_ne!(told["id"], id);
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn what_an_earlier_owner_plugged_in_is_asked_for_when_it_should_be_gone() {
+    let Zone { _folder, vms, listener } = zone();
+    let process = std::thread::spawn(move || {
+        let without = RUNNING.replace("memory0-1-1", "memory3-other");
+        let answers = [answer(200, RUNNING), answer(204, ""), answer(200, &without)];
+        answers.map(|answer| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (call, _) = read(&stream);
+            stream.write_all(&answer).unwrap();
+            (call, Instant::now())
+        })
+    });
+    Windows::new(&vms, "z", 4).sweep(4);
     let asked = process.join().unwrap();
-    assert_eq!(names(&asked), ["PUT vm.remove-device", "GET vm.info", "GET vm.info"]);
-    assert_eq!(asked[0].1, json!({ "id": id }));
+    let calls = asked.each_ref().map(|(call, _)| call.as_str());
+    assert_eq!(calls, ["GET vm.info", "PUT vm.remove-device", "GET vm.info"]);
+    assert!(asked[2].1 - asked[1].1 > QUIET - Duration::from_millis(100));
 }
 
 #[test]

@@ -13,6 +13,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -61,7 +63,7 @@ const READ_AND_WRITE: u32 = 3;
 const MAPPED: u32 = 4;
 
 /// Serves a window on `file` at `socket`, to the first who comes within half a minute and as long as it
-/// stays, on a thread of its own. Dropping what is answered ends the waiting for it.
+/// stays, on a thread of its own. [`Served::came`], or dropping what is answered, ends the waiting for it.
 ///
 /// # Errors
 /// When there is no socket to be had, or no thread.
@@ -69,24 +71,62 @@ pub(super) fn serve(socket: &Path, file: BorrowedFd<'_>) -> io::Result<Served> {
     crate::files::remove(socket)?;
     let listener = UnixListener::bind(socket)?;
     let (file, bell) = (file.try_clone_to_owned()?, io::pipe()?);
+    let serving = Serving(Arc::default());
+    let let_go = Arc::clone(&serving.0);
     std::thread::Builder::new().name("window".to_owned()).spawn(move || {
         let Ok(Some(stream)) = first(&listener, &bell.0) else { return };
         drop((listener, bell.0));
-        let mut device = Device { stream, file, space: Space::default() };
+        let mut device = Server { stream, file, space: Space::default() };
         // It ends when the hypervisor has taken the device out, or is gone.
-        if let Err(error) = device.run()
-            && error.kind() != io::ErrorKind::UnexpectedEof
-        {
-            tracing::warn!(%error, "a window's device is not served any more");
+        match device.run() {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                tracing::warn!(%error, "a window's device is not served any more");
+            }
+            Ok(()) | Err(_) => let_go.store(true, Ordering::Release),
         }
     })?;
-    Ok(Served { _bell: bell.1 })
+    Ok(Served { _bell: bell.1, serving })
 }
 
-/// A window that is served to whoever came.
+/// A window that is served to whoever comes.
 #[derive(Debug)]
 pub(super) struct Served {
     _bell: io::PipeWriter,
+    serving: Serving,
+}
+
+impl Served {
+    /// Whoever was to come has come, or does not.
+    pub(super) fn came(self) -> Serving {
+        self.serving
+    }
+}
+
+/// A window's device; its thread holds the same, and sets it when whoever had it has let go.
+#[derive(Debug)]
+pub(super) struct Serving(Arc<AtomicBool>);
+
+/// How it is with a window's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Device {
+    /// Somebody has it.
+    Held,
+    /// Whoever had it has closed it, or is gone.
+    LetGo,
+    /// It is not served any more, whoever has it.
+    Lost,
+}
+
+impl Serving {
+    pub(super) fn device(&self) -> Device {
+        // In this order: a thread that is over has said before how.
+        let over = Arc::strong_count(&self.0) == 1;
+        match (self.0.load(Ordering::Acquire), over) {
+            (true, _) => Device::LetGo,
+            (false, false) => Device::Held,
+            (false, true) => Device::Lost,
+        }
+    }
 }
 
 /// Who comes first, unless nobody does or none is waited for any more.
@@ -101,7 +141,7 @@ fn first(listener: &UnixListener, bell: &io::PipeReader) -> io::Result<Option<Un
     Ok(Some(stream))
 }
 
-struct Device {
+struct Server {
     stream: UnixStream,
     file: OwnedFd,
     space: Space,
@@ -129,7 +169,7 @@ fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
     Ok(u32::from_le_bytes(number(bytes, at)?))
 }
 
-impl Device {
+impl Server {
     fn run(&mut self) -> io::Result<()> {
         loop {
             let message = self.receive()?;
@@ -380,13 +420,14 @@ mod tests {
         ];
         for (number, wrong) in wrong.iter().enumerate() {
             let socket = folder.path().join(number.to_string());
-            let _served = serve(&socket, file().as_fd()).unwrap();
+            let served = serve(&socket, file().as_fd()).unwrap();
             let mut stream = UnixStream::connect(&socket).unwrap();
             stream.write_all(wrong).unwrap();
             let mut answer = Vec::new();
             // It may be told that what it wrote was not read.
             let _ = stream.read_to_end(&mut answer);
             assert!(answer.is_empty(), "{number}: {answer:?}");
+            assert_eq!(over(&served.came()), Device::Lost);
         }
         let socket = folder.path().join("odd");
         let _served = serve(&socket, file().as_fd()).unwrap();
@@ -395,6 +436,27 @@ mod tests {
         let mut answer = [0; 16];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(answer[8..], words(&[IS_REPLY | IS_ERROR, NOT_SUPPORTED]));
+    }
+
+    /// How it is with a device once nobody serves it.
+    fn over(serving: &Serving) -> Device {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while serving.device() == Device::Held && std::time::Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        serving.device()
+    }
+
+    #[test]
+    fn whoever_closes_it_has_let_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("w");
+        let served = serve(&socket, file().as_fd()).unwrap();
+        let client = Client::new(&socket).unwrap();
+        let serving = served.came();
+        assert_eq!(serving.device(), Device::Held);
+        client.shutdown().unwrap();
+        assert_eq!(over(&serving), Device::LetGo);
     }
 
     #[test]
