@@ -105,6 +105,20 @@ proptest! {
     }
 
     #[test]
+    fn a_record_is_as_long_as_its_parts_and_no_longer_than_what_is_there(
+        control in 0usize..=MAX_CONTROL,
+        bulk in 0usize..=MAX_BULK,
+        less in 1u64..64,
+    ) {
+        let header = Header::new(1, 0, 0, 0).sized(control, bulk).expect("small enough");
+        let total = u64::from(header.total);
+        prop_assert!(header.checked(total).is_ok());
+        prop_assert_eq!(header.checked(total - less), Err(RingError::BadRecord));
+        let longer = Header { total: header.total + 64, ..header };
+        prop_assert_eq!(longer.checked(u64::MAX), Err(RingError::BadRecord));
+    }
+
+    #[test]
     fn any_header_is_judged(words: [u32; 8], available: u64) {
         let header: Header = bytemuck::cast(words);
         if let Ok(bulk_at) = header.checked(available) {
