@@ -94,6 +94,23 @@ impl Rows {
         Self::of(end(0)?, end(11)?, [words[22], words[23], words[24]])
     }
 
+    /// A `CUDA_MEMCPY3D` that asks for this.
+    pub fn to_3d(&self) -> [u64; WORDS_3D] {
+        let mut words = [0; WORDS_3D];
+        for (at, end) in [(0, self.source), (11, self.target)] {
+            let (kind, host, device) = match end.place {
+                Place::Host => (memory_type::HOST, end.address, 0),
+                Place::Device => (memory_type::DEVICE, 0, end.address),
+                Place::Either => (memory_type::UNIFIED, 0, end.address),
+            };
+            let height = end.slice.checked_div(end.pitch).unwrap_or(0);
+            words[at + 4..at + 7].copy_from_slice(&[kind.into(), host, device]);
+            words[at + 9..at + 11].copy_from_slice(&[end.pitch, height]);
+        }
+        words[22..].copy_from_slice(&[self.width, self.height, self.depth]);
+        words
+    }
+
     fn of(source: RawEnd, target: RawEnd, extent: [u64; 3]) -> Result<Self, CuResult> {
         let (source, target) = (source.checked(extent)?, target.checked(extent)?);
         let [width, height, depth] = extent;
@@ -186,6 +203,7 @@ mod tests {
         let rows = Rows::of_3d(&words).expect("rows");
         let expected = [(100, 1008), (110, 1012), (130, 1016), (140, 1020)];
         assert_eq!(rows.rows().collect::<Vec<_>>(), expected);
+        assert_eq!(Rows::of_3d(&rows.to_3d()), Ok(rows));
         words[3] = 1;
         assert_eq!(Rows::of_3d(&words), Err(CuResult::INVALID_VALUE), "a level of detail");
     }

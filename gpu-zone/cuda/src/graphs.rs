@@ -73,6 +73,10 @@ pub(crate) struct Node {
     pub(crate) graph: u32,
     pub(crate) after: BTreeSet<u32>,
     pub(crate) work: Work,
+    /// The node that it was cloned from.
+    pub(crate) origin: Option<u32>,
+    /// A kernel's arguments and where each is, as the program was last told them.
+    pub(crate) told: (Vec<u8>, Vec<usize>),
 }
 
 /// What was instantiated: work in an order that keeps what comes after what.
@@ -80,6 +84,8 @@ pub(crate) struct Executable {
     /// With what it was instantiated, as it is told.
     pub(crate) flags: u64,
     pub(crate) work: Vec<(u32, Work)>,
+    /// Nodes that do nothing when it is launched.
+    pub(crate) disabled: BTreeSet<u32>,
 }
 
 /// A stream that records instead of working.
@@ -87,6 +93,8 @@ struct Capture {
     graph: u32,
     id: u64,
     is_origin: bool,
+    /// Whether the graph is the program's own.
+    is_given: bool,
     /// What the next node comes after.
     tips: BTreeSet<u32>,
     context: ContextId,
@@ -119,15 +127,12 @@ impl Graphs {
 
     /// Adds a node that comes after others of its graph.
     pub(crate) fn add(&mut self, id: u32, graph: u32, after: BTreeSet<u32>, work: Work) -> Answer {
-        let of_graph = |node: &u32| self.nodes.get(node).is_some_and(|node| node.graph == graph);
-        if !after.iter().all(of_graph) {
-            return Err(CuResult::INVALID_VALUE);
-        }
+        self.expect_nodes_of(graph, &after)?;
         if self.nodes.len() >= MOST_NODES {
             return Err(CuResult::OUT_OF_MEMORY);
         }
         self.graphs.get_mut(&graph).ok_or(CuResult::INVALID_VALUE)?.push(id);
-        self.nodes.insert(id, Node { graph, after, work });
+        self.nodes.insert(id, Node { graph, after, work, origin: None, told: Default::default() });
         Ok(())
     }
 
@@ -188,15 +193,48 @@ impl Graphs {
         !self.captures.is_empty() && self.captures.contains_key(&stream)
     }
 
-    pub(crate) fn begin(&mut self, stream: StreamId, context: ContextId, graph: u32) -> Answer {
+    /// Begins a capture into a graph, of which the first node comes after `tips`.
+    pub(crate) fn begin(
+        &mut self,
+        stream: StreamId,
+        context: ContextId,
+        graph: u32,
+        tips: BTreeSet<u32>,
+    ) -> Answer {
         if self.is_capturing(stream) {
             return Err(CuResult::ILLEGAL_STATE);
         }
+        self.expect_nodes_of(graph, &tips)?;
         self.made += 1;
-        self.graphs.insert(graph, Vec::new());
-        let (id, tips, is_origin) = (self.made, BTreeSet::new(), true);
-        self.captures.insert(stream, Capture { graph, id, is_origin, tips, context });
+        let is_given = self.graphs.contains_key(&graph);
+        self.graphs.entry(graph).or_default();
+        let (id, is_origin) = (self.made, true);
+        self.captures.insert(stream, Capture { graph, id, is_origin, is_given, tips, context });
         Ok(())
+    }
+
+    /// What a capturing stream records next comes after these nodes: after no others, or after those
+    /// from before, too.
+    pub(crate) fn set_tips(
+        &mut self,
+        stream: StreamId,
+        tips: BTreeSet<u32>,
+        keeps: bool,
+    ) -> Answer {
+        let capture = self.captures.get(&stream).ok_or(CuResult::ILLEGAL_STATE)?;
+        self.expect_nodes_of(capture.graph, &tips)?;
+        if let Some(capture) = self.captures.get_mut(&stream) {
+            if !keeps {
+                capture.tips.clear();
+            }
+            capture.tips.extend(tips);
+        }
+        Ok(())
+    }
+
+    fn expect_nodes_of(&self, graph: u32, nodes: &BTreeSet<u32>) -> Answer {
+        let of_graph = |node: &u32| self.nodes.get(node).is_some_and(|node| node.graph == graph);
+        if nodes.iter().all(of_graph) { Ok(()) } else { Err(CuResult::INVALID_VALUE) }
     }
 
     /// Records work on a capturing stream, as the node with this number.
@@ -239,8 +277,9 @@ impl Graphs {
             Some(capture) if capture.id == id => capture.tips.extend(tips),
             Some(_) => return Err(CuResult::STREAM_CAPTURE_MERGE),
             None => {
-                let is_origin = false;
-                self.captures.insert(stream, Capture { graph, id, is_origin, tips, context });
+                let (is_origin, is_given) = (false, false);
+                let joined = Capture { graph, id, is_origin, is_given, tips, context };
+                self.captures.insert(stream, joined);
             }
         }
         Ok(true)
@@ -253,6 +292,7 @@ impl Graphs {
             return Err(CuResult::STREAM_CAPTURE_UNMATCHED);
         }
         let (id, graph, tips) = (capture.id, capture.graph, capture.tips.clone());
+        let is_given = capture.is_given;
         let before = self.ancestors(&tips);
         let of_this = self.captures.values().filter(|capture| capture.id == id);
         let joined = of_this.flat_map(|capture| &capture.tips).all(|tip| before.contains(tip));
@@ -260,7 +300,9 @@ impl Graphs {
         if joined {
             return Ok(graph);
         }
-        self.remove_graph(graph)?;
+        if !is_given {
+            self.remove_graph(graph)?;
+        }
         Err(CuResult::STREAM_CAPTURE_UNJOINED)
     }
 
@@ -315,7 +357,7 @@ mod tests {
         let (main, side, event) = (StreamId(20), StreamId(21), EventId(30));
         for is_joined in [true, false] {
             let mut graphs = Graphs::default();
-            graphs.begin(main, CONTEXT, 1).expect("begun");
+            graphs.begin(main, CONTEXT, 1, BTreeSet::new()).expect("begun");
             graphs.record(main, 10, Work::Empty).expect("recorded");
             assert!(graphs.note_event(event, main));
             assert_eq!(graphs.join(side, event, CONTEXT), Ok(true));
@@ -338,8 +380,8 @@ mod tests {
         let (stream, event) = (StreamId(20), EventId(30));
         let mut graphs = Graphs::default();
         assert_eq!(graphs.join(stream, event, CONTEXT), Ok(false));
-        graphs.begin(stream, CONTEXT, 1).expect("begun");
-        assert_eq!(graphs.begin(stream, CONTEXT, 2), Err(CuResult::ILLEGAL_STATE));
+        graphs.begin(stream, CONTEXT, 1, BTreeSet::new()).expect("begun");
+        assert_eq!(graphs.begin(stream, CONTEXT, 2, BTreeSet::new()), Err(CuResult::ILLEGAL_STATE));
         let isolated = graphs.join(stream, event, CONTEXT);
         assert_eq!(isolated, Err(CuResult::STREAM_CAPTURE_ISOLATION));
     }

@@ -58,6 +58,8 @@ pub(crate) struct State {
     /// Whether kernels may print.
     pub(crate) prints: bool,
     numbers: u32,
+    /// Room for the arguments of the next launch: most launches follow another one.
+    pub(crate) spare: Vec<u8>,
 }
 
 /// A GPU's attributes by number: every launch looks at some.
@@ -131,6 +133,7 @@ pub(crate) fn initialise() -> Answer {
         hears_worker: false,
         prints: false,
         numbers: FIRST_CONTEXT,
+        spare: Vec::new(),
     });
     Ok(())
 }

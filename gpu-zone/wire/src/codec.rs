@@ -59,6 +59,46 @@ pub trait Field: Sized {
     /// # Errors
     /// When the bytes are too few or stand for nothing.
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError>;
+
+    /// Appends some of them, one after the other.
+    fn put_all(items: &[Self], target: &mut Vec<u8>) {
+        items.iter().for_each(|item| item.put(target));
+    }
+
+    /// Reads so many of them.
+    ///
+    /// # Errors
+    /// As [`Field::get`].
+    fn get_all(count: u32, source: &mut Source<'_>) -> Result<Vec<Self>, DecodeError> {
+        // No room is set aside on the word of the other side: each element needs its bytes.
+        let mut list = Vec::new();
+        for _ in 0..count {
+            if source.rest.is_empty() {
+                return Err(DecodeError::Short);
+            }
+            list.push(Self::get(source)?);
+        }
+        Ok(list)
+    }
+}
+
+impl Field for u8 {
+    fn put(&self, target: &mut Vec<u8>) {
+        target.push(*self);
+    }
+
+    fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
+        source.take(1)?.first().copied().ok_or(DecodeError::Short)
+    }
+
+    fn put_all(items: &[Self], target: &mut Vec<u8>) {
+        target.extend_from_slice(items);
+    }
+
+    fn get_all(count: u32, source: &mut Source<'_>) -> Result<Vec<Self>, DecodeError> {
+        let count = usize::try_from(count).map_err(|_| DecodeError::Short)?;
+        source.take(count).map(<[u8]>::to_vec)
+    }
 }
 
 macro_rules! number_fields {
@@ -75,7 +115,7 @@ macro_rules! number_fields {
         }
     )*};
 }
-number_fields!(u8, u32, u64, i32, f32);
+number_fields!(u32, u64, i32, f32);
 
 impl Field for () {
     fn put(&self, _target: &mut Vec<u8>) {}
@@ -113,20 +153,12 @@ impl<T: Field> Field for Vec<T> {
     fn put(&self, target: &mut Vec<u8>) {
         // No record can hold a list whose length does not fit: it is refused when it is sent.
         u32::try_from(self.len()).unwrap_or(u32::MAX).put(target);
-        self.iter().for_each(|item| item.put(target));
+        T::put_all(self, target);
     }
 
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
         let count = u32::get(source)?;
-        // No room is set aside on the word of the other side: each element needs its bytes.
-        let mut list = Self::new();
-        for _ in 0..count {
-            if source.rest.is_empty() {
-                return Err(DecodeError::Short);
-            }
-            list.push(T::get(source)?);
-        }
-        Ok(list)
+        T::get_all(count, source)
     }
 }
 

@@ -22,6 +22,7 @@ mod abi;
 mod api;
 mod context;
 mod driver;
+mod engine;
 mod event;
 mod executor;
 mod function;

@@ -10,6 +10,7 @@ use crate::Answer;
 use crate::abi::{HostBytes, HostFunction};
 use crate::context::Context;
 use crate::driver::report;
+use crate::engine::transfer;
 use crate::event::Event;
 use crate::function::Function;
 
@@ -173,15 +174,15 @@ fn copy_to_device(context: &Context, to: u64, from: &Source) -> Answer {
     let (target, len) = live(context, to, u64::try_from(len).unwrap_or(u64::MAX))?;
     // SAFETY: the target is mapped, and only this thread touches this context's memory now; the
     // program promised the source until the copy is done, or it is our own. They may overlap
-    // only if the program passed an address of the map itself, which `copy` allows.
-    unsafe { std::ptr::copy(source, target, len) };
+    // only if the program passed an address of the map itself, which `transfer` allows.
+    unsafe { transfer(source, target, len) };
     Ok(())
 }
 
 fn copy_to_host(context: &Context, to: HostBytes, from: u64) -> Answer {
     let (source, len) = live(context, from, u64::try_from(to.len).unwrap_or(u64::MAX))?;
     // SAFETY: as in `copy_to_device`, with the roles exchanged.
-    unsafe { std::ptr::copy(source.cast_const(), to.as_mut_ptr(), len) };
+    unsafe { transfer(source, to.as_mut_ptr(), len) };
     Ok(())
 }
 

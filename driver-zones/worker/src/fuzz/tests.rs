@@ -1,9 +1,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use gpuzone_wire::spec::{
-    MemoryFreeAsync, Opcode, PoolAllocate, PoolCreate, PoolDestroy, PoolId, PoolTrim, StreamId,
-};
+use gpuzone_wire::spec::*;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -157,6 +155,113 @@ fn a_pool_with_the_number_of_an_earlier_one_has_nothing_of_it() {
     let calls = [beginning(), pools()[..2].to_vec(), again.to_vec()].concat();
     let outcome = ring(&lease().expect("a lease"), &input(&calls), 0);
     assert_eq!(outcome, Outcome { calls: calls.len(), errors: Vec::new() });
+}
+
+/// What is refused of some calls behind the beginning, all of which are taken for calls.
+fn refused(calls: &[Made]) -> Vec<(u16, CuResult)> {
+    let calls = [beginning(), calls.to_vec()].concat();
+    let outcome = ring(&lease().expect("a lease"), &input(&calls), 0);
+    assert_eq!(outcome.calls, calls.len());
+    outcome.errors
+}
+
+fn module(number: u32) -> Vec<Made> {
+    let (module, settings) = (ModuleId(number), Vec::new());
+    let load = ModuleLoad { module, settings, info_log: 0, error_log: 0 };
+    vec![Made { bulk: vec![0x21; 48], ..made(&ModuleData {}) }, made(&load)]
+}
+
+/// Of each kind as many as the caps say, of which the beginning has one of some, and one more.
+#[test]
+fn one_more_than_the_caps_say_is_refused() {
+    let function = |number| {
+        let (function, name) = (FunctionId(number), "kernel".to_owned());
+        made(&ModuleFunction { module: ModuleId(1), function, name })
+    };
+    let context = |number| {
+        let create = ContextCreate { context: ContextId(number), device: 0, flags: 0 };
+        Made { context: 0, ..made(&create) }
+    };
+    let stream = |number| {
+        made(&StreamCreate { stream: StreamId(StreamId::FIRST + number), flags: 0, priority: 0 })
+    };
+    let event = |number| made(&EventCreate { event: EventId(number), flags: 0 });
+    let pool =
+        |number| made(&PoolCreate { pool: PoolId(PoolId::FIRST + number), device: 0, most: 0 });
+    let pinned = |number, bytes| made(&HostAllocate { memory: HostId(number), bytes });
+    let physical =
+        |number| made(&PhysicalCreate { memory: PhysicalId(number), device: 0, bytes: 512 });
+    let each: [(&str, Vec<Made>); 10] = [
+        ("contexts", [2, 3, 4].map(context).to_vec()),
+        ("modules", [1, 2, 3, 4].map(module).concat()),
+        ("functions", [module(1), [1, 2, 3, 4].map(function).to_vec()].concat()),
+        ("streams", [1, 2, 3].map(stream).to_vec()),
+        ("events", [1, 2, 3, 4].map(event).to_vec()),
+        ("allocations", vec![made(&MemoryAllocate { bytes: 16 }); 3]),
+        ("physical memory", [1, 2, 3, 4].map(physical).to_vec()),
+        ("pools", [0, 1, 2, 3].map(pool).to_vec()),
+        ("pinned pieces", [1, 2, 3].map(|number| pinned(number, 16)).to_vec()),
+        ("pinned bytes", vec![pinned(1, 4096), pinned(2, 2 * 4096 + 1)]),
+    ];
+    for (kind, calls) in each {
+        let last = calls.last().expect("some").opcode;
+        assert_eq!(refused(&calls), [(last, CuResult::OUT_OF_MEMORY)], "{kind}");
+        assert_eq!(refused(&calls[..calls.len() - 1]), [], "{kind}");
+    }
+}
+
+/// What is of one context is not used in another one.
+#[test]
+fn what_is_of_another_context_is_refused() {
+    let (function, event, default) = (FunctionId(1), EventId(1), StreamId::DEFAULT);
+    let named = ModuleFunction { module: ModuleId(1), function, name: "kernel".to_owned() };
+    let second = ContextCreate { context: ContextId(2), device: 0, flags: 0 };
+    let made_before = [
+        module(1),
+        vec![
+            made(&named),
+            made(&EventCreate { event, flags: 0 }),
+            Made { context: 0, ..made(&second) },
+        ],
+    ]
+    .concat();
+    let launch = |stream| Launch {
+        function,
+        stream,
+        grid: [1; 3],
+        block: [1; 3],
+        shared: 0,
+        settings: Vec::new(),
+        arguments: vec![0; 8],
+    };
+    let stream = StreamId(StreamId::FIRST);
+    let (target, width, count, pitch, rows) = (address(1), 4, 1, 0, 1);
+    let set = |stream| MemorySet { target, value: 0, width, count, pitch, rows, stream };
+    for own in
+        [made(&launch(default)), made(&set(stream)), made(&EventRecord { event, stream: default })]
+    {
+        let other = Made { context: 2, ..own.clone() };
+        let opcode = other.opcode;
+        let calls = [made_before.clone(), vec![own, other]].concat();
+        assert_eq!(refused(&calls), [(opcode, CuResult::INVALID_HANDLE)]);
+    }
+}
+
+/// A record with more bulk bytes than the lease's records have ends its session.
+#[test]
+fn a_record_that_is_longer_than_the_lease_allows_is_none() {
+    let most = caps().record_bytes.get();
+    let copy = CopyToDevice { target: address(1), stream: StreamId::DEFAULT, wait: true };
+    for (bytes, is_taken) in [(most, true), (most + 1, false)] {
+        let long = Made { bulk: vec![0; bytes], ..made(&copy) };
+        let calls = [beginning(), vec![long]].concat();
+        let outcome = ring(&lease().expect("a lease"), &input(&calls), 0);
+        // It is more than was allocated in any case.
+        let error = (Opcode::CopyToDevice as u16, CuResult::INVALID_VALUE);
+        let errors = vec![error; usize::from(is_taken)];
+        let taken = calls.len() - usize::from(!is_taken);
+        assert_eq!(outcome, Outcome { calls: taken, errors }, "{bytes}");
+    }
 }
 
 /// Whichever request the driver refuses: what it has given out stays charged, and comes back.

@@ -137,34 +137,22 @@ impl Session {
         self.check_range(request.source, request.bytes)?;
         self.expect_copies(call.context, request.bytes);
         self.before_waiting(stream);
-        let mut at = request.source.0;
-        let mut left = request.bytes;
-        while left > 0 {
-            let piece = usize::try_from(left).unwrap_or(MAX_BULK).min(MAX_BULK);
-            if !call.pieces.has_room(piece) {
-                // However long the tenant takes to read, nobody else waits for it.
-                self.drain();
-                self.enter(call.context)?;
-            }
-            let sent = call.pieces.send(piece, &mut |target| {
-                // SAFETY: the source was checked to lie in live memory of this session; the
-                // target has room for the piece and stays mapped; the driver is done with it
-                // when the stream is idle.
-                let copied =
-                    unsafe { (self.lease.driver.copy_to_host)(target.cast(), at, piece, stream) };
-                copied.ok()?;
-                // SAFETY: a stream of the current context.
-                unsafe { (self.lease.driver.stream_synchronize)(stream) }.ok()
-            });
-            self.ask(sent.err().unwrap_or(CuResult::SUCCESS))?;
-            at += piece as u64;
-            left -= piece as u64;
-            self.lease.stats.add_copied(Copied::FromDevice, piece as u64);
-        }
         if request.bytes == 0 {
-            self.wait_for(stream)?;
+            return self.wait_for(stream);
         }
-        Ok(())
+        let (mut at, mut left) = (request.source.0, request.bytes);
+        let lengths = std::iter::from_fn(|| {
+            let piece = usize::try_from(left).unwrap_or(MAX_BULK).min(MAX_BULK);
+            left -= piece as u64;
+            (piece > 0).then_some(piece)
+        });
+        self.send_pieces(call, stream, lengths, |driver, target, piece| {
+            // SAFETY: the source was checked to lie in live memory of this session; the target has
+            // room for the piece and stays mapped until the driver is done with it.
+            let copied = unsafe { (driver.copy_to_host)(target.cast(), at, piece, stream) };
+            at += piece as u64;
+            copied
+        })
     }
 
     pub(super) fn copy_within(

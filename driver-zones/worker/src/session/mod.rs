@@ -10,6 +10,7 @@ mod links;
 mod memory;
 mod modules;
 mod physical;
+mod pieces;
 mod pools;
 mod prints;
 mod rows;

@@ -102,31 +102,19 @@ impl Session {
         }
         self.before_waiting(stream);
         let (mut at, mut left) = (r.source.0, r.rows);
-        while left > 0 {
+        let lengths = std::iter::from_fn(|| {
             let rows = left.min(at_once);
-            let bytes = rows * r.width;
-            let piece = usize::try_from(bytes).map_err(|_| CuResult::INVALID_VALUE)?;
-            if !call.pieces.has_room(piece) {
-                // However long the tenant takes to read, nobody else waits for it.
-                self.drain();
-                self.enter(call.context)?;
-            }
-            let sent = call.pieces.send(piece, &mut |target| {
-                let (target, source) = (End::Host(target, r.width), End::Device(at, r.pitch));
-                let driver = &self.lease.driver;
-                // SAFETY: the source was checked, the target has room for the piece; a stream of
-                // the current context.
-                unsafe {
-                    copy_rows(driver, target, source, (r.width, rows), stream).ok()?;
-                    (driver.stream_synchronize)(stream).ok()
-                }
-            });
-            self.ask(sent.err().unwrap_or(CuResult::SUCCESS))?;
-            self.lease.stats.add_copied(Copied::FromDevice, bytes);
-            at = at.wrapping_add(rows.wrapping_mul(r.pitch));
             left -= rows;
-        }
-        Ok(())
+            usize::try_from(rows * r.width).ok().filter(|bytes| *bytes > 0)
+        });
+        self.send_pieces(call, stream, lengths, |driver, target, bytes| {
+            let rows = bytes as u64 / r.width;
+            let (target, source) = (End::Host(target, r.width), End::Device(at, r.pitch));
+            at = at.wrapping_add(rows.wrapping_mul(r.pitch));
+            // SAFETY: the source was checked, the target has room for the piece; a stream of the
+            // current context.
+            unsafe { copy_rows(driver, target, source, (r.width, rows), stream) }
+        })
     }
 
     pub(super) fn copy_rows_within(

@@ -248,16 +248,19 @@ impl Pieces for RingPieces<'_> {
         self.replies.has_room(0, length)
     }
 
-    fn send(
-        &mut self,
-        length: usize,
-        fill: &mut dyn FnMut(*mut u8) -> Result<(), CuResult>,
-    ) -> Result<(), CuResult> {
+    fn begin(&mut self, length: usize) -> Result<Option<*mut u8>, CuResult> {
         let (opcode, context) = (self.header.opcode, self.header.context);
         let header = Header::new(opcode, flag::PIECE, context, self.header.sequence);
         // When the tenant is gone, the session finds out at its next look at the ring.
-        self.replies
-            .send_with(header, &[], length, self.peer, fill)
-            .unwrap_or(Err(CuResult::DEVICE_UNAVAILABLE))
+        let begun = self.replies.begin(header, &[], length, self.peer);
+        begun.map_err(|_| CuResult::DEVICE_UNAVAILABLE)
+    }
+
+    fn finish(&mut self) {
+        self.replies.finish();
+    }
+
+    fn abandon(&mut self) {
+        self.replies.abandon();
     }
 }

@@ -145,6 +145,9 @@ impl Session {
 
     /// Up to where the ring is read now, if that is further than before.
     pub(super) fn has_read(&mut self) -> Option<u64> {
+        if !self.reads_records() {
+            return None;
+        }
         let lease = self.lease.clone();
         let mut upto = None;
         while let Some(read) = self.staging.reads.front() {

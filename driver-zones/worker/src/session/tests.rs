@@ -1,15 +1,20 @@
 //! Sessions under a tenant that sends anything at all, with a driver that does nothing.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gpuzone_cuda_abi::{CUcontext, CUdeviceptr, CUfunction, CuResult, DeviceAttribute};
+use gpuzone_cuda_abi::{
+    CUcontext, CUdeviceptr, CUevent, CUfunction, CUstream, CuResult, DeviceAttribute,
+};
 use gpuzone_wire::control::Caps;
 use gpuzone_wire::hello::DeviceInfo;
 use gpuzone_wire::ring::{Bulk, MAX_BULK, RecordBytes, RingBytes};
 use gpuzone_wire::spec::{
-    Call, ContextCreate, ContextId, DevicePtr, MemoryFreeAsync, Opcode, Pieces, PoolAllocate,
-    PoolCreate, PoolId, StreamId, dispatch,
+    Call, ContextCreate, ContextId, CopyToHost, DevicePtr, MemoryFreeAsync, Opcode, Pieces,
+    PoolAllocate, PoolCreate, PoolId, StreamId, dispatch,
 };
 use gpuzone_wire::stats::{StatsFile, StatsWriter};
 use proptest::prelude::*;
@@ -97,16 +102,22 @@ fn clock(lease: &Lease) -> Arc<BusyClock> {
     Arc::new(BusyClock::new(lease.worked.clone()))
 }
 
-struct Nowhere;
+#[derive(Default)]
+struct Nowhere(VecDeque<Vec<u8>>);
 
 impl Pieces for Nowhere {
-    fn send(
-        &mut self,
-        length: usize,
-        fill: &mut dyn FnMut(*mut u8) -> Result<(), CuResult>,
-    ) -> Result<(), CuResult> {
+    fn begin(&mut self, length: usize) -> Result<Option<*mut u8>, CuResult> {
         assert!(length <= MAX_BULK);
-        fill(vec![0u8; length].as_mut_ptr())
+        self.0.push_back(vec![0u8; length]);
+        Ok(self.0.back_mut().map(|piece| piece.as_mut_ptr()))
+    }
+
+    fn finish(&mut self) {
+        assert!(self.0.pop_front().is_some(), "something was begun");
+    }
+
+    fn abandon(&mut self) {
+        self.0.clear();
     }
 }
 
@@ -163,6 +174,115 @@ fn what_the_driver_does_not_take_back_stays_charged() {
     }
 }
 
+thread_local! {
+    /// Copies to the host that this thread's driver was told of and that are not waited for, and how
+    /// many more ends of such it marks.
+    static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
+    static MARKS_LEFT: Cell<usize> = const { Cell::new(0) };
+}
+
+unsafe extern "C" fn copy_later(_: *mut c_void, _: CUdeviceptr, _: usize, _: CUstream) -> CuResult {
+    UNDER_WAY.set(UNDER_WAY.get() + 1);
+    CuResult::SUCCESS
+}
+
+unsafe extern "C" fn mark_some(_: CUevent, _: CUstream) -> CuResult {
+    match MARKS_LEFT.get() {
+        0 => CuResult::OUT_OF_MEMORY,
+        left => {
+            MARKS_LEFT.set(left - 1);
+            CuResult::SUCCESS
+        }
+    }
+}
+
+unsafe extern "C" fn wait_for_one(_: CUevent) -> CuResult {
+    UNDER_WAY.set(UNDER_WAY.get() - 1);
+    CuResult::SUCCESS
+}
+
+unsafe extern "C" fn wait_for_all(_: CUstream) -> CuResult {
+    UNDER_WAY.set(0);
+    CuResult::SUCCESS
+}
+
+/// Where pieces go that are looked at, and of which so many have room at once.
+struct Watched {
+    room: usize,
+    begun: VecDeque<Vec<u8>>,
+    most: usize,
+    sent: usize,
+    abandoned: usize,
+}
+
+impl Pieces for Watched {
+    fn begin(&mut self, length: usize) -> Result<Option<*mut u8>, CuResult> {
+        if self.begun.len() == self.room {
+            return Ok(None);
+        }
+        self.begun.push_back(vec![0; length]);
+        self.most = self.most.max(self.begun.len());
+        Ok(self.begun.back_mut().map(|piece| piece.as_mut_ptr()))
+    }
+
+    fn finish(&mut self) {
+        assert!(UNDER_WAY.get() < self.begun.len(), "its bytes are not there yet");
+        self.sent += self.begun.pop_front().expect("something was begun").len();
+    }
+
+    fn abandon(&mut self) {
+        assert_eq!(UNDER_WAY.get(), 0, "the driver still writes to them");
+        self.abandoned += self.begun.len();
+        self.begun.clear();
+    }
+}
+
+/// Copies so many pieces and a half to the host; what came of it.
+fn copy_pieces(pieces: u64, room: usize, marks: usize) -> (Result<(), CuResult>, Watched) {
+    let (_dir, lease) = lease_with(Driver {
+        copy_to_host: copy_later,
+        event_record: mark_some,
+        event_synchronize: wait_for_one,
+        stream_synchronize: wait_for_all,
+        ..idle()
+    });
+    let lease = Arc::new(Lease {
+        ledger: Ledger::new(vec![1 << 30], lease.stats.clone()),
+        ..Arc::into_inner(lease).expect("nobody else has it")
+    });
+    let mut session = Session::new(lease.clone(), clock(&lease), Arc::default());
+    let (context, stream) = (ContextId(1), StreamId::DEFAULT);
+    session.create_context(&ContextCreate { context, device: 0, flags: 0 }).expect("made");
+    let bytes = (pieces * 2 + 1) * MAX_BULK as u64 / 2;
+    let source = DevicePtr(session.allocate(context, bytes).expect("there is room"));
+    UNDER_WAY.set(0);
+    MARKS_LEFT.set(marks);
+    let mut watched = Watched { room, begun: VecDeque::new(), most: 0, sent: 0, abandoned: 0 };
+    let mut call = Call { context, bulk: Bulk::NONE, pieces: &mut watched };
+    let copied = session.copy_out(&mut call, &CopyToHost { source, bytes, stream });
+    (copied, watched)
+}
+
+#[test]
+fn pieces_of_a_copy_overlap_and_each_is_sent_when_it_is_there() {
+    for (pieces, room, most) in [(0, 9, 1), (9, 9, 4), (9, 2, 2), (3, 1, 1)] {
+        let (copied, watched) = copy_pieces(pieces, room, usize::MAX);
+        let whole = usize::try_from(pieces * 2 + 1).expect("few") * MAX_BULK / 2;
+        assert_eq!((copied, watched.sent, watched.most), (Ok(()), whole, most));
+        assert_eq!((UNDER_WAY.get(), watched.begun.len(), watched.abandoned), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_copy_that_fails_halfway_is_waited_for_before_its_pieces_are_given_up() {
+    for marks in 0..9 {
+        let (copied, watched) = copy_pieces(9, 9, marks);
+        assert_eq!(copied, Err(CuResult::OUT_OF_MEMORY));
+        // The one whose end could not be marked was begun, too.
+        assert!(watched.begun.is_empty() && watched.abandoned > 0, "{marks}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
@@ -179,7 +299,7 @@ proptest! {
             let opcode = Opcode::of(opcode % count).expect("known");
             let bulk = if with_bulk { Bulk::of(&[0; 24]) } else { Bulk::NONE };
             let context = ContextId(context);
-            let mut call = Call { context, bulk, pieces: &mut Nowhere };
+            let mut call = Call { context, bulk, pieces: &mut Nowhere::default() };
             let _ = dispatch(&mut session, opcode, &control, &mut call, &mut Vec::new());
             session.assert_within_caps();
         }

@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn graphs_are_captured_built_changed_and_launched() {
         let lease = Lease::start(256 * MIB);
-        ["captured", "built", "instantiated", "assembled"]
+        ["captured", "built", "instantiated", "assembled", "told", "replaced", "led"]
             .into_iter()
             .for_each(|role| lease.run(role));
     }
@@ -324,7 +324,6 @@ mod tests {
         }
     }
 
-    /// A pool keeps what is freed; that is the lease's until there is no room without it.
     #[test]
     fn records_are_as_long_as_the_configuration_says() {
         let record_bytes = (64 << 10).try_into().expect("possible");
@@ -338,6 +337,7 @@ mod tests {
         lease.run("vector_add");
     }
 
+    /// A pool keeps what is freed; that is the lease's until there is no room without it.
     #[test]
     fn pools_are_charged_what_they_have_reserved() {
         let lease = Lease::start(64 * MIB);

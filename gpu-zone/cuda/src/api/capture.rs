@@ -1,12 +1,13 @@
 //! Streams that record instead of working.
 
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 
 use gpuzone_cuda_abi::{CUstream, CuResult};
 
-use super::graph::{graph_handle, node_handle};
+use super::graph::{graph_handle, graph_of, node_handle, nodes_in};
 use crate::ffi::{Answer, api, put, put_if_wanted};
-use crate::state::with;
+use crate::state::{State, with};
 
 /// `CU_STREAM_CAPTURE_STATUS_ACTIVE`.
 const ACTIVE: u32 = 1;
@@ -22,7 +23,50 @@ fn begin(stream: CUstream, mode: u32) -> Answer {
             return Err(CuResult::STREAM_CAPTURE_UNSUPPORTED);
         }
         let graph = state.new_number();
-        state.graphs.begin(id, context, graph)
+        state.graphs.begin(id, context, graph, BTreeSet::new())
+    })
+}
+
+/// A list of nodes, of whose edges nobody says that they are other than plain ones.
+struct Nodes {
+    list: *const *mut c_void,
+    edges: *const c_void,
+    count: usize,
+}
+
+impl Nodes {
+    fn read(&self, state: &State) -> Answer<BTreeSet<u32>> {
+        // An edge that is not plain is between kernels that start each other, which no graph has.
+        let plain = self.edges.is_null() || self.count == 0;
+        if plain { nodes_in(state, self.list, self.count) } else { Err(CuResult::NOT_SUPPORTED) }
+    }
+}
+
+fn begin_in(stream: CUstream, graph: *mut c_void, after: &Nodes, mode: u32) -> Answer {
+    if mode > 2 {
+        return Err(CuResult::INVALID_VALUE);
+    }
+    with(|state| {
+        let (id, context) = state.stream(stream)?;
+        if !state.streams.contains_key(&id) {
+            return Err(CuResult::STREAM_CAPTURE_UNSUPPORTED);
+        }
+        let (graph, tips) = (graph_of(state, graph)?, after.read(state)?);
+        state.graphs.begin(id, context, graph, tips)
+    })
+}
+
+/// `CU_STREAM_SET_CAPTURE_DEPENDENCIES`; 0 is to add them.
+const SET_DEPENDENCIES: u32 = 1;
+
+fn update(stream: CUstream, nodes: &Nodes, flags: u32) -> Answer {
+    if flags > SET_DEPENDENCIES {
+        return Err(CuResult::INVALID_VALUE);
+    }
+    with(|state| {
+        let (stream, _) = state.stream(stream)?;
+        let tips = nodes.read(state)?;
+        state.graphs.set_tips(stream, tips, flags != SET_DEPENDENCIES)
     })
 }
 
@@ -59,6 +103,32 @@ api! {
 
     fn cuStreamBeginCapture_v2 | cuStreamBeginCapture_v2_ptsz(stream: CUstream, mode: u32) {
         begin(stream, mode)
+    }
+
+    fn cuStreamBeginCaptureToGraph | cuStreamBeginCaptureToGraph_ptsz(
+        stream: CUstream, graph: *mut c_void, list: *const *mut c_void, edges: *const c_void,
+        count: usize, mode: u32,
+    ) {
+        begin_in(stream, graph, &Nodes { list, edges, count }, mode)
+    }
+
+    fn cuStreamUpdateCaptureDependencies | cuStreamUpdateCaptureDependencies_ptsz(
+        stream: CUstream, list: *const *mut c_void, count: usize, flags: u32,
+    ) {
+        update(stream, &Nodes { list, edges: std::ptr::null(), count }, flags)
+    }
+
+    fn cuStreamUpdateCaptureDependencies_v2 | cuStreamUpdateCaptureDependencies_v2_ptsz(
+        stream: CUstream, list: *const *mut c_void, edges: *const c_void, count: usize, flags: u32,
+    ) {
+        update(stream, &Nodes { list, edges, count }, flags)
+    }
+
+    fn cuStreamGetCaptureInfo | cuStreamGetCaptureInfo_ptsz(
+        stream: CUstream, status: *mut u32, id: *mut u64,
+    ) {
+        let (graph, dependencies) = (std::ptr::null_mut(), std::ptr::null_mut());
+        info(stream, &Places { status, id, graph, dependencies, count: std::ptr::null_mut() })
     }
 
     fn cuStreamEndCapture | cuStreamEndCapture_ptsz(stream: CUstream, graph: *mut *mut c_void) {

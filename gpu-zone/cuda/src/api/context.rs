@@ -40,12 +40,45 @@ fn create(place: *mut CUcontext, flags: u32, device: CUdevice) -> Answer {
     put(place, handle(Kind::Context, id.0))
 }
 
+fn destroy(context: CUcontext) -> Answer {
+    let id = with(|state| {
+        let id = state.context_of(context)?;
+        let of_device = state.contexts.get(&id).map(|context| context.device);
+        if of_device.is_some_and(|device| id.0 as usize == device + 1) {
+            // A primary context is released, not destroyed.
+            return Err(CuResult::INVALID_CONTEXT);
+        }
+        state.destroy_context(id)?;
+        Ok(id)
+    })?;
+    with_stack(|stack| {
+        if stack.last() == Some(&id) {
+            stack.pop();
+        }
+    })
+}
+
+fn push(context: CUcontext) -> Answer {
+    let id = with(|state| state.context_of(context))?;
+    with_stack(|stack| stack.push(id))
+}
+
+fn pop(place: *mut CUcontext) -> Answer {
+    let popped = with_stack(Vec::pop)?.ok_or(CuResult::INVALID_CONTEXT)?;
+    put_if_wanted(place, handle(Kind::Context, popped.0));
+    Ok(())
+}
+
 /// The context that is meant: the current one when none is named.
 fn meant(state: &State, context: CUcontext) -> Answer<ContextId> {
     if context.is_null() { state.context() } else { state.context_of(context) }
 }
 
 api! {
+    fn cuCtxCreate(place: *mut CUcontext, flags: u32, device: CUdevice) {
+        create(place, flags, device)
+    }
+
     fn cuCtxCreate_v2(place: *mut CUcontext, flags: u32, device: CUdevice) {
         create(place, flags, device)
     }
@@ -73,22 +106,12 @@ api! {
         create(place, flags, device)
     }
 
+    fn cuCtxDestroy(context: CUcontext) {
+        destroy(context)
+    }
+
     fn cuCtxDestroy_v2(context: CUcontext) {
-        let id = with(|state| {
-            let id = state.context_of(context)?;
-            let of_device = state.contexts.get(&id).map(|context| context.device);
-            if of_device.is_some_and(|device| id.0 as usize == device + 1) {
-                // A primary context is released, not destroyed.
-                return Err(CuResult::INVALID_CONTEXT);
-            }
-            state.destroy_context(id)?;
-            Ok(id)
-        })?;
-        with_stack(|stack| {
-            if stack.last() == Some(&id) {
-                stack.pop();
-            }
-        })
+        destroy(context)
     }
 
     fn cuCtxGetCurrent(place: *mut CUcontext) {
@@ -109,15 +132,20 @@ api! {
         })
     }
 
+    fn cuCtxPushCurrent(context: CUcontext) {
+        push(context)
+    }
+
     fn cuCtxPushCurrent_v2(context: CUcontext) {
-        let id = with(|state| state.context_of(context))?;
-        with_stack(|stack| stack.push(id))
+        push(context)
+    }
+
+    fn cuCtxPopCurrent(place: *mut CUcontext) {
+        pop(place)
     }
 
     fn cuCtxPopCurrent_v2(place: *mut CUcontext) {
-        let popped = with_stack(Vec::pop)?.ok_or(CuResult::INVALID_CONTEXT)?;
-        put_if_wanted(place, handle(Kind::Context, popped.0));
-        Ok(())
+        pop(place)
     }
 
     fn cuCtxGetDevice(device: *mut CUdevice) {

@@ -29,6 +29,14 @@ fn elapsed(milliseconds: *mut f32, start: CUevent, end: CUevent) -> Answer {
     })
 }
 
+fn destroy(event: CUevent) -> Answer {
+    with(|state| {
+        let (event, context) = state.event(event)?;
+        state.events.remove(&event);
+        state.post_release(context, &EventDestroy { event })
+    })
+}
+
 api! {
     fn cuEventCreate(place: *mut CUevent, flags: u32) {
         let known = event_flags::BLOCKING_SYNC | event_flags::DISABLE_TIMING;
@@ -47,12 +55,12 @@ api! {
         })
     }
 
+    fn cuEventDestroy(event: CUevent) {
+        destroy(event)
+    }
+
     fn cuEventDestroy_v2(event: CUevent) {
-        with(|state| {
-            let (event, context) = state.event(event)?;
-            state.events.remove(&event);
-            state.post_release(context, &EventDestroy { event })
-        })
+        destroy(event)
     }
 
     fn cuEventRecord | cuEventRecord_ptsz(event: CUevent, stream: CUstream) {

@@ -106,7 +106,8 @@ fn instantiate(place: *mut *mut c_void, graph: *mut c_void, flags: u64) -> Answe
         let work = state.graphs.work_of(graph)?;
         let id = state.new_number();
         // Whether it was uploaded is not told later.
-        state.graphs.executable.insert(id, Executable { flags: flags & !UPLOAD, work });
+        let (flags, disabled) = (flags & !UPLOAD, BTreeSet::new());
+        state.graphs.executable.insert(id, Executable { flags, work, disabled });
         put(place, handle(Kind::Executable, id))
     })
 }
@@ -294,6 +295,7 @@ api! {
                 let (after, work) = (after.collect(), node.work.clone());
                 let copy = state.new_number();
                 state.graphs.add(copy, clone, after, work)?;
+                state.graphs.nodes.entry(copy).and_modify(|node| node.origin = Some(id));
                 copies.insert(id, copy);
             }
             put(place, graph_handle(clone))
@@ -402,6 +404,14 @@ api! {
         instantiate(place, graph, flags)
     }
 
+    fn cuGraphInstantiate(
+        place: *mut *mut c_void, graph: *mut c_void, error_node: *mut *mut c_void,
+        _log: *mut std::ffi::c_char, _size: usize,
+    ) {
+        put_if_wanted(error_node, std::ptr::null_mut());
+        instantiate(place, graph, 0)
+    }
+
     fn cuGraphInstantiate_v2(
         place: *mut *mut c_void, graph: *mut c_void, error_node: *mut *mut c_void,
         _log: *mut std::ffi::c_char, _size: usize,
@@ -462,7 +472,8 @@ api! {
             let id = executable_of(state, executable)?;
             state.stream(stream)?;
             let executable = state.graphs.executable.get(&id).ok_or(CuResult::INVALID_VALUE)?;
-            Ok(executable.work.clone())
+            let is_enabled = |node: &&(u32, Work)| !executable.disabled.contains(&node.0);
+            Ok(executable.work.iter().filter(is_enabled).cloned().collect::<Vec<_>>())
         })?;
         work.into_iter().try_for_each(|(_, work)| perform(work, stream))
     }

@@ -14,39 +14,39 @@ use crate::state::{State, with};
 
 /// `CUDA_KERNEL_NODE_PARAMS`, as far as both versions have it.
 #[repr(C)]
-struct KernelParameters {
-    function: CUfunction,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    parameters: *const *const c_void,
-    extra: *const *const c_void,
+pub(super) struct KernelParameters {
+    pub(super) function: CUfunction,
+    pub(super) grid: [u32; 3],
+    pub(super) block: [u32; 3],
+    pub(super) shared: u32,
+    pub(super) parameters: *const *const c_void,
+    pub(super) extra: *const *const c_void,
 }
 
 /// What the second version has more.
 #[repr(C)]
-struct KernelParametersV2 {
-    common: KernelParameters,
-    kernel: CUfunction,
-    context: CUcontext,
+pub(super) struct KernelParametersV2 {
+    pub(super) common: KernelParameters,
+    pub(super) kernel: CUfunction,
+    pub(super) context: CUcontext,
 }
 
 /// `CUDA_MEMSET_NODE_PARAMS`.
 #[repr(C)]
-struct FillParameters {
-    target: u64,
-    pitch: usize,
-    value: u32,
-    element: u32,
-    width: usize,
-    height: usize,
+pub(super) struct FillParameters {
+    pub(super) target: u64,
+    pub(super) pitch: usize,
+    pub(super) value: u32,
+    pub(super) element: u32,
+    pub(super) width: usize,
+    pub(super) height: usize,
 }
 
 /// `CUDA_HOST_NODE_PARAMS`.
 #[repr(C)]
-struct HostParameters {
-    function: Option<unsafe extern "C" fn(*mut c_void)>,
-    data: *mut c_void,
+pub(super) struct HostParameters {
+    pub(super) function: Option<unsafe extern "C" fn(*mut c_void)>,
+    pub(super) data: *mut c_void,
 }
 
 fn read<T>(from: *const T) -> Answer<T> {
@@ -128,11 +128,18 @@ fn add(place: &Place, work: impl FnOnce(&mut State) -> Answer<Work>) -> Answer {
     })
 }
 
-/// Gives a node other parameters; they are of the same kind.
 fn change(node: *mut c_void, from: *const c_void, read: Read) -> Answer {
+    change_to(node, |state| read(state, from))
+}
+
+/// Gives a node other parameters; they are of the same kind.
+pub(super) fn change_to(
+    node: *mut c_void,
+    work: impl FnOnce(&mut State) -> Answer<Work>,
+) -> Answer {
     with(|state| {
         let id = node_of(state, node)?;
-        let work = read(state, from)?;
+        let work = work(state)?;
         let node = state.graphs.nodes.get_mut(&id).ok_or(CuResult::INVALID_VALUE)?;
         if node.work.kind() != work.kind() {
             return Err(CuResult::INVALID_VALUE);
@@ -142,17 +149,25 @@ fn change(node: *mut c_void, from: *const c_void, read: Read) -> Answer {
     })
 }
 
-/// The same in a graph that was instantiated.
 fn change_in(
     executable: *mut c_void,
     node: *mut c_void,
     from: *const c_void,
     read: Read,
 ) -> Answer {
+    change_in_to(executable, node, |state| read(state, from))
+}
+
+/// The same in a graph that was instantiated.
+pub(super) fn change_in_to(
+    executable: *mut c_void,
+    node: *mut c_void,
+    work: impl FnOnce(&mut State) -> Answer<Work>,
+) -> Answer {
     with(|state| {
         let executable = executable_of(state, executable)?;
         let id = node_of(state, node)?;
-        let new = read(state, from)?;
+        let new = work(state)?;
         let all = state.graphs.executable.get_mut(&executable).ok_or(CuResult::INVALID_VALUE)?;
         let found = all.work.iter_mut().find(|(of, work)| *of == id && work.kind() == new.kind());
         found.ok_or(CuResult::INVALID_VALUE)?.1 = new;

@@ -36,7 +36,27 @@ fn allocate(place: *mut *mut c_void, bytes: usize, flags: u32) -> Answer {
     })
 }
 
+fn register(memory: *mut c_void, bytes: usize, flags: u32) -> Answer {
+    if memory.is_null() || bytes == 0 || flags & !REGISTER_FLAGS != 0 {
+        return Err(CuResult::INVALID_VALUE);
+    }
+    if flags & IO_MEMORY != 0 {
+        return Err(CuResult::NOT_SUPPORTED);
+    }
+    with(|state| {
+        let context = state.context()?;
+        let start = memory.addr();
+        // The program's own memory is not the worker's: kernels do not reach it.
+        let (device, shared) = (0, None);
+        state.hosts.add(Host { start, bytes, flags, context, device, shared })
+    })
+}
+
 api! {
+    fn cuMemAllocHost(place: *mut *mut c_void, bytes: usize) {
+        allocate(place, bytes, 0)
+    }
+
     fn cuMemAllocHost_v2(place: *mut *mut c_void, bytes: usize) {
         allocate(place, bytes, 0)
     }
@@ -63,20 +83,12 @@ api! {
         })
     }
 
+    fn cuMemHostRegister(memory: *mut c_void, bytes: usize, flags: u32) {
+        register(memory, bytes, flags)
+    }
+
     fn cuMemHostRegister_v2(memory: *mut c_void, bytes: usize, flags: u32) {
-        if memory.is_null() || bytes == 0 || flags & !REGISTER_FLAGS != 0 {
-            return Err(CuResult::INVALID_VALUE);
-        }
-        if flags & IO_MEMORY != 0 {
-            return Err(CuResult::NOT_SUPPORTED);
-        }
-        with(|state| {
-            let context = state.context()?;
-            let start = memory.addr();
-            // The program's own memory is not the worker's: kernels do not reach it.
-            let (device, shared) = (0, None);
-            state.hosts.add(Host { start, bytes, flags, context, device, shared })
-        })
+        register(memory, bytes, flags)
     }
 
     fn cuMemHostUnregister(memory: *mut c_void) {

@@ -72,6 +72,11 @@ pub(super) fn forget(number: u64) {
     with_known(|known| known.functions.remove(&number));
 }
 
+/// A function that stays.
+pub(super) fn entered(number: u64) -> Option<Function> {
+    with_known(|known| known.functions.get(&number).map(|(function, _)| *function))
+}
+
 fn find(number: u64) -> Option<Function> {
     with_known(|known| match known.functions.get(&number).copied() {
         Some((function, true)) => Some(function),

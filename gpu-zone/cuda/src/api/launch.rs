@@ -115,14 +115,16 @@ unsafe fn pack(
     layout: &[ParamInfo],
     parameters: *const *const c_void,
     extra: *const *const c_void,
+    mut blob: Vec<u8>,
 ) -> Answer<Vec<u8>> {
     let total = layout.iter().map(|p| p.offset as usize + p.size as usize).max().unwrap_or(0);
+    blob.clear();
+    blob.resize(total, 0);
     match (parameters.is_null(), extra.is_null()) {
-        (false, false) => Err(CuResult::INVALID_VALUE),
-        (true, true) if total > 0 => Err(CuResult::INVALID_VALUE),
-        (true, true) => Ok(Vec::new()),
+        (false, false) => return Err(CuResult::INVALID_VALUE),
+        (true, true) if total > 0 => return Err(CuResult::INVALID_VALUE),
+        (true, true) => {}
         (false, true) => {
-            let mut blob = vec![0u8; total];
             for (index, parameter) in layout.iter().enumerate() {
                 // SAFETY: by the contract there are as many pointers as parameters.
                 let from = unsafe { parameters.add(index).read_unaligned() };
@@ -134,16 +136,16 @@ unsafe fn pack(
                     std::ptr::copy_nonoverlapping(from.cast(), place.as_mut_ptr(), size);
                 }
             }
-            Ok(blob)
         }
         // SAFETY: the caller's contract is the callee's.
-        (true, false) => unsafe { unpack_extra(total, extra) },
+        (true, false) => unsafe { unpack_extra(&mut blob, extra) }?,
     }
+    Ok(blob)
 }
 
 /// # Safety
 /// As [`pack`].
-unsafe fn unpack_extra(total: usize, extra: *const *const c_void) -> Answer<Vec<u8>> {
+unsafe fn unpack_extra(blob: &mut [u8], extra: *const *const c_void) -> Answer {
     let (mut buffer, mut size) = (std::ptr::null::<u8>(), 0usize);
     // Two settings and the end: a longer list has no meaning.
     for index in 0..3 {
@@ -165,15 +167,14 @@ unsafe fn unpack_extra(total: usize, extra: *const *const c_void) -> Answer<Vec<
             _ => return Err(CuResult::INVALID_VALUE),
         }
     }
-    if size < total || (buffer.is_null() && total > 0) {
+    if size < blob.len() || (buffer.is_null() && !blob.is_empty()) {
         return Err(CuResult::INVALID_VALUE);
     }
-    let mut blob = vec![0u8; total];
-    if total > 0 {
-        // SAFETY: by the contract the buffer has `size` bytes, and `total` is no more.
-        unsafe { std::ptr::copy_nonoverlapping(buffer, blob.as_mut_ptr(), total) };
+    if !blob.is_empty() {
+        // SAFETY: by the contract the buffer has `size` bytes, and the blob has no more.
+        unsafe { std::ptr::copy_nonoverlapping(buffer, blob.as_mut_ptr(), blob.len()) };
     }
-    Ok(blob)
+    Ok(())
 }
 
 /// Starts a kernel, or records it.
@@ -182,7 +183,10 @@ fn start(state: &mut State, context: ContextId, stream: StreamId, work: KernelWo
         return state.captures(stream, || Work::Kernel(work)).map(drop);
     }
     let KernelWork { function, grid, block, shared, settings, arguments } = work;
-    state.post(context, &Launch { function, stream, grid, block, shared, settings, arguments })
+    let launch = Launch { function, stream, grid, block, shared, settings, arguments };
+    let posted = state.post(context, &launch);
+    state.spare = launch.arguments;
+    posted
 }
 
 /// Starts a kernel of a graph.
@@ -210,7 +214,7 @@ pub(super) fn kernel_work(
     let shape = Shape { grid, block, shared, settings: Vec::new() };
     check(state, known, &shape)?;
     // SAFETY: the driver API's contract is `pack`'s.
-    let arguments = unsafe { pack(&known.parameters, parameters, extra) }?;
+    let arguments = unsafe { pack(&known.parameters, parameters, extra, Vec::new()) }?;
     let settings = shape.settings;
     Ok(KernelWork { function: id, grid, block, shared, settings, arguments })
 }
@@ -225,10 +229,11 @@ fn launch(
     with(|state| {
         let id = function_of(state, function)?;
         let (stream, context) = state.stream(stream)?;
+        let spare = std::mem::take(&mut state.spare);
         let known = known(state, id)?;
         check(state, known, &shape)?;
         // SAFETY: the driver API's contract is `pack`'s.
-        let arguments = unsafe { pack(&known.parameters, parameters, extra) }?;
+        let arguments = unsafe { pack(&known.parameters, parameters, extra, spare) }?;
         if context != known.context {
             return Err(CuResult::INVALID_HANDLE);
         }
@@ -304,10 +309,11 @@ mod tests {
         let (a, b) = (7u32, 9u64);
         let list = [(&raw const a).cast::<c_void>(), (&raw const b).cast()];
         // SAFETY: a pointer for each parameter.
-        let blob = unsafe { pack(&LAYOUT, list.as_ptr(), std::ptr::null()) }.expect("packed");
+        let blob =
+            unsafe { pack(&LAYOUT, list.as_ptr(), std::ptr::null(), vec![1; 99]) }.expect("packed");
         assert_eq!(blob, [7, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
         // SAFETY: nothing is read.
-        let none = unsafe { pack(&LAYOUT, std::ptr::null(), std::ptr::null()) };
+        let none = unsafe { pack(&LAYOUT, std::ptr::null(), std::ptr::null(), Vec::new()) };
         assert_eq!(none, Err(CuResult::INVALID_VALUE));
     }
 
@@ -324,7 +330,7 @@ mod tests {
                 marker(launch_param::END),
             ];
             // SAFETY: a list of markers with its end.
-            let blob = unsafe { pack(&LAYOUT, std::ptr::null(), extra.as_ptr()) };
+            let blob = unsafe { pack(&LAYOUT, std::ptr::null(), extra.as_ptr(), Vec::new()) };
             assert_eq!(blob.is_ok_and(|blob| blob == [3; 16]), fits);
         }
     }

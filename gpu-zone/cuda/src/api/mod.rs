@@ -7,6 +7,7 @@ mod function;
 mod general;
 mod graph;
 mod graph_nodes;
+mod graph_params;
 mod host;
 mod host_function;
 mod jit;

@@ -38,6 +38,19 @@ pub(super) fn wait_event(stream: CUstream, event: CUevent) -> Answer {
     })
 }
 
+fn destroy(stream: CUstream) -> Answer {
+    with(|state| {
+        let id = number(Kind::Stream, stream).map(StreamId).ok_or(CuResult::INVALID_HANDLE)?;
+        let (id, context) = state
+            .streams
+            .get(&id)
+            .map(|stream| (id, stream.context))
+            .ok_or(CuResult::INVALID_HANDLE)?;
+        state.streams.remove(&id);
+        state.post_release(context, &StreamDestroy { stream: id })
+    })
+}
+
 api! {
     fn cuStreamCreate(place: *mut CUstream, flags: u32) {
         create(place, flags, 0)
@@ -47,14 +60,12 @@ api! {
         create(place, flags, priority)
     }
 
+    fn cuStreamDestroy(stream: CUstream) {
+        destroy(stream)
+    }
+
     fn cuStreamDestroy_v2(stream: CUstream) {
-        with(|state| {
-            let id = number(Kind::Stream, stream).map(StreamId).ok_or(CuResult::INVALID_HANDLE)?;
-            let (id, context) = state.streams.get(&id).map(|stream| (id, stream.context))
-                .ok_or(CuResult::INVALID_HANDLE)?;
-            state.streams.remove(&id);
-            state.post_release(context, &StreamDestroy { stream: id })
-        })
+        destroy(stream)
     }
 
     fn cuStreamSynchronize | cuStreamSynchronize_ptsz(stream: CUstream) {

@@ -1,5 +1,5 @@
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,6 +9,9 @@ use super::RingError;
 
 /// Looks between two offers to let another thread run: about a microsecond.
 const SPINS: u32 = 64;
+
+/// Of these, the first ones, without a pause.
+const EAGER: u32 = 32;
 
 /// How long a waiting side looks again and again before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +145,7 @@ impl Parking for Place<'_> {
     }
 
     fn fence() {
-        fence(Ordering::SeqCst);
+        full_fence();
     }
 
     fn sleep(&self, seen: u32, time: Duration) -> bool {
@@ -158,6 +161,20 @@ impl Parking for Place<'_> {
             Bells::ring(&bells.theirs);
         }
     }
+}
+
+/// A sequentially consistent fence. Each record that is written costs one.
+#[cfg(target_arch = "x86_64")]
+fn full_fence() {
+    // A locked instruction orders as `mfence` does what is in ordinary memory, in a third of the time;
+    // Linux has it as `smp_mb`. The compiler moves no access across it, as it may touch any memory.
+    // SAFETY: it changes nothing: the word at the stack pointer is or-ed with 0.
+    unsafe { std::arch::asm!("lock or dword ptr [rsp], 0") };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn full_fence() {
+    std::sync::atomic::fence(Ordering::SeqCst);
 }
 
 /// Waits until `ready` says so; `false` when the time was over first.
@@ -214,8 +231,11 @@ pub(super) fn wait<P: Parking>(
 
 /// Looks a number of times.
 fn look(ready: &mut impl FnMut() -> Result<bool, RingError>) -> Result<bool, RingError> {
-    for _ in 0..SPINS {
-        std::hint::spin_loop();
+    for number in 0..SPINS {
+        // A pause is longer than the rest of a look, and the first looks are for who answers at once.
+        if number >= EAGER {
+            std::hint::spin_loop();
+        }
         if ready()? {
             return Ok(true);
         }

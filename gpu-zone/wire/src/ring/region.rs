@@ -336,6 +336,15 @@ impl Region {
         unsafe { self.base.as_ptr().add(start + offset) }
     }
 
+    /// Has the kernel give memory to the bytes of a ring between two positions of its first lap, whole
+    /// pages of it; whether it did.
+    pub(super) fn populate(&self, direction: Direction, from: u64, upto: u64) -> bool {
+        let Ok(bytes) = usize::try_from(upto - from) else { return false };
+        let (at, advice) = (self.at(direction, from), rustix::mm::Advice::LinuxPopulateWrite);
+        // SAFETY: within the region's own mapping; nothing that is there changes.
+        unsafe { rustix::mm::madvise(at.cast(), bytes, advice) }.is_ok()
+    }
+
     /// Wakes whoever of this side or the other sleeps at one of the rings, so that it looks
     /// again whether the other side is there.
     pub fn wake_all(&self) {

@@ -105,6 +105,20 @@ proptest! {
     }
 
     #[test]
+    fn a_record_is_as_long_as_its_parts_and_no_longer_than_what_is_there(
+        control in 0usize..=MAX_CONTROL,
+        bulk in 0usize..=MAX_BULK,
+        less in 1u64..64,
+    ) {
+        let header = Header::new(1, 0, 0, 0).sized(control, bulk).expect("small enough");
+        let total = u64::from(header.total);
+        prop_assert!(header.checked(total).is_ok());
+        prop_assert_eq!(header.checked(total - less), Err(RingError::BadRecord));
+        let longer = Header { total: header.total + 64, ..header };
+        prop_assert_eq!(longer.checked(u64::MAX), Err(RingError::BadRecord));
+    }
+
+    #[test]
     fn any_header_is_judged(words: [u32; 8], available: u64) {
         let header: Header = bytemuck::cast(words);
         if let Ok(bulk_at) = header.checked(available) {
@@ -113,6 +127,60 @@ proptest! {
             prop_assert!(header.total as usize <= MAX_RECORD);
         }
     }
+}
+
+/// Sends a record and reads it while a hostile writer changes its length again and again; then has
+/// the writer change all of it. What the reader made of it, if it took it for one.
+fn read_while_it_changes() -> Option<(Received, Vec<u8>, usize)> {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let header = Header::new(1, 0, 0, 0);
+    writer.send(header, &[7; 16], Payload::of(&[8; 64]), &Always).expect("sent");
+    let record = region.at(Direction::Request, 0);
+    // SAFETY: a word of the header, which lies in the ring and is aligned.
+    let length = unsafe {
+        let word = record.add(std::mem::offset_of!(Header, control)).cast::<u32>();
+        std::sync::atomic::AtomicU32::from_ptr(word)
+    };
+    let (began, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let got = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                length.store(4096, Ordering::Relaxed);
+                length.store(16, Ordering::Relaxed);
+                began.store(true, Ordering::Relaxed);
+            }
+        });
+        while !began.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+        let got = reader.receive(None, &Always);
+        over.store(true, Ordering::Relaxed);
+        got
+    });
+    // SAFETY: the record's bytes, which nobody else uses now.
+    unsafe { record.write_bytes(0xff, 128) };
+    match got {
+        Ok(got) => got.map(|got| (got, reader.control().to_vec(), got.bulk.len())),
+        Err(error) => {
+            assert_eq!(error, RingError::BadRecord);
+            None
+        }
+    }
+}
+
+/// The reader looks at a record once: what is checked is what is used.
+#[test]
+fn a_record_that_changes_while_it_is_read_is_whole_or_none() {
+    let rounds = 500;
+    let mut whole = 0;
+    for _ in 0..rounds {
+        let Some((got, control, bulk)) = read_while_it_changes() else { continue };
+        assert_eq!((got.header.control, got.header.bulk, bulk), (16, 64, 64));
+        assert_eq!(control, [7; 16]);
+        whole += 1;
+    }
+    assert!(whole > 0 && whole < rounds, "{whole} of {rounds}: nothing changed meanwhile");
 }
 
 /// Bytes of a program's that are full of records for whoever comes by one lap later.
@@ -269,10 +337,48 @@ fn what_is_too_large_is_refused_and_harms_nothing() {
     let header = Header::new(1, 0, 0, 0);
     let sent = writer.send(header, &[], Payload::of(&large), &Always);
     assert_eq!(sent, Err(RingError::TooLarge));
-    let failed = writer.send_with(header, &[], 8, &Always, |_| Err("no")).expect("healthy");
-    assert_eq!(failed, Err("no"));
+    assert!(writer.begin(header, &[], 8, &Always).expect("healthy").is_some());
+    assert_eq!(writer.send(header, &[], Payload::NONE, &Always), Err(RingError::TooLarge));
+    writer.abandon();
     send_all(&mut writer, &[(1, 1)]);
     check_all(&mut reader, &[(1, 1)]);
+}
+
+/// Records that are begun come in their order, each when it is finished, and the reader is never
+/// waited for while it may wait for one of them.
+#[test]
+fn what_is_begun_is_read_when_it_is_finished() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let none = Some(Duration::ZERO);
+    let begin = |writer: &mut Writer, number: u32| {
+        let header = Header::new(1, 0, 0, number);
+        let target = writer.begin(header, b"part", MAX_BULK, &Always).expect("healthy")?;
+        // SAFETY: the place of so many bytes, which are nobody else's until they are finished.
+        unsafe { target.write_bytes(number.to_le_bytes()[0], MAX_BULK) };
+        Some(())
+    };
+    for lap in 0..3 {
+        let first = lap * 7;
+        (first..first + 7).for_each(|number| begin(&mut writer, number).expect("there is room"));
+        assert!(begin(&mut writer, 99).is_none() && !writer.has_room(0, MAX_BULK));
+        assert!(reader.receive(none, &Always).expect("healthy").is_none(), "none is finished");
+        for number in first..first + 7 {
+            writer.finish();
+            let got = reader.receive(none, &Always).expect("healthy").expect("it is finished");
+            assert_eq!((got.header.sequence, reader.control()), (number, &b"part"[..]));
+            // SAFETY: in the ring until it is released.
+            let bytes = unsafe { std::slice::from_raw_parts(got.bulk.as_ptr(), got.bulk.len()) };
+            assert!(bytes == [number.to_le_bytes()[0]; MAX_BULK]);
+            assert!(reader.receive(none, &Always).expect("healthy").is_none(), "only that one");
+        }
+    }
+    // What is given up was never there.
+    (0..3).for_each(|_| begin(&mut writer, 98).expect("there is room"));
+    writer.abandon();
+    writer.finish();
+    send_all(&mut writer, &[(5, 5)]);
+    check_all(&mut reader, &[(5, 5)]);
 }
 
 #[test]

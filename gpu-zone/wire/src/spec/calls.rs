@@ -160,16 +160,26 @@ calls! {
         "cuStreamGetCaptureInfo_v2" "cuStreamGetCaptureInfo_v3"
         "cuThreadExchangeStreamCaptureMode"
         "cuStreamGetAttribute" "cuStreamSetAttribute" "cuStreamCopyAttributes"
+        "cuGraphKernelNodeGetParams" "cuGraphKernelNodeGetParams_v2" "cuGraphMemcpyNodeGetParams"
+        "cuGraphMemsetNodeGetParams" "cuGraphHostNodeGetParams"
+        "cuGraphEventRecordNodeGetEvent" "cuGraphEventRecordNodeSetEvent"
+        "cuGraphEventWaitNodeGetEvent" "cuGraphEventWaitNodeSetEvent"
+        "cuGraphExecEventRecordNodeSetEvent" "cuGraphExecEventWaitNodeSetEvent"
+        "cuGraphExecChildGraphNodeSetParams" "cuGraphNodeFindInClone" "cuGraphNodeGetEnabled"
+        "cuGraphNodeSetEnabled" "cuGraphInstantiate" "cuStreamBeginCaptureToGraph"
+        "cuStreamGetCaptureInfo" "cuStreamUpdateCaptureDependencies"
+        "cuStreamUpdateCaptureDependencies_v2" "cuCtxPushCurrent" "cuCtxPopCurrent"
+        "cuMemHostRegister"
     }
 
     /// Makes a context on a GPU; the number must be free.
     Replied context_create: ContextCreate
-        ["cuCtxCreate_v2" "cuCtxCreate_v3" "cuCtxCreate_v4" "cuDevicePrimaryCtxRetain"]
+        ["cuCtxCreate" "cuCtxCreate_v2" "cuCtxCreate_v3" "cuCtxCreate_v4" "cuDevicePrimaryCtxRetain"]
         { context: ContextId, device: u32, flags: u32 }
         -> ContextCreated { least_priority: i32, greatest_priority: i32 }
     /// Ends a context and all that is in it.
     Replied context_destroy: ContextDestroy
-        ["cuCtxDestroy_v2" "cuDevicePrimaryCtxRelease" "cuDevicePrimaryCtxRelease_v2"
+        ["cuCtxDestroy" "cuCtxDestroy_v2" "cuDevicePrimaryCtxRelease" "cuDevicePrimaryCtxRelease_v2"
          "cuDevicePrimaryCtxReset" "cuDevicePrimaryCtxReset_v2"]
         { context: ContextId } -> ContextDestroyed {}
     /// Waits for all work of the context.
@@ -224,7 +234,7 @@ calls! {
 
     /// Takes host memory that both sides share; its file comes over the socket before the answer.
     /// `pointer` is where kernels find it, 0 where they do not reach it.
-    Replied host_allocate: HostAllocate ["cuMemHostAlloc" "cuMemAllocHost_v2"]
+    Replied host_allocate: HostAllocate ["cuMemHostAlloc" "cuMemAllocHost" "cuMemAllocHost_v2"]
         { memory: HostId, bytes: u64 } -> HostAllocated { pointer: DevicePtr }
     /// Gives shared host memory back, once nothing uses it.
     Replied host_free: HostFree ["cuMemFreeHost"] { memory: HostId } -> HostFreed {}
@@ -341,7 +351,7 @@ calls! {
     Posted stream_create: StreamCreate ["cuStreamCreate" "cuStreamCreateWithPriority"]
         { stream: StreamId, flags: u32, priority: i32 }
     /// Ends a stream.
-    Posted stream_destroy: StreamDestroy ["cuStreamDestroy_v2"] { stream: StreamId }
+    Posted stream_destroy: StreamDestroy ["cuStreamDestroy" "cuStreamDestroy_v2"] { stream: StreamId }
     /// Waits for a stream's work.
     Replied stream_synchronize: StreamSynchronize ["cuStreamSynchronize"]
         { stream: StreamId } -> StreamIdle {}
@@ -354,7 +364,7 @@ calls! {
     /// Makes an event; the number must be free.
     Posted event_create: EventCreate ["cuEventCreate"] { event: EventId, flags: u32 }
     /// Ends an event.
-    Posted event_destroy: EventDestroy ["cuEventDestroy_v2"] { event: EventId }
+    Posted event_destroy: EventDestroy ["cuEventDestroy" "cuEventDestroy_v2"] { event: EventId }
     /// Puts an event behind the stream's work.
     Posted event_record: EventRecord ["cuEventRecord" "cuEventRecordWithFlags"]
         { event: EventId, stream: StreamId }

@@ -88,8 +88,21 @@ pub trait Pieces {
         true
     }
 
-    /// Sends `length` bytes, at most [`crate::ring::MAX_BULK`], that `fill` writes to where it
-    /// is told to.
+    /// Makes room for `length` bytes, at most [`crate::ring::MAX_BULK`], which [`Pieces::finish`] sends
+    /// when they are there: where they go. `None` when there is no room for them yet beside those that
+    /// were begun before, which have to be finished first.
+    ///
+    /// # Errors
+    /// That the tenant is gone.
+    fn begin(&mut self, length: usize) -> Result<Option<*mut u8>, CuResult>;
+
+    /// Sends the piece that was begun first; there must be one.
+    fn finish(&mut self);
+
+    /// Forgets the pieces that were begun. Nobody must write to them any more.
+    fn abandon(&mut self);
+
+    /// Sends `length` bytes that `fill` writes to where it is told to, while none is begun.
     ///
     /// # Errors
     /// What `fill` answers, or that the tenant is gone.
@@ -97,5 +110,13 @@ pub trait Pieces {
         &mut self,
         length: usize,
         fill: &mut dyn FnMut(*mut u8) -> Result<(), CuResult>,
-    ) -> Result<(), CuResult>;
+    ) -> Result<(), CuResult> {
+        let target = self.begin(length)?.ok_or(CuResult::OUT_OF_MEMORY)?;
+        let filled = fill(target);
+        match filled {
+            Ok(()) => self.finish(),
+            Err(_) => self.abandon(),
+        }
+        filled
+    }
 }

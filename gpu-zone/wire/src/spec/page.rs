@@ -46,6 +46,29 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
+/// What is not supported so far, by the words in its functions' names; the first that fits counts.
+const LATER: &[(&str, &[&str])] = &[
+    (
+        "arrays, textures and surfaces",
+        &["Array", "Tex", "Surf", "Mipmapped", "AtoA", "AtoD", "AtoH", "DtoA", "HtoA"],
+    ),
+    (
+        "launches as before CUDA 4, and on several GPUs at once",
+        &["cuParam", "cuLaunchGrid", "cuLaunch", "SetBlockShape", "cuFuncSetSharedSize"],
+    ),
+    ("values in memory that streams wait for and write", &["Value32", "Value64", "MemOp"]),
+    (
+        "graphs: memory that they allocate, objects that they keep, nodes that decide",
+        &["GraphMem", "MemAllocNode", "MemFreeNode", "UserObject", "Conditional"],
+    ),
+    ("graphs: all else", &["cuGraph"]),
+    ("maps of tensors", &["cuTensorMap"]),
+    ("many copies by one call, and unpacking by the GPU", &["BatchAsync", "BatchDecompress"]),
+    ("contexts", &["cuCtx"]),
+    ("devices", &["cuDevice"]),
+    ("clusters of blocks", &["Cluster"]),
+];
+
 const RUNTIME: &str = "## Programs of the CUDA runtime
 
 **They do not run in a mediated lease**: PyTorch, CuPy, what `nvcc` links by default, and all else that
@@ -108,10 +131,30 @@ the plain ones are, and `cuGetProcAddress` finds them.
         let _ = writeln!(page, "| {what} | {why} | {names} |");
     }
     let _ = write!(page, "\n{RUNTIME}");
-    let _ = writeln!(page, "\n## Not supported so far: {}\n", refused.len());
-    list(&mut page, &refused);
-    page.truncate(page.trim_end().len());
-    page.push('\n');
+    let _ = write!(page, "\n{}", later(refused));
+    page
+}
+
+/// What is not supported so far.
+fn later(mut left: Vec<&str>) -> String {
+    let mut page =
+        format!("## Not supported so far: {}\n\n| what | functions |\n| --- | --- |\n", left.len());
+    let mut row = |what: &str, names: &[&str]| {
+        let names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" ");
+        let _ = writeln!(page, "| {what} | {names} |");
+    };
+    // Their second versions are what programs mean.
+    let is_old = |name: &&str| support(&format!("{name}_v2")).is_some();
+    let old: Vec<&str> = left.iter().copied().filter(is_old).collect();
+    left.retain(|name| !is_old(name));
+    for (what, words) in LATER {
+        let is_of = |name: &&str| words.iter().any(|word| name.contains(word));
+        let names: Vec<&str> = left.iter().copied().filter(is_of).collect();
+        left.retain(|name| !is_of(name));
+        row(what, &names);
+    }
+    row("all else", &left);
+    row("as before CUDA 3.2, by addresses of 32 bits; the versions since then are supported", &old);
     page
 }
 

@@ -50,5 +50,6 @@ fn calls_read_back() {
 fn a_list_that_claims_to_be_long_takes_no_memory() {
     let bytes = u32::MAX.to_le_bytes();
     assert_eq!(Vec::<u64>::get(&mut Source::new(&bytes)), Err(DecodeError::Short));
+    assert_eq!(Vec::<u8>::get(&mut Source::new(&bytes)), Err(DecodeError::Short));
     assert_eq!(String::get(&mut Source::new(&bytes)), Err(DecodeError::Short));
 }

@@ -5,6 +5,7 @@ mod asked;
 mod caps;
 mod code;
 mod files;
+mod graph_params;
 mod graphs;
 mod launches;
 mod memory;
@@ -54,6 +55,9 @@ pub(crate) fn play(role: &str) -> bool {
         "built" => graphs::built(),
         "instantiated" => graphs::instantiated(),
         "assembled" => graphs::assembled(),
+        "told" => graph_params::told(),
+        "replaced" => graph_params::replaced(),
+        "led" => graph_params::led(),
         "files" => files::files(),
         "options" => files::options(),
         "launches" => launches::launches(),
