@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_broker_that_dies_under_load_is_followed_by_one_that_goes_on_with_turns() {
         let node = Node::start(&impatient()).unwrap();
-        let acme = computing(&node, "acme", "3");
+        let acme = computing(&node, "acme", "6");
         let globex = computing(&node, "globex", "6");
         let mut initech = sequence(&node, "initech", &["loop --seconds 3", "spin"]);
         initech.wait_for("loop: running", LIMIT).unwrap();
