@@ -10,6 +10,7 @@ mod support;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Mutex;
     use std::time::Duration;
 
     use futures::StreamExt;
@@ -209,10 +210,21 @@ mod tests {
             }
             self.api.put("pods", pod("team", "last", &[("gpu", 1), ("memory-mib", 1024)]));
             let doors: Vec<Door> = self.replicas.iter().map(Extender::door).collect();
-            let (api, log) = (&self.api, || self.log());
-            until("all are bound", log, async || {
+            let (api, log, why) = (&self.api, || self.log(), Mutex::new(String::new()));
+            let said = || format!("{}\n{}", log(), why.lock().unwrap());
+            until("all are bound", said, async || {
                 round(api, &doors, 1).await;
-                !api.list("pods").iter().any(waits)
+                let left: Vec<String> =
+                    api.list("pods").iter().filter(|p| waits(p)).map(key).collect();
+                let mut answers = String::new();
+                for (pod, replica) in
+                    left.iter().flat_map(|pod| self.replicas.iter().map(move |r| (pod, r)))
+                {
+                    let (_, answer) = replica.ask(&format!("/explain/{pod}"), &Value::Null).await;
+                    answers += &format!("{pod}: {answer}\n");
+                }
+                *why.lock().unwrap() = answers;
+                left.is_empty()
             })
             .await;
             let bound = api.list("pods").len();

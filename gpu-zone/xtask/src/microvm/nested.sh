@@ -18,7 +18,7 @@ device=/sys/bus/pci/devices/$ADDRESS
 agent() {
     gpu-zone up --config "/etc/gpu-zone/$1" >>/tmp/up 2>&1 &
     agent=$!
-    until_so "the agent's answer" 300 gpu-zone ps
+    until_so "the agent's answer" 900 gpu-zone ps
 }
 agent_ends() {
     kill $agent
