@@ -191,6 +191,18 @@ mod tests {
             }
         }
 
+        /// What each replica says of pods that wait.
+        async fn explained(&self, pods: &[String]) -> String {
+            let mut all = String::new();
+            for pod in pods {
+                for replica in &self.replicas {
+                    let (_, answer) = replica.ask(&format!("/explain/{pod}"), &Value::Null).await;
+                    all += &format!("{pod}: {answer}\n");
+                }
+            }
+            all
+        }
+
         /// All is well again: whoever fits is bound, and no place is kept for nobody.
         async fn settle(&mut self) {
             let pods = self.api.list("pods");
@@ -218,15 +230,8 @@ mod tests {
                 turn += 1;
                 round(api, &doors, turn).await;
                 let left: Vec<String> =
-                    api.list("pods").iter().filter(|p| waits(p)).map(key).collect();
-                let mut answers = String::new();
-                for (pod, replica) in
-                    left.iter().flat_map(|pod| self.replicas.iter().map(move |r| (pod, r)))
-                {
-                    let (_, answer) = replica.ask(&format!("/explain/{pod}"), &Value::Null).await;
-                    answers += &format!("{pod}: {answer}\n");
-                }
-                *why.lock().unwrap() = answers;
+                    api.list("pods").iter().filter(|pod| waits(pod)).map(key).collect();
+                *why.lock().unwrap() = self.explained(&left).await;
                 left.is_empty()
             })
             .await;

@@ -1,16 +1,19 @@
 //! MIG instances made and ended through the simulated GPU's NVML, by processes that are killed on the
-//! way. The simulated library is built by the test, because this package does not depend on it.
+//! way.
 #![allow(
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
     reason = "this whole file is a test"
 )]
 
+mod child;
+
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use child::{LIBRARY, child, library};
 use gpuzone_core::{GpuUuid, MemoryBytes};
 use gpuzone_hw::actions::{ActionError, Devices, Places, Recovered, Recovery, Write, Writes};
 use gpuzone_hw::{
@@ -18,7 +21,6 @@ use gpuzone_hw::{
 };
 use gpuzone_sim_device::{Config, SimulatedNode};
 
-const LIBRARY: &str = "GPUZONE_TEST_LIBRARY";
 const FOLDER: &str = "GPUZONE_TEST_FOLDER";
 const ORDER: &str = "GPUZONE_TEST_ORDER";
 
@@ -47,35 +49,9 @@ fn gpu(letter: char) -> GpuUuid {
     format!("GPU-00000000-0000-0000-0000-00000000000{letter}").parse().unwrap()
 }
 
-/// Builds the simulated NVML and says where it lies.
-fn library() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "gpuzone-sim-nvml", "--message-format=json"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let messages = text.lines().filter_map(|line| line.parse::<serde_json::Value>().ok());
-    let files = messages.flat_map(|m| m["filenames"].as_array().cloned().unwrap_or_default());
-    let found = files.filter_map(|file| file.as_str().map(PathBuf::from));
-    let is_library = |path: &PathBuf| path.ends_with("libgpuzone_sim_nvml.so");
-    found.into_iter().find(is_library).expect("the build names the library")
-}
-
-/// Runs test `name` of this binary in a process of its own, on the node in `folder`.
 fn in_child(name: &str, library: &Path, folder: &Path, order: &str) -> Output {
-    let path = folder.join("node.toml");
-    let text = format!("state_dir = \"{}\"\n{NODE}", folder.join("state").display());
-    std::fs::write(&path, text).unwrap();
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env("GPUZONE_SIM_CONFIG", path)
-        .env(LIBRARY, library)
-        .env(FOLDER, folder)
-        .env(ORDER, order)
-        .output()
-        .unwrap()
+    let mut child = child(name, library, folder, NODE);
+    child.env(FOLDER, folder).env(ORDER, order).output().unwrap()
 }
 
 /// The driver, for a process that is killed before or after so many calls of it.

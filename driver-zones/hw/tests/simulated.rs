@@ -1,22 +1,22 @@
-//! Discovery through the simulated library, and libraries that are none. The simulated
-//! library is built by the test, because this package does not depend on it.
+//! Discovery through the simulated library, and libraries that are none.
 #![allow(
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
     reason = "this whole file is a test"
 )]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod child;
 
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use child::{LIBRARY, child, library};
 use gpuzone_core::{GpuBacking, GpuUuid, Inventory, MemoryBytes, Xid};
 use gpuzone_hw::{
     Condition, DeviceEvent, DiscoverError, EventsError, NvmlLibrary, OpenError, RecoveryAction,
     SysfsRoot, UseError,
 };
 use gpuzone_sim_device::{Config, SimulatedNode};
-
-const CHILD: &str = "GPUZONE_TEST_LIBRARY";
 
 const NODE: &str = r#"
 [[gpu]]
@@ -32,37 +32,12 @@ memory = "32Mi"
 compute_capability = "8.6"
 "#;
 
-/// Builds the simulated NVML and says where it lies.
-fn library() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "gpuzone-sim-nvml", "--message-format=json"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let messages = text.lines().filter_map(|line| line.parse::<serde_json::Value>().ok());
-    let files = messages.flat_map(|m| m["filenames"].as_array().cloned().unwrap_or_default());
-    let found = files.filter_map(|file| file.as_str().map(PathBuf::from));
-    let is_library = |path: &PathBuf| path.ends_with("libgpuzone_sim_nvml.so");
-    found.into_iter().find(is_library).expect("the build names the library")
-}
-
-/// Runs test `name` of this binary in a process of its own, on a node with `config`.
 fn in_child(name: &str, library: &Path, folder: &Path, config: &str) -> Output {
-    let path = folder.join("node.toml");
-    let text = format!("state_dir = \"{}\"\n{config}", folder.join("state").display());
-    std::fs::write(&path, text).unwrap();
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env("GPUZONE_SIM_CONFIG", path)
-        .env(CHILD, library)
-        .output()
-        .unwrap()
+    child(name, library, folder, config).output().unwrap()
 }
 
 fn in_child_library() -> Option<PathBuf> {
-    std::env::var_os(CHILD).map(PathBuf::from)
+    std::env::var_os(LIBRARY).map(PathBuf::from)
 }
 
 fn discover(library: &NvmlLibrary, backing: GpuBacking) -> Result<Inventory, DiscoverError> {

@@ -1,11 +1,23 @@
 //! Files that processes of a node share with their own successors.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+
+/// A file that has no name, to be read from its beginning; `name` is what the kernel shows of it.
+///
+/// # Errors
+/// When there is no memory for it.
+pub(crate) fn in_memory(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}
 
 /// A lock file that says who holds it; the lock ends with the process, however that ends.
 #[derive(Debug)]

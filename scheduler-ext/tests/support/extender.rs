@@ -146,24 +146,20 @@ impl Extender {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// What a probe is told; empty when nobody answers.
+    /// What a probe is told.
     pub(crate) async fn ready(&self) -> (u16, String) {
-        let Ok(mut connection) = Connection::open(self.health).await else {
-            return Default::default();
-        };
-        let Ok((code, body)) = connection.ask("/readyz", b"").await else {
-            return Default::default();
-        };
-        (code, String::from_utf8_lossy(&body).into_owned())
+        self.probe("/readyz").await
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        self.probe("/metrics").await.1
     }
 
     /// Empty when nobody answers: one that was started anew is not there at once.
-    pub(crate) async fn metrics(&self) -> String {
-        let Ok(mut connection) = Connection::open(self.health).await else {
-            return String::new();
-        };
-        let answer = connection.ask("/metrics", b"").await.map(|(_, text)| text);
-        String::from_utf8(answer.unwrap_or_default()).unwrap()
+    async fn probe(&self, path: &str) -> (u16, String) {
+        let asked = async { Connection::open(self.health).await?.ask(path, b"").await };
+        let (code, body) = asked.await.unwrap_or_default();
+        (code, String::from_utf8_lossy(&body).into_owned())
     }
 
     pub(crate) async fn leads(&self) {

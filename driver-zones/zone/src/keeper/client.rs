@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::fs::{FileType, MemfdFlags, fstat, memfd_create};
+use rustix::fs::{FileType, fstat};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Kept;
+use crate::files::in_memory;
 use crate::packets::{self, Packet};
 
 /// How long somebody may take to say what he wants.
@@ -119,10 +120,7 @@ fn copied(body: OwnedFd) -> io::Result<OwnedFd> {
     theirs.seek(SeekFrom::Start(0))?;
     let mut text = Vec::new();
     theirs.take(LONGEST).read_to_end(&mut text)?;
-    let mut ours = File::from(memfd_create("program", MemfdFlags::CLOEXEC)?);
-    ours.write_all(&text)?;
-    ours.seek(SeekFrom::Start(0))?;
-    Ok(ours.into())
+    in_memory("program", &text)
 }
 
 fn look(kept: &Kept) -> io::Result<Value> {
@@ -160,6 +158,10 @@ fn difference(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
     use super::*;
 
     fn terms(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

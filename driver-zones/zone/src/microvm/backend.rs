@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::command::CommandError;
 use super::hypervisor::{ControlError, Hypervisor};
 use super::{Accelerator, Passthrough, VmSpec};
-use crate::files::{private_dir, remove};
+use crate::files::{in_memory, private_dir, remove};
 use crate::maker::Files;
 use crate::sandbox::{Filter, Launch, Limits, Mount, Policy, Root, Spec, UserRanges, libraries};
 
@@ -84,15 +84,6 @@ pub enum MicroVmError {
     },
 }
 
-/// A file that has no name, with a text to be read from its beginning.
-fn in_memory(text: &str) -> io::Result<OwnedFd> {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("machine", flags)?);
-    file.write_all(text.as_bytes())?;
-    file.rewind()?;
-    Ok(file.into())
-}
-
 impl MicroVms {
     /// MicroVMs whose files are in `folder`, which is its owner's alone.
     pub fn new(folder: PathBuf, hypervisor: Hypervisor) -> Self {
@@ -136,7 +127,7 @@ impl MicroVms {
         let Files { stdin, stdout, stderr, mut inherit } = self.files(name, &vm.ports)?;
         if let Some(text) = self.hypervisor.vmm().secrets(vm)? {
             let files = |source| MicroVmError::Files { folder: self.folder.clone(), source };
-            inherit.push(in_memory(&text).map_err(files)?);
+            inherit.push(in_memory("machine", text.as_bytes()).map_err(files)?);
         }
         let (program, environment) = (vm.program.clone(), BTreeMap::new());
         let arguments = arguments.into_iter().map(Into::into).collect();

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
@@ -26,6 +26,17 @@ use crate::run::signals::{Mask, Received};
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has.
 const STOP_LOOK: Duration = Duration::from_millis(5);
+
+/// What a program inherits: a file that has no name, to be read from its beginning; `name` is what the kernel shows of it.
+///
+/// # Errors
+/// When there is no memory for it.
+pub(crate) fn in_memory(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}
 
 /// Starts the program with `environment` added to ours, and with the signals held back that
 /// were before.

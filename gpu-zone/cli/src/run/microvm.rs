@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Run, Sandboxing, ZoneKind};
 use crate::error::{CliError, Kind};
 use crate::locate;
+use crate::run::child::in_memory;
 use crate::run::image;
 use crate::run::program::Program;
 use crate::run::sandbox::{Options, Root, Zone, demand, limits, users, zone_name};
@@ -237,14 +237,9 @@ fn tokens(vm: &MicroVm, functions: &[PassedFunction]) -> Result<Option<OwnedFd>,
         let hint = "have QEMU run workload zones: hypervisor = \"qemu\" in [zone.workload_microvm]";
         return Err(CliError::new(Kind::Configuration, message).hint(hint));
     }
-    let file = || -> io::Result<OwnedFd> {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::memfd_create("tokens", flags)?);
-        file.write_all(&serde_json::to_vec(&tokens)?)?;
-        file.rewind()?;
-        Ok(file.into())
-    };
-    file().map(Some).map_err(|error| CliError::caused(Kind::Internal, &error))
+    let file = serde_json::to_vec(&tokens).map_err(io::Error::from);
+    let file = file.and_then(|tokens| in_memory("tokens", &tokens));
+    file.map(Some).map_err(|error| CliError::caused(Kind::Internal, &error))
 }
 
 /// The machine's size.
@@ -325,6 +320,8 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use gpuzone_api::agent::v1::{VfToken, ZoneLimits as Usual};
+
+    use std::fs::File;
 
     use super::*;
     use crate::arguments::ZoneLimits;

@@ -5,8 +5,7 @@
 //! driver zones' side.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +18,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Run, Sandboxing, ZoneLimits};
 use crate::error::{CliError, Kind};
 use crate::locate;
+use crate::run::child::in_memory;
 use crate::run::image;
 use crate::run::view::{self, Volume};
 
@@ -74,11 +74,8 @@ impl Zone {
             // No other process owns this zone than its launcher.
             orders["record"] = json!(std::path::absolute(directories.programs_dir())?);
             let (heard, report) = io::pipe()?;
-            let flags = rustix::fs::MemfdFlags::CLOEXEC;
-            let mut file = File::from(rustix::fs::memfd_create("orders", flags)?);
-            file.write_all(&serde_json::to_vec(&orders)?)?;
-            file.rewind()?;
-            let (orders, report) = (file.into(), report.into());
+            let orders = in_memory("orders", orders.to_string().as_bytes())?;
+            let report = report.into();
             Ok(Self { launcher, orders, report, secrets: None, heard })
         };
         let failed = |error: io::Error| {

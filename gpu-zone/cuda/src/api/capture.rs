@@ -12,7 +12,12 @@ use crate::state::{State, with};
 /// `CU_STREAM_CAPTURE_STATUS_ACTIVE`.
 const ACTIVE: u32 = 1;
 
-fn begin(stream: CUstream, mode: u32) -> Answer {
+/// A stream begins to record, into the graph and behind the nodes that `place` says.
+fn begin(
+    stream: CUstream,
+    mode: u32,
+    place: impl FnOnce(&mut State) -> Answer<(u32, BTreeSet<u32>)>,
+) -> Answer {
     if mode > 2 {
         return Err(CuResult::INVALID_VALUE);
     }
@@ -22,9 +27,14 @@ fn begin(stream: CUstream, mode: u32) -> Answer {
             // The default stream cannot.
             return Err(CuResult::STREAM_CAPTURE_UNSUPPORTED);
         }
-        let graph = state.new_number();
-        state.graphs.begin(id, context, graph, BTreeSet::new())
+        let (graph, tips) = place(state)?;
+        state.graphs.begin(id, context, graph, tips)
     })
+}
+
+/// Into a graph of its own.
+fn anew(state: &mut State) -> Answer<(u32, BTreeSet<u32>)> {
+    Ok((state.new_number(), BTreeSet::new()))
 }
 
 /// A list of nodes, of whose edges nobody says that they are other than plain ones.
@@ -40,20 +50,6 @@ impl Nodes {
         let plain = self.edges.is_null() || self.count == 0;
         if plain { nodes_in(state, self.list, self.count) } else { Err(CuResult::NOT_SUPPORTED) }
     }
-}
-
-fn begin_in(stream: CUstream, graph: *mut c_void, after: &Nodes, mode: u32) -> Answer {
-    if mode > 2 {
-        return Err(CuResult::INVALID_VALUE);
-    }
-    with(|state| {
-        let (id, context) = state.stream(stream)?;
-        if !state.streams.contains_key(&id) {
-            return Err(CuResult::STREAM_CAPTURE_UNSUPPORTED);
-        }
-        let (graph, tips) = (graph_of(state, graph)?, after.read(state)?);
-        state.graphs.begin(id, context, graph, tips)
-    })
 }
 
 /// `CU_STREAM_SET_CAPTURE_DEPENDENCIES`; 0 is to add them.
@@ -98,18 +94,19 @@ fn info(stream: CUstream, places: &Places) -> Answer {
 
 api! {
     fn cuStreamBeginCapture | cuStreamBeginCapture_ptsz(stream: CUstream) {
-        begin(stream, 0)
+        begin(stream, 0, anew)
     }
 
     fn cuStreamBeginCapture_v2 | cuStreamBeginCapture_v2_ptsz(stream: CUstream, mode: u32) {
-        begin(stream, mode)
+        begin(stream, mode, anew)
     }
 
     fn cuStreamBeginCaptureToGraph | cuStreamBeginCaptureToGraph_ptsz(
         stream: CUstream, graph: *mut c_void, list: *const *mut c_void, edges: *const c_void,
         count: usize, mode: u32,
     ) {
-        begin_in(stream, graph, &Nodes { list, edges, count }, mode)
+        let after = Nodes { list, edges, count };
+        begin(stream, mode, |state| Ok((graph_of(state, graph)?, after.read(state)?)))
     }
 
     fn cuStreamUpdateCaptureDependencies | cuStreamUpdateCaptureDependencies_ptsz(

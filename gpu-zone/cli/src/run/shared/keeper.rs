@@ -5,8 +5,8 @@
 //! it says until the zone runs comes back on a pipe.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ use crate::arguments::{Run, Sandboxing};
 use crate::commands::{Context, answer};
 use crate::error::{CliError, Kind};
 use crate::locate;
-use crate::run::child::{self, Inherited};
+use crate::run::child::{self, Inherited, in_memory};
 use crate::run::sandbox::{self, Options};
 use crate::run::signals::Mask;
 use crate::run::{program::Program, request};
@@ -120,7 +120,7 @@ async fn become_keeper(
             "library_dir": granted.library_dir,
         },
     });
-    let orders = in_memory(&orders).map_err(failed)?;
+    let orders = in_memory("orders", orders.to_string().as_bytes()).map_err(failed)?;
     let Inherited { report, first } = inherited;
     let mut keeper = Command::new(launcher);
     for (flag, file) in [("--orders", &orders), ("--report", &report), ("--keep", &first)] {
@@ -140,12 +140,4 @@ fn launcher(options: &Options) -> Result<std::path::PathBuf, CliError> {
         CliError::new(Kind::Configuration, message)
             .hint("install it beside gpu-zone (`gpu-zone doctor` says where)")
     })
-}
-
-fn in_memory(orders: &Value) -> io::Result<OwnedFd> {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("orders", flags)?);
-    file.write_all(&serde_json::to_vec(orders)?)?;
-    file.rewind()?;
-    Ok(file.into())
 }

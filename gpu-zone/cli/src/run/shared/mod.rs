@@ -10,8 +10,7 @@ pub(crate) mod line;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -24,7 +23,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::arguments::{Exec, Run};
 use crate::commands::Context;
 use crate::error::{CliError, Kind};
-use crate::run::child::code_of_signal;
+use crate::run::child::{code_of_signal, in_memory};
 use crate::run::program::Program;
 use crate::run::sandbox::Options;
 use crate::run::signals::{self, Mask, Received};
@@ -181,13 +180,11 @@ fn handed_over(welcome: &Value, program: &Program) -> io::Result<[OwnedFd; 4]> {
     for (name, value) in variables {
         word(&[name.as_bytes(), b"=", value.as_bytes()].concat());
     }
-    let mut file = File::from(rustix::fs::memfd_create("words", rustix::fs::MemfdFlags::CLOEXEC)?);
-    file.write_all(&body)?;
-    file.rewind()?;
+    let words = in_memory("words", &body)?;
     let stream = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     use std::os::fd::AsFd;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    Ok([file.into(), stream(stdin.as_fd())?, stream(stdout.as_fd())?, stream(stderr.as_fd())?])
+    Ok([words, stream(stdin.as_fd())?, stream(stdout.as_fd())?, stream(stderr.as_fd())?])
 }
 
 /// Waits for the program, passing signals on. It is in no foreground of this terminal's, so it
