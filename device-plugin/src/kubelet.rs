@@ -99,15 +99,37 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Whether anybody answers at a socket.
-async fn is_served(path: &Path) -> bool {
-    match UnixStream::connect(path).await {
-        Ok(_) => true,
-        // What a plugin that was killed left.
-        Err(error) => {
-            !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
-        }
+/// What there is at the path of our socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    Nothing,
+    /// A file that nobody answers at: what a plugin that was killed left.
+    Left((u64, u64)),
+    /// Somebody's socket.
+    Served,
+}
+
+async fn what_is_at(path: &Path) -> There {
+    let Some(file) = file_at(path) else { return There::Nothing };
+    match UnixStream::connect(path).await.map_err(|error| error.kind()) {
+        Err(io::ErrorKind::NotFound) => There::Nothing,
+        Err(io::ErrorKind::ConnectionRefused) => There::Left(file),
+        Ok(_) | Err(_) => There::Served,
     }
+}
+
+/// Makes our socket. What somebody made at its path after it was looked at stays, and is an error.
+fn bind(path: &Path, there: There) -> io::Result<(UnixListener, (u64, u64))> {
+    check_socket_path(path).map_err(io::Error::other)?;
+    if let There::Left(left) = there
+        && file_at(path) == Some(left)
+    {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+    let socket = file_at(path).ok_or(io::ErrorKind::NotFound)?;
+    Ok((listener, socket))
 }
 
 impl<D> Registration<D> {
@@ -262,22 +284,12 @@ impl<D: Served> Registration<D> {
     async fn serve(&mut self) -> Result<(), RegisterError> {
         self.stop();
         let path = self.own_socket();
-        if is_served(&path).await {
+        let there = what_is_at(&path).await;
+        if there == There::Served {
             return Err(RegisterError::Taken(path));
         }
-        let bound = || -> io::Result<(UnixListener, (u64, u64))> {
-            check_socket_path(&path).map_err(io::Error::other)?;
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            let listener = UnixListener::bind(&path)?;
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
-            let socket = file_at(&path).ok_or(io::ErrorKind::NotFound)?;
-            Ok((listener, socket))
-        };
-        let (listener, socket) =
-            bound().map_err(|source| RegisterError::Serve { path: path.clone(), source })?;
+        let (listener, socket) = bind(&path, there)
+            .map_err(|source| RegisterError::Serve { path: path.clone(), source })?;
         let server = tonic::transport::Server::builder()
             .add_service(DevicePluginServer::new(self.door.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));

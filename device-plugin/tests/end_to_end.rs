@@ -314,6 +314,7 @@ mod tests {
 
         // A stale socket of its own, after a kill.
         cluster.kill_plugin();
+        cluster.allocatable(0).await;
         cluster.start_plugin();
         cluster.registered().await;
         let pod = cluster.small_pod("a");

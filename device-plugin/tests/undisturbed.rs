@@ -102,8 +102,9 @@ mod tests {
         // One that asks nobody puts its socket in the place of ours.
         cluster.start_plugin();
         cluster.registered().await;
-        std::fs::remove_file(&socket).unwrap();
-        let _another = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let beside = cluster.node.folder().join("another.sock");
+        let _another = std::os::unix::net::UnixListener::bind(&beside).unwrap();
+        std::fs::rename(&beside, &socket).unwrap();
         let (another, log) = (inode(), cluster.log_path());
         let says = async |_: &Cluster| {
             std::fs::read_to_string(&log).unwrap().contains("another process serves")
