@@ -23,6 +23,7 @@ mod tests {
     use serde_json::{Value, json};
     use tokio::task::JoinHandle;
 
+    use super::support::bare::Bare;
     use super::support::extender::*;
     use super::support::scheduler::*;
     use super::support::suite::*;
@@ -32,6 +33,13 @@ mod tests {
         Real(KubeScheduler),
         /// One that does what a real one is known to do, one pod after the other.
         StandIn,
+    }
+
+    /// Whom the scheduler asks.
+    enum With<'a> {
+        Nobody,
+        Bare(&'a Bare),
+        Ours(&'a Arc<Extender>),
     }
 
     enum Running {
@@ -48,10 +56,13 @@ mod tests {
     }
 
     impl Scheduler {
-        fn start(&self, fleet: &Fleet, folder: &Path, extender: Option<&Arc<Extender>>) -> Running {
+        fn start(&self, fleet: &Fleet, folder: &Path, with: &With<'_>) -> Running {
             let Self::Real(program) = self else {
                 let (pods, nodes) = (fleet.pods(), fleet.nodes.clone());
-                let extender = extender.cloned();
+                let extender = match with {
+                    With::Ours(extender) => Some(Arc::clone(extender)),
+                    With::Nobody | With::Bare(_) => None,
+                };
                 return Running::StandIn(tokio::spawn(async move {
                     loop {
                         stand_in(&pods, &nodes, extender.as_deref()).await;
@@ -59,7 +70,11 @@ mod tests {
                     }
                 }));
             };
-            let asked = extender.map(|extender| Asked::plainly(extender.port));
+            let asked = match with {
+                With::Nobody => None,
+                With::Bare(bare) => Some(Asked::plainly(bare.port)),
+                With::Ours(extender) => Some(Asked::plainly(extender.port)),
+            };
             Running::Real(program.start(folder, asked.as_ref()))
         }
     }
@@ -95,41 +110,49 @@ mod tests {
         }
     }
 
-    /// Pods a second: without the extender, and with it; which is first changes from round to round, for
-    /// the first one's pods may still be going when the second one's come.
+    /// Pods a second: without an extender, with one that does nothing, and with ours. Which is first
+    /// changes from round to round, for one's pods may still be going when the next one's come.
     async fn compare(
         fleet: &Fleet,
         scheduler: &Scheduler,
-        extender: &Arc<Extender>,
+        (bare, extender): (&Bare, &Arc<Extender>),
         folder: &Path,
         (pods, round): (u32, u32),
-    ) -> [f64; 2] {
-        let mut rates = [0.0; 2];
-        let order = if round % 2 == 1 { [false, true] } else { [true, false] };
+    ) -> [f64; 3] {
+        let mut rates = [0.0; 3];
+        let asked =
+            [("without", With::Nobody), ("bare", With::Bare(bare)), ("with", With::Ours(extender))];
         // The pods are there before the scheduler is, so nobody measures how fast they are created.
-        for with in order {
+        for turn in 0..asked.len() {
+            let which = (turn + usize::try_from(round).unwrap()) % asked.len();
+            let (name, with) = &asked[which];
             let limits: &[(&str, u64)] = match with {
-                true => &[("gpu", 1), ("memory-mib", 1024)],
-                false => &[("gpu", 1)],
+                With::Nobody => &[("gpu", 1)],
+                With::Bare(_) | With::Ours(_) => &[("gpu", 1), ("memory-mib", 1024)],
             };
-            let names = fleet.create(if with { "with" } else { "without" }, pods, limits).await;
-            let begin = || scheduler.start(fleet, folder, with.then_some(extender));
+            let names = fleet.create(name, pods, limits).await;
+            let begin = || scheduler.start(fleet, folder, with);
             let (running, a_second) = fleet.bound(&names, begin).await;
-            rates[usize::from(with)] = a_second;
-            if with {
+            rates[which] = a_second;
+            if matches!(with, With::Ours(_)) {
                 fleet.placed_once(&names).await;
-                let large = fleet.create("large", 1, &[("gpu", 1), ("memory-mib", 1 << 20)]).await;
-                let path = format!("/explain/{NAME}/{}", large.first().unwrap());
-                let said = async || extender.ask(&path, &Value::Null).await.1.to_string();
-                let log = || extender.log();
-                until("its reason", log, async || said().await.contains("even when empty")).await;
-                let pod = fleet.pods().get(large.first().unwrap()).await.unwrap();
-                assert_eq!(pod.spec.unwrap().node_name, None);
+                too_large(fleet, extender).await;
             }
             drop(running);
             fleet.delete_pods().await;
         }
         rates
+    }
+
+    /// A pod that no node can have waits, with its reason.
+    async fn too_large(fleet: &Fleet, extender: &Extender) {
+        let large = fleet.create("large", 1, &[("gpu", 1), ("memory-mib", 1 << 20)]).await;
+        let path = format!("/explain/{NAME}/{}", large.first().unwrap());
+        let said = async || extender.ask(&path, &Value::Null).await.1.to_string();
+        let log = || extender.log();
+        until("its reason", log, async || said().await.contains("even when empty")).await;
+        let pod = fleet.pods().get(large.first().unwrap()).await.unwrap();
+        assert_eq!(pod.spec.unwrap().node_name, None);
     }
 
     fn median(mut rates: Vec<f64>) -> f64 {
@@ -154,17 +177,22 @@ mod tests {
                 Scheduler::Real(_) => "kube-scheduler",
                 Scheduler::StandIn => "a stand-in, which says nothing of a cluster",
             };
-            let mut all: [Vec<f64>; 2] = Default::default();
+            let bare = Bare::start(kubeconfig).await;
+            let both = (&bare, &extender);
+            let mut all: [Vec<f64>; 3] = Default::default();
             for round in 1..=rounds {
                 let folder = folder.path();
-                let rates = compare(&fleet, scheduler, &extender, folder, (pods, round)).await;
-                println!("round {round}: {:.0} pods/s without, {:.0} with", rates[0], rates[1]);
+                let rates = compare(&fleet, scheduler, both, folder, (pods, round)).await;
+                println!(
+                    "round {round}: {:.0} pods/s without, {:.0} with a bare one, {:.0} with ours",
+                    rates[0], rates[1], rates[2]
+                );
                 all.iter_mut().zip(rates).for_each(|(all, rate)| all.push(rate));
             }
-            let [without, with] = all.map(median);
-            let part = with / without;
+            let [without, bare, with] = all.map(median);
+            let (part, of_bare) = (with / without, with / bare);
             println!(
-                "{nodes} nodes, {pods} pods, medians of {rounds}, {who}: {without:.0} pods/s without the extender, {with:.0} with it: {part:.2} (wanted: 0.9)"
+                "{nodes} nodes, {pods} pods, medians of {rounds}, {who}: {without:.0} pods/s without an extender, {bare:.0} with one that does nothing, {with:.0} with ours: {part:.2} (wanted: 0.9), {of_bare:.2} of the one that does nothing"
             );
         };
         // Whatever fails, nothing is left behind.
@@ -190,7 +218,7 @@ mod tests {
         let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
         let kubeconfig = api.kubeconfig(folder.path()).unwrap();
         suite(client(&kubeconfig).await, &kubeconfig, &Scheduler::StandIn, Size(3, 20, 1)).await;
-        assert_eq!(api.bindings().len(), 40);
+        assert_eq!(api.bindings().len(), 60);
         for kind in
             ["pods", "nodes", "gpunodes", "gpuquotas", "namespaces", "customresourcedefinitions"]
         {

@@ -10,6 +10,7 @@ use tests::{NAME, VARIABLE, say};
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Debug;
     use std::io::Write;
     use std::panic::AssertUnwindSafe;
     use std::path::PathBuf;
@@ -19,9 +20,10 @@ mod tests {
     use gpuzone_crds::{GpuNode, GpuNodeSpec, GpuNodeStatus, GpuQuota};
     use k8s_openapi::api::core::v1::Node;
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-    use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+    use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
     use kube::config::{KubeConfigOptions, Kubeconfig};
-    use kube::{Api, Client, CustomResourceExt};
+    use kube::{Api, Client, CustomResourceExt, Resource};
+    use serde::de::DeserializeOwned;
 
     use super::node::{Served, clean, prepare};
 
@@ -65,33 +67,47 @@ mod tests {
     }
 
     /// The definition as it is stored, and whether it was made now.
-    async fn define<K: CustomResourceExt>(client: &Client) -> (CustomResourceDefinition, bool) {
+    async fn define<K>(client: &Client) -> (CustomResourceDefinition, bool)
+    where
+        K: CustomResourceExt + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
         let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
         let definition = K::crd();
         // Not applied: a server that knows no rules in CEL (before 1.23) refuses to apply what has some,
         // and leaves them out of what is created.
-        match definitions.get_opt(K::crd_name()).await.unwrap() {
-            Some(stored) => (stored, false),
-            None => (definitions.create(&PostParams::default(), &definition).await.unwrap(), true),
+        if let Some(stored) = definitions.get_opt(K::crd_name()).await.unwrap() {
+            return (stored, false);
         }
+        let stored = definitions.create(&PostParams::default(), &definition).await.unwrap();
+        // The new kind is served a moment later.
+        let (objects, few) = (Api::<K>::all(client.clone()), ListParams::default().limit(1));
+        for _ in 0..100 {
+            if objects.list(&few).await.is_ok() {
+                return (stored, true);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{} is not served", K::crd_name());
     }
 
     async fn undefine<K: CustomResourceExt>(client: &Client) {
         let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
         definitions.delete(K::crd_name(), &DeleteParams::default()).await.unwrap();
+        // It goes when its objects have gone.
+        for _ in 0..100 {
+            if definitions.get_opt(K::crd_name()).await.unwrap().is_none() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{} does not go", K::crd_name());
     }
 
     async fn takes_and_holds(client: Client, has_rules: bool) {
         let apply = PatchParams::apply(NAME).force();
         let nodes: Api<GpuNode> = Api::all(client);
         let mut node = GpuNode::new(NAME, GpuNodeSpec { node: NAME.into() });
-        // The new kind is served a moment later.
-        for _ in 0..100 {
-            if nodes.patch(NAME, &apply, &Patch::Apply(&node)).await.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        nodes.patch(NAME, &apply, &Patch::Apply(&node)).await.unwrap();
         node.status = Some(GpuNodeStatus::new("simulated", Vec::new()));
         nodes.patch_status(NAME, &apply, &Patch::Apply(&node)).await.unwrap();
         let wrong = GpuNode::new(NAME, GpuNodeSpec { node: "another".into() });

@@ -1,6 +1,7 @@
 //! Objects of tests, and an index that knows some.
 #![allow(dead_code, clippy::unwrap_used, reason = "not every test needs all of it")]
 
+pub(crate) mod bare;
 pub(crate) mod certificates;
 pub(crate) mod extender;
 pub(crate) mod promises;
