@@ -3,6 +3,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod extender;
+pub(crate) mod goings;
 pub(crate) mod promises;
 pub(crate) mod questions;
 pub(crate) mod scheduler;
@@ -28,6 +29,7 @@ pub(crate) fn settings() -> Settings {
         policy: Policy::Pack,
         without_quota: WithoutQuota::Admit,
         group_patience: Duration::from_secs(20),
+        replacement: Duration::from_secs(60),
     }
 }
 
