@@ -5,7 +5,8 @@
 //! is gone leaves its place to who replaces it, pods go for others only where that makes room for all that
 //! start together, and nothing is lost or left behind.
 //!
-//! `GPUZONE_MODEL_SEEDS=2000 cargo test -p gpuzone-scheduler-ext --test model` tries more.
+//! `GPUZONE_MODEL_SEEDS=2000 cargo test -p gpuzone-scheduler-ext --test model` tries more, and
+//! `GPUZONE_MODEL_FIRST=1000` begins with that one.
 #[cfg(test)]
 mod support;
 
@@ -127,7 +128,9 @@ mod tests {
     fn never_two_pods_on_the_same_bytes() {
         let (mut bound, mut refused, mut out, mut kept) = (0, 0, 0, 0);
         let (mut resumed, mut goings) = (0, [0; 5]);
-        for seed in 1..=seeds(60) {
+        let (first, last) = (first_seed(), seeds(60));
+        let tried = last.saturating_sub(first - 1);
+        for seed in first..=last {
             let mut world = World::new(seed);
             for step in 0..2400 {
                 world.step();
@@ -154,11 +157,12 @@ mod tests {
         println!(
             "{left} places were left to who replaces a pod, {sure} of them for sure, {taken} taken by one; room was made for {room} groups; {went} pods went for others"
         );
-        assert!(u64::from(4 * taken.min(went)) > seeds(60) && sure.min(room) > 0, "and that");
+        // Of few sequences not each has everything.
+        assert!(tried < 60 || u64::from(4 * taken.min(went)) > tried && sure.min(room) > 0);
         assert!(
-            u64::from(refused.min(out)) > seeds(60) && kept.min(resumed) > 0,
+            u64::from(refused.min(out)) > tried && kept.min(resumed) > 0,
             "each of it happened"
         );
-        assert!(u64::from(bound) > 12 * seeds(60), "the model did bind pods: {bound}");
+        assert!(u64::from(bound) > 12 * tried, "the model did bind pods: {bound}");
     }
 }

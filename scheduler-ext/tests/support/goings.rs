@@ -150,6 +150,7 @@ impl World {
                 pod["metadata"]["annotations"] = json!({ "gpuzone.dev/pod-group-size": size });
             }
             pod["spec"].as_object_mut().unwrap().remove("nodeName");
+            pod["status"] = json!({ "phase": "Pending" });
             pod
         });
     }

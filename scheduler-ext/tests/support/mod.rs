@@ -179,3 +179,9 @@ pub(crate) fn seeds(usual: u64) -> u64 {
     let set = std::env::var("GPUZONE_MODEL_SEEDS").ok();
     set.and_then(|seeds| seeds.parse().ok()).unwrap_or(usual)
 }
+
+/// The first of them.
+pub(crate) fn first_seed() -> u64 {
+    let set = std::env::var("GPUZONE_MODEL_FIRST").ok();
+    set.and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
