@@ -365,6 +365,7 @@ mod tests {
             policy: Policy::Pack,
             without_quota: WithoutQuota::Admit,
             group_patience: Duration::from_secs(20),
+            replacement: Duration::from_secs(60),
         }));
         let gpu: GpuEntry = serde_json::from_value(json!({
             "uuid": "GPU-00000001-0000-0000-0000-000000000001", "index": 0, "model": "H100",

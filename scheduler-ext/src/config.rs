@@ -92,6 +92,10 @@ pub struct Config {
     /// httpTimeout. A PodGroup's scheduleTimeoutSeconds can make it shorter.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub group_seconds: u64,
+    /// How long the place of a pod of a group that is deleted or fails stays for the pod that replaces it, at
+    /// most, in seconds; 0: not at all.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=600))]
+    pub replacement_seconds: u64,
     /// How often a cluster without PodGroups is asked whether it has them now, in seconds.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub pod_group_look_seconds: u64,
@@ -158,6 +162,7 @@ impl Config {
                 Unquoted::Admit => WithoutQuota::Admit,
             },
             group_patience: Duration::from_secs(self.group_seconds),
+            replacement: Duration::from_secs(self.replacement_seconds),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The verbs over HTTP, and what people and probes ask.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -252,14 +252,18 @@ async fn preempt(State(app): State<App>, request: Request) -> Result<Response, B
         (node, MetaVictims { pods, violations: victims.violations })
     });
     let mut result = PreemptResult::default();
-    for (node, victims) in meta.into_iter().chain(whole) {
-        let named = victims.pods.iter().flatten().filter_map(|pod| pod.uid.parse().ok()).collect();
-        let chosen = app.shared.index().preempt(&pod, &node, &named);
-        if let Some(chosen) = chosen {
-            let pods = chosen.pods.iter().map(|uid| MetaPod { uid: uid.to_string() }).collect();
-            let victims = MetaVictims { pods: Some(pods), violations: victims.violations };
-            result.node_name_to_meta_victims.insert(node, victims);
-        }
+    let asked: BTreeMap<String, MetaVictims> = meta.into_iter().chain(whole).collect();
+    let named = asked.iter().map(|(node, victims)| {
+        let pods = victims.pods.iter().flatten().filter_map(|pod| pod.uid.parse().ok());
+        (node.clone(), pods.collect())
+    });
+    let named = named.collect();
+    let chosen = app.shared.index().preempt(&pod, &named);
+    for (node, chosen) in chosen {
+        let violations = asked.get(&node).map_or(0, |victims| victims.violations);
+        let pods = chosen.pods.iter().map(|uid| MetaPod { uid: uid.to_string() }).collect();
+        let victims = MetaVictims { pods: Some(pods), violations };
+        result.node_name_to_meta_victims.insert(node, victims);
     }
     app.metrics.count(Verb::Preempt, true, began.elapsed());
     Ok(json(&result, body.len()))
@@ -277,7 +281,7 @@ async fn explain(
 async fn quotas(State(app): State<App>) -> Response {
     let reports = app.shared.index().quota_reports();
     let reports = reports.into_iter().map(|report| (report.name.clone(), report));
-    json(&reports.collect::<std::collections::BTreeMap<_, _>>(), SMALL)
+    json(&reports.collect::<BTreeMap<_, _>>(), SMALL)
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ pub(crate) struct Metrics {
     waiting: Gauge,
     reserved: Gauge,
     bound: Gauge,
+    vacant: Gauge,
     in_part: Gauge,
     leading: Gauge,
 }
@@ -77,16 +78,19 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("gpuzone_scheduler");
         let requests = Family::default();
         let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
-        let [waiting, reserved, bound, in_part, leading] = [(); 5].map(|()| Gauge::default());
+        let [waiting, reserved, bound, vacant, in_part, leading] =
+            [(); 6].map(|()| Gauge::default());
         registry.register("requests", "What the scheduler asked", requests.clone());
         registry.register("request_seconds", "How long an answer took", seconds.clone());
         registry.register("pods_waiting", "Pods with GPUs that have no node", waiting.clone());
         registry.register("pods_reserved", "Pods on their way to a node", reserved.clone());
         registry.register("pods_bound", "Pods that were seen on their node", bound.clone());
+        let help = "Places that stay for pods that replace others of their group";
+        registry.register("places_vacant", help, vacant.clone());
         let help = "Groups of which some pods are bound and fewer than start together";
         registry.register("groups_in_part", help, in_part.clone());
         registry.register("leading", "Whether this replica binds pods", leading.clone());
-        Self { registry, requests, seconds, waiting, reserved, bound, in_part, leading }
+        Self { registry, requests, seconds, waiting, reserved, bound, vacant, in_part, leading }
     }
 }
 
@@ -113,6 +117,7 @@ impl Metrics {
         set(&self.waiting, counts.waiting);
         set(&self.reserved, counts.reserved);
         set(&self.bound, counts.bound);
+        set(&self.vacant, counts.vacant);
         set(&self.in_part, in_part);
         self.leading.set(leading.into());
         let mut text = String::new();

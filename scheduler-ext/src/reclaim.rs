@@ -43,8 +43,8 @@ async fn evict_all(shared: &Shared, client: &Client, reclaim: &Reclaim) {
                 return;
             }
             if !dry {
-                let (victim, pod, node) = (name, &reclaim.pod, &reclaim.node);
-                tracing::info!(%victim, %pod, node, "evicted: what it borrows is guaranteed to the other");
+                let (victim, pod) = (name, &reclaim.pod);
+                tracing::info!(%victim, %pod, "evicted: what it borrows is guaranteed to the other");
                 let now = shared.now();
                 shared.index().evicting(std::slice::from_ref(uid), true, now);
             }

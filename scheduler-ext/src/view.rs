@@ -37,8 +37,13 @@ pub struct PodView {
     pub node: Option<NodeName>,
     /// Whether it is over: a final phase, and no container that could still run.
     pub ended: bool,
+    /// Whether it is over and did what it was to do.
+    pub succeeded: bool,
     /// Whether it is being deleted.
     pub terminating: bool,
+    /// Whether Kubernetes says that it is taken away, for another pod, by an eviction, or because of its
+    /// node: what comes in its place is not to be where it was.
+    pub disrupted: bool,
     /// What it asks for; `None` for nothing.
     pub ask: Result<Option<Ask>, AskError>,
     /// When it was created, in seconds since 1970.
@@ -75,7 +80,9 @@ impl PodView {
             name,
             node,
             ended: ended(pod),
+            succeeded: ended(pod) && phase(pod) == Some("Succeeded"),
             terminating: meta.deletion_timestamp.is_some(),
+            disrupted: disrupted(pod),
             ask,
             created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             host: host::requests(pod),
@@ -110,8 +117,19 @@ fn ended(pod: &Pod) -> bool {
         status.state.as_ref().is_some_and(|state| state.running.is_some())
     };
     let all = [&status.container_statuses, &status.init_container_statuses];
-    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    matches!(phase(pod), Some("Succeeded" | "Failed"))
         && !all.into_iter().flatten().flatten().any(runs)
+}
+
+fn phase(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
+}
+
+/// Kubernetes 1.26 and later says it.
+fn disrupted(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|of| of.type_ == "DisruptionTarget" && of.status == "True")
 }
 
 /// The limits of all its containers.

@@ -387,8 +387,8 @@ mod tests {
         let mut back = pod("other", "f", &[("gpu", 1)]);
         back["spec"]["priority"] = json!(0);
         assert!(reason(&mut index, &back).contains("memory free"));
-        let victims = index.preempt(&view(&back), "n1", &BTreeSet::new()).unwrap();
-        assert_eq!(victims.pods, BTreeSet::from([uid("uid-c")]));
+        let victims = victims(&index, &back, "n1", &BTreeSet::new()).unwrap();
+        assert_eq!(victims, BTreeSet::from([uid("uid-c")]));
         let borrowed = index.quota_reports().remove(1).status.borrowed.unwrap();
         assert_eq!(borrowed.gpus, Some(1));
     }

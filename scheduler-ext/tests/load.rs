@@ -74,7 +74,8 @@ mod tests {
         fn start(&mut self) -> Extender {
             self.started += 1;
             let name = format!("r{}", self.started);
-            Extender::start(&self.api, self.folder.path(), &name, &["--group-seconds", "1"])
+            let more = ["--group-seconds", "1", "--replacement-seconds", "2"];
+            Extender::start(&self.api, self.folder.path(), &name, &more)
         }
 
         fn log(&self) -> String {
@@ -239,6 +240,7 @@ mod tests {
             let wanted = [
                 format!("pods_bound {bound}\n"),
                 "pods_reserved 0\n".to_owned(),
+                "places_vacant 0\n".to_owned(),
                 "groups_in_part 0\n".to_owned(),
                 "scheduler_leading 1\n".to_owned(),
             ];

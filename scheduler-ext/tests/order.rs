@@ -157,21 +157,21 @@ mod tests {
         urgent["spec"]["priority"] = json!(5);
         // What the scheduler named frees enough: nobody else goes.
         let named = BTreeSet::from([uid("uid-b")]);
-        assert_eq!(index.preempt(&view(&urgent), "n1", &named).unwrap().pods, named);
-        assert_eq!(index.preempt(&view(&urgent), "n1", &BTreeSet::new()).unwrap().pods.len(), 1);
+        assert_eq!(victims(&index, &urgent, "n1", &named).unwrap(), named);
+        assert_eq!(victims(&index, &urgent, "n1", &BTreeSet::new()).unwrap().len(), 1);
         let mut whole = pod("team", "w", &[("gpu", 1)]);
         whole["spec"]["priority"] = json!(5);
-        let two = index.preempt(&view(&whole), "n1", &BTreeSet::new()).unwrap();
-        assert_eq!(two.pods.len(), 2);
-        assert!(!two.pods.contains(&uid("uid-d")), "of a higher priority");
+        let two = victims(&index, &whole, "n1", &BTreeSet::new()).unwrap();
+        assert_eq!(two.len(), 2);
+        assert!(!two.contains(&uid("uid-d")), "of a higher priority");
         let of = |uid: &str| if uid.ends_with(['a', 'c']) { "team" } else { "other" };
-        let tenants: BTreeSet<&str> = two.pods.iter().map(|uid| of(uid.as_str())).collect();
-        assert_eq!(tenants.len(), 2, "d keeps the other GPU: {:?}", two.pods);
+        let tenants: BTreeSet<&str> = two.iter().map(|uid| of(uid.as_str())).collect();
+        assert_eq!(tenants.len(), 2, "d keeps the other GPU: {:?}", two);
         whole["spec"]["priority"] = json!(0);
-        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+        assert_eq!(victims(&index, &whole, "n1", &BTreeSet::new()), None);
         whole["spec"]["priority"] = json!(5);
         whole["spec"]["preemptionPolicy"] = json!("Never");
-        assert_eq!(index.preempt(&view(&whole), "n1", &BTreeSet::new()), None);
+        assert_eq!(victims(&index, &whole, "n1", &BTreeSet::new()), None);
     }
 
     /// Whichever pods come first by their UIDs: the GPU goes of which the fewest tenants lose a pod, and
@@ -192,7 +192,7 @@ mod tests {
         }
         let victims = |index: &Index, pod: &Value| {
             let none = BTreeSet::new();
-            let pods = index.preempt(&view(pod), "n1", &none).unwrap().pods;
+            let pods = super::support::questions::victims(index, pod, "n1", &none).unwrap();
             pods.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(victims(&index, &whole), ["uid-c", "uid-d"], "z alone");
@@ -210,6 +210,84 @@ mod tests {
         important["spec"]["priority"] = json!(4);
         index.apply_pod(view(&important));
         assert_eq!(victims(&index, &whole), ["uid-a", "uid-b"]);
+    }
+
+    /// A group that loses a pod has the others for nothing: it loses one where nobody else will do, the
+    /// smallest group then, and where it is not whole any more anyhow, before another one does.
+    #[test]
+    fn preemption_takes_of_groups_last_and_of_one_that_is_not_whole_first() {
+        let mut index = index(2, 4);
+        let half = |name: &str| pod("team", name, &[("gpu", 1), ("memory-mib", 8192)]);
+        let running = |index: &mut Index, pods: &[Value], on: &str| {
+            for bound in bind_group(index, pods, on) {
+                index.apply_pod(view(&bound));
+            }
+        };
+        let of = |group: &str, size: u32| -> Vec<Value> {
+            let member = |n| grouped(half(&format!("{group}{n}")), group, size);
+            (0..size).map(member).collect()
+        };
+        running(&mut index, &of("large", 4), "n1");
+        running(&mut index, &of("mid", 3), "n1");
+        running(&mut index, &[half("single")], "n1");
+        let urgent = |gpus: u64| {
+            let mut pod = pod("team", "u", &[("gpu", gpus), ("memory-mib", 8192)]);
+            pod["spec"]["priority"] = json!(5);
+            pod
+        };
+        let none = BTreeSet::new();
+        let taken = |index: &Index, gpus: u64| -> Vec<String> {
+            let pods = victims(index, &urgent(gpus), "n1", &none).unwrap();
+            pods.iter().map(|uid| uid.as_str()["uid-".len()..].to_owned()).collect()
+        };
+        assert_eq!(taken(&index, 1), ["single"], "of no group");
+        index.remove_pod(&uid("uid-single"));
+        running(&mut index, &of("one", 1), "n1");
+        assert_eq!(taken(&index, 1), ["one0"], "who is alone is no group");
+        index.remove_pod(&uid("uid-one0"));
+        running(&mut index, &[half("again")], "n1");
+        // Two GPUs need another pod, of one of the groups: two of the smaller one are for nothing then,
+        // and not three.
+        let two = taken(&index, 2);
+        assert!(two.iter().all(|name| name == "again" || name.starts_with("mid")), "{two:?}");
+        // Whose group has lost one already goes before others.
+        let lost = BTreeSet::from([uid("uid-large0")]);
+        let mut whole = urgent(2);
+        whole["spec"]["containers"][0]["resources"]["limits"]["gpuzone.dev/gpu"] = json!("3");
+        let pods = victims(&index, &whole, "n1", &lost).unwrap();
+        assert!(pods.iter().all(|uid| !uid.as_str().starts_with("uid-mid")), "{pods:?}");
+    }
+
+    /// For one pod of a group nobody goes when the others find no room whoever goes.
+    #[test]
+    fn nobody_goes_for_a_part_of_a_group() {
+        let mut index = index(2, 2);
+        for (name, on, priority) in [("a", "n1", 1), ("b", "n1", 1), ("c", "n2", 1), ("d", "n2", 9)]
+        {
+            let mut bound = bind(&mut index, &pod("team", name, &[("gpu", 1)]), on).unwrap();
+            bound["spec"]["priority"] = json!(priority);
+            index.apply_pod(view(&bound));
+        }
+        let group = |name: &str, size: u32| -> Vec<Value> {
+            let member = |n| {
+                let pod = pod("team", &format!("{name}{n}"), &[("gpu", 1)]);
+                let mut pod = grouped(pod, name, size);
+                pod["spec"]["priority"] = json!(5);
+                pod
+            };
+            (0..size).map(member).collect()
+        };
+        let none = BTreeSet::new();
+        for (size, helps) in [(3, true), (4, false)] {
+            let pods = group(&format!("g{size}-"), size);
+            pods.iter().for_each(|pod| index.apply_pod(view(pod)));
+            let taken = victims(&index, &pods[0], "n1", &none);
+            assert_eq!(taken.map(|pods| pods.len()), helps.then_some(1), "of {size}");
+            // And one that may take nobody's place takes none.
+            let mut humble = pods[0].clone();
+            humble["spec"]["preemptionPolicy"] = json!("Never");
+            assert_eq!(victims(&index, &humble, "n1", &none), None);
+        }
     }
 
     #[test]

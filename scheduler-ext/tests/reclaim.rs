@@ -8,13 +8,13 @@ mod tests {
     use std::time::Duration;
 
     use gpuzone_api::kubernetes::{Access, PodUid, SCHEDULER_EXT_RECLAIM_ACCESS};
-    use gpuzone_scheduler_ext::index::{Index, Moment, Settled};
+    use gpuzone_scheduler_ext::index::{Index, Moment, Reclaim};
     use serde_json::{Value, json};
 
     use super::support::extender::{Extender, ROLES, cluster, until};
+    use super::support::questions::{self, T};
     use super::support::*;
 
-    const T: Moment = Duration::from_secs(100);
     const PATIENCE: Moment = Duration::from_secs(10);
 
     /// Two quotas of a cohort, each with two GPUs of its own.
@@ -32,14 +32,9 @@ mod tests {
         pod(namespace, name, &[("gpu", 1)])
     }
 
-    fn bind(index: &mut Index, mut pod: Value, on: &str) {
-        index.apply_pod(view(&pod));
-        let order = index.reserve(&view(&pod).uid, &node(on)).unwrap();
-        index.settle(&order.uid, order.ticket, Settled::Written, T);
-        pod["spec"]["nodeName"] = json!(on);
-        pod["metadata"]["annotations"] =
-            json!({ "gpuzone.dev/placement": order.placement.to_string() });
-        index.apply_pod(view(&pod));
+    fn bind(index: &mut Index, pod: Value, on: &str) {
+        let bound = questions::bind(index, &pod, on).unwrap();
+        index.apply_pod(view(&bound));
     }
 
     fn lent() -> Index {
@@ -58,6 +53,12 @@ mod tests {
         victims.iter().map(|(_, uid)| uid.clone()).collect()
     }
 
+    /// The only node that room is made on.
+    fn on(reclaim: &Reclaim) -> &str {
+        assert_eq!(reclaim.nodes.len(), 1, "{reclaim:?}");
+        reclaim.nodes.first().unwrap()
+    }
+
     #[test]
     fn no_more_than_was_lent_and_only_where_the_pod_may_go() {
         let mut index = lent();
@@ -68,7 +69,7 @@ mod tests {
         assert_eq!(index.reclaim(T, PATIENCE), None, "it has not waited");
         let later = T + PATIENCE;
         let reclaim = index.reclaim(later, PATIENCE).unwrap();
-        assert_eq!((reclaim.node.as_str(), reclaim.victims.len()), ("n2", 1));
+        assert_eq!((on(&reclaim), reclaim.victims.len()), ("n2", 1));
         let first = uids(&reclaim.victims);
         // A budget keeps that one: the other one of the node.
         let kept: Vec<PodUid> = first.iter().cloned().collect();
@@ -88,7 +89,7 @@ mod tests {
         let even_later = later + PATIENCE;
         let reclaim = index.reclaim(even_later, PATIENCE).unwrap();
         index.remove_pod(uids(&reclaim.victims).first().unwrap());
-        bind(&mut index, next, &reclaim.node);
+        bind(&mut index, next, on(&reclaim));
         let third = whole("other", "z");
         index.apply_pod(view(&third));
         index.filter(&view(&third), &["n1", "n2"], even_later).unwrap();
@@ -109,6 +110,90 @@ mod tests {
         assert_eq!((reclaim.pod.name.as_str(), reclaim.victims.len()), ("x", 2));
         index.remove_pod(&uid("uid-x"));
         assert_eq!(index.reclaim(T + PATIENCE, PATIENCE), None);
+    }
+
+    fn group(name: &str, size: u32) -> Vec<Value> {
+        let member = |n| grouped(whole("other", &format!("{name}{n}")), name, size);
+        (0..size).map(member).collect()
+    }
+
+    /// Room for all of a group is made at once, on all of its nodes, and what becomes free while others
+    /// still end is nobody else's.
+    #[test]
+    fn a_group_has_room_made_for_all_of_it() {
+        let mut index = lent();
+        let pods = group("g", 2);
+        pods.iter().for_each(|pod| index.apply_pod(view(pod)));
+        index.filter(&view(&pods[0]), &["n1", "n2"], T).unwrap();
+        assert_eq!(index.reclaim(T, PATIENCE), None, "it has not waited");
+        let later = T + PATIENCE;
+        let reclaim = index.reclaim(later, PATIENCE).unwrap();
+        let gone: Vec<PodUid> = uids(&reclaim.victims).into_iter().collect();
+        assert_eq!(gone.len(), 2);
+        index.evicting(&gone, true, later);
+        assert_eq!(index.reclaim(later, PATIENCE), None, "no more than that");
+        // One has ended; who borrowed comes back at once, as another pod, and finds nothing.
+        index.remove_pod(&gone[0]);
+        let back = whole("team", "back");
+        index.apply_pod(view(&back));
+        let filtered = |index: &mut Index, pod: &Value| {
+            let answer = index.filter(&view(pod), &["n1", "n2"], later).unwrap();
+            answer.0.iter().any(Result::is_ok)
+        };
+        assert!(!filtered(&mut index, &back), "it is kept for the group");
+        assert!(!filtered(&mut index, &pods[0]), "there is no room for both yet");
+        assert_eq!(index.counts().vacant, 1, "and what there is stays");
+        index.remove_pod(&gone[1]);
+        assert!(!filtered(&mut index, &back));
+        assert!(filtered(&mut index, &pods[0]) && filtered(&mut index, &pods[1]));
+        assert_eq!((index.counts().vacant, index.counts().reserved), (0, 2));
+    }
+
+    /// A group that does not need it any more leaves it to others, and so does one that does not come.
+    #[test]
+    fn what_was_taken_back_for_a_group_is_not_kept_for_ever() {
+        for waits in [true, false] {
+            let mut index = lent();
+            let pods = group("g", 2);
+            pods.iter().for_each(|pod| index.apply_pod(view(pod)));
+            index.filter(&view(&pods[0]), &["n1", "n2"], T).unwrap();
+            let later = T + PATIENCE;
+            let reclaim = index.reclaim(later, PATIENCE).unwrap();
+            let gone: Vec<PodUid> = uids(&reclaim.victims).into_iter().collect();
+            index.evicting(&gone, true, later);
+            index.remove_pod(&gone[0]);
+            assert_eq!(index.counts().vacant, 1);
+            if !waits {
+                pods.iter().for_each(|pod| index.remove_pod(&view(pod).uid));
+            }
+            index.expire_groups(later + Duration::from_secs(59));
+            assert_eq!(index.counts().vacant, usize::from(waits));
+            index.expire_groups(later + Duration::from_secs(61));
+            assert_eq!(index.counts().vacant, 0);
+        }
+    }
+
+    /// None goes for a part of a group: not where the others would take more than is guaranteed to them,
+    /// and not where who borrows cannot be evicted.
+    #[test]
+    fn nobody_goes_for_a_part_of_a_group() {
+        let mut index = lent();
+        let large = group("large", 3);
+        large.iter().for_each(|pod| index.apply_pod(view(pod)));
+        index.filter(&view(&large[0]), &["n1", "n2"], T).unwrap();
+        let later = T + PATIENCE;
+        assert_eq!(index.reclaim(later, PATIENCE), None, "two are guaranteed to it");
+        let pods = group("g", 2);
+        pods.iter().for_each(|pod| index.apply_pod(view(pod)));
+        // One node, of whose pods one is kept by a budget.
+        index.filter(&view(&pods[0]), &["n1"], later).unwrap();
+        index.evicting(&[uid("uid-a")], false, later + PATIENCE);
+        assert_eq!(index.reclaim(later + PATIENCE, PATIENCE), None);
+        index.filter(&view(&pods[0]), &["n1", "n2"], later).unwrap();
+        let again = later + PATIENCE + Duration::from_secs(5);
+        let reclaim = index.reclaim(again, PATIENCE).unwrap();
+        assert_eq!(reclaim.victims.len(), 2);
+        assert!(!uids(&reclaim.victims).contains(&uid("uid-a")));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,8 @@
 //!    └────────────────────────────────seen on a node──────────────────────────────────────┘
 //! ```
 //!
+//! What becomes of the place of a pod that is gone, [`super::vacant`] says: it may be `Kept` for another.
+//!
 //! What the API server answers, [`super::settle`] takes in.
 
 use std::collections::BTreeMap;
@@ -67,7 +69,8 @@ pub(super) enum State {
         /// Since when.
         since: Moment,
     },
-    /// The API server refused it, while others of its group are bound or may be.
+    /// The API server refused it, while others of its group are bound or may be, or it is to replace one of
+    /// a group that runs.
     Kept,
 }
 
@@ -185,6 +188,7 @@ impl Index {
                 State::Kept => self.reserve_kept(uid),
             },
             Stand::Waiting => self.reserve_new(uid, node),
+            Stand::Vacant(_) => Err(ReserveError::Unknown),
         }
     }
 
@@ -251,7 +255,7 @@ impl Index {
 
     /// Whether all GPUs of a reservation are still there, healthy, and handed over as they are
     /// asked for.
-    fn still_fits(&self, uid: &PodUid) -> bool {
+    pub(super) fn still_fits(&self, uid: &PodUid) -> bool {
         let Some(entry) = self.pods.get(uid) else { return false };
         let (Some(held), Some(ask)) = (entry.held(), entry.asks()) else { return false };
         let Some(node) = self.nodes.get(held.node.as_str()) else { return false };
@@ -265,7 +269,7 @@ impl Index {
     pub(super) fn reservation_mut(&mut self, uid: &PodUid) -> Option<&mut Reservation> {
         match &mut self.pods.get_mut(uid)?.stand {
             Stand::Reserved(reservation) => Some(reservation),
-            Stand::Waiting | Stand::Bound(_) => None,
+            Stand::Waiting | Stand::Bound(_) | Stand::Vacant(_) => None,
         }
     }
 

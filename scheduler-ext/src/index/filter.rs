@@ -6,6 +6,7 @@ use std::sync::Arc;
 use gpuzone_core::engine::{Amount, MemoryAsk, PodDemand, Reason, Score, rank_scores};
 
 use super::bind::State;
+use super::group::NoPlan;
 use super::pods::Stand;
 use super::quota::Gates;
 use super::{Index, Moment};
@@ -88,6 +89,11 @@ impl Index {
         if missing.is_empty() { Ok(()) } else { Err(FilterError::NotReady(missing.join(", "))) }
     }
 
+    /// What time it is: times are reckoned from the last that was told.
+    pub(super) fn tell(&mut self, now: Moment) {
+        self.now = self.now.max(now);
+    }
+
     /// Which of `nodes` serve a pod.
     ///
     /// # Errors
@@ -99,6 +105,7 @@ impl Index {
         now: Moment,
     ) -> Result<Filtered, FilterError> {
         self.ready()?;
+        self.tell(now);
         let ask = match &pod.ask {
             Ok(Some(ask)) => ask,
             Ok(None) => return Ok(Filtered(vec![Ok(()); nodes.len()])),
@@ -112,7 +119,21 @@ impl Index {
                 let reason = "the pod is not known here yet; it is tried again";
                 return Ok(Filtered::all(nodes.len(), &reason, false));
             }
-            if let Err(reason) = self.plan_group(&pod.uid, nodes, now) {
+            let planned = self.plan_group(&pod.uid, nodes, now);
+            match &planned {
+                Ok(()) => self.drop_claim(pod, ask),
+                Err(NoPlan::NoRoom { .. } | NoPlan::InPart { .. }) => {
+                    self.note_claim(pod, ask, nodes, now);
+                }
+                // Room would not help it.
+                Err(
+                    NoPlan::NoGang(_)
+                    | NoPlan::Incomplete { .. }
+                    | NoPlan::Later { .. }
+                    | NoPlan::Quota { .. },
+                ) => {}
+            }
+            if let Err(reason) = planned {
                 return Ok(Filtered::all(nodes.len(), &reason, false));
             }
             if let Some(only) = self.place_of(pod, nodes, now) {
@@ -130,7 +151,10 @@ impl Index {
         if !exact {
             // What it comes to is the same everywhere, so the quota is asked once.
             if let Some(refused) = self.refused_everywhere(&gates, &demand, nodes.len()) {
-                return Ok(refused);
+                return match self.make_way(pod, ask, nodes) {
+                    true => self.filter(pod, nodes, now),
+                    false => Ok(refused),
+                };
             }
         }
         let kind = self.rooms.kind(self.policy_of(ask), &demand);
@@ -163,7 +187,9 @@ impl Index {
         });
         let answer: Vec<Result<(), Refusal>> = answer.collect();
         if answer.iter().any(Result::is_ok) {
-            self.drop_claim(&pod.uid);
+            self.drop_claim(pod, ask);
+        } else if self.make_way(pod, ask, nodes) {
+            return self.filter(pod, nodes, now);
         } else {
             self.note_claim(pod, ask, nodes, now);
         }
@@ -195,7 +221,7 @@ impl Index {
         let known = self.pods.get(&pod.uid)?;
         let (node, planned) = match &known.stand {
             Stand::Waiting => return None,
-            Stand::Bound(held) => (held.node.to_string(), false),
+            Stand::Bound(held) | Stand::Vacant(held) => (held.node.to_string(), false),
             Stand::Reserved(reservation) => {
                 let planned =
                     matches!(reservation.state, State::Planned { called: false } | State::Kept);

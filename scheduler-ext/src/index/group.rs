@@ -18,6 +18,7 @@ use gpuzone_core::engine::Score;
 use super::bind::State;
 use super::gang::{Gang, GroupKey, NoGang};
 use super::pods::{PodEntry, Stand};
+use super::preempt::Needy;
 use super::{Gate, Index, Moment, Ticket};
 use crate::ask::Ask;
 
@@ -75,6 +76,11 @@ impl Index {
         }
     }
 
+    /// Whether any pod of a group has no place.
+    pub(super) fn somebody_waits(&self, group: &Group) -> bool {
+        group.pods.iter().any(|uid| self.pods.get(uid).is_some_and(PodEntry::waits))
+    }
+
     /// Whether all pods of a pod's group are there.
     pub(super) fn is_whole(&self, entry: &PodEntry) -> bool {
         let group = entry.group().and_then(|key| self.groups.get(&key));
@@ -126,9 +132,12 @@ impl Index {
             .iter()
             .filter(|other| *other != uid && self.pods.get(*other).is_some_and(PodEntry::waits));
         let planned = std::iter::once(uid).chain(waiting).take(missing).cloned();
-        let planned: Vec<PodUid> = planned.collect();
+        let mut planned: Vec<PodUid> = planned.collect();
+        // Whoever asks, the places are the same, so that room that was made for them serves.
+        planned
+            .sort_by_cached_key(|uid| (self.pods.get(uid).map(PodEntry::smallness), uid.clone()));
         let bound = self.bound_of(group);
-        self.plan(&name, &planned, nodes).map_err(|error| match error {
+        self.plan_with_vacancies(&key, &planned, nodes).map_err(|error| match error {
             NoPlan::NoRoom { name, .. } if bound > 0 => NoPlan::InPart { name, bound, size },
             other => other,
         })?;
@@ -138,6 +147,43 @@ impl Index {
             group.open = missing < size && group.open;
         }
         Ok(())
+    }
+
+    /// With the places that are vacant for the group, and those that make way for it.
+    fn plan_with_vacancies(
+        &mut self,
+        key: &GroupKey,
+        pods: &[PodUid],
+        nodes: &[&str],
+    ) -> Result<(), NoPlan> {
+        let own = self.take_out(self.vacancies_of(key));
+        let planned = self.plan(&key.1, pods, nodes);
+        let lacks = matches!(planned, Err(NoPlan::NoRoom { .. }));
+        let priority = pods.iter().filter_map(|uid| Some(self.pods.get(uid)?.priority)).min();
+        let needy = Needy { namespace: &key.0, priority: priority.unwrap_or_default() };
+        let others = if lacks { self.making_way(needy, nodes) } else { BTreeSet::new() };
+        let planned = match others.is_empty() {
+            true => planned,
+            false => {
+                let others = self.take_out(others);
+                let planned = self.plan(&key.1, pods, nodes);
+                let used = planned.as_ref().map_or_else(|_| BTreeSet::new(), |()| self.on(pods));
+                self.put_back(others, &used);
+                planned
+            }
+        };
+        match planned {
+            // All that are missing have a place.
+            Ok(()) => self.give_back(own),
+            Err(_) => self.put_back(own, &BTreeSet::new()),
+        }
+        planned
+    }
+
+    /// The nodes of pods.
+    fn on(&self, pods: &[PodUid]) -> BTreeSet<String> {
+        let held = pods.iter().filter_map(|uid| self.pods.get(uid)?.held());
+        held.map(|held| held.node.to_string()).collect()
     }
 
     pub(super) fn plan(
@@ -219,7 +265,7 @@ impl Index {
                 State::Planned { called } => called,
                 State::Posting | State::Unsure { .. } | State::Written { .. } | State::Kept => true,
             },
-            Some(Stand::Waiting) | None => false,
+            Some(Stand::Waiting | Stand::Vacant(_)) | None => false,
         });
         if come.count() < gang.size {
             return;
@@ -275,7 +321,7 @@ impl Index {
                 State::Posting | State::Unsure { .. } | State::Written { .. } => true,
                 State::Planned { .. } | State::Kept => false,
             },
-            Some(Stand::Waiting) | None => false,
+            Some(Stand::Waiting | Stand::Vacant(_)) | None => false,
         }
     }
 
@@ -284,7 +330,7 @@ impl Index {
         let bound = |uid: &&PodUid| match self.pods.get(*uid).map(|entry| &entry.stand) {
             Some(Stand::Bound(_)) => true,
             Some(Stand::Reserved(held)) => matches!(held.state, State::Written { .. }),
-            Some(Stand::Waiting) | None => false,
+            Some(Stand::Waiting | Stand::Vacant(_)) | None => false,
         };
         group.pods.iter().filter(bound).count()
     }
@@ -294,7 +340,7 @@ impl Index {
         let waits = |uid: &PodUid| match self.pods.get(uid).map(|entry| &entry.stand) {
             Some(Stand::Waiting) => true,
             Some(Stand::Reserved(reservation)) => reservation.state == State::Kept,
-            Some(Stand::Bound(_)) | None => false,
+            Some(Stand::Bound(_) | Stand::Vacant(_)) | None => false,
         };
         let in_part = |group: &&Group| {
             let bound = self.bound_of(group);
@@ -320,8 +366,11 @@ impl Index {
         }
     }
 
-    /// Gives back the plans whose time is over, and the places of refused pods whose time is.
+    /// Gives back the plans whose time is over, and the places of refused pods and of those that are gone
+    /// whose time is.
     pub fn expire_groups(&mut self, now: Moment) {
+        self.tell(now);
+        self.tidy_vacancies();
         self.expire_kept(now);
         let over = |group: &Group| group.until.is_some_and(|until| until <= now);
         let over = self.groups.iter().filter(|(_, group)| over(group));
@@ -341,7 +390,7 @@ impl Index {
         for group in self.groups.values_mut().filter(|group| group.keeps) {
             let kept = group.pods.iter().filter_map(|uid| match &self.pods.get(uid)?.stand {
                 Stand::Reserved(held) if held.state == State::Kept => Some((uid, held.kept)),
-                Stand::Reserved(_) | Stand::Waiting | Stand::Bound(_) => None,
+                Stand::Reserved(_) | Stand::Waiting | Stand::Bound(_) | Stand::Vacant(_) => None,
             });
             let (gone, stay): (Vec<_>, Vec<_>) =
                 kept.partition(|(_, until)| until.is_none_or(|until| until <= now));

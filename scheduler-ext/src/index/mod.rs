@@ -25,7 +25,9 @@ mod report;
 mod resume;
 mod rooms;
 mod settle;
+mod together;
 mod usage;
+mod vacant;
 mod why;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +58,7 @@ use pods::{Other, PodEntry};
 use quota::Quota;
 use reclaim::Claims;
 use rooms::Rooms;
+use vacant::Vacancy;
 
 /// A moment, as the time since some start that only ever grows.
 pub type Moment = Duration;
@@ -71,6 +74,8 @@ pub struct Settings {
     pub without_quota: WithoutQuota,
     /// How long the pods of a group wait for each other.
     pub group_patience: Duration,
+    /// How long the place of a group's pod that is gone stays for the one that replaces it, at most.
+    pub replacement: Duration,
 }
 
 /// The kinds of objects that the index is fed with.
@@ -131,6 +136,8 @@ pub struct Index {
     others: HashMap<PodUid, Other>,
     groups: BTreeMap<GroupKey, Group>,
     pod_groups: PodGroups,
+    /// Places that no pod holds, by who held them.
+    vacant: BTreeMap<PodUid, Vacancy>,
     /// What the pods of a namespace hold.
     usage: BTreeMap<String, Usage>,
     /// Pods that wait for what is guaranteed to them.
@@ -143,6 +150,8 @@ pub struct Index {
     rooms: Rooms,
     tickets: u64,
     epoch: u64,
+    /// The last moment that it was told.
+    now: Moment,
     /// Nodes on which something changed in waiting pods' favour that wakes nobody by itself.
     favours: BTreeSet<NodeName>,
     /// The same, for what belongs to no node.
@@ -164,6 +173,7 @@ impl Index {
             others: HashMap::default(),
             groups: BTreeMap::new(),
             pod_groups: PodGroups::new(),
+            vacant: BTreeMap::new(),
             usage: BTreeMap::new(),
             claims: Claims::default(),
             before: Vec::new(),
@@ -172,6 +182,7 @@ impl Index {
             rooms: Rooms::default(),
             tickets: 0,
             epoch: 0,
+            now: Moment::ZERO,
             favours: BTreeSet::new(),
             favour: false,
         }
@@ -258,9 +269,9 @@ impl Index {
         told
     }
 
-    /// Whether any pod waits for a place.
+    /// Whether any pod waits for a place, or for the scheduler to try it again.
     pub fn anybody_waits(&self) -> bool {
-        self.pods.values().any(PodEntry::waits)
+        self.pods.values().any(|entry| entry.waits() || entry.is_kept())
     }
 
     /// A node that the API server has, other than `node`.

@@ -1,12 +1,13 @@
 //! Pods: what they hold, and what the API server's word changes of it.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use gpuzone_api::kubernetes::{NodeName, PodPlacement, PodUid};
 use gpuzone_core::Grant;
-use gpuzone_core::engine::HostDemand;
+use gpuzone_core::engine::{Amount, HostDemand, MemoryAsk};
 
-use super::bind::Reservation;
+use super::bind::{Reservation, State};
 use super::{Index, Moment, Usage};
 use crate::ask::{Ask, AskError};
 use crate::view::{PodName, PodView};
@@ -33,6 +34,8 @@ pub(super) enum Stand {
     Reserved(Box<Reservation>),
     /// It was seen on its node.
     Bound(Held),
+    /// It is gone, and its place stays for who comes in its place.
+    Vacant(Held),
 }
 
 /// A pod that asks for GPUs, or has some.
@@ -47,6 +50,12 @@ pub(super) struct PodEntry {
     pub(super) stand: Stand,
     /// Whether it is being deleted.
     pub(super) terminating: bool,
+    /// Whether it goes so that its place is free, or because its node is not well.
+    pub(super) disrupted: bool,
+    /// Since when it is on its node, as far as is known here.
+    pub(super) since: Moment,
+    /// Until when the place stays that it was given as the one that replaces another.
+    pub(super) given_until: Moment,
     /// The list that it was last seen in, or after.
     epoch: u64,
 }
@@ -56,7 +65,7 @@ impl PodEntry {
         match &self.stand {
             Stand::Waiting => None,
             Stand::Reserved(reservation) => Some(&reservation.held),
-            Stand::Bound(held) => Some(held),
+            Stand::Bound(held) | Stand::Vacant(held) => Some(held),
         }
     }
 
@@ -64,8 +73,31 @@ impl PodEntry {
         matches!(self.stand, Stand::Waiting)
     }
 
+    /// Whether its place is kept, and nobody binds it at the moment.
+    pub(super) fn is_kept(&self) -> bool {
+        match &self.stand {
+            Stand::Reserved(reservation) => reservation.state == State::Kept,
+            Stand::Waiting | Stand::Bound(_) | Stand::Vacant(_) => false,
+        }
+    }
+
     pub(super) fn asks(&self) -> Option<&Ask> {
         self.ask.as_deref().and_then(|ask| ask.as_ref().ok()).and_then(Option::as_ref)
+    }
+
+    /// Less of who asks for more: of a group they are given places in this order, the largest first.
+    pub(super) fn smallness(&self) -> (Reverse<u32>, Reverse<u64>) {
+        let asks = self.asks().into_iter().flat_map(|ask| &ask.containers);
+        let size = asks.fold((0, 0), |(gpus, most), ask| {
+            let of_each = match ask.amount {
+                Amount::Whole => u64::MAX,
+                Amount::Part { memory: MemoryAsk::Bytes(memory), .. } => memory.get(),
+                // Of GPUs that differ it differs.
+                Amount::Part { memory: MemoryAsk::Percent(_), .. } => 0,
+            };
+            (gpus + ask.gpus.get(), of_each.max(most))
+        });
+        (Reverse(size.0), Reverse(size.1))
     }
 
     pub(super) fn group(&self) -> Option<(String, String)> {
@@ -91,14 +123,24 @@ impl Index {
     /// A pod, as the API server has it. Once it was seen on a node, word of it without one is
     /// older, for nothing takes a pod from its node.
     pub fn apply_pod(&mut self, view: PodView) {
+        if view.succeeded {
+            // Nobody comes in its place.
+            self.remove_other(&view.uid);
+            self.forget_pod(&view.uid);
+            return self.tidy_vacancies();
+        }
         if view.ended {
             return self.remove_pod(&view.uid);
+        }
+        if self.vacant.contains_key(&view.uid) {
+            // Older word of it, as the first list after a watch that broke may have.
+            self.forget_pod(&view.uid);
         }
         let stand = self.pods.get(&view.uid).map(|entry| &entry.stand);
         match (stand, view.node.is_some()) {
             (Some(Stand::Bound(_)), false) => self.seen(&view.uid),
             (Some(Stand::Reserved(_)), false) => self.seen(&view.uid),
-            (Some(Stand::Waiting) | None, false) => self.apply_waiting(view),
+            (Some(Stand::Waiting | Stand::Vacant(_)) | None, false) => self.apply_waiting(view),
             (_, true) => self.apply_bound(view),
         }
     }
@@ -127,13 +169,20 @@ impl Index {
             ask: Some(Arc::new(view.ask)),
             stand: Stand::Waiting,
             terminating: false,
+            disrupted: false,
+            since: self.now,
+            given_until: Moment::ZERO,
             epoch: self.epoch,
         };
         self.leave_group(&view.uid);
         self.join_group(&view.uid, &entry);
         // Those that came before it were put aside, and its coming wakes none of them.
         self.favour |= new && self.is_whole(&entry);
+        let group = entry.group();
         self.pods.insert(view.uid, entry);
+        if let Some(key) = group {
+            self.hand_over(&key);
+        }
     }
 
     /// Whether a pod is new. What new ones ask for is learned from. Those that were there before this
@@ -179,10 +228,11 @@ impl Index {
             // What it holds does not change, so nothing has to be computed anew.
             if let Stand::Reserved(reservation) = &entry.stand {
                 entry.stand = Stand::Bound(reservation.held.clone());
+                entry.since = self.now;
             }
             entry.ask = entry.ask.take().filter(|_| has_group(&view));
             entry.priority = view.priority;
-            entry.terminating = view.terminating;
+            (entry.terminating, entry.disrupted) = (view.terminating, view.disrupted);
             entry.epoch = self.epoch;
             if std::mem::replace(&mut entry.host, view.host) != view.host {
                 self.refresh(node.as_str());
@@ -199,6 +249,9 @@ impl Index {
             ask: has_group(&view).then(|| Arc::new(view.ask.clone())),
             stand: Stand::Waiting,
             terminating: view.terminating,
+            disrupted: view.disrupted,
+            since: self.now,
+            given_until: Moment::ZERO,
             epoch: self.epoch,
         };
         self.join_group(&view.uid, &entry);
@@ -208,13 +261,21 @@ impl Index {
     }
 
     /// A pod that is gone, or over. The scheduler sees that, too, but may have asked again before
-    /// it was seen here.
+    /// it was seen here. Its place may stay for who comes in its place.
     pub fn remove_pod(&mut self, uid: &PodUid) {
         self.remove_other(uid);
-        self.forget_pod(uid);
+        if self.vacant.contains_key(uid) {
+            return;
+        }
+        match self.vacancy_after(uid) {
+            Some(vacancy) => self.vacate(uid, vacancy),
+            None => self.forget_pod(uid),
+        }
+        self.tidy_vacancies();
     }
 
-    fn forget_pod(&mut self, uid: &PodUid) {
+    /// A pod that is gone, with its place.
+    pub(super) fn forget_pod(&mut self, uid: &PodUid) {
         let held =
             self.pods.get(uid).and_then(PodEntry::held).filter(|held| !held.holds.is_empty());
         let node = held.map(|held| held.node.clone());
@@ -259,6 +320,8 @@ impl Index {
         let gone = self.pods.iter().filter(|(_, entry)| {
             let younger = match &entry.stand {
                 Stand::Reserved(reservation) => reservation.may_be_younger_than(began),
+                // No list has it.
+                Stand::Vacant(_) => true,
                 Stand::Waiting | Stand::Bound(_) => false,
             };
             entry.epoch != self.epoch && !younger
@@ -307,6 +370,10 @@ impl Index {
             Stand::Waiting => return,
             Stand::Reserved(reservation) => reservation.held,
             Stand::Bound(held) => held,
+            Stand::Vacant(held) => {
+                self.vacant.remove(uid);
+                held
+            }
         };
         if let Some(usage) = self.usage.get_mut(&entry.name.namespace) {
             usage.remove(&held.charge);
@@ -334,7 +401,7 @@ impl Index {
             let held = match &mut entry.stand {
                 Stand::Waiting => continue,
                 Stand::Reserved(reservation) => &mut reservation.held,
-                Stand::Bound(held) => held,
+                Stand::Bound(held) | Stand::Vacant(held) => held,
             };
             let before = std::mem::replace(&mut held.charge, charge.clone());
             let usage = self.usage.entry(entry.name.namespace.clone()).or_default();

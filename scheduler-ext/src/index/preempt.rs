@@ -3,16 +3,23 @@
 //! The scheduler names nodes and the pods there that it would take away; what it cannot know is
 //! which of them hold GPUs. For each node: do those free what is needed? If not, more pods of
 //! lower priority go, and those that borrowed what is now asked back; as few as will do, of as
-//! few tenants as will do. A node that cannot be freed is not answered.
+//! few tenants as will do, and of groups only where nobody else will do, for a group that loses a pod
+//! has the others for nothing. A node that cannot be freed is not answered.
+//!
+//! For a pod of a group nobody goes unless all of its group would have room then ([`super::together`]).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpuzone_api::kubernetes::PodUid;
-use gpuzone_core::GpuUuid;
-use gpuzone_core::engine::{HostRoom, NodeRoom, PodDemand, fit};
+use gpuzone_core::engine::{NodeRoom, Placed, PodDemand, Policy, Score};
+use gpuzone_core::{GpuUuid, Grant};
 
+use super::gang::GroupKey;
 use super::nodes::{Node, room_of};
 use super::pods::{PodEntry, Stand};
+use super::rooms::place_on;
+use super::together::{Imagined, Somewhere};
 use super::{Index, Usage};
 use crate::view::PodView;
 
@@ -23,29 +30,101 @@ pub struct Victims {
     pub pods: BTreeSet<PodUid>,
 }
 
-/// Whether a pod takes no more than is guaranteed to its quota.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Guaranteed(pub(super) bool);
+/// Who needs room: a pod, or the pods of a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needy<'a> {
+    pub(super) namespace: &'a str,
+    /// Of a group the lowest of its pods'.
+    pub(super) priority: i32,
+}
+
+/// What a pod gets on a node.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    /// Whether it takes no more than is guaranteed to its quota.
+    pub(super) guaranteed: bool,
+    pub(super) asked: Usage,
+    pub(super) holds: Vec<Grant>,
+    pub(super) score: Score,
+}
+
+/// What it costs others when pods go: less is better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Disturbance {
+    /// The highest priority of those that are chosen.
+    priority: Option<i32>,
+    /// Groups that lose a pod and are not whole any more.
+    groups: usize,
+    /// Tenants that lose a pod.
+    tenants: usize,
+    /// Pods that are chosen, and those that such groups have for nothing then.
+    pods: usize,
+}
+
+impl PodView {
+    fn needy(&self) -> Needy<'_> {
+        Needy { namespace: &self.name.namespace, priority: self.priority }
+    }
+}
 
 impl Index {
-    /// For a node and the pods that the scheduler would take away there: all that have to go so
-    /// that `pod` has its GPUs; `None` when that cannot be.
-    pub fn preempt(&self, pod: &PodView, node: &str, named: &BTreeSet<PodUid>) -> Option<Victims> {
+    /// For nodes, each with the pods that the scheduler would take away there: all that have to go so
+    /// that `pod` has its GPUs. Nodes where that cannot be are left out, and all of them where the rest of
+    /// its group would find no room whoever goes.
+    pub fn preempt(
+        &self,
+        pod: &PodView,
+        nodes: &BTreeMap<String, BTreeSet<PodUid>>,
+    ) -> BTreeMap<String, Victims> {
+        let helps = self.helps_its_group(pod, nodes);
+        let of = nodes
+            .iter()
+            .filter(|_| helps)
+            .filter_map(|(node, named)| Some((node.clone(), self.preempt_on(pod, node, named)?)));
+        of.collect()
+    }
+
+    fn preempt_on(&self, pod: &PodView, node: &str, named: &BTreeSet<PodUid>) -> Option<Victims> {
         let Ok(Some(ask)) = &pod.ask else { return Some(Victims { pods: named.clone() }) };
         let known = self.nodes.get(node).filter(|node| node.exists && node.reported)?;
-        let demand = ask.gpu_demand(&self.models);
-        let serves = |gone: &BTreeSet<PodUid>| self.serves_without(pod, known, &demand, gone);
-        let may = |uid: &PodUid, gone: &BTreeSet<PodUid>| {
-            let lower = self.pods.get(uid).is_some_and(|entry| entry.priority < pod.priority);
-            pod.preempts && (lower || self.borrows_of(pod, uid, gone))
+        let (needy, demand) = (pod.needy(), ask.gpu_demand(&self.models));
+        let how = (self.policy_of(ask), &demand);
+        let on = Somewhere { name: node, node: known };
+        // Places that nobody holds make way by themselves.
+        let mut empty = self.making_way(needy, &[node]);
+        empty.extend(self.kept_for(pod));
+        let key = self.group_of(pod);
+        let serves = |gone: &BTreeSet<PodUid>| {
+            let gone = gone.union(&empty);
+            let free = gone.filter(|uid| self.claims.is_free_for(uid, key.as_ref()));
+            let gone = free.cloned().collect();
+            self.served(needy, on, how, &gone, &Imagined::default()).is_some()
         };
         let mut gone = named.clone();
-        gone.extend(self.fewest(known, named, serves, may)?);
+        gone.extend(self.fewest(known, named, serves, self.may_preempt(pod))?);
         Some(Victims { pods: gone })
     }
 
+    pub(super) fn group_of(&self, pod: &PodView) -> Option<GroupKey> {
+        self.pods.get(&pod.uid).and_then(PodEntry::group)
+    }
+
+    /// Whether a pod may take the place of another when those of a set are gone.
+    pub(super) fn may_preempt(&self, pod: &PodView) -> impl Fn(&PodUid, &BTreeSet<PodUid>) -> bool {
+        let key = self.group_of(pod);
+        move |uid, gone| {
+            let of = self.pods.get(uid).and_then(PodEntry::group);
+            // One of its own group would be missing then.
+            if (key.is_some() && of == key) || !self.claims.is_free_for(uid, key.as_ref()) {
+                return false;
+            }
+            let lower = self.pods.get(uid).is_some_and(|entry| entry.priority < pod.priority);
+            pod.preempts && (lower || self.borrows_of(pod.needy(), uid, gone))
+        }
+    }
+
     /// Of the pods of a node that may be taken, those that have to go beside `gone`: of priorities as low
-    /// as will do, then of the fewest tenants, then the fewest.
+    /// as will do, then of the fewest groups, then of the fewest tenants, then the fewest.
     ///
     /// Which of a node's pods free a GPU together depends on the GPU. So each is tried as the one that is
     /// freed first, and none, which is by the pods alone.
@@ -64,16 +143,48 @@ impl Index {
         std::iter::once(by_pods).chain(by_gpu).min_by_key(|chosen| self.disturbance(gone, chosen))
     }
 
-    /// The highest priority, how many tenants lose a pod, and how many pods go.
-    fn disturbance(
-        &self,
-        gone: &BTreeSet<PodUid>,
-        chosen: &[PodUid],
-    ) -> (Option<i32>, usize, usize) {
+    pub(super) fn disturbance(&self, gone: &BTreeSet<PodUid>, chosen: &[PodUid]) -> Disturbance {
         let priority = |uid| self.pods.get(uid).map(|entry| entry.priority);
-        let all = gone.iter().chain(chosen);
-        let hurt: BTreeSet<&str> = all.filter_map(|uid| self.namespace_of(uid)).collect();
-        (chosen.iter().filter_map(priority).max(), hurt.len(), chosen.len())
+        let all = || gone.iter().chain(chosen).filter(|uid| self.is_bound(uid));
+        let hurt: BTreeSet<&str> = all().filter_map(|uid| self.namespace_of(uid)).collect();
+        let lost = self.lost_by_groups(all());
+        let in_vain = lost.iter().filter_map(|(key, lost)| self.in_vain(key, *lost));
+        let in_vain: Vec<usize> = in_vain.collect();
+        Disturbance {
+            priority: chosen.iter().filter_map(priority).max(),
+            groups: in_vain.len(),
+            tenants: hurt.len(),
+            pods: chosen.len() + in_vain.iter().sum::<usize>(),
+        }
+    }
+
+    /// How many pods groups lose.
+    fn lost_by_groups<'a>(
+        &self,
+        gone: impl Iterator<Item = &'a PodUid>,
+    ) -> BTreeMap<GroupKey, usize> {
+        let mut lost = BTreeMap::new();
+        for key in gone.filter_map(|uid| self.pods.get(uid).and_then(PodEntry::group)) {
+            *lost.entry(key).or_default() += 1;
+        }
+        lost
+    }
+
+    /// How many pods a group has for nothing when it has lost so many; `None` when it is whole without them.
+    fn in_vain(&self, key: &GroupKey, lost: usize) -> Option<usize> {
+        let group = self.groups.get(key)?;
+        let size = group.pods.iter().find_map(|uid| self.gang(self.pods.get(uid)?)?.ok());
+        let left = self.bound_of(group).saturating_sub(lost);
+        // One pod alone is no group, whatever it calls itself.
+        let size = size.map_or(usize::MAX, |gang| gang.size);
+        (lost > 0 && size > 1 && left < size).then_some(left)
+    }
+
+    /// Whether its group would not be whole any more, and still is.
+    fn breaks_a_group(&self, uid: &PodUid, lost: &BTreeMap<GroupKey, usize>) -> bool {
+        let Some(key) = self.pods.get(uid).and_then(PodEntry::group) else { return false };
+        let before = lost.get(&key).copied().unwrap_or_default();
+        self.in_vain(&key, before).is_none() && self.in_vain(&key, before + 1).is_some()
     }
 
     /// Pods of GPU `first` before others, then of another one: that of which the fewest tenants lose a pod.
@@ -139,33 +250,42 @@ impl Index {
         self.pods.get(uid).is_some_and(|entry| matches!(entry.stand, Stand::Bound(_)))
     }
 
-    /// The next pod to go of those that may be taken: of the lowest priority, of a tenant that loses
-    /// a pod anyhow, and the one that holds most, so that few have to go.
+    /// The next pod to go of those that may be taken: of the lowest priority, of no group or one that is
+    /// not whole any more anyhow, of a tenant that loses a pod anyhow, and the one that holds most, so that
+    /// few have to go.
     fn next_of(
         &self,
         node: &Node,
         gone: &BTreeSet<PodUid>,
         may: impl Fn(&PodUid) -> bool,
     ) -> Option<PodUid> {
-        let hurt: BTreeSet<&str> = gone.iter().filter_map(|uid| self.namespace_of(uid)).collect();
+        let bound = || gone.iter().filter(|uid| self.is_bound(uid));
+        let hurt: BTreeSet<&str> = bound().filter_map(|uid| self.namespace_of(uid)).collect();
+        let lost = self.lost_by_groups(bound());
         let candidates = node.pods.iter().filter(|uid| !gone.contains(*uid)).filter_map(|uid| {
             let entry = self.pods.get(uid)?;
             let Stand::Bound(held) = &entry.stand else { return None };
             let (holds, spared) =
                 (held.charge.total, !hurt.contains(entry.name.namespace.as_str()));
-            let order = (entry.priority, spared, u64::MAX - holds.memory, uid);
+            let breaks = self.breaks_a_group(uid, &lost);
+            let order = (entry.priority, breaks, spared, u64::MAX - holds.memory, uid);
             (holds.gpus > 0 && may(uid)).then_some(order)
         });
-        candidates.min().map(|(_, _, _, uid)| uid.clone())
+        candidates.min().map(|(_, _, _, _, uid)| uid.clone())
     }
 
-    /// Whether a pod borrows what could be given back to `pod`, when those of `gone` are gone.
-    pub(super) fn borrows_of(&self, pod: &PodView, uid: &PodUid, gone: &BTreeSet<PodUid>) -> bool {
+    /// Whether a pod borrows what could be given back to `needy`, when those of `gone` are gone.
+    pub(super) fn borrows_of(
+        &self,
+        needy: Needy<'_>,
+        uid: &PodUid,
+        gone: &BTreeSet<PodUid>,
+    ) -> bool {
         let Some(entry) = self.pods.get(uid) else { return false };
         let namespace = entry.name.namespace.as_str();
-        namespace != pod.name.namespace
-            && entry.priority <= pod.priority
-            && self.borrows_from(namespace, &pod.name.namespace, &self.freed_by(gone))
+        namespace != needy.namespace
+            && entry.priority <= needy.priority
+            && self.borrows_from(namespace, needy.namespace, &self.freed_by(gone))
     }
 
     pub(super) fn namespace_of(&self, uid: &PodUid) -> Option<&str> {
@@ -183,36 +303,47 @@ impl Index {
         freed
     }
 
-    fn serves_without(
+    /// What a pod that its quota lets in gets of a node when those of `gone` are gone, and others have what
+    /// is `imagined`.
+    pub(super) fn served(
         &self,
-        pod: &PodView,
-        node: &Node,
-        demand: &PodDemand,
+        needy: Needy<'_>,
+        on: Somewhere<'_>,
+        (policy, demand): (Policy, &PodDemand),
         gone: &BTreeSet<PodUid>,
-    ) -> bool {
-        self.served_as(pod, node, demand, gone).is_some()
-    }
-
-    /// When those of `gone` are gone: whether the node serves a pod that its quota lets in, and if
-    /// so, whether it takes no more than is guaranteed to that.
-    pub(super) fn served_as(
-        &self,
-        pod: &PodView,
-        node: &Node,
-        demand: &PodDemand,
-        gone: &BTreeSet<PodUid>,
-    ) -> Option<Guaranteed> {
-        let room = self.room_without(node, gone);
-        let asked = Usage::of_choice(&room, &fit(&room, demand).ok()?);
-        let gates = self.gates(&pod.name.namespace, &self.freed_by(gone)).ok()?;
+        imagined: &Imagined,
+    ) -> Option<Served> {
+        let room = self.room_without(on, gone, imagined);
+        let Placed { choice, score, .. } = place_on(policy, &self.mix, &room, demand).ok()?;
+        let asked = Usage::of_choice(&room, &choice);
+        let gates = self.gates(needy.namespace, &self.freed_by(gone)).ok()?;
+        let gates = gates.beside(&imagined.asked);
         gates.check(&asked).ok()?;
-        Some(Guaranteed(gates.guarantee(&asked)))
+        let grant = |given: &gpuzone_core::engine::Given| {
+            let gpu = on.node.gpus.get(given.gpu)?.gpu;
+            Some(Grant { gpu, memory: given.memory, share: given.share.as_share()? })
+        };
+        let holds = choice.containers().iter().flatten().map(grant).collect::<Option<_>>()?;
+        Some(Served { guaranteed: gates.guarantee(&asked), asked, holds, score })
     }
 
-    /// What is free of a node's GPUs when some of its pods are gone.
-    fn room_without(&self, node: &Node, gone: &BTreeSet<PodUid>) -> NodeRoom {
-        let stay = node.pods.iter().filter(|uid| !gone.contains(*uid));
+    /// What is free of a node's GPUs when some of its pods are gone, and others have come.
+    fn room_without(
+        &self,
+        on: Somewhere<'_>,
+        gone: &BTreeSet<PodUid>,
+        imagined: &Imagined,
+    ) -> Cow<'_, NodeRoom> {
+        let as_it_is = imagined.on(on.name).next().is_none() && on.node.pods.is_disjoint(gone);
+        let known = on.node.room.and_then(|room| self.rooms.get(room));
+        if let Some(room) = known.filter(|_| as_it_is) {
+            return Cow::Borrowed(room);
+        }
+        let stay = on.node.pods.iter().filter(|uid| !gone.contains(*uid));
         let holds = stay.filter_map(|uid| self.pods.get(uid).and_then(PodEntry::held));
-        room_of(HostRoom::default(), &node.gpus, holds.flat_map(|held| &held.holds))
+        let holds = holds.flat_map(|held| &held.holds).chain(imagined.on(on.name));
+        // Whether the host has enough is the scheduler's to say; here it is only preferred by.
+        let host = known.map(|room| room.host());
+        Cow::Owned(room_of(host.unwrap_or_default(), &on.node.gpus, holds))
     }
 }

@@ -266,6 +266,25 @@ impl Gates {
             })
     }
 
+    /// The same where others come to `asked` before.
+    pub(super) fn beside(mut self, asked: &Usage) -> Self {
+        for gate in &mut self.gates {
+            let more = match &gate.of {
+                Of::Pod => continue,
+                Of::All => asked.total,
+                Of::Exposure(exposure) => asked.exposed(*exposure),
+                Of::Model(models, _) => asked.of(*models),
+            };
+            gate.used = gate.used.saturating_add(gate.what.of(&more));
+        }
+        for gate in &mut self.cohorts {
+            let more = gate.what.of(&asked.total);
+            gate.used = gate.used.saturating_add(more);
+            gate.pool_used = gate.pool_used.saturating_add(more);
+        }
+        self
+    }
+
     /// Whether GPU time is limited.
     pub(super) fn limit_time(&self) -> bool {
         self.gates.iter().any(|gate| gate.what == What::Share)

@@ -42,6 +42,8 @@ pub struct Waiting {
     pub reserved: usize,
     /// Seen on their node.
     pub bound: usize,
+    /// Gone, and their place stays for who replaces them.
+    pub vacant: usize,
 }
 
 fn limits(limits: &Limits) -> Amounts {
@@ -115,6 +117,7 @@ impl Index {
                 Stand::Waiting => counts.waiting += 1,
                 Stand::Reserved(_) => counts.reserved += 1,
                 Stand::Bound(_) => counts.bound += 1,
+                Stand::Vacant(_) => counts.vacant += 1,
             }
             counts
         })

@@ -184,7 +184,7 @@ impl Index {
                 held.doubt.is_some_and(|since| now.saturating_sub(since) <= LATE)
                     && !matches!(held.state, State::Written { .. })
             }
-            Stand::Waiting | Stand::Bound(_) => false,
+            Stand::Waiting | Stand::Bound(_) | Stand::Vacant(_) => false,
         })
     }
 

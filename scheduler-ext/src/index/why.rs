@@ -117,7 +117,9 @@ impl Hindrances {
 impl Index {
     /// Why a pod is where it is; `None` for one that is not known here.
     pub fn explain(&self, name: &PodName) -> Option<Why> {
-        let (uid, entry) = self.pods.iter().find(|(_, entry)| entry.name == *name)?;
+        // Another one may have had the name.
+        let is = |entry: &PodEntry| entry.name == *name && !matches!(entry.stand, Stand::Vacant(_));
+        let (uid, entry) = self.pods.iter().find(|(_, entry)| is(entry))?;
         let holds = entry.held().map(|held| held.holds.to_vec()).unwrap_or_default();
         let holds = holds.iter().map(|h| format!("{}: {}, {}", h.gpu, h.memory, h.share));
         let asks = entry.ask.as_deref().map(|ask| match ask {
@@ -177,11 +179,11 @@ impl Index {
             Stand::Bound(held) if held.holds.is_empty() => vec![
                 "its schedulerName has to be the scheduler that asks this extender, and its spec no nodeName: delete it and create it so".to_owned(),
             ],
-            Stand::Bound(_) => Vec::new(),
+            Stand::Bound(_) | Stand::Vacant(_) => Vec::new(),
             Stand::Reserved(reservation) => match reservation.state {
                 State::Planned { .. } => vec!["the other pods of its group have to get as far".to_owned()],
                 State::Kept => vec![
-                    "the API server has to take its Binding: the pod's events say why it does not; the scheduler tries again, and its place is kept for its group's time".to_owned(),
+                    "the API server has to take its Binding: the pod's events say why it does not, if it was asked; the scheduler tries again, and its place is kept for a while".to_owned(),
                 ],
                 State::Posting | State::Unsure { .. } | State::Written { .. } => Vec::new(),
             },
@@ -315,6 +317,9 @@ fn of_node(reason: Reason) -> String {
 fn stands(entry: &PodEntry) -> String {
     match &entry.stand {
         Stand::Waiting => "waits for a place".to_owned(),
+        Stand::Vacant(held) => {
+            format!("is gone, and its place on {} stays for a while", held.node)
+        }
         Stand::Bound(held) if held.holds.is_empty() => format!(
             "is on {} without a placement: it did not come by this extender and gets no GPU",
             held.node
@@ -330,7 +335,7 @@ fn stands(entry: &PodEntry) -> String {
                 ),
                 State::Written { .. } => format!("was bound to {node} just now"),
                 State::Kept => format!(
-                    "keeps its place on {node}: the API server refused its Binding, and others of its group are bound"
+                    "keeps its place on {node}: others of its group are bound, and the API server refused its Binding, or it replaces one that is gone"
                 ),
             }
         }

@@ -4,6 +4,7 @@
 pub(crate) mod bare;
 pub(crate) mod certificates;
 pub(crate) mod extender;
+pub(crate) mod goings;
 pub(crate) mod promises;
 pub(crate) mod questions;
 pub(crate) mod scheduler;
@@ -29,6 +30,7 @@ pub(crate) fn settings() -> Settings {
         policy: Policy::Pack,
         without_quota: WithoutQuota::Admit,
         group_patience: Duration::from_secs(20),
+        replacement: Duration::from_secs(60),
     }
 }
 
@@ -177,4 +179,10 @@ impl Dice {
 pub(crate) fn seeds(usual: u64) -> u64 {
     let set = std::env::var("GPUZONE_MODEL_SEEDS").ok();
     set.and_then(|seeds| seeds.parse().ok()).unwrap_or(usual)
+}
+
+/// The first of them.
+pub(crate) fn first_seed() -> u64 {
+    let set = std::env::var("GPUZONE_MODEL_FIRST").ok();
+    set.and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }

@@ -11,12 +11,15 @@ use gpuzone_scheduler_ext::index::{
 };
 use serde_json::{Value, json};
 
+use super::goings::Goings;
 use super::promises::Promises;
 use super::*;
 
 pub(crate) const NODES: u8 = 3;
 pub(crate) const GPUS: u8 = 2;
 pub(crate) const QUOTA_GIB: u64 = 60;
+/// In a world with two tenants, so much is guaranteed to each.
+const GUARANTEED_GIB: u64 = 40;
 
 pub(crate) fn waits(pod: &Value) -> bool {
     pod["spec"]["nodeName"].is_null()
@@ -48,6 +51,8 @@ pub(crate) struct Weather {
     pub(crate) pace: u64,
     /// Out of a hundred steps, so many delete a pod: what waits gets the place of what is gone.
     pub(crate) deletes: u64,
+    /// Whether two tenants lend each other what is guaranteed to them, and pods go for others.
+    pub(crate) lends: bool,
 }
 
 impl Weather {
@@ -60,6 +65,7 @@ impl Weather {
             late: of([2, 6, 20]),
             pace: of([4, 12, 40]),
             deletes: of([4, 10, 20]),
+            lends: of([0, 1, 1]) == 1,
         }
     }
 }
@@ -72,6 +78,8 @@ pub(crate) struct World {
     /// What the API server has.
     pub(crate) pods: BTreeMap<String, Value>,
     pub(crate) watch: VecDeque<Happened>,
+    /// The last word of each that the index has.
+    pub(crate) seen: BTreeMap<PodUid, Value>,
     pub(crate) posts: Vec<Post>,
     pub(crate) called: Vec<BindOrder>,
     /// Pods and nodes of filters whose bind is still to be called.
@@ -89,6 +97,7 @@ pub(crate) struct World {
     pub(crate) refused: u32,
     /// After restarts, pods that waited while others of their group ran, and how many got a place.
     pub(crate) resumed: (u32, u32),
+    pub(crate) goings: Goings,
 }
 
 impl World {
@@ -101,6 +110,7 @@ impl World {
             index: Index::new(settings()),
             pods: BTreeMap::new(),
             watch: VecDeque::new(),
+            seen: BTreeMap::new(),
             posts: Vec::new(),
             called: Vec::new(),
             offered: Vec::new(),
@@ -113,6 +123,7 @@ impl World {
             bound: 0,
             refused: 0,
             resumed: (0, 0),
+            goings: Goings::default(),
         };
         world.restart();
         world
@@ -128,6 +139,7 @@ impl World {
         }
         self.called.clear();
         self.promises.restarted();
+        self.goings.restarted();
         self.watch.clear();
         self.index = Index::new(settings());
         for n in 1..=NODES {
@@ -135,9 +147,16 @@ impl World {
             self.report(n);
         }
         namespace(&mut self.index, "team");
-        let spec =
-            json!({ "namespaceSelector": {}, "limits": { "memory": format!("{QUOTA_GIB}Gi") } });
-        self.index.apply_quota("q", Some("1"), Some(1), &quota(spec));
+        namespace(&mut self.index, "other");
+        for name in ["team", "other"] {
+            let mut spec = json!({ "namespaceSelector": { "matchLabels": { "team": name } },
+                "limits": { "memory": format!("{QUOTA_GIB}Gi") } });
+            if self.weather.lends {
+                spec["cohort"] = json!("c");
+                spec["guaranteed"] = json!({ "memory": format!("{GUARANTEED_GIB}Gi") });
+            }
+            self.index.apply_quota(name, Some("1"), Some(1), &quota(spec));
+        }
         let sizes = self.sizes.clone();
         sizes.iter().for_each(|(group, size)| self.say_size(group, *size));
         complete(&mut self.index);
@@ -206,9 +225,12 @@ impl World {
     pub(crate) fn end_list(&mut self) {
         let Some((began, pods)) = self.listing.take() else { return };
         for pod in &pods {
-            self.index.apply_pod(view(pod));
+            self.see(pod);
         }
         self.index.end_pods(began);
+        self.goings.listed(self.now);
+        let listed: BTreeSet<PodUid> = pods.iter().map(uid_of).collect();
+        self.seen.retain(|uid, _| listed.contains(uid));
     }
 
     pub(crate) fn create(&mut self) {
@@ -222,24 +244,30 @@ impl World {
         if !self.dice.one_in(6) {
             limits.push(("memory-mib", gib * 1024));
         }
-        if !self.dice.one_in(self.weather.grouped) {
-            return self.put(|name| pod("team", name, &limits));
+        // One of them borrows, and the other one mostly comes in groups.
+        let others = self.weather.lends && self.dice.one_in(3);
+        let tenant = if others { "other" } else { "team" };
+        if !others && !self.dice.one_in(self.weather.grouped) {
+            return self.put(|name| pod(tenant, name, &limits));
         }
-        // A group mostly comes as a whole.
-        let group = format!("g{}", self.dice.below(3));
+        // A group mostly comes as a whole. PodGroups are of one tenant alone.
+        let group = format!("{}{}", if others { "h" } else { "g" }, self.dice.below(3));
         for _ in 0..if self.dice.one_in(4) { 1 } else { 2 } {
-            let says = !self.dice.one_in(3);
+            let says = others || !self.dice.one_in(3);
             self.put(|name| match says {
-                true => grouped(pod("team", name, &limits), &group, 2),
-                false => labelled(pod("team", name, &limits), &group),
+                true => grouped(pod(tenant, name, &limits), &group, 2),
+                false => labelled(pod(tenant, name, &limits), &group),
             });
         }
     }
 
-    fn put(&mut self, make: impl FnOnce(&str) -> Value) {
+    pub(crate) fn put(&mut self, make: impl FnOnce(&str) -> Value) {
         self.made += 1;
         let name = format!("p{}", self.made);
-        let pod = make(&name);
+        let mut pod = make(&name);
+        if self.weather.lends && pod["spec"]["priority"].is_null() {
+            pod["spec"]["priority"] = json!(self.dice.below(3));
+        }
         self.pods.insert(name, pod.clone());
         self.watch.push_back(Happened::Apply(pod));
     }
@@ -288,8 +316,15 @@ impl World {
         let some = self.dice.below(bound.len().max(1) as u64);
         let bound = bound.get(usize::try_from(some).unwrap()).cloned();
         let Some(pod) = bound.or_else(|| self.some_pod()) else { return };
+        self.remove(&pod);
+        if group_of(&pod).is_some() && !waits(&pod) && !self.dice.one_in(4) {
+            self.replace(&pod);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, pod: &Value) {
         self.pods.remove(pod["metadata"]["name"].as_str().unwrap());
-        self.watch.push_back(Happened::Delete(view(&pod).uid));
+        self.watch.push_back(Happened::Delete(view(pod).uid));
     }
 
     pub(crate) fn deliver(&mut self) {
@@ -297,8 +332,8 @@ impl World {
             return;
         }
         match self.watch.pop_front() {
-            Some(Happened::Apply(pod)) => self.index.apply_pod(view(&pod)),
-            Some(Happened::Delete(uid)) => self.index.remove_pod(&uid),
+            Some(Happened::Apply(pod)) => self.see(&pod),
+            Some(Happened::Delete(uid)) => self.see_gone(&uid),
             None => {}
         }
     }
@@ -312,11 +347,16 @@ impl World {
         if self.dice.one_in(6) {
             names.pop();
         }
+        self.goings.offered(&pod, &names);
         let filtered = self.index.filter(&view(&pod), &names, self.now).unwrap();
         let fits = names.iter().zip(&filtered.0).filter(|(_, answer)| answer.is_ok());
         let fits: Vec<&str> = fits.map(|(name, _)| *name).collect();
         if fits.is_empty() {
-            return;
+            let refused = names.iter().zip(&filtered.0);
+            let hopeful = refused
+                .filter(|(_, answer)| answer.as_ref().is_err_and(|refusal| !refusal.hopeless));
+            let hopeful: Vec<&str> = hopeful.map(|(name, _)| *name).collect();
+            return self.preempt(&pod, &hopeful);
         }
         let at = usize::try_from(self.dice.below(fits.len() as u64)).unwrap();
         let place = (pod.clone(), fits[at].to_owned());
