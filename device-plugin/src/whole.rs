@@ -158,6 +158,7 @@ fn opened(
 fn read(gpu: &Gpu, interface: VfioInterface) -> Option<WholeGpu> {
     let address: PciAddress = gpu.pci_address.parse().ok()?;
     let trouble = gpu.out_of_service.as_ref().or(gpu.not_ready.as_ref());
+    let trouble = trouble.or(gpu.kept_from_pods.as_ref());
     let uuid = gpu.uuid.parse().ok()?;
     Some(WholeGpu {
         id: DeviceId::Function(address),
@@ -302,11 +303,13 @@ mod tests {
         let mediated = Gpu { exposure: "mediated".into(), ..gpu(1, 80) };
         let sick = Gpu { out_of_service: Some("q".into()), ..gpu(2, 80) };
         let bound = Gpu { vfio: None, not_ready: Some("bound to nvidia".into()), ..gpu(3, 80) };
-        let agent = [mediated, sick, bound, gpu(4, 80)];
+        let token = Gpu { kept_from_pods: Some("it opens with a token".into()), ..gpu(5, 80) };
+        let agent = [mediated, sick, bound, gpu(4, 80), token];
         let listed = devices(&whole_gpus(&agent, VfioInterface::Group), None);
         let health: Vec<_> = listed.iter().map(|d| (d.id.as_str(), d.health.as_str())).collect();
         let (sick, bound) = (("0000:02:00.0", "Unhealthy"), ("0000:03:00.0", "Unhealthy"));
-        assert_eq!(health, [sick, bound, ("0000:04:00.0", "Healthy")]);
+        let token = ("0000:05:00.0", "Unhealthy");
+        assert_eq!(health, [sick, bound, ("0000:04:00.0", "Healthy"), token]);
         assert_eq!(listed[0].topology.as_ref().unwrap().nodes[0].id, 1);
         // One interface is never taken for the other.
         let listed = whole_gpus(&[gpu(4, 80)], VfioInterface::Iommufd);

@@ -161,6 +161,8 @@ fn counters(status: LeaseStatus) -> proto::Counters {
 pub(crate) struct Handover<'a> {
     pub(crate) exposure: Exposure,
     pub(crate) vfio: Option<&'a Result<VfioFunction, NotReady>>,
+    /// Why no pod gets it.
+    pub(crate) kept_from_pods: Option<String>,
     /// What of it is handed over one by one.
     pub(crate) partitions: Vec<proto::Partition>,
 }
@@ -250,6 +252,7 @@ pub(crate) fn gpu(
         vfio,
         not_ready,
         partitions: handover.partitions,
+        kept_from_pods: handover.kept_from_pods,
     }
 }
 

@@ -6,17 +6,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_core::{
     ComputeCapability, Exposure, Gpu, GpuBacking, GpuUuid, Inventory, InventoryError, PciAddress,
+    VfToken,
 };
 use gpuzone_hw::pci::{PciFunction, SysfsError};
 use gpuzone_hw::{
     DiscoverError, Discovered, GpuUse, LeftOut, MigListing, NotReady, NvmlLibrary, OpenError,
     SysfsRoot, VfioFunction,
 };
-use uuid::Uuid;
 
 use crate::config::{Config, DriverKind, PassthroughGpu, VgpuGpu};
 use crate::passthrough::vgpus;
 use crate::vf_token::{self, TokenError};
+
+/// What to do where no token is named.
+const NO_FILE: &str = "write it into a file of root's with mode 0400 and name that in its [[gpu]] as vf_token_file, or bind the physical one to its own driver";
 
 /// The GPUs and the library that knows them.
 pub struct Gpus {
@@ -159,17 +162,40 @@ impl Gpus {
     pub fn vfio(&self) -> BTreeMap<GpuUuid, Result<VfioFunction, NotReady>> {
         let addresses: BTreeSet<PciAddress> =
             self.passthrough.iter().map(|gpu| gpu.address).collect();
-        let look = |gpu: &PassthroughGpu| (gpu.uuid, self.sysfs.vfio(gpu.address, &addresses));
+        let look = |gpu: &PassthroughGpu| (gpu.uuid, self.whole(gpu, &addresses));
         let look_at = |vgpu: vgpus::Wanted<'_>| (vgpu.uuid(), vgpu.ready(&self.sysfs, &addresses));
         let vgpus = vgpus::all(&self.vgpus).map(look_at);
         self.passthrough.iter().map(look).chain(vgpus).collect()
+    }
+
+    fn whole(
+        &self,
+        gpu: &PassthroughGpu,
+        others: &BTreeSet<PciAddress>,
+    ) -> Result<VfioFunction, NotReady> {
+        let ready = self.sysfs.vfio(gpu.address, others)?;
+        if gpu.token_file.is_none() {
+            self.sysfs.without_token(gpu.address, NO_FILE)?;
+        }
+        Ok(ready)
+    }
+
+    /// Why no pod gets a GPU that a program on this node may well get: what starts pods' VMs opens devices
+    /// without tokens, and would fail late and say little.
+    pub(crate) fn kept_from_pods(&self, gpu: GpuUuid) -> Option<String> {
+        let PassthroughGpu { address, token_file, .. } =
+            self.passthrough.iter().find(|known| known.uuid == gpu)?;
+        token_file.as_ref()?;
+        Some(format!(
+            "{address} has a vf_token_file, for it opens with a token, and nothing hands a token to a pod's VM; use it by `gpu-zone run --zone-kind microvm --exposure passthrough`, or bind its physical function to its own driver and take vf_token_file out of its [[gpu]]"
+        ))
     }
 
     /// The token that a GPU by passthrough is opened with, where it has one.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(crate) fn token(&self, gpu: GpuUuid) -> Result<Option<Uuid>, TokenError> {
+    pub(crate) fn token(&self, gpu: GpuUuid) -> Result<Option<VfToken>, TokenError> {
         let found = self.passthrough.iter().find(|known| known.uuid == gpu);
         let file = found.and_then(|gpu| gpu.token_file.as_deref());
         file.map(vf_token::read).transpose()

@@ -185,14 +185,16 @@ impl PlacementService {
         }
         let ready = self.gpus.vfio();
         for grant in wanted.placement.grants() {
-            let trouble = match (ready.get(&grant.gpu), wanted.nodes.get(&grant.gpu)) {
-                (Some(Err(error)), _) => error.to_string(),
-                (Some(Ok(now)), Some(node)) if !is_opened_by(now, node) => format!(
+            let kept = self.gpus.kept_from_pods(grant.gpu);
+            let trouble = match (ready.get(&grant.gpu), wanted.nodes.get(&grant.gpu), kept) {
+                (Some(Err(error)), _, _) => error.to_string(),
+                (_, _, Some(kept)) => kept,
+                (Some(Ok(now)), Some(node), None) if !is_opened_by(now, node) => format!(
                     "its holder was told to open {node}, and it is in group {} now; delete the pod and let it be created again",
                     now.group
                 ),
                 // One that is not there as a device is refused by the book, with its reason.
-                (Some(Ok(_)) | None, _) => continue,
+                (Some(Ok(_)) | None, _, None) => continue,
             };
             let message = format!("GPU {} cannot be handed over now: {trouble}", grant.gpu);
             return Err(AgentError { kind: ErrorKind::Driver, message });

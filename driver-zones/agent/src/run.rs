@@ -11,6 +11,7 @@ use gpuzone_api::agent::v1 as proto;
 use gpuzone_api::agent::v1::agent_server::AgentServer;
 use gpuzone_api::placements::v1::placements_server::PlacementsServer;
 use gpuzone_api::{AgentError, DRIVER_ZONE_DIR, PLACED_SLOTS_DIR, SocketPathTooLong};
+use gpuzone_hw::NotReady;
 use gpuzone_hw::actions::JournalError;
 use gpuzone_ledger::{AuditKind, OpenError};
 use gpuzone_wire::control::{BrokerConfig, Driver};
@@ -24,7 +25,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::audit::{self, AGENT, Audit, AuditError};
 use crate::book::{Book, BookHandle};
 use crate::broker::{BrokerError, BrokerKeeper, BrokerLink};
-use crate::config::{Config, InMicroVm};
+use crate::config::{Config, InMicroVm, MicroVmTable};
 use crate::gpus::{DiscoveryError, Gpus};
 use crate::health;
 use crate::journal::ReplayError;
@@ -39,6 +40,9 @@ use crate::usage::{UsageBook, now};
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 /// How often the book and the broker are compared when nothing else asks for it.
 const RECONCILE: Duration = Duration::from_secs(5);
+
+/// What to do about a device of the driver zone's that opens with a token.
+const NO_TOKENS: &str = "a driver zone is handed no tokens, so bind the physical function to its own driver, or give the zone another device";
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +77,9 @@ pub enum RunError {
     /// It is not known what was done to devices.
     #[error(transparent)]
     Devices(#[from] JournalError),
+    /// The driver zone cannot have what the configuration gives it.
+    #[error("[zone.microvm] devices: the driver zone cannot be given this one")]
+    DriverZoneDevice(#[source] NotReady),
     /// No ledger.
     #[error("cannot use the ledger {}; a file that cannot be used is put right, or moved away with its usage, before the agent is started again", .path.display())]
     Ledger {
@@ -112,6 +119,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Directory { .. } | Self::SocketPath(_) | Self::Metrics(_) => 78,
+            Self::DriverZoneDevice(_) => 78,
             Self::Locked { .. } => 75,
             Self::Discovery(_) | Self::Broker(_) => 76,
             Self::Journal(_) | Self::Devices(_) => 70,
@@ -140,6 +148,7 @@ enum Ending {
 pub async fn run(config: Config) -> Result<(), RunError> {
     let directories = config.directories.clone();
     let locks = files::take(&directories)?;
+    check_driver_zone(&config)?;
     // Before the driver's library is opened, which would have the GPUs open itself.
     let passthrough = Passthrough::start(&config)?;
     let gpus = Arc::new(Gpus::discover(&config)?);
@@ -210,6 +219,17 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     audit.write_or_log(audit::event(AuditKind::AgentEnd, AGENT, AGENT, how)).await;
     tracing::info!(?ending, "the agent ends");
     drop(locks);
+    Ok(())
+}
+
+/// Refuses devices that a driver zone's microVM could not open: it is started again and again by what has no secrets,
+/// so it is handed no token.
+fn check_driver_zone(config: &Config) -> Result<(), RunError> {
+    let table = config.zone.microvm.iter();
+    for address in table.flat_map(MicroVmTable::devices) {
+        let checked = config.sysfs.without_token(address, NO_TOKENS);
+        checked.map_err(RunError::DriverZoneDevice)?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use uuid::Uuid;
+use gpuzone_core::VfToken;
 
 /// A UUID and a line's end take less; a longer file is not read to its end.
 const LONGEST: u64 = 64;
@@ -43,7 +43,7 @@ pub(crate) enum TokenError {
 }
 
 /// Reads the token in the file at `path`.
-pub(crate) fn read(path: &Path) -> Result<Uuid, TokenError> {
+pub(crate) fn read(path: &Path) -> Result<VfToken, TokenError> {
     let io = |source| TokenError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let found = file.metadata().map_err(io)?;
@@ -59,10 +59,7 @@ pub(crate) fn read(path: &Path) -> Result<Uuid, TokenError> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(none()),
         Err(error) => return Err(io(error)),
     }
-    let text = text.trim();
-    // In the form in which the kernel takes it.
-    let written = text.len() == uuid::fmt::Hyphenated::LENGTH;
-    Uuid::parse_str(text).ok().filter(|_| written).ok_or_else(none)
+    text.trim().parse().map_err(|_| none())
 }
 
 #[cfg(test)]
@@ -83,7 +80,7 @@ mod tests {
             std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             read(&path)
         };
-        assert_eq!(put(format!("{TOKEN}\n").as_bytes(), 0o600).unwrap().to_string(), TOKEN);
+        assert_eq!(put(format!("{TOKEN}\n").as_bytes(), 0o600).unwrap(), TOKEN.parse().unwrap());
         for mode in [0o640, 0o604, 0o660, 0o620] {
             let said = put(TOKEN.as_bytes(), mode).unwrap_err().to_string();
             assert!(said.contains("mode 0400") && !said.contains(TOKEN), "{mode:o}: {said}");

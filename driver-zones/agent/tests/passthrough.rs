@@ -222,6 +222,76 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_function_that_opens_with_a_token_is_refused_where_none_is_handed_over() {
+        use std::os::unix::fs::PermissionsExt;
+        const PHYSICAL: &str = "0000:3b:00.7";
+        let (mut node, sysfs) = start().await;
+        sysfs.function(PHYSICAL, "0x030200").unwrap();
+        sysfs.bind(PHYSICAL, Some("vfio-pci")).unwrap();
+        sysfs.virtual_of(ADDRESS, PHYSICAL).unwrap();
+        let asked = || agent::CreateLeaseRequest {
+            memory_bytes: None,
+            share_percent: None,
+            exposure: "passthrough".into(),
+            ..request("acme", 0)
+        };
+        // Nobody has told the token.
+        let refused = node.client().await.create_lease(asked()).await.unwrap_err();
+        let whose = format!("{ADDRESS} is a virtual function of {PHYSICAL}, which is on VFIO");
+        assert!(refused.message().contains(&whose), "{refused}");
+        assert!(refused.message().contains("[[gpu]] as vf_token_file"), "{refused}");
+        let said = place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap_err().message;
+        assert!(said.contains(&whose), "{said}");
+        assert_eq!(
+            gpus(&node).await[1].not_ready.as_ref().map(|why| why.contains(&whose)),
+            Some(true)
+        );
+        // With the physical one on its own driver there is no token.
+        sysfs.bind(PHYSICAL, Some("xe")).unwrap();
+        assert_eq!(gpus(&node).await[1].not_ready, None);
+        sysfs.bind(PHYSICAL, Some("vfio-pci")).unwrap();
+
+        // A program of this node's gets it; what starts a pod's VM could not hand it on.
+        let file = node.path("token");
+        std::fs::write(&file, "00112233-4455-6677-8899-aabbccddeeff").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let key = "exposure = \"passthrough\"";
+        node.configure(key, &format!("{key}\nvf_token_file = {file:?}"));
+        node.signal_agent(Signal::KILL);
+        node.start_agent().await;
+        let said = place(&node, wanted("pod/1/a", WHOLE, 80, 100)).await.unwrap_err().message;
+        assert!(said.contains(&format!("{ADDRESS} has a vf_token_file")), "{said}");
+        assert!(said.contains("gpu-zone run --zone-kind microvm --exposure passthrough"), "{said}");
+        assert!(node.leases().await.is_empty());
+        let listed = gpus(&node).await.remove(1);
+        assert_eq!(listed.not_ready, None);
+        assert!(said.contains(&listed.kept_from_pods.unwrap()), "{said}");
+        let granted = node.client().await.create_lease(asked()).await.unwrap().into_inner();
+        assert!(granted.functions[0].vf_token.is_some());
+        // Or the agent would end its holder, which is this process.
+        let end = agent::EndLeaseRequest { lease_id: granted.lease.unwrap().id };
+        node.client().await.end_lease(end).await.unwrap();
+        node.signal_agent(Signal::INT);
+    }
+
+    #[tokio::test]
+    async fn a_driver_zone_is_given_no_function_that_opens_with_a_token() {
+        let (mut node, sysfs) = start().await;
+        node.signal_agent(Signal::KILL);
+        let other = "0000:5e:00.1";
+        let zone = format!(
+            "[zone.microvm]\nkernel = \"k\"\nimage = \"i\"\ndevices = [{other:?}]\n[usage]"
+        );
+        node.configure("[usage]", &zone);
+        sysfs.gpu(other, 30).unwrap();
+        sysfs.gpu("0000:5e:00.0", 31).unwrap();
+        sysfs.virtual_of(other, "0000:5e:00.0").unwrap();
+        let said = node.refused();
+        assert!(said.contains(&format!("{other} is a virtual function of 0000:5e:00.0")), "{said}");
+        assert!(said.contains("[zone.microvm] devices"), "{said}");
+    }
+
+    #[tokio::test]
     async fn a_reset_that_cannot_be_done_leaves_the_gpu_in_quarantine_and_says_why() {
         let (mut node, sysfs) = start().await;
         let key = "exposure = \"passthrough\"";

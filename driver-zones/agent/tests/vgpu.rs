@@ -261,4 +261,24 @@ mod tests {
         node.start_agent().await;
         assert!(!sysfs.device("0000:3b:10.0").exists(), "{}", node.log());
     }
+
+    #[tokio::test]
+    async fn virtual_functions_that_open_with_a_token_are_refused_and_it_is_said_why() {
+        let (mut node, sysfs) = prepare("vf", "");
+        sysfs.virtual_functions(ADDRESS, 4).unwrap();
+        sysfs.bind(ADDRESS, Some("vfio-pci")).unwrap();
+        let parameters = sysfs.root().join("module/vfio_pci/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        std::fs::write(parameters.join("enable_sriov"), "Y\n").unwrap();
+        node.start_agent().await;
+        let both = parts(&node).await;
+        let why = both[0].not_ready.clone().unwrap_or_default();
+        let whose = format!("0000:3b:10.0 is a virtual function of {ADDRESS}, which is on VFIO");
+        assert!(why.contains(&whose), "{why}\n{}", node.log());
+        assert!(why.contains("bind the physical one to its own driver"), "{why}");
+        let said = place(&node, wanted("pod/1/a", &both[0])).await.unwrap_err().message;
+        assert!(said.contains(&whose), "{said}");
+        assert!(node.leases().await.is_empty());
+        node.signal_agent(Signal::INT);
+    }
 }

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         eprintln!("gpu-zone-guest: up");
         let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
     }
+    machine::keep_little();
     let port = match port::Port::find(zone_link::PORT) {
         Ok(port) => port,
         Err(error) => {

@@ -93,6 +93,18 @@ pub enum NotReady {
         /// What is to be done.
         why: &'static str,
     },
+    /// It opens with a token, and nothing here gives it one.
+    #[error(
+        "{address} is a virtual function of {physical}, which is on VFIO, so it opens with the token that whoever has {physical} has set and not without; {why}"
+    )]
+    Token {
+        /// Which.
+        address: PciAddress,
+        /// Its physical function.
+        physical: PciAddress,
+        /// What is to be done.
+        why: &'static str,
+    },
     /// sysfs is not what it should be.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
@@ -127,6 +139,29 @@ impl SysfsRoot {
             return Err(NotReady::Driver { address, driver });
         }
         self.alone(address, others)
+    }
+
+    /// The physical function whose owner's token opens the one at `address`. The kernel asks for one where the
+    /// physical function is on VFIO, and takes none elsewhere (`vfio_pci_validate_vf_token`).
+    ///
+    /// # Errors
+    /// When sysfs cannot be read.
+    pub fn token_of(&self, address: PciAddress) -> Result<Option<PciAddress>, SysfsError> {
+        let physical = link_name(&self.function(address).join("physfn"))?;
+        let Some(physical) = physical.and_then(|name| name.parse().ok()) else { return Ok(None) };
+        let driver = link_name(&self.function(physical).join("driver"))?;
+        Ok(Some(physical).filter(|_| driver.as_deref().is_some_and(is_vfio)))
+    }
+
+    /// Refuses a function that opens with a token only. `why` says what is to be done.
+    ///
+    /// # Errors
+    /// When it is one, or sysfs cannot be read.
+    pub fn without_token(&self, address: PciAddress, why: &'static str) -> Result<(), NotReady> {
+        match self.token_of(address)? {
+            Some(physical) => Err(NotReady::Token { address, physical, why }),
+            None => Ok(()),
+        }
     }
 
     /// A function whose IOMMU group can be handed over with it.
@@ -265,6 +300,29 @@ mod tests {
             tree.function(GPU, "0x030200", Some(variant), None);
             assert_eq!(tree.look(&[]), Ok(ready.clone()), "{variant}");
         }
+    }
+
+    #[test]
+    fn a_function_whose_physical_one_is_on_vfio_opens_with_a_token() {
+        let tree = Tree::new();
+        let (root, gpu) = (SysfsRoot(tree.0.path().to_owned()), GPU.parse().unwrap());
+        assert_eq!(root.token_of(gpu).unwrap(), None);
+        root.without_token(gpu, "do this").unwrap();
+        let physical: PciAddress = "0000:3b:01.0".parse().unwrap();
+        let folder = tree.0.path().join("bus/pci/devices");
+        symlink("../0000:3b:01.0", folder.join(GPU).join("physfn")).unwrap();
+        for (driver, token) in [
+            (None, None),
+            (Some("nvidia"), None),
+            (Some("vfio-pci"), Some(physical)),
+            (Some("xe-vfio-pci"), Some(physical)),
+        ] {
+            tree.function("0000:3b:01.0", "0x030200", driver, None);
+            assert_eq!(root.token_of(gpu).unwrap(), token, "{driver:?}");
+        }
+        let said = root.without_token(gpu, "do this").unwrap_err().to_string();
+        assert!(said.contains("0000:3b:00.0 is a virtual function of 0000:3b:01.0"), "{said}");
+        assert!(said.ends_with("; do this"), "{said}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use gpuzone_core::VfToken;
 use gpuzone_wire::control::{Accelerator, Hypervisor};
 use gpuzone_wire::workload_link::Order;
 use gpuzone_zone::microvm::{self, Passthrough};
@@ -95,7 +96,7 @@ impl Orders {
 }
 
 /// What the file says, which no error repeats.
-fn tokens(file: &[u8]) -> Result<BTreeMap<String, microvm::VfToken>, CommandError> {
+fn tokens(file: &[u8]) -> Result<BTreeMap<String, VfToken>, CommandError> {
     let read: BTreeMap<String, String> =
         serde_json::from_slice(file).map_err(|_| CommandError::NoTokens)?;
     let token = |(address, text): (String, String)| Some((address, text.parse().ok()?));

@@ -35,7 +35,9 @@ pub use health::{
     Cause, GpuHealth, GpuWatch, HealthTerms, Level, Noted, Recovered, Signal, Xid, XidClass,
     XidEntry,
 };
-pub use ids::{GpuUuid, InvalidId, LeaseId, PciAddress, TenantId, ZoneId, ZoneName};
+pub use ids::{
+    GpuUuid, InvalidId, InvalidToken, LeaseId, PciAddress, TenantId, VfToken, ZoneId, ZoneName,
+};
 pub use inventory::{ComputeCapability, Gpu, GpuBacking, Inventory, InventoryError, Part, Unit};
 pub use lease::{IllegalTransition, LeaseEvent, LeaseState};
 pub use mig::{InvalidMigProfile, MigInstance, MigProfile, mig_share};

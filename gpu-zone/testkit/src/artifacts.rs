@@ -21,6 +21,9 @@ const PACKAGES: [&str; 12] = [
     "gpuzone-zone",
 ];
 
+/// The profile of whoever asks.
+const OWN_PROFILE: &str = if cfg!(debug_assertions) { "dev" } else { "release" };
+
 /// The programs and libraries of this workspace, built in the profile of whoever asks.
 #[derive(Debug)]
 pub struct Artifacts {
@@ -35,8 +38,9 @@ impl Artifacts {
     /// When cargo cannot be run, or the build fails.
     pub fn build() -> Result<&'static Self, HarnessError> {
         static BUILT: OnceLock<Result<Artifacts, String>> = OnceLock::new();
-        let built =
-            BUILT.get_or_init(|| Self::run_cargo(&PACKAGES).map_err(|error| error.to_string()));
+        let built = BUILT.get_or_init(|| {
+            Self::run_cargo(&PACKAGES, OWN_PROFILE).map_err(|error| error.to_string())
+        });
         built.as_ref().map_err(|error| HarnessError::Build(error.clone()))
     }
 
@@ -45,19 +49,25 @@ impl Artifacts {
     /// # Errors
     /// When cargo cannot be run, or the build fails.
     pub fn of_package(package: &str) -> Result<Self, HarnessError> {
-        Self::run_cargo(&[package])
+        Self::run_cargo(&[package], OWN_PROFILE)
     }
 
-    fn run_cargo(packages: &[&str]) -> Result<Self, HarnessError> {
+    /// Builds packages in a profile of cargo's; their files alone.
+    ///
+    /// # Errors
+    /// When cargo cannot be run, or the build fails.
+    pub fn of_packages(packages: &[&str], profile: &str) -> Result<Self, HarnessError> {
+        Self::run_cargo(packages, profile)
+    }
+
+    fn run_cargo(packages: &[&str], profile: &str) -> Result<Self, HarnessError> {
         // This file is in gpu-zone/testkit.
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = manifest.ancestors().nth(2).unwrap_or(manifest).to_owned();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
         let mut command = Command::new(cargo);
         command.current_dir(&root).args(["build", "--message-format=json-render-diagnostics"]);
-        if !cfg!(debug_assertions) {
-            command.arg("--release");
-        }
+        command.args(["--profile", profile]);
         for package in packages {
             command.args(["--package", package]);
         }

@@ -73,6 +73,14 @@ impl Sysfs {
         std::fs::create_dir_all(self.device(address).join(format!("vfio-dev/vfio{group}")))
     }
 
+    /// Makes a function a virtual one of `physical`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn virtual_of(&self, address: &str, physical: &str) -> io::Result<()> {
+        symlink(self.device(physical), self.device(address).join("physfn"))
+    }
+
     /// Lets a function make mediated devices of a type, as many as `count`.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpuzone-broker", &["gpuzone-zone", "gpuzone-wire", "gpuzone-core"]),
     ("gpuzone-worker", &["gpuzone-wire", "gpuzone-cuda-abi", "gpuzone-core"]),
     ("gpuzone-guest", &["gpuzone-wire"]),
-    ("gpuzone-vm", &["gpuzone-zone", "gpuzone-wire", "gpuzone-image"]),
+    ("gpuzone-vm", &["gpuzone-zone", "gpuzone-wire", "gpuzone-image", "gpuzone-core"]),
     (
         "gpuzone-agent",
         &[

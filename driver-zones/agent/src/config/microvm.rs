@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gpuzone_api::agent::v1 as proto;
-use gpuzone_core::MemoryBytes;
+use gpuzone_core::{MemoryBytes, PciAddress};
 use gpuzone_wire::control::{Accelerator, Driver, Hypervisor, MicroVm, Sandbox};
 use gpuzone_zone::microvm;
 use serde::de::Error as _;
@@ -162,6 +162,12 @@ impl MicroVmTable {
         };
         let (qemu, cloud_hypervisor) = (whole(self.qemu)?, whole(self.cloud_hypervisor)?);
         Ok(Self { kernel, image, kernel_digest, image_digest, qemu, cloud_hypervisor, ..self })
+    }
+
+    /// The functions that it gets.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = PciAddress> {
+        // Whatever is none was refused as the table was read.
+        self.devices.iter().filter_map(|address| address.parse().ok())
     }
 
     /// The hypervisor's program.

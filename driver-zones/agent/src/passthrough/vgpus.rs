@@ -18,6 +18,9 @@ use uuid::Uuid;
 use crate::config::{CutBy, VgpuGpu};
 use crate::errors::sentence;
 
+/// What to do where a virtual function needs a token: vGPUs are for pods, whose VMs are handed none.
+const NO_TOKENS: &str = "vGPUs are handed over without tokens, so bind the physical one to its own driver, or have its functions used by `gpu-zone run`, each with a [[gpu]] of its own, exposure = \"passthrough\" and vf_token_file";
+
 /// One vGPU of the configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted<'a> {
@@ -122,7 +125,9 @@ impl Wanted<'_> {
             }
             CutBy::Functions => {
                 let (address, others) = self.among(sysfs, others)?;
-                sysfs.vfio(address, &others)
+                let ready = sysfs.vfio(address, &others)?;
+                sysfs.without_token(address, NO_TOKENS)?;
+                Ok(ready)
             }
         }
     }

@@ -123,7 +123,8 @@ pub(crate) async fn listed(
         let partitions = instances.chain(inventory.vgpus(gpu.uuid).map(vgpu));
         let partitions = partitions.collect::<Result<_, AgentError>>()?;
         let (exposure, vfio) = (inventory.exposure(gpu.uuid), vfio.get(&gpu.uuid));
-        let handover = Handover { exposure, vfio, partitions };
+        let kept_from_pods = gpus.kept_from_pods(gpu.uuid);
+        let handover = Handover { exposure, vfio, kept_from_pods, partitions };
         Ok(convert::gpu(gpu, handover, room(gpu.uuid)?, used.get(&gpu.uuid)))
     });
     listed.collect()

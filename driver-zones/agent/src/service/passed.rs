@@ -51,7 +51,7 @@ pub(super) async fn functions(
         let address = leases.inventory.gpu(gpu).map(|gpu| gpu.pci.to_string());
         let address = address.ok_or_else(|| internal(format!("GPU {gpu} has no address")))?;
         let token = gpus.token(gpu).map_err(|error| not_ready(format!("GPU {gpu}: {error}")))?;
-        let vf_token = token.map(|token| proto::VfToken { uuid: token.hyphenated().to_string() });
+        let vf_token = token.map(|token| proto::VfToken { uuid: token.reveal().to_string() });
         Ok(proto::PassedFunction { address, group: found.group, vf_token })
     };
     let grants = held.lease.placement.grants().iter();

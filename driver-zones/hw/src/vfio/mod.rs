@@ -16,9 +16,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use gpuzone_core::PciAddress;
 use gpuzone_core::devices::ResetScope;
-use uuid::Uuid;
+use gpuzone_core::{PciAddress, VfToken};
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
 };
@@ -161,7 +160,7 @@ impl VfioDevice {
     ///
     /// # Errors
     /// When it is no physical function with virtual ones.
-    pub fn set_token(&self, token: Uuid) -> io::Result<()> {
+    pub fn set_token(&self, token: &VfToken) -> io::Result<()> {
         sys::set_token(self.device.as_fd(), token)
     }
 

@@ -7,8 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gpuzone_core::PciAddress;
-use uuid::Uuid;
+use gpuzone_core::{PciAddress, VfToken};
 use vfio_bindings::bindings::vfio::{VFIO_GROUP_FLAGS_VIABLE, VFIO_TYPE1v2_IOMMU};
 
 use super::{Access, VfioDevice, VfioError, sys};
@@ -86,7 +85,7 @@ pub struct Opening {
     /// By what.
     pub interface: Interface,
     /// What the owner of its physical function has set.
-    pub token: Option<Uuid>,
+    pub token: Option<VfToken>,
 }
 
 impl VfioDevice {
@@ -173,8 +172,8 @@ fn by_group(dev: &DevRoot, opening: &Opening, number: u32) -> Result<VfioDevice,
     let container_fd = container.as_fd();
     sys::set_container(group.as_fd(), container_fd).map_err(failed("the container"))?;
     sys::set_iommu(container_fd, VFIO_TYPE1v2_IOMMU).map_err(failed("the container's IOMMU"))?;
-    let name = match opening.token {
-        Some(token) => format!("{address} vf_token={token}"),
+    let name = match &opening.token {
+        Some(token) => format!("{address} vf_token={}", token.reveal().hyphenated()),
         None => address.to_string(),
     };
     let name = CString::new(name).map_err(|_| VfioError::Lacks("name for it"))?;
@@ -204,7 +203,7 @@ fn by_iommufd(
     let iommufd = open(dev, Interface::Iommufd.root(), opening)?;
     let name = name.ok_or_else(|| missing(Interface::Iommufd, &dev.0.join("vfio/devices")))?;
     let device = open(dev, &format!("vfio/devices/{name}"), opening)?;
-    let id = sys::bind_iommufd(device.as_fd(), iommufd.as_fd(), opening.token);
+    let id = sys::bind_iommufd(device.as_fd(), iommufd.as_fd(), opening.token.as_ref());
     let id = id.map_err(|source| match source.raw_os_error() {
         // So the kernel answers the second one who would have it.
         Some(EINVAL | EBUSY) if opening.token.is_none() => {

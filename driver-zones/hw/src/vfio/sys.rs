@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
+use gpuzone_core::VfToken;
 use iommufd_bindings::iommufd::{
     IOMMUFD_CMD_IOAS_ALLOC, IOMMUFD_CMD_IOAS_MAP, IOMMUFD_CMD_IOAS_UNMAP, iommu_ioas_alloc,
     iommu_ioas_map, iommu_ioas_unmap, iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA as FIXED,
@@ -13,7 +14,6 @@ use iommufd_bindings::iommufd::{
     iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE as WRITEABLE,
 };
 use rustix::mm::{MapFlags, ProtFlags};
-use uuid::Uuid;
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_BIND_FLAG_TOKEN, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN,
     VFIO_DEVICE_FEATURE_SET, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE,
@@ -147,9 +147,9 @@ struct Token {
     token: [u8; 16],
 }
 
-pub(super) fn set_token(device: BorrowedFd<'_>, token: Uuid) -> io::Result<()> {
+pub(super) fn set_token(device: BorrowedFd<'_>, token: &VfToken) -> io::Result<()> {
     let flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_PCI_VF_TOKEN;
-    let mut feature = Token { argsz: size::<Token>(), flags, token: token.into_bytes() };
+    let mut feature = Token { argsz: size::<Token>(), flags, token: token.reveal().into_bytes() };
     // SAFETY: DEVICE_FEATURE takes this structure; SET only reads it.
     unsafe { with_structure(device, Call::DeviceFeature, &mut feature) }
 }
@@ -270,9 +270,9 @@ pub(super) fn unmap(container: BorrowedFd<'_>, iova: u64, length: u64) -> io::Re
 pub(super) fn bind_iommufd(
     device: BorrowedFd<'_>,
     iommufd: BorrowedFd<'_>,
-    token: Option<Uuid>,
+    token: Option<&VfToken>,
 ) -> io::Result<u32> {
-    let bytes = token.map(Uuid::into_bytes);
+    let bytes = token.map(|token| token.reveal().into_bytes());
     let mut bind = vfio_device_bind_iommufd {
         argsz: size::<vfio_device_bind_iommufd>(),
         // The kernel follows the address of a token only when it is told that there is one.

@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gpuzone_core::PciAddress;
 use gpuzone_core::devices::{Condemned, Reset, ResetMethod, ResetPolicy, ResetScope};
+use gpuzone_core::{PciAddress, VfToken};
 use gpuzone_hw::actions::{ActionError, Devices, MdevParent};
 use gpuzone_hw::turnover::{Between, between_tenants};
 use gpuzone_hw::vfio::{
@@ -62,16 +62,16 @@ fn shared() -> (PciAddress, PciAddress) {
     (shared.address, other)
 }
 
-fn open(address: PciAddress, token: Option<Uuid>) -> Result<VfioDevice, VfioError> {
+fn open(address: PciAddress, token: Option<&VfToken>) -> Result<VfioDevice, VfioError> {
     open_by(Interface::Group, address, token)
 }
 
 fn open_by(
     interface: Interface,
     address: PciAddress,
-    token: Option<Uuid>,
+    token: Option<&VfToken>,
 ) -> Result<VfioDevice, VfioError> {
-    let opening = Opening { address, interface, token };
+    let opening = Opening { address, interface, token: token.cloned() };
     VfioDevice::open(&sysfs(), &DevRoot::default(), &opening)
 }
 
@@ -255,21 +255,21 @@ fn virtual_functions() -> Outcome {
     assert!(!devices.bind(vf, &none()).unwrap().changed);
 
     let physical = open(card, None).unwrap();
-    let token = Uuid::from_u128(0x1234_5678);
-    physical.set_token(token).unwrap();
+    let token = VfToken::new(Uuid::from_u128(0x1234_5678));
+    physical.set_token(&token).unwrap();
     assert!(matches!(open(vf, None), Err(VfioError::Token { given: false, .. })));
-    let other = Uuid::from_u128(9);
-    assert!(matches!(open(vf, Some(other)), Err(VfioError::Token { given: true, .. })));
+    let other = VfToken::new(Uuid::from_u128(9));
+    assert!(matches!(open(vf, Some(&other)), Err(VfioError::Token { given: true, .. })));
     // A reset of its slot would hit its virtual functions, which are others'.
     assert!(matches!(physical.slot_scope().unwrap(), ResetScope::Beyond(_)));
     says(physical.reset_slot(), "is not handed over with it");
-    let device = open(vf, Some(token)).unwrap();
+    let device = open(vf, Some(&token)).unwrap();
     // A virtual function does not have the numbers of its own; where it is, the kernel says.
     assert_eq!(device.address(), vf);
     // While somebody has it, the physical one is not opened by whoever does not know it.
     drop(physical);
     assert!(matches!(open(card, None), Err(VfioError::Token { given: false, .. })));
-    drop(open(card, Some(token)).unwrap());
+    drop(open(card, Some(&token)).unwrap());
     says(devices.set_functions(card, 0), "process 1 (init) has /dev/vfio/");
     says(devices.release(card), "has 2 virtual functions");
     drop(device);

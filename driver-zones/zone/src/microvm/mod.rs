@@ -15,7 +15,6 @@ mod outbox;
 mod probe;
 mod qemu;
 pub mod qmp;
-mod token;
 mod windows;
 
 use std::path::PathBuf;
@@ -24,10 +23,10 @@ pub use backend::{CONTROL, KVM, MicroVmError, MicroVms};
 pub use cloud_hypervisor::ApiError;
 pub use command::{CommandError, MOST_DEVICES, MOST_WINDOWS, WINDOW_BYTES};
 pub use digest::{DigestError, check_digest, digest_of};
+use gpuzone_core::VfToken;
 pub use hypervisor::{ControlError, Hypervisor};
 pub use outbox::{Outbox, STALLED};
 pub use probe::{PROBE_LIMIT, Probe, ProbeError, probe};
-pub use token::{InvalidToken, VfToken};
 pub use windows::{Window, WindowError, Windows};
 
 /// What makes the guest's processors.

@@ -39,6 +39,8 @@ struct Entry<'a> {
     cause: Option<&'a str>,
     /// Why a GPU that is not mediated cannot be handed over now.
     not_ready: Option<&'a str>,
+    /// Why no pod gets it, where a program of this node's may.
+    kept_from_pods: Option<&'a str>,
     out_since_unix_ns: Option<u64>,
     recovered_unix_ns: Option<u64>,
     recovered_from: Option<&'a str>,
@@ -126,6 +128,7 @@ impl<'a> From<&'a Gpu> for Entry<'a> {
             out_of_service: gpu.out_of_service.as_deref(),
             cause: Some(gpu.cause.as_str()).filter(|cause| !cause.is_empty()),
             not_ready: gpu.not_ready.as_deref(),
+            kept_from_pods: gpu.kept_from_pods.as_deref(),
             out_since_unix_ns: gpu.out_since_unix_ns,
             recovered_unix_ns: gpu.recovered_unix_ns,
             recovered_from: Some(gpu.recovered_from.as_str()).filter(|from| !from.is_empty()),
@@ -283,6 +286,10 @@ fn trouble(gpu: &Gpu) -> Option<String> {
         let reason = printable(reason);
         return Some(format!("\nGPU {index} cannot be handed over now: {reason}"));
     }
+    if let Some(reason) = &gpu.kept_from_pods {
+        let reason = printable(reason);
+        return Some(format!("\nGPU {index} is kept from pods: {reason}"));
+    }
     let at = output::time(gpu.recovered_unix_ns?);
     let from = printable(&gpu.recovered_from);
     Some(format!("\nGPU {index} serves again since {at}. It was out because of: {from}"))
@@ -302,6 +309,8 @@ mod tests {
         let condemned = Gpu { quarantine: why, ..suspended.clone() };
         let whole = Gpu { exposure: "passthrough".into(), ..condemned.clone() };
         let bound = Gpu { not_ready: Some("it is on nvidia\u{1b}[2J".into()), ..well.clone() };
+        let token = Some("it opens with a token\u{1b}[2J".into());
+        let token = Gpu { kept_from_pods: token, ..well.clone() };
         let cases = [
             (&well, "ok", None),
             (&again, "ok", Some("serves again since 2023-11-14T22:13:20Z. It was out")),
@@ -309,6 +318,7 @@ mod tests {
             (&condemned, "quarantine", Some("--clear-quarantine 0` scrubs it again")),
             (&whole, "quarantine", Some("--clear-quarantine 0` says what to do")),
             (&bound, "not ready", Some("cannot be handed over now: it is on nvidia")),
+            (&token, "ok", Some("is kept from pods: it opens with a token")),
         ];
         for (gpu, word, part) in cases {
             assert_eq!(health(gpu).0, word);

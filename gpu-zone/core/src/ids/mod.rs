@@ -3,11 +3,13 @@
 mod gpu;
 mod name;
 mod pci;
+mod token;
 mod uuids;
 
 pub use gpu::GpuUuid;
 pub use name::{TenantId, ZoneName};
 pub use pci::PciAddress;
+pub use token::{InvalidToken, VfToken};
 pub use uuids::{LeaseId, ZoneId};
 
 /// A text that is not the identifier it should be.

@@ -13,6 +13,7 @@ use gpuzone_testkit::{Node, Role};
 use super::image::{self, Contents, For};
 use super::kernel;
 use super::suite::{self, Wanted};
+use super::window;
 
 const BOOTS: usize = 3;
 /// What the bare guest says once it runs a program.
@@ -86,6 +87,9 @@ pub(crate) fn bench(repository: &Path, wanted: &Wanted, zones: usize) -> anyhow:
         mib(zone.own.private),
         mib(zone.own.proportional)
     );
+    for line in window::measure(repository, wanted)? {
+        println!("{line}");
+    }
     many(wanted, &image, zones)
 }
 
@@ -227,13 +231,12 @@ fn bare_image(repository: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// From QEMU's start to the first program's first word.
-fn bare_boot(wanted: &Wanted, image: &Path) -> anyhow::Result<Duration> {
+/// QEMU with that image, by hand.
+pub(super) fn guest(wanted: &Wanted, image: &Path) -> Command {
     let accelerator = if wanted.accelerator == "kvm" { "kvm" } else { "tcg" };
     let cpu = if accelerator == "kvm" { "host" } else { "max" };
-    let began = Instant::now();
-    let mut qemu = Command::new(&wanted.qemu)
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+    let mut qemu = Command::new(&wanted.qemu);
+    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         .args(["-machine", &format!("q35,accel={accelerator}"), "-cpu", cpu])
         .args(["-smp", "2", "-m", "384M", "-serial", "stdio"])
         .arg("-kernel")
@@ -245,10 +248,15 @@ fn bare_boot(wanted: &Wanted, image: &Path) -> anyhow::Result<Duration> {
             "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init gpuzone.mode=bare",
         ])
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot run QEMU")?;
+        .stderr(Stdio::null());
+    qemu
+}
+
+/// From QEMU's start to the first program's first word.
+fn bare_boot(wanted: &Wanted, image: &Path) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    let mut qemu =
+        guest(wanted, image).stdout(Stdio::piped()).spawn().context("cannot run QEMU")?;
     let output = qemu.stdout.take().context("no output")?;
     let mut took = None;
     for line in BufReader::new(output).split(b'\n') {

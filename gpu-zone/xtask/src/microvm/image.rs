@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use gpuzone_image::cpio::Archive;
 use gpuzone_testkit::Artifacts;
+use serde_json::Value;
 
 use crate::elf;
 
+/// The profile of what lies in a guest's memory.
+const PROFILE: &str = "guest";
 /// Where the image has its driver.
 const DRIVER: &str = "/usr/lib/gpu-zone";
 const PROGRAMS: [&str; 3] = ["gpu-zone-broker", "gpu-zone-worker", "gpu-zone-sandbox"];
@@ -46,7 +49,7 @@ pub(crate) struct Contents {
 #[allow(clippy::print_stdout, reason = "a command of the project tells what it does")]
 pub(crate) fn build(repository: &Path, contents: &Contents) -> anyhow::Result<()> {
     let work = repository.join("target/guest-image");
-    let first = first_process(repository, &work)?;
+    let first = static_program(repository, PROFILE, &["--package", "gpuzone-guest"])?;
     let mut archive = Archive::default();
     for folder in ["proc", "sys", "dev", "run", "tmp", "newroot", "var/tmp", "etc/gpu-zone"] {
         archive.directory(folder);
@@ -70,7 +73,7 @@ pub(crate) fn build(repository: &Path, contents: &Contents) -> anyhow::Result<()
 }
 
 fn driver_zone(archive: &mut Archive, contents: &Contents, work: &Path) -> anyhow::Result<()> {
-    let artifacts = Artifacts::build()?;
+    let artifacts = artifacts()?;
     let mut needed = BTreeSet::new();
     for name in PROGRAMS {
         let program = artifacts.file(name)?;
@@ -94,18 +97,41 @@ fn driver_zone(archive: &mut Archive, contents: &Contents, work: &Path) -> anyho
     Ok(())
 }
 
-/// The guest's first process, static: nothing is mounted yet when it starts.
-fn first_process(repository: &Path, work: &Path) -> anyhow::Result<PathBuf> {
+/// What is in the image beside the first process: in a build that is to be used, in a guest's profile.
+fn artifacts() -> anyhow::Result<Artifacts> {
+    let packages = [
+        "gpuzone-broker",
+        "gpuzone-worker",
+        "gpuzone-zone",
+        "gpuzone-sim-cuda",
+        "gpuzone-sim-nvml",
+    ];
+    let profile = if cfg!(debug_assertions) { "dev" } else { PROFILE };
+    Ok(Artifacts::of_packages(&packages, profile)?)
+}
+
+/// A program that can be a guest's first process, so static: nothing is mounted yet when it starts. `what` is cargo's
+/// words for it.
+pub(super) fn static_program(
+    repository: &Path,
+    profile: &str,
+    what: &[&str],
+) -> anyhow::Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository).args(["build", "--package", "gpuzone-guest"]);
-    cargo.args(["--target", &target, "--target-dir"]).arg(work);
+    cargo.current_dir(repository).arg("build").args(what);
+    cargo.args(["--message-format=json-render-diagnostics", "--target", &target, "--target-dir"]);
+    cargo.arg(repository.join("target/guest-image"));
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     // Whatever this program was built in: it lies in each machine's memory, and emulation runs it.
-    cargo.arg("--release");
-    let status = cargo.status().context("cannot run cargo")?;
-    ensure!(status.success(), "the guest's first process was not built: {status}");
-    let program = work.join(&target).join("release/gpu-zone-guest");
+    cargo.args(["--profile", profile]).stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "{what:?} was not built: {}", output.status);
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut built =
+        messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    let program = built.next_back().with_context(|| format!("{what:?} is no program"))?;
     elf::is_static(&program)?;
     Ok(program)
 }

@@ -8,6 +8,7 @@ mod layout;
 mod nested;
 mod node;
 mod suite;
+mod window;
 mod workloads;
 
 pub(crate) use bench::bench;
