@@ -3,14 +3,15 @@
 //! `cargo bench -p gpuzone-wire --bench ring`
 
 use std::hint::{black_box, spin_loop};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gpuzone_wire::codec::Field;
 use gpuzone_wire::ring::{
-    Always, Direction, Header, Payload, Reader, Region, RingSizes, Spin, Writer, flag,
+    Always, Direction, Header, MAX_BULK, Payload, Reader, Region, RingSizes, Spin, Writer,
+    copy_bytes, flag,
 };
 use gpuzone_wire::spec::{FunctionId, Launch, Opcode, StreamId};
 use rustix::thread::futex;
@@ -177,12 +178,57 @@ fn seqpacket(criterion: &mut Criterion) {
     partner.join().expect("ended");
 }
 
+/// What one thread copies alone, and what two do through a window, one into it and one out of it at the
+/// same time, as the library and a driver's copy engine that is a thread have to: by one means of
+/// copying, past the caches.
+fn copies(criterion: &mut Criterion) {
+    const BYTES: usize = 64 << 20;
+    const PLACES: usize = 8;
+    let (source, mut target) = (vec![0x17_u8; BYTES], vec![0_u8; BYTES]);
+    let mut group = criterion.benchmark_group("copies");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    let copy = |from: &[u8], to: &mut [u8]| {
+        assert_eq!(from.len(), to.len());
+        // SAFETY: both are so long, and one of the two is only ours.
+        unsafe { copy_bytes(from.as_ptr(), to.as_mut_ptr(), from.len()) };
+    };
+    group.bench_function("one thread", |b| b.iter(|| copy(&source, &mut target)));
+    target.fill(0);
+    let window: Vec<Mutex<Vec<u8>>> = (0..PLACES).map(|_| vec![0; MAX_BULK].into()).collect();
+    let place = |piece: usize| window[piece % PLACES].lock().expect("nobody panics");
+    let pass = |target: &mut [u8]| {
+        let (written, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for (number, piece) in source.chunks(MAX_BULK).enumerate() {
+                    while number - read.load(Ordering::Acquire) >= PLACES {
+                        spin_loop();
+                    }
+                    copy(piece, &mut place(number));
+                    written.store(number + 1, Ordering::Release);
+                }
+            });
+            for (number, piece) in target.chunks_mut(MAX_BULK).enumerate() {
+                while written.load(Ordering::Acquire) <= number {
+                    spin_loop();
+                }
+                copy(&place(number), piece);
+                read.store(number + 1, Ordering::Release);
+            }
+        });
+    };
+    pass(&mut target);
+    assert!(source == target, "every byte goes through");
+    group.bench_function("two threads through a window", |b| b.iter(|| pass(&mut target)));
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = ring, bare
+    targets = ring, bare, copies
 }
 criterion_main!(benches);

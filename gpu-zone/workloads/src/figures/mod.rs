@@ -56,7 +56,11 @@ pub(crate) fn figures(device: &Device, wanted: &Wanted) -> anyhow::Result<String
         found.insert(name.to_owned(), json!(value));
     };
     note("bare_spin_ns", bare::spinning(wanted.calls));
-    note("bare_futex_ns", bare::sleeping(wanted.calls.min(20_000))?);
+    note("bare_lines_ns", bare::through_windows(wanted.calls));
+    note("bare_futex_ns", bare::sleeping(wanted.calls, bare::Where::Anywhere)?);
+    if let Some(pair) = bare::two_processors() {
+        note("bare_futex_apart_ns", bare::sleeping(wanted.calls, pair)?);
+    }
     let module = device.context.load_module(Ptx::from_src(EMPTY)).map_err(named)?;
     let empty = module.load_function("empty").map_err(named)?;
     if wanted.wants(&["post_launch_ns"]) {
@@ -66,10 +70,10 @@ pub(crate) fn figures(device: &Device, wanted: &Wanted) -> anyhow::Result<String
         note("launches_ns_each", many(device, &empty, wanted.launches)?);
     }
     if wanted.wants(&["call_awake_ns"]) {
-        note("call_awake_ns", calls(wanted.calls, Duration::ZERO)?);
+        note("call_awake_ns", calls_in_a_row(wanted.calls)?);
     }
     if wanted.wants(&["call_parked_ns"]) {
-        note("call_parked_ns", calls(wanted.calls.min(500), Duration::from_micros(300))?);
+        note("call_parked_ns", calls_with_pauses(wanted.calls.min(500))?);
     }
     if wanted.wants(&copies::NAMES) {
         note("bare_staged_gb_s", bare::staged(wanted.copy_bytes, wanted.rounds));
@@ -128,17 +132,35 @@ fn many(device: &Device, kernel: &CudaFunction, launches: u32) -> anyhow::Result
     Ok(nanoseconds(began.elapsed(), launches))
 }
 
-/// What a call that is answered takes, with a pause before each.
-fn calls(count: u32, pause: Duration) -> anyhow::Result<f64> {
+/// A call that is answered.
+fn call() -> anyhow::Result<()> {
+    let (free, total) = result::mem_get_info().map_err(named)?;
+    ensure!(free <= total, "{free} bytes of {total} are free");
+    Ok(())
+}
+
+/// What a call that is answered takes, many in a row, as [`bare::spinning`] has it: to read the clock
+/// for each would be a tenth of it.
+fn calls_in_a_row(count: u32) -> anyhow::Result<f64> {
+    let mut each = Vec::new();
+    for _ in 0..count.div_ceil(bare::BATCH) {
+        let began = Instant::now();
+        for _ in 0..bare::BATCH {
+            call()?;
+        }
+        each.push(nanoseconds(began.elapsed(), bare::BATCH));
+    }
+    Ok(median(each))
+}
+
+/// The same, with a pause before each in which whoever answers goes to sleep.
+fn calls_with_pauses(count: u32) -> anyhow::Result<f64> {
     let mut each = Vec::new();
     for _ in 0..count.max(1) {
-        if !pause.is_zero() {
-            std::thread::sleep(pause);
-        }
+        std::thread::sleep(bare::PAUSE);
         let began = Instant::now();
-        let (free, total) = result::mem_get_info().map_err(named)?;
+        call()?;
         each.push(nanoseconds(began.elapsed(), 1));
-        ensure!(free <= total, "{free} bytes of {total} are free");
     }
     Ok(median(each))
 }
