@@ -130,15 +130,15 @@ fn ended(node: &Node) {
     node.until("the leases' end", LIMIT, |node| Ok(node.leases()?.is_empty())).unwrap();
 }
 
-/// Launches a second of each of so many leases, at the same time, with kernels of one kind.
-fn throughput(node: &Node, leases: usize, kernels: &[&str]) -> Vec<f64> {
+/// Launches a second of each of so many leases, at the same time.
+fn throughput(node: &Node, leases: usize) -> Vec<f64> {
     let start = |lease: usize| {
         let tenant = format!("tenant{lease}");
         let share = if leases == 1 { "100" } else { "3" };
         let words = ["run", "--tenant", &tenant, "--memory", "128Mi", "--share", share, "--"];
         let mut command = node.cli(words).unwrap();
         command.arg(node.artifacts().file("gpuzone-workload").unwrap());
-        command.args(["meter", "--every", "250"]).args(kernels);
+        command.args(["meter", "--every", "250"]);
         Running::start_fed(command).unwrap()
     };
     let mut running: Vec<Running> = (0..leases).map(start).collect();
@@ -172,20 +172,14 @@ fn throughput(node: &Node, leases: usize, kernels: &[&str]) -> Vec<f64> {
 }
 
 fn leases(node: &Node) {
-    // What computes takes the processors that programs, workers and the arbiter need, which a real
-    // GPU does not: so both.
-    for (what, kernels) in
-        [("", [].as_slice()), (" whose kernels need no processor", &["--hold", "100"])]
-    {
-        let alone: f64 = throughput(node, 1, kernels).iter().sum();
-        let many = throughput(node, MANY, kernels);
-        let total: f64 = many.iter().sum();
-        let least = many.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = many.iter().copied().fold(0.0, f64::max);
-        println!("one lease{what}: {alone:.0} launches/s");
-        println!(
-            "{MANY} leases{what}: {total:.0} launches/s, {:.2} of one (at least 0.9); {least:.0} to {most:.0} each",
-            total / alone
-        );
-    }
+    let alone: f64 = throughput(node, 1).iter().sum();
+    let many = throughput(node, MANY);
+    let total: f64 = many.iter().sum();
+    let least = many.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = many.iter().copied().fold(0.0, f64::max);
+    println!("one lease: {alone:.0} launches/s");
+    println!(
+        "{MANY} leases: {total:.0} launches/s, {:.2} of one (at least 0.9); {least:.0} to {most:.0} each",
+        total / alone
+    );
 }

@@ -125,9 +125,6 @@ enum Program {
         /// How often to say it, in milliseconds.
         #[arg(long, default_value_t = 100)]
         every: u32,
-        /// Let the kernels keep the GPU for so many microseconds and do nothing else.
-        #[arg(long)]
-        hold: Option<u32>,
     },
     /// Fill memory with a pattern and keep it for a time.
     Hold {
@@ -207,7 +204,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Program::Spin { rounds } => compute::spin(&device, rounds)?,
         Program::Loop { seconds, n } => compute::matmul_loop(&device, n, seconds)?,
         Program::Together { seconds } => compute::together(&device, seconds)?,
-        Program::Meter { every, hold } => meter::meter(&device, every, hold)?,
+        Program::Meter { every } => meter::meter(&device, every)?,
         Program::Hold { memory, seconds } => memory::hold(&device, memory, seconds)?,
         Program::Figures { launches, calls, copy, rounds, ref matmul, ref only } => {
             let copy_bytes = usize::try_from(copy.get())?;

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::ensure;
-use cudarc::driver::{CudaFunction, CudaSlice, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 use crate::device::{Device, named};
 use crate::numbers::Numbers;
@@ -17,75 +16,17 @@ const N: u32 = 2048;
 /// Launches before the result is looked at: the GPU is kept busy meanwhile.
 const BATCH: u32 = 16;
 
-/// Keeps the GPU for so many nanoseconds, and a simulated one without a processor of the host's: so
-/// do a real GPU's kernels.
-const HOLD: &str = ".version 8.0\n.target sm_70\n.address_size 64\n\
-    .visible .entry hold(.param .u64 nanoseconds)\n{\n\
-    .reg .pred %p<2>;\n.reg .b32 %r<2>;\n.reg .b64 %rd<5>;\n\
-    ld.param.u64 %rd1, [nanoseconds];\n\
-    mov.u64 %rd2, %globaltimer;\nadd.s64 %rd3, %rd2, %rd1;\n\
-    $again:\nmov.u64 %rd4, %globaltimer;\nsetp.ge.u64 %p1, %rd4, %rd3;\n@%p1 bra $done;\n\
-    sub.s64 %rd4, %rd3, %rd4;\ncvt.u32.u64 %r1, %rd4;\nnanosleep.u32 %r1;\nbra.uni $again;\n\
-    $done:\nret;\n}\n";
-
-/// The kernel that is launched.
-enum Work {
-    Add(CudaFunction),
-    Hold(CudaFunction, u64),
-}
-
-impl Work {
-    fn launch(
-        &self,
-        device: &Device,
-        next: &mut CudaSlice<f32>,
-        sums: &CudaSlice<f32>,
-        b: &CudaSlice<f32>,
-    ) -> anyhow::Result<()> {
-        let launched = match self {
-            Self::Add(kernel) => {
-                let mut launch = device.stream.launch_builder(kernel);
-                launch.arg(next).arg(sums).arg(b).arg(&N);
-                // SAFETY: the arguments are vector_add's, and each vector has N elements.
-                unsafe { launch.launch(LaunchConfig::for_num_elems(N)) }
-            }
-            Self::Hold(kernel, nanoseconds) => {
-                let mut launch = device.stream.launch_builder(kernel);
-                launch.arg(nanoseconds);
-                // SAFETY: the argument is hold's; it touches no memory.
-                unsafe { launch.launch(LaunchConfig::for_num_elems(1)) }
-            }
-        };
-        launched.map(drop).map_err(named)
-    }
-
-    /// What is in the vector after a batch.
-    fn wanted(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
-        // One addition after the other, as the launches do it.
-        let sum = |a: f32, b: f32| (0..BATCH).fold(a, |sum, _| sum + b);
-        match self {
-            Self::Add(_) => a.iter().zip(b).map(|(a, b)| sum(*a, *b)).collect(),
-            Self::Hold(..) => a.to_vec(),
-        }
-    }
-}
-
 /// Launches, checks, counts; a line for each piece of time, with the moment of its end by the
-/// wall clock, in microseconds. With `hold`, the kernels do nothing for so many microseconds.
+/// wall clock, in microseconds.
 #[expect(clippy::print_stdout, reason = "a program's output")]
-pub(crate) fn meter(device: &Device, every: u32, hold: Option<u32>) -> anyhow::Result<String> {
+pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
     let every = Duration::from_millis(every.into());
-    let work = match hold {
-        None => Work::Add(device.kernel("vector_add.ptx", "vector_add")?),
-        Some(microseconds) => {
-            let module = device.context.load_module(Ptx::from_src(HOLD)).map_err(named)?;
-            let kernel = module.load_function("hold").map_err(named)?;
-            Work::Hold(kernel, u64::from(microseconds) * 1_000)
-        }
-    };
+    let kernel = device.kernel("vector_add.ptx", "vector_add")?;
     let mut numbers = Numbers::new(7);
     let (a, b) = (numbers.floats(N as usize), numbers.floats(N as usize));
-    let wanted = work.wanted(&a, &b);
+    // One addition after the other, as the launches do it.
+    let sum = |a: f32, b: f32| (0..BATCH).fold(a, |sum, _| sum + b);
+    let wanted: Vec<f32> = a.iter().zip(&b).map(|(a, b)| sum(*a, *b)).collect();
     let (mut sums, b) = (device.upload(&a)?, device.upload(&b)?);
     let mut next = device.upload(&a)?;
     let over = input_ends();
@@ -95,10 +36,12 @@ pub(crate) fn meter(device: &Device, every: u32, hold: Option<u32>) -> anyhow::R
     while !over.load(Ordering::Relaxed) {
         device.stream.memcpy_htod(&a, &mut sums).map_err(named)?;
         for _ in 0..BATCH {
-            work.launch(device, &mut next, &sums, &b)?;
-            if matches!(work, Work::Add(_)) {
-                std::mem::swap(&mut sums, &mut next);
-            }
+            let mut launch = device.stream.launch_builder(&kernel);
+            launch.arg(&mut next).arg(&sums).arg(&b).arg(&N);
+            let config = LaunchConfig::for_num_elems(N);
+            // SAFETY: the arguments are vector_add's, and each vector has N elements.
+            unsafe { launch.launch(config) }.map_err(named)?;
+            std::mem::swap(&mut sums, &mut next);
         }
         ensure!(device.download(&sums)? == wanted, "meter: WRONG after {all} launches");
         all += u64::from(BATCH);
