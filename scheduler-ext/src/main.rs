@@ -18,13 +18,11 @@ fn main() -> ExitCode {
     }
     let threads =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let ended = threads
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| {
-            // On a thread that reads sockets itself: the program's first thread would have to be woken for each event.
-            let running = runtime.spawn(gpuzone_scheduler_ext::run(config));
-            Ok(runtime.block_on(running)??)
-        });
+    let ended = threads.map_err(anyhow::Error::from).and_then(|runtime| {
+        // On a thread that reads sockets itself: the program's first thread would have to be woken for each event.
+        let running = runtime.spawn(gpuzone_scheduler_ext::run(config));
+        Ok(runtime.block_on(running)??)
+    });
     ended.map_or_else(
         |error| {
             eprintln!("error: {error:#}");
