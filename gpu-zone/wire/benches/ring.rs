@@ -2,36 +2,24 @@
 //!
 //! `cargo bench -p gpuzone-wire --bench ring`
 
+mod launch;
+
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use gpuzone_wire::codec::Field;
 use gpuzone_wire::ring::{
     Always, Direction, Header, MAX_BULK, Payload, Reader, Region, RingSizes, Spin, Writer,
     copy_bytes, flag,
 };
-use gpuzone_wire::spec::{FunctionId, Launch, Opcode, StreamId};
+use gpuzone_wire::spec::Opcode;
 use rustix::thread::futex;
 
-const STOP: u16 = u16::MAX;
+use launch::launch;
 
-fn launch() -> Vec<u8> {
-    let mut control = Vec::new();
-    Launch {
-        function: FunctionId(1),
-        stream: StreamId::DEFAULT,
-        grid: [1, 1, 1],
-        block: [256, 1, 1],
-        shared: 0,
-        settings: Vec::new(),
-        arguments: vec![0; 40],
-    }
-    .put(&mut control);
-    control
-}
+const STOP: u16 = u16::MAX;
 
 struct Ends {
     requests: Writer,

@@ -5,6 +5,8 @@
 //! `cargo xtask microvm-bench` builds it for the guest, too, and starts all of it. What two threads take here alone:
 //! `cargo bench -p gpuzone-wire --bench window`
 
+mod launch;
+
 use std::fs::File;
 use std::hint::{black_box, spin_loop};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,16 +15,17 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use gpuzone_wire::codec::Field;
 use gpuzone_wire::ring::{
     Always, Bells, Direction, Header, Payload, Reader, Region, RingSizes, Side, Spin, Writer, flag,
 };
-use gpuzone_wire::spec::{FunctionId, Launch, Opcode, StreamId};
+use gpuzone_wire::spec::Opcode;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
+
+use launch::launch;
 
 const STOP: u16 = u16::MAX;
 /// Both sides are awake all the time.
@@ -96,21 +99,6 @@ fn median(mut turn: impl FnMut()) -> f64 {
         .collect();
     samples.sort_by(f64::total_cmp);
     samples[SAMPLES / 2]
-}
-
-fn launch() -> Vec<u8> {
-    let mut control = Vec::new();
-    Launch {
-        function: FunctionId(1),
-        stream: StreamId::DEFAULT,
-        grid: [1, 1, 1],
-        block: [256, 1, 1],
-        shared: 0,
-        settings: Vec::new(),
-        arguments: vec![0; 40],
-    }
-    .put(&mut control);
-    control
 }
 
 /// The worker's end: passes the word back, and then answers with nothing.

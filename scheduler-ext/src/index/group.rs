@@ -81,6 +81,12 @@ impl Index {
         group.pods.iter().any(|uid| self.pods.get(uid).is_some_and(PodEntry::waits))
     }
 
+    /// What starts together, as any of a group's pods says it.
+    pub(super) fn gang_of(&self, key: &GroupKey) -> Option<Gang> {
+        let mut pods = self.groups.get(key)?.pods.iter();
+        pods.find_map(|uid| self.gang(self.pods.get(uid)?)?.ok())
+    }
+
     /// Whether all pods of a pod's group are there.
     pub(super) fn is_whole(&self, entry: &PodEntry) -> bool {
         let group = entry.group().and_then(|key| self.groups.get(&key));
@@ -337,14 +343,10 @@ impl Index {
 
     /// Groups of which some pods are bound, and fewer than start together, while others wait.
     pub fn groups_in_part(&self) -> usize {
-        let waits = |uid: &PodUid| match self.pods.get(uid).map(|entry| &entry.stand) {
-            Some(Stand::Waiting) => true,
-            Some(Stand::Reserved(reservation)) => reservation.state == State::Kept,
-            Some(Stand::Bound(_) | Stand::Vacant(_)) | None => false,
-        };
         let in_part = |group: &&Group| {
             let bound = self.bound_of(group);
-            let entry = group.pods.iter().find(|uid| waits(uid)).and_then(|uid| self.pods.get(uid));
+            let mut pods = group.pods.iter().filter_map(|uid| self.pods.get(uid));
+            let entry = pods.find(|entry| entry.is_to_be_tried());
             let gang = entry.and_then(|entry| self.gang(entry)).and_then(Result::ok);
             bound > 0 && gang.is_some_and(|gang| bound < gang.size)
         };

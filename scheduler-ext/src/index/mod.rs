@@ -271,7 +271,7 @@ impl Index {
 
     /// Whether any pod waits for a place, or for the scheduler to try it again.
     pub fn anybody_waits(&self) -> bool {
-        self.pods.values().any(|entry| entry.waits() || entry.is_kept())
+        self.pods.values().any(PodEntry::is_to_be_tried)
     }
 
     /// A node that the API server has, other than `node`.

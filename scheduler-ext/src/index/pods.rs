@@ -73,11 +73,12 @@ impl PodEntry {
         matches!(self.stand, Stand::Waiting)
     }
 
-    /// Whether its place is kept, and nobody binds it at the moment.
-    pub(super) fn is_kept(&self) -> bool {
+    /// Whether it waits for a place, or has one that is kept, and the scheduler is to try it again.
+    pub(super) fn is_to_be_tried(&self) -> bool {
         match &self.stand {
+            Stand::Waiting => true,
             Stand::Reserved(reservation) => reservation.state == State::Kept,
-            Stand::Waiting | Stand::Bound(_) | Stand::Vacant(_) => false,
+            Stand::Bound(_) | Stand::Vacant(_) => false,
         }
     }
 

@@ -62,7 +62,7 @@ pub(super) struct Disturbance {
 }
 
 impl PodView {
-    fn needy(&self) -> Needy<'_> {
+    pub(super) fn needy(&self) -> Needy<'_> {
         Needy { namespace: &self.name.namespace, priority: self.priority }
     }
 }
@@ -173,10 +173,9 @@ impl Index {
     /// How many pods a group has for nothing when it has lost so many; `None` when it is whole without them.
     fn in_vain(&self, key: &GroupKey, lost: usize) -> Option<usize> {
         let group = self.groups.get(key)?;
-        let size = group.pods.iter().find_map(|uid| self.gang(self.pods.get(uid)?)?.ok());
         let left = self.bound_of(group).saturating_sub(lost);
         // One pod alone is no group, whatever it calls itself.
-        let size = size.map_or(usize::MAX, |gang| gang.size);
+        let size = self.gang_of(key).map_or(usize::MAX, |gang| gang.size);
         (lost > 0 && size > 1 && left < size).then_some(left)
     }
 

@@ -23,7 +23,7 @@ use gpuzone_core::Placement;
 
 use super::bind::State;
 use super::cohort::Left;
-use super::gang::{Gang, GroupKey};
+use super::gang::GroupKey;
 use super::pods::{Held, PodEntry, Stand};
 use super::preempt::Needy;
 use super::{Index, Moment};
@@ -80,7 +80,7 @@ impl Index {
         }
         let (heir, Some(Ok(gang))) = (entry.group()?, self.gang(entry)) else { return None };
         let group = self.groups.get(&heir)?;
-        let (vacant, placed) = (self.own_vacancies(&heir), self.placed(group));
+        let (vacant, placed) = (self.own_vacancies(&heir).count(), self.placed(group));
         let was_whole = placed + vacant >= gang.size;
         let most = self.most_vacancies(&heir, gang.size, Some(uid));
         let found_left = entry.given_until.saturating_sub(entry.since);
@@ -90,9 +90,10 @@ impl Index {
         stays.then_some(Vacancy { heir, until, from: From::Itself, size: gang.size })
     }
 
-    fn own_vacancies(&self, key: &GroupKey) -> usize {
-        let own = |vacancy: &&Vacancy| vacancy.heir == *key && vacancy.from == From::Itself;
-        self.vacant.values().filter(own).count()
+    /// Vacant places that were a group's own.
+    fn own_vacancies(&self, key: &GroupKey) -> impl Iterator<Item = (&PodUid, &Vacancy)> {
+        let own = |vacancy: &Vacancy| vacancy.heir == *key && vacancy.from == From::Itself;
+        self.vacant.iter().filter(move |(_, vacancy)| own(vacancy))
     }
 
     /// So many places of a group may be vacant, when `gone` goes: no more than are missing, nor than pods
@@ -135,10 +136,7 @@ impl Index {
         if self.vacant.is_empty() {
             return;
         }
-        let own = |(_, vacancy): &(&PodUid, &Vacancy)| {
-            vacancy.heir == *key && vacancy.from == From::Itself
-        };
-        let own = self.vacant.iter().filter(own).map(|(uid, vacancy)| (uid.clone(), vacancy.until));
+        let own = self.own_vacancies(key).map(|(uid, vacancy)| (uid.clone(), vacancy.until));
         for (gone, until) in own.collect::<Vec<_>>() {
             let Some((uid, placement, patience)) = self.successor_of(key, &gone) else { continue };
             self.unhold(&gone);
@@ -205,11 +203,6 @@ impl Index {
         }
     }
 
-    fn gang_of(&self, key: &GroupKey) -> Option<Gang> {
-        let mut pods = self.groups.get(key)?.pods.iter();
-        pods.find_map(|uid| self.gang(self.pods.get(uid)?)?.ok())
-    }
-
     /// Vacant places of which a group is the heir.
     pub(super) fn vacancies_of(&self, key: &GroupKey) -> Vec<PodUid> {
         let own = self.vacant.iter().filter(|(_, vacancy)| vacancy.heir == *key);
@@ -235,8 +228,10 @@ impl Index {
 
     /// Lets vacant places make way for a pod that no node serves, where that gives it one.
     pub(super) fn make_way(&mut self, pod: &PodView, ask: &Ask, nodes: &[&str]) -> bool {
-        let needy = Needy { namespace: &pod.name.namespace, priority: pod.priority };
-        let demand = ask.gpu_demand(&self.models);
+        if self.vacant.is_empty() {
+            return false;
+        }
+        let (needy, demand) = (pod.needy(), ask.gpu_demand(&self.models));
         let how = (self.policy_of(ask), &demand);
         let ways = self.making_way(needy, nodes);
         let on_nodes =
