@@ -222,7 +222,8 @@ impl Keeper {
     }
 
     /// Ends what this very pod held in another slot, or in this folder for another container:
-    /// the kubelet says that it is over.
+    /// the kubelet says that it is over. The container's own lease stays also while it is being made, for a
+    /// plugin that was killed meanwhile: its container may run, and see it the moment it is there.
     async fn make_way(
         &self,
         claim: &Claim,
@@ -236,7 +237,7 @@ impl Keeper {
             }
             let here = (lease.slot, lease.folder) == (slot, folder);
             let same = lease.holder == holder;
-            if here != same || !lease.active {
+            if here != same || !lease.lasts {
                 self.end(&lease, "its container has another slot").await?;
             }
         }

@@ -62,7 +62,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn a_pod_that_starts_while_anothers_lease_ends_keeps_its_folder() {
         let mut world = World::new(0).await;
-        let slow = AgentModel::new(world.folder.path(), Duration::from_millis(300));
+        let slow = AgentModel::new(world.folder.path(), Duration::ZERO, Duration::from_millis(300));
         world.agent = Agent::Model(slow);
         let ending = |world: &World| match &world.agent {
             Agent::Model(model) => model.ending(),

@@ -29,7 +29,8 @@ pub(crate) struct PlacedLease {
     pub(crate) name: Option<PodName>,
     pub(crate) slot: SlotId,
     pub(crate) folder: SlotFolder,
-    pub(crate) active: bool,
+    /// It serves, or will as soon as whoever makes it is done; any other is on its way to its end.
+    pub(crate) lasts: bool,
 }
 
 /// A pod's lease of whole GPUs, as the agent has it.
@@ -86,7 +87,7 @@ fn read(lease: proto::PlacedLease) -> Option<PlacedLease> {
         name: pod_of(&lease.program),
         slot: lease.slot.parse().ok()?,
         folder: lease.folder.parse().ok()?,
-        active: lease.state == "active",
+        lasts: matches!(lease.state.as_str(), "reserved" | "active"),
         id: lease.id,
     })
 }

@@ -12,6 +12,9 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
+const RESERVED: &str = "reserved";
+const ACTIVE: &str = "active";
+
 #[derive(Default)]
 struct Book {
     leases: Vec<proto::PlacedLease>,
@@ -22,6 +25,8 @@ struct Book {
 
 struct Shared {
     state: PathBuf,
+    /// How long it takes until a new lease is active.
+    start: Duration,
     /// How long the end of a lease takes.
     scrub: Duration,
     book: Mutex<Book>,
@@ -38,15 +43,57 @@ impl Shared {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lease that is asked for: it is there, or it is being made from now on.
+    fn reserve(&self, asked: proto::PlaceRequest) -> Result<proto::PlacedLease, Status> {
+        let mut book = self.lock();
+        let here = |lease: &&proto::PlacedLease| {
+            (&lease.slot, &lease.folder) == (&asked.slot, &asked.folder)
+        };
+        let of_holder = book.leases.iter().find(|lease| lease.holder == asked.holder);
+        if let Some(lease) = of_holder.filter(here) {
+            return Ok(lease.clone());
+        }
+        if of_holder.is_some() || book.leases.iter().any(|lease| here(&lease)) {
+            return Err(refused(ErrorKind::InvalidRequest, "end that one first"));
+        }
+        book.made += 1;
+        let lease = proto::PlacedLease {
+            id: format!("lease-{}", book.made),
+            holder: asked.holder,
+            tenant: asked.tenant,
+            gpus: asked.gpus,
+            slot: asked.slot,
+            folder: asked.folder,
+            state: RESERVED.to_owned(),
+            trouble: String::new(),
+            program: asked.program,
+            exposure: asked.exposure,
+        };
+        assert!(self.folder(&lease).is_dir(), "a lease appears where a container can look");
+        book.leases.push(lease.clone());
+        Ok(lease)
+    }
+
+    /// Waits until a lease is no longer on its way to be active, as whoever wants it next has to.
+    async fn is_made(&self, id: &str) -> Option<proto::PlacedLease> {
+        loop {
+            let lease = self.lock().leases.iter().find(|lease| lease.id == id).cloned()?;
+            if lease.state != RESERVED {
+                return Some(lease);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn folder(&self, lease: &proto::PlacedLease) -> PathBuf {
         self.state.join("slots").join(&lease.slot).join(&lease.folder)
     }
 }
 
 impl AgentModel {
-    /// One whose leases take so long to end.
-    pub(crate) fn new(folder: &Path, scrub: Duration) -> Self {
-        let shared = Shared { state: folder.join("state"), scrub, book: Mutex::default() };
+    /// One whose leases take so long to start and to end.
+    pub(crate) fn new(folder: &Path, start: Duration, scrub: Duration) -> Self {
+        let shared = Shared { state: folder.join("state"), start, scrub, book: Mutex::default() };
         let mut agent =
             Self { socket: folder.join("run/agent.sock"), shared: Arc::new(shared), server: None };
         agent.start();
@@ -91,40 +138,30 @@ impl AgentModel {
 
 struct Service(Arc<Shared>);
 
+fn refused(kind: ErrorKind, message: &str) -> Status {
+    AgentError { kind, message: message.to_owned() }.into()
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Placements for Service {
     async fn place(&self, request: Request<proto::PlaceRequest>) -> Answer<proto::PlaceReply> {
-        let asked = request.into_inner();
-        let mut book = self.0.lock();
-        let here = |lease: &&proto::PlacedLease| {
-            (&lease.slot, &lease.folder) == (&asked.slot, &asked.folder)
-        };
-        let of_holder = book.leases.iter().find(|lease| lease.holder == asked.holder);
-        if let Some(lease) = of_holder.filter(here) {
-            return Ok(Response::new(proto::PlaceReply { lease: Some(lease.clone()) }));
-        }
-        if of_holder.is_some() || book.leases.iter().any(|lease| here(&lease)) {
-            let message = "end that one first".to_owned();
-            return Err(AgentError { kind: ErrorKind::InvalidRequest, message }.into());
-        }
-        book.made += 1;
-        let lease = proto::PlacedLease {
-            id: format!("lease-{}", book.made),
-            holder: asked.holder,
-            tenant: asked.tenant,
-            gpus: asked.gpus,
-            slot: asked.slot,
-            folder: asked.folder,
-            state: "active".to_owned(),
-            trouble: String::new(),
-            program: asked.program,
-            exposure: asked.exposure,
-        };
-        assert!(self.0.folder(&lease).is_dir(), "a lease appears where a container can look");
-        book.leases.push(lease.clone());
-        Ok(Response::new(proto::PlaceReply { lease: Some(lease) }))
+        let lease = self.0.reserve(request.into_inner())?;
+        let (shared, id) = (Arc::clone(&self.0), lease.id.clone());
+        // A caller that goes away is no reason to leave it half made.
+        let made = tokio::spawn(async move {
+            tokio::time::sleep(shared.start).await;
+            if let Some(lease) = shared.lock().leases.iter_mut().find(|lease| lease.id == id) {
+                ACTIVE.clone_into(&mut lease.state);
+            }
+        });
+        made.await.unwrap();
+        let lease = self.0.is_made(&lease.id).await;
+        lease.map_or_else(
+            || Err(refused(ErrorKind::Unavailable, "it is being ended")),
+            |lease| Ok(Response::new(proto::PlaceReply { lease: Some(lease) })),
+        )
     }
 
     async fn list(&self, _: Request<proto::ListRequest>) -> Answer<proto::ListReply> {
@@ -134,6 +171,7 @@ impl Placements for Service {
     async fn end(&self, request: Request<proto::EndRequest>) -> Answer<proto::EndReply> {
         let asked = request.into_inner();
         // As a scrub takes: what a sweep knew before is old by then.
+        self.0.is_made(&asked.lease_id).await;
         self.0.lock().ending += 1;
         tokio::time::sleep(self.0.scrub).await;
         let mut book = self.0.lock();

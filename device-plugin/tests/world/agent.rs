@@ -87,6 +87,7 @@ pub(crate) async fn leases_at(run: &Path) -> Option<Vec<PlacedLease>> {
 }
 
 /// All leases at a moment.
+#[derive(Debug)]
 pub(crate) struct Leases {
     state: PathBuf,
     all: Vec<PlacedLease>,

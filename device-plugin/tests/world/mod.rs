@@ -74,8 +74,9 @@ impl World {
     pub(crate) async fn new(seed: u64) -> Self {
         let folder = tempfile::Builder::new().prefix("gz-").tempdir_in("/tmp").unwrap();
         std::fs::create_dir(folder.path().join("run")).unwrap();
-        let scrub = Duration::from_millis(seed % 4 * 10);
-        let agent = Agent::Model(AgentModel::new(folder.path(), scrub));
+        let (start, scrub) = (seed % 3 * 5, seed % 4 * 10);
+        let (start, scrub) = (Duration::from_millis(start), Duration::from_millis(scrub));
+        let agent = Agent::Model(AgentModel::new(folder.path(), start, scrub));
         Self::of(seed, folder, agent).await
     }
 
@@ -315,11 +316,18 @@ impl World {
         self.check().await;
     }
 
+    /// What the real programs wrote.
+    fn log(&self) -> String {
+        let plugin = std::fs::read_to_string(self.plugin_log()).unwrap_or_default();
+        format!("plugin:\n{plugin}\nagent:\n{}", self.agent.log())
+    }
+
     /// Holds at all times. What there is, where somebody can tell.
     pub(crate) async fn check(&mut self) -> Option<BTreeSet<String>> {
         let seed = self.seed;
         let leases = self.agent.leases().await?;
         leases.check(seed);
+        let mut lost = Vec::new();
         for ((_, name), running) in &mut self.running {
             let uid = &running.uid;
             match leases.serves(&running.folder) {
@@ -332,9 +340,17 @@ impl World {
                     // without PreStartContainer, a moment later.
                     running.served |= running.kind != ContainerKind::Init && container == *name;
                 }
-                None => assert!(!running.served, "seed {seed}: {name} of {uid} lost its lease"),
+                None if running.served => {
+                    lost.push(format!("{name} of {uid} in {}", running.folder.display()))
+                }
+                None => {}
             }
         }
+        let log = if lost.is_empty() { String::new() } else { self.log() };
+        assert!(
+            lost.is_empty(),
+            "seed {seed}: these lost their leases: {lost:?} of {leases:?}\n{log}"
+        );
         for gone in &self.gone {
             if let Some((of, _)) = leases.serves(&gone.folder) {
                 assert_eq!(of, gone.uid, "seed {seed}: a dead pod's folder serves another");
@@ -392,11 +408,7 @@ impl World {
                 return;
             }
             let seed = self.seed;
-            let log = || {
-                let plugin = std::fs::read_to_string(self.plugin_log()).unwrap_or_default();
-                format!("plugin:\n{plugin}\nagent:\n{}", self.agent.log())
-            };
-            let log = if Instant::now() < end { String::new() } else { log() };
+            let log = if Instant::now() < end { String::new() } else { self.log() };
             assert!(
                 Instant::now() < end,
                 "seed {seed}: leases {holders:?}, and these are to be there: {rightful:?}\n{log}"

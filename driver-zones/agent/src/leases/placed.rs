@@ -42,24 +42,26 @@ impl Leases {
     async fn place_for(self: &Arc<Self>, wanted: &Wanted) -> Result<HeldLease, AgentError> {
         let id = LeaseId::from_uuid(Uuid::now_v7());
         let turn = self.turns.take(id).await;
-        let found = self.reserve_placed(id, wanted).await?;
-        match found {
-            Found::New(held) => {
-                if let Err((error, memory)) = self.serve(&held).await {
-                    // Whatever fails here is tried again by the next reconciliation.
-                    let _ = self.advance(id, LeaseEvent::Fail, &error.message).await;
-                    let ended = self.end_in_turn(id, "it could not be served", memory).await;
-                    log_failure(id, ended);
-                    return Err(error);
-                }
-                tracing::info!(lease = %id, holder = %wanted.holder, "active");
-                let lease = gpuzone_core::Lease { state: LeaseState::Active, ..held.lease };
-                Ok(HeldLease { lease, holder: held.holder })
+        loop {
+            let held = match self.reserve_placed(id, wanted).await? {
+                Found::New(held) => held,
+                Found::There(there) => match self.placed_already(there.lease.id).await? {
+                    Some(held) => return Ok(held),
+                    // It was on its way to its end, and is there no more.
+                    None => continue,
+                },
+            };
+            if let Err((error, memory)) = self.serve(&held).await {
+                // Whatever fails here is tried again by the next reconciliation.
+                let _ = self.advance(id, LeaseEvent::Fail, &error.message).await;
+                let ended = self.end_in_turn(id, "it could not be served", memory).await;
+                log_failure(id, ended);
+                return Err(error);
             }
-            Found::There(there) => {
-                drop(turn);
-                self.placed_already(there.lease.id).await
-            }
+            drop(turn);
+            tracing::info!(lease = %id, holder = %wanted.holder, "active");
+            let lease = gpuzone_core::Lease { state: LeaseState::Active, ..held.lease };
+            return Ok(HeldLease { lease, holder: held.holder });
         }
     }
 
@@ -108,15 +110,20 @@ impl Leases {
         self.audit.note(AuditEvent { tenant, ..refusal }).await;
     }
 
-    /// A lease that is there, as soon as whoever works on it is done.
-    async fn placed_already(&self, id: LeaseId) -> Result<HeldLease, AgentError> {
+    /// A lease that is there, as soon as whoever works on it is done; `None` for one that is gone then.
+    async fn placed_already(&self, id: LeaseId) -> Result<Option<HeldLease>, AgentError> {
         let _turn = self.turns.take(id).await;
-        let held = self.book.with(move |book| book.lease(id)).await?;
-        let state = held.as_ref().map(|held| held.lease.state);
-        match (state, held) {
-            (Some(LeaseState::Active), Some(held)) => Ok(held),
-            (_, held) => {
-                let trouble = held.map(|held| held.holder.trouble).filter(|t| !t.is_empty());
+        let Some(held) = self.book.with(move |book| book.lease(id)).await? else {
+            return Ok(None);
+        };
+        match held.lease.state {
+            LeaseState::Active => Ok(Some(held)),
+            LeaseState::Reserved
+            | LeaseState::Draining
+            | LeaseState::Scrubbing
+            | LeaseState::Released
+            | LeaseState::Failed => {
+                let trouble = Some(held.holder.trouble).filter(|t| !t.is_empty());
                 let why = trouble.map_or_else(String::new, |trouble| format!(": {trouble}"));
                 let message = format!("{id} of the same holder is being ended{why}; try again");
                 Err(AgentError { kind: ErrorKind::Unavailable, message })

@@ -64,3 +64,19 @@ async fn one_that_cannot_be_served_holds_nothing_and_is_tried_again() {
     node.leases.end(held.lease.id, "its pod is gone").await.unwrap();
     assert!(order.slot_dir.is_dir(), "it is whoever made it who removes it");
 }
+
+/// Whoever asks for it while it ends waits for that, and gets it anew.
+#[tokio::test]
+async fn one_that_is_on_its_way_to_its_end_is_made_anew() {
+    let node = node().await;
+    let held = node.leases.place(wanted(&node, "pod/1/app", 1)).await.unwrap();
+    node.broker.told().scrub_takes = Duration::from_millis(300);
+    let ending = async { node.leases.end(held.lease.id, "its pod is gone").await.unwrap() };
+    let again = async {
+        node.eventually("its end", async |node| node.states().await != [LeaseState::Active]).await;
+        node.leases.place(wanted(&node, "pod/1/app", 1)).await.unwrap()
+    };
+    let (_, again) = tokio::join!(ending, again);
+    assert_ne!(again.lease.id, held.lease.id);
+    assert_eq!(node.states().await, [LeaseState::Active]);
+}
