@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{PostParams, Request};
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::index::{BindOrder, Concluded, Doubt, Gate, Look, ReserveError, Settled, Ticket};
 use crate::shared::{Role, Shared};
@@ -18,6 +19,9 @@ use crate::wire::BindArgs;
 /// sent it was killed meanwhile, and so before another replica leads ([`crate::election`]). Left out, it may be
 /// carried out half a minute later.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// Bindings on their way at a time. The API server carries them out no faster for more of them, and each has a
+/// connection of its own, whose TLS costs it more than the Binding.
+const POSTS: usize = 64;
 /// A pod of a group whose Binding has no answer is tried again after these: others of the group are
 /// bound already. Afterwards it is the scheduler that tries again.
 static AGAIN: [Duration; 3] =
@@ -69,6 +73,7 @@ pub(crate) enum BindError {
 pub(crate) struct Binder {
     shared: Arc<Shared>,
     client: Client,
+    posts: Arc<Semaphore>,
 }
 
 /// Counts a bind for as long as it is on its way.
@@ -111,7 +116,7 @@ impl Drop for Place {
 impl Binder {
     /// Binds with this client what the index says.
     pub(crate) fn new(shared: Arc<Shared>, client: Client) -> Self {
-        Self { shared, client }
+        Self { shared, client, posts: Arc::new(Semaphore::new(POSTS)) }
     }
 
     /// Binds one pod. Goes on when whoever asked does not wait any more: half of a bind is none.
@@ -209,14 +214,16 @@ impl Binder {
     }
 
     async fn post(&self, order: &BindOrder) -> Result<(), BindError> {
+        let turn = self.posts.acquire().await;
         if !self.shared.leads() {
-            // It waited for its group meanwhile.
+            // It waited, for its group and for its turn.
             self.settle(order, Settled::Refused);
             return Err(BindError::Standby(" any more".into()));
         }
         let annotations = json!({ PLACEMENT_ANNOTATION: order.placement.to_string() });
         let binding = binding(&order.pod, &order.uid, &order.node, annotations);
         let answer = self.send(&order.pod, &binding).await;
+        drop(turn);
         let (doubt, reason) = match answer {
             Ok(()) => {
                 self.settle(order, Settled::Written);
@@ -241,7 +248,10 @@ impl Binder {
         node: &NodeName,
     ) -> Result<(), BindError> {
         let binding = binding(pod, uid, node, json!({}));
-        match self.send(pod, &binding).await {
+        let turn = self.posts.acquire().await;
+        let answer = self.send(pod, &binding).await;
+        drop(turn);
+        match answer {
             Ok(()) => Ok(()),
             Err(Lost::Refused(reason)) => Err(BindError::Refused(reason)),
             Err(Lost::Conflict(reason) | Lost::Unsure(reason)) => {

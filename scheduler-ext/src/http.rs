@@ -25,8 +25,13 @@ use crate::wire::{
 
 /// A request's body comes within this time.
 const BODY: Duration = Duration::from_secs(10);
-/// More requests are not served at a time.
-const AT_ONCE: usize = 256;
+/// More requests are not served at a time, by one door.
+pub(crate) const AT_ONCE: usize = 256;
+/// And no more binds. Those wait, for the API server and for the rest of their group, while other pods are filtered;
+/// whoever refuses a filter for them sends its pod to the end of the scheduler's patience.
+const BINDS_AT_ONCE: usize = 4096;
+/// Bytes of a bind's question: four names.
+const BIND: usize = 64 << 10;
 /// Bytes of a short answer.
 const SMALL: usize = 512;
 
@@ -52,20 +57,20 @@ impl IntoResponse for Bad {
 
 /// The scheduler's door. A request has at most `largest_body` bytes.
 pub(crate) fn verbs(app: App, largest_body: usize) -> Router {
-    let router = Router::new()
+    let binds = Router::new().route("/bind", post(bind)).with_state(app.clone());
+    let others = Router::new()
         .route("/filter", post(filter))
         .route("/prioritize", post(prioritize))
-        .route("/bind", post(bind))
         .route("/preempt", post(preempt))
         .route("/explain/{namespace}/{name}", get(explain))
         .route("/quotas", get(quotas))
         .with_state(app);
-    bounded(router, largest_body)
+    bounded(others, AT_ONCE, largest_body).merge(bounded(binds, BINDS_AT_ONCE, BIND))
 }
 
 /// With bounds: so many requests at a time, and so many bytes in each.
-pub(crate) fn bounded(router: Router, largest_body: usize) -> Router {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+pub(crate) fn bounded(router: Router, at_once: usize, largest_body: usize) -> Router {
+    let places = Arc::new(Semaphore::new(at_once));
     let take_place = move |request: Request, next: Next| {
         let places = Arc::clone(&places);
         async move {

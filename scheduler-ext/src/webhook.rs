@@ -10,7 +10,7 @@ use kube::core::DynamicObject;
 use kube::core::admission::AdmissionReview;
 
 use crate::admission::{Rules, mutate, validate};
-use crate::http::{Bad, body, bounded, parse};
+use crate::http::{AT_ONCE, Bad, body, bounded, parse};
 use crate::shared::Shared;
 
 /// The API server takes no object of more than 3 MiB, and sends two of them at most.
@@ -31,7 +31,7 @@ pub(crate) fn router(rules: Rules, shared: Arc<Shared>) -> Router {
         .route("/validate", post(validating))
         .route("/mutate", post(mutating))
         .with_state(Door { rules, shared });
-    bounded(router, LARGEST)
+    bounded(router, AT_ONCE, LARGEST)
 }
 
 async fn read(request: Request) -> Result<Review, Bad> {

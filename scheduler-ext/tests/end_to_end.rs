@@ -403,4 +403,39 @@ mod tests {
         assert_eq!(api.bindings().len(), 3);
         held(&api);
     }
+
+    /// Its binds wait for the last of them, and nobody else is refused for that.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_group_of_hundreds_is_bound_and_others_are_answered_meanwhile() {
+        const SIZE: u32 = 300;
+        let (api, folder) = (cluster(76, 4).await, folder());
+        let extender = Extender::start(&api, folder.path(), "a", &["--without-quota", "admit"]);
+        extender.leads().await;
+        let member = |n| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", SIZE);
+        let mut members: Vec<Value> = (0..SIZE).map(member).collect();
+        members.iter().for_each(|pod| api.put("pods", pod.clone()));
+        extender.knows(&format!("g{}", SIZE - 1)).await;
+        let nodes: Vec<String> = (1..=76).map(|n| format!("n{n}")).collect();
+        let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        let mut binds = tokio::task::JoinSet::new();
+        let last = members.pop().unwrap();
+        let bind = async |pod: Value, binds: &mut tokio::task::JoinSet<String>| {
+            let answer = extender.filter(&pod, &nodes).await;
+            let place = answer["NodeNames"][0].as_str().unwrap_or_else(|| panic!("{answer}"));
+            let (door, place) = (extender.door(), place.to_owned());
+            binds.spawn(async move { door.bind(&pod, &place).await });
+        };
+        for pod in members {
+            bind(pod, &mut binds).await;
+        }
+        let other = pod("team", "other", &[("gpu", 1)]);
+        assert!(extender.filter(&other, &nodes).await["NodeNames"][0].is_string());
+        assert_eq!(api.bindings(), []);
+        bind(last, &mut binds).await;
+        while let Some(said) = binds.join_next().await {
+            assert_eq!(said.unwrap(), "");
+        }
+        assert_eq!(api.bindings().len(), SIZE as usize);
+        held(&api);
+    }
 }
