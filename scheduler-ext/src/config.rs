@@ -14,7 +14,7 @@ use gpuzone_core::engine::Policy;
 
 use crate::admission::Rules;
 use crate::follow::Follower;
-use crate::index::{Settings, WithoutQuota};
+use crate::index::{Named, Settings, WithoutQuota};
 use crate::leader::Identity;
 use crate::tls::Files;
 
@@ -85,6 +85,9 @@ pub struct Config {
     /// What placements are to be good for, where a pod does not say: pack, spread or fragmentation.
     #[arg(long, default_value_t = Policy::default())]
     pub policy: Policy,
+    /// Which of the nodes that serve a pod are named to the scheduler.
+    #[arg(long, value_enum, default_value = "best")]
+    pub named_nodes: Named,
     /// What a namespace may have that no GpuQuota holds for.
     #[arg(long, value_enum, default_value = "refuse")]
     pub without_quota: Unquoted,

@@ -1,6 +1,6 @@
 //! The verbs over HTTP, and what people and probes ask.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::binder::Binder;
+use crate::index::{FilterError, Named, Refusal};
 use crate::metrics::{Metrics, Verb};
 use crate::shared::{Role, Shared};
 use crate::view::{PodName, PodView};
@@ -44,6 +45,8 @@ pub(crate) struct App {
     pub(crate) binder: Binder,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
+    /// Which nodes are named to a scheduler.
+    pub(crate) named: Named,
 }
 
 /// A request that cannot be answered.
@@ -168,42 +171,65 @@ async fn filter(State(app): State<App>, request: Request) -> Result<Response, Ba
     let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
     let names = node_names.as_ref().unwrap_or(&whole);
     let names: Vec<&str> = names.iter().map(Text::as_str).collect();
-    let now = app.shared.now();
-    let filtered = app.shared.index().filter(&pod, &names, now);
-    let filtered = match filtered {
-        Ok(filtered) => filtered,
+    let answered = serving(&app, &pod, &names);
+    app.metrics.count(Verb::Filter, answered.is_ok(), began.elapsed());
+    let Serving { fits, refused } = match answered {
+        Ok(serving) => serving,
         Err(error) => {
             let error = error.to_string();
-            app.metrics.count(Verb::Filter, false, began.elapsed());
             return Ok(json(&FilterResult { error, ..FilterResult::default() }, SMALL));
         }
     };
     let mut result = FilterResult::default();
-    let mut fits = Vec::new();
-    for ((name, answer), at) in names.iter().zip(&filtered.0).zip(0..) {
-        match answer {
-            Ok(()) => fits.push((at, *name)),
-            Err(refusal) => {
-                let failed = match refusal.hopeless {
-                    true => &mut result.failed_and_unresolvable_nodes,
-                    false => &mut result.failed_nodes,
-                };
-                failed.0.push((name, &refusal.reason));
-            }
-        }
+    for (at, refusal) in &refused {
+        let failed = match refusal.hopeless {
+            true => &mut result.failed_and_unresolvable_nodes,
+            false => &mut result.failed_nodes,
+        };
+        failed.0.extend(names.get(*at).map(|name| (*name, &*refusal.reason)));
     }
     if node_names.is_some() {
-        result.node_names = Some(fits.iter().map(|(_, name)| *name).collect());
+        result.node_names = Some(fits.iter().filter_map(|at| names.get(*at).copied()).collect());
     } else {
         result.nodes = nodes.map(|nodes| {
             let items = nodes.items.unwrap_or_default();
-            let kept: BTreeSet<usize> = fits.iter().map(|(at, _)| *at).collect();
-            let items = items.into_iter().zip(0..).filter(|(_, at)| kept.contains(at));
-            Nodes { metadata: nodes.metadata, items: Some(items.map(|(item, _)| item).collect()) }
+            let kept = fits.iter().filter_map(|at| items.get(*at).copied()).collect();
+            Nodes { metadata: nodes.metadata, items: Some(kept) }
         });
     }
-    app.metrics.count(Verb::Filter, true, began.elapsed());
     Ok(json(&result, body.len()))
+}
+
+/// By their places among the nodes that a scheduler asks about.
+struct Serving {
+    fits: Vec<usize>,
+    refused: Vec<(usize, Refusal)>,
+}
+
+/// Which nodes a scheduler is told of. It reads the names one by one, asks about all of them once more, and its own
+/// plugins score each, so it is told of no more than it needs. Why others do not serve, it shows only of a pod that
+/// none serves.
+fn serving(app: &App, pod: &PodView, names: &[&str]) -> Result<Serving, FilterError> {
+    let now = app.shared.now();
+    let mut index = app.shared.index();
+    let filtered = index.filter(pod, names, now)?;
+    let (mut fits, mut refused) = (Vec::new(), Vec::new());
+    for (at, answer) in filtered.0.into_iter().enumerate() {
+        match answer {
+            Ok(()) => fits.push(at),
+            Err(refusal) => refused.push((at, refusal)),
+        }
+    }
+    match app.named {
+        Named::Best | Named::Ranked if !fits.is_empty() => {
+            let serve: Vec<&str> = fits.iter().filter_map(|at| names.get(*at).copied()).collect();
+            let named = index.named(pod, &serve, app.named);
+            fits = named.into_iter().filter_map(|place| fits.get(place).copied()).collect();
+            refused.clear();
+        }
+        Named::Best | Named::Ranked | Named::All => {}
+    }
+    Ok(Serving { fits, refused })
 }
 
 async fn prioritize(State(app): State<App>, request: Request) -> Result<Response, Bad> {

@@ -6,7 +6,7 @@ use gpuzone_api::kubernetes::{
     NodeName, PLACEMENT_ANNOTATION, PodPlacement, PodTerms, PodUid, ResourceNames,
 };
 use gpuzone_core::engine::HostDemand;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
 
 use crate::ask::{Ask, AskError, ContainerKind, ContainerLimits};
 use crate::host;
@@ -56,6 +56,8 @@ pub struct PodView {
     pub priority: i32,
     /// Whether it takes the place of others.
     pub preempts: bool,
+    /// Whether it says itself which nodes it likes better: the scheduler's plugins have a say then.
+    pub prefers: bool,
 }
 
 impl PodView {
@@ -89,6 +91,7 @@ impl PodView {
             placement,
             priority: spec.and_then(|spec| spec.priority).unwrap_or_default(),
             preempts: policy != Some("Never"),
+            prefers: spec.is_some_and(prefers),
         })
     }
 
@@ -130,6 +133,27 @@ fn disrupted(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
     conditions.any(|of| of.type_ == "DisruptionTarget" && of.status == "True")
+}
+
+/// Affinity and spreading that are preferred and not required.
+fn prefers(spec: &PodSpec) -> bool {
+    fn any<T>(terms: Option<&Vec<T>>) -> bool {
+        terms.is_some_and(|terms| !terms.is_empty())
+    }
+    let affinity = spec.affinity.as_ref().is_some_and(|affinity| {
+        let node = affinity.node_affinity.as_ref();
+        let pod = affinity.pod_affinity.as_ref();
+        let anti = affinity.pod_anti_affinity.as_ref();
+        let node =
+            node.and_then(|of| of.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let pod =
+            pod.and_then(|of| of.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let anti =
+            anti.and_then(|of| of.preferred_during_scheduling_ignored_during_execution.as_ref());
+        any(node) || any(pod) || any(anti)
+    });
+    let mut spread = spec.topology_spread_constraints.iter().flatten();
+    affinity || spread.any(|spread| spread.when_unsatisfiable == "ScheduleAnyway")
 }
 
 /// The limits of all its containers.

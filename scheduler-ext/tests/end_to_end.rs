@@ -32,7 +32,8 @@ mod tests {
         let (api, folder) = (cluster(1, 2).await, folder());
         add_node(&api, "vm", 7, 2);
         add_node(&api, "fake-0", 8, 1);
-        let more = ["--gpu-resource", "example.com/dev", "--without-quota", "admit"];
+        let mut more = vec!["--gpu-resource", "example.com/dev", "--without-quota", "admit"];
+        more.extend(["--named-nodes", "all"]);
         let extender = Extender::start(&api, folder.path(), "a", &more);
         extender.leads().await;
 
@@ -78,6 +79,30 @@ mod tests {
         let metrics = extender.metrics().await;
         assert!(metrics.contains("gpuzone_scheduler_leading 1"), "{metrics}");
         assert!(metrics.contains(r#"requests_total{verb="bind",answered="true"} 2"#), "{metrics}");
+    }
+
+    /// The best node, and no word of others; where none serves, why.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_scheduler_is_told_no_more_than_it_needs() {
+        let (api, folder) = (cluster(3, 2).await, folder());
+        let more = ["--without-quota", "admit", "--policy", "pack"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
+        extender.leads().await;
+        let held = pod("team", "held", &[("gpu", 1), ("memory-mib", 4096)]);
+        api.put("pods", held.clone());
+        extender.knows("held").await;
+        assert_eq!(extender.bind(&held, "n2").await, "");
+        let nodes = ["n1", "n2", "n3", "nowhere"];
+        let asks = |mib| pod("team", "a", &[("gpu", 1), ("memory-mib", mib)]);
+        let answer = extender.filter(&asks(1024), &nodes).await;
+        assert_eq!(answer["NodeNames"], json!(["n2"]));
+        assert_eq!(
+            (&answer["FailedNodes"], &answer["FailedAndUnresolvableNodes"]),
+            (&json!({}), &json!({}))
+        );
+        let answer = extender.filter(&asks(1 << 20), &nodes).await;
+        assert_eq!(answer["NodeNames"], json!([]));
+        assert_eq!(answer["FailedAndUnresolvableNodes"].as_object().unwrap().len(), nodes.len());
     }
 
     /// `ExtenderPreemptionArgs` of `k8s.io/kube-scheduler/extender/v1`: what is not given is null, and

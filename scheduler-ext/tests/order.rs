@@ -8,7 +8,7 @@ mod tests {
 
     use gpuzone_core::MemoryBytes;
     use gpuzone_core::engine::{HostRoom, Policy};
-    use gpuzone_scheduler_ext::index::{Index, Settings};
+    use gpuzone_scheduler_ext::index::{Index, Named, Settings};
     use serde_json::{Value, json};
 
     use super::support::questions::*;
@@ -43,6 +43,53 @@ mod tests {
         // And so it does.
         let less = pod("team", "less", &[("gpu", 1), ("memory-mib", 4 * 1024), ("share", 10)]);
         assert_eq!(said(&mut index, &less, &["n2"]), [None]);
+    }
+
+    /// Among those named, the ranks choose what they choose among all.
+    #[test]
+    fn what_is_named_to_the_scheduler_has_the_best_in_it() {
+        let mut index = index(120, 2);
+        let nodes: Vec<String> = (1..=120).map(|n| format!("n{n}")).collect();
+        let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        // Fifteen nodes with ever less left, and the others are equal.
+        for n in 1..=15 {
+            let pod = pod("team", &format!("p{n}"), &[("gpu", 1), ("memory-mib", n * 512)]);
+            let bound = bind(&mut index, &pod, &format!("n{n}")).unwrap();
+            index.apply_pod(view(&bound));
+        }
+        let mut asks = pod("team", "new", &[("gpu", 1), ("memory-mib", 1024)]);
+        let mut top = |asks: &Value, named| -> (usize, Vec<&str>) {
+            let asks = view(asks);
+            let places = index.named(&asks, &nodes, named);
+            assert!(places.is_sorted());
+            let named: Vec<&str> = places.iter().map(|at| nodes[*at]).collect();
+            let ranks = index.prioritize(&asks, &named).unwrap();
+            let best = named.iter().zip(ranks).filter(|(_, rank)| *rank == 10);
+            (named.len(), best.map(|(name, _)| *name).collect())
+        };
+        let (all, best) = top(&asks, Named::All);
+        assert_eq!((all, best.len()), (120, 1));
+        assert_eq!(top(&asks, Named::Ranked), (100, best.clone()));
+        assert_eq!(top(&asks, Named::Best), (1, best.clone()));
+        // What a pod itself prefers has a say.
+        let term = json!({ "weight": 1, "preference": { "matchFields": [] } });
+        let kind = json!({ "preferredDuringSchedulingIgnoredDuringExecution": [term] });
+        let spread = |when: &str| json!([{ "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": when }]);
+        for (field, said, named) in [
+            ("affinity", json!({ "nodeAffinity": kind }), 100),
+            ("affinity", json!({ "nodeAffinity": {} }), 1),
+            ("topologySpreadConstraints", spread("ScheduleAnyway"), 100),
+            ("topologySpreadConstraints", spread("DoNotSchedule"), 1),
+        ] {
+            asks["spec"][field] = said;
+            assert_eq!(top(&asks, Named::Best), (named, best.clone()), "{asks}");
+            asks["spec"].as_object_mut().unwrap().remove(field);
+        }
+        let asks = view(&asks);
+        // Where all are equal, it is the scheduler's own plugins that choose among a hundred of them.
+        let equal = &nodes[20..];
+        assert_eq!(index.named(&asks, equal, Named::Best), (0..100).collect::<Vec<_>>());
+        assert_eq!(index.named(&view(&pod("team", "web", &[])), &nodes, Named::Best).len(), 120);
     }
 
     /// Pods' processors decide which GPUs will be of use; who has none of them is no burden there.

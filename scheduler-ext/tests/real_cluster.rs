@@ -1,8 +1,8 @@
 //! Against a cluster of one's own: `GPU_ZONE_E2E_KUBECONFIG` names the kubeconfig of an administrator,
 //! and `GPU_ZONE_E2E_KUBE_SCHEDULER` the program `kube-scheduler` of that version. That program runs
 //! here, beside the real extender; the nodes are objects only, so no container starts. It prints how
-//! many pods a second get a node with the extender and without (wanted: 0.9 of it), and removes all
-//! that it made. Without those two it says that it was skipped.
+//! many pods a second get a node without any extender, with one that does nothing, and with ours, which names
+//! the best nodes or ranks them (wanted: 0.9 of those without), and removes all that it made. Without those two it says that it was skipped.
 //!
 //! The same steps run in each test run against a stand-in of an API server, with a stand-in of the
 //! scheduler: that shows that the suite works, and nothing of a cluster.
@@ -39,8 +39,12 @@ mod tests {
     enum With<'a> {
         Nobody,
         Bare(&'a Bare),
-        Ours(&'a Arc<Extender>),
+        Ours(Arc<Extender>),
     }
+
+    /// What is compared: its name, and which nodes ours names to the scheduler.
+    const COMPARED: [(&str, Option<&str>); 4] =
+        [("without", None), ("bare", None), ("ours", Some("best")), ("ranked", Some("ranked"))];
 
     enum Running {
         Real(#[expect(dead_code, reason = "dropping it ends it")] Scheduling),
@@ -110,33 +114,43 @@ mod tests {
         }
     }
 
-    /// Pods a second: without an extender, with one that does nothing, and with ours. Which is first
-    /// changes from round to round, for one's pods may still be going when the next one's come.
+    /// Pods a second of each. Which is first changes from round to round, for one's pods may still be going when the
+    /// next one's come.
     async fn compare(
         fleet: &Fleet,
         scheduler: &Scheduler,
-        (bare, extender): (&Bare, &Arc<Extender>),
+        (bare, kubeconfig): (&Bare, &Path),
         folder: &Path,
         (pods, round): (u32, u32),
-    ) -> [f64; 3] {
-        let mut rates = [0.0; 3];
-        let asked =
-            [("without", With::Nobody), ("bare", With::Bare(bare)), ("with", With::Ours(extender))];
+    ) -> [f64; 4] {
+        let mut rates = [0.0; 4];
         // The pods are there before the scheduler is, so nobody measures how fast they are created.
-        for turn in 0..asked.len() {
-            let which = (turn + usize::try_from(round).unwrap()) % asked.len();
-            let (name, with) = &asked[which];
+        for turn in 0..COMPARED.len() {
+            let which = (turn + usize::try_from(round).unwrap()) % COMPARED.len();
+            let (name, named) = COMPARED[which];
+            let with = match named {
+                Some(named) => {
+                    let more = ["--lease-namespace", NAME, "--named-nodes", named];
+                    let extender = Extender::over(kubeconfig, folder, name, &more);
+                    extender.leads().await;
+                    With::Ours(Arc::new(extender))
+                }
+                None if name == "bare" => With::Bare(bare),
+                None => With::Nobody,
+            };
             let limits: &[(&str, u64)] = match with {
                 With::Nobody => &[("gpu", 1)],
                 With::Bare(_) | With::Ours(_) => &[("gpu", 1), ("memory-mib", 1024)],
             };
             let names = fleet.create(name, pods, limits).await;
-            let begin = || scheduler.start(fleet, folder, with);
+            let begin = || scheduler.start(fleet, folder, &with);
             let (running, a_second) = fleet.bound(&names, begin).await;
             rates[which] = a_second;
-            if matches!(with, With::Ours(_)) {
+            if let With::Ours(extender) = &with {
                 fleet.placed_once(&names).await;
                 too_large(fleet, extender).await;
+                extender.tell_to_end();
+                until("it ends", || extender.log(), async || extender.has_ended()).await;
             }
             drop(running);
             fleet.delete_pods().await;
@@ -170,29 +184,26 @@ mod tests {
         let mut fleet = Fleet::install(client).await;
         let steps = async {
             fleet.furnish(nodes).await;
-            let more = ["--lease-namespace", NAME];
-            let extender = Arc::new(Extender::over(kubeconfig, folder.path(), "ext", &more));
-            extender.leads().await;
             let who = match scheduler {
                 Scheduler::Real(_) => "kube-scheduler",
                 Scheduler::StandIn => "a stand-in, which says nothing of a cluster",
             };
             let bare = Bare::start(kubeconfig).await;
-            let both = (&bare, &extender);
-            let mut all: [Vec<f64>; 3] = Default::default();
+            let mut all: [Vec<f64>; 4] = Default::default();
             for round in 1..=rounds {
-                let folder = folder.path();
-                let rates = compare(&fleet, scheduler, both, folder, (pods, round)).await;
-                println!(
-                    "round {round}: {:.0} pods/s without, {:.0} with a bare one, {:.0} with ours",
-                    rates[0], rates[1], rates[2]
-                );
+                let asked = (&bare, kubeconfig);
+                let rates = compare(&fleet, scheduler, asked, folder.path(), (pods, round)).await;
+                let said =
+                    COMPARED.iter().zip(rates).map(|((name, _), rate)| format!("{rate:.0} {name}"));
+                println!("round {round}, pods/s: {}", said.collect::<Vec<_>>().join(", "));
                 all.iter_mut().zip(rates).for_each(|(all, rate)| all.push(rate));
             }
-            let [without, bare, with] = all.map(median);
-            let (part, of_bare) = (with / without, with / bare);
+            let [without, bare, ours, ranked] = all.map(median);
             println!(
-                "{nodes} nodes, {pods} pods, medians of {rounds}, {who}: {without:.0} pods/s without an extender, {bare:.0} with one that does nothing, {with:.0} with ours: {part:.2} (wanted: 0.9), {of_bare:.2} of the one that does nothing"
+                "{nodes} nodes, {pods} pods, medians of {rounds}, {who}: {without:.0} pods/s without an extender, {bare:.0} ({:.2}) with one that does nothing, {ours:.0} ({:.2}) with ours, {ranked:.0} ({:.2}) where it ranks them; wanted: 0.90",
+                bare / without,
+                ours / without,
+                ranked / without
             );
         };
         // Whatever fails, nothing is left behind.
@@ -207,7 +218,7 @@ mod tests {
     async fn a_real_scheduler_places_pods_by_the_extender() {
         let Some((kubeconfig, program)) = told() else { return };
         let scheduler = Scheduler::Real(program);
-        for size in [Size(100, 1000, 7), Size(1000, 1000, 3)] {
+        for size in [Size(100, 1000, 5), Size(1000, 1000, 3)] {
             suite(client(&kubeconfig).await, &kubeconfig, &scheduler, size).await;
         }
     }
@@ -218,7 +229,7 @@ mod tests {
         let folder = tempfile::Builder::new().prefix("gz-e2e-").tempdir_in("/tmp").unwrap();
         let kubeconfig = api.kubeconfig(folder.path()).unwrap();
         suite(client(&kubeconfig).await, &kubeconfig, &Scheduler::StandIn, Size(3, 20, 1)).await;
-        assert_eq!(api.bindings().len(), 60);
+        assert_eq!(api.bindings().len(), 80);
         for kind in
             ["pods", "nodes", "gpunodes", "gpuquotas", "namespaces", "customresourcedefinitions"]
         {

@@ -26,6 +26,22 @@ pub struct Refusal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filtered(pub Vec<Result<(), Refusal>>);
 
+/// More nodes are not named where not all are: kube-scheduler itself looks for no more in a large cluster
+/// (`minFeasibleNodesToFind` in its `schedule_one.go`).
+const MOST: usize = 100;
+
+/// Which of the nodes that serve a pod are named to the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Named {
+    /// Those that no other is better than, 100 at most: its own plugins choose among equals. Where there is one, it asks
+    /// nothing more. Of a pod that says which nodes it prefers, as `ranked`.
+    Best,
+    /// The 100 best, and their ranks: its own plugins have a say.
+    Ranked,
+    /// All, and why others do not serve: another extender is asked after this one.
+    All,
+}
+
 /// Why nothing is answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
@@ -242,27 +258,54 @@ impl Index {
     /// When the index is not complete.
     pub fn prioritize(&mut self, pod: &PodView, nodes: &[&str]) -> Result<Vec<u8>, FilterError> {
         self.ready()?;
-        let (policy, demand, without_gpus) = match &pod.ask {
-            Ok(Some(ask)) => (self.policy_of(ask), ask.demand(&self.models), None),
-            // Best where it takes nothing that a GPU needs.
-            Ok(None) => {
-                let demand = PodDemand { host: pod.host, containers: Vec::new() };
-                (self.settings.policy, demand, Some(Score::new(f64::INFINITY)))
-            }
-            Err(_) => return Ok(vec![0; nodes.len()]),
-        };
-        let mix = self.mix();
-        let kind = self.rooms.kind(policy, &demand);
-        let scores = nodes.iter().map(|name| {
-            let room = self.nodes.get(*name).and_then(|node| node.room);
-            if room.is_some() { self.rooms.score(kind, &mix, room) } else { without_gpus }
-        });
-        let scores: Vec<_> = scores.collect();
+        let Ok(ask) = &pod.ask else { return Ok(vec![0; nodes.len()]) };
+        let scores = self.scores(pod, ask.as_ref(), nodes);
         let mut ranks =
             rank_scores(&scores.iter().flatten().copied().collect::<Vec<_>>()).into_iter();
         // A node that does not serve it any more comes last.
         let rank = |score: &Option<_>| score.and_then(|_| ranks.next()).unwrap_or_default();
         Ok(scores.iter().map(rank).collect())
+    }
+
+    /// Of `nodes`, all of which serve a pod, those that a scheduler is to choose among: their places, in their order. A
+    /// pod that asks for no GPU keeps all: what else speaks for a node is not known here.
+    pub fn named(&mut self, pod: &PodView, nodes: &[&str], named: Named) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..nodes.len()).collect();
+        let (Ok(Some(ask)), Named::Best | Named::Ranked) = (&pod.ask, named) else { return places };
+        let scores = self.scores(pod, Some(ask), nodes);
+        let score = |place: &usize| scores.get(*place).copied().flatten();
+        match named {
+            Named::Best if !pod.prefers => {
+                let best = scores.iter().copied().max().flatten();
+                places.retain(|place| score(place) == best);
+            }
+            Named::Best | Named::Ranked if places.len() > MOST => {
+                places.select_nth_unstable_by(MOST, |a, b| score(b).cmp(&score(a)).then(a.cmp(b)));
+            }
+            Named::Best | Named::Ranked | Named::All => {}
+        }
+        places.truncate(MOST);
+        places.sort_unstable();
+        places
+    }
+
+    /// How good each of `nodes` is for a pod; `None` for one that serves it not.
+    fn scores(&mut self, pod: &PodView, ask: Option<&Ask>, nodes: &[&str]) -> Vec<Option<Score>> {
+        let (policy, demand, without_gpus) = match ask {
+            Some(ask) => (self.policy_of(ask), ask.demand(&self.models), None),
+            // Best where it takes nothing that a GPU needs.
+            None => {
+                let demand = PodDemand { host: pod.host, containers: Vec::new() };
+                (self.settings.policy, demand, Some(Score::new(f64::INFINITY)))
+            }
+        };
+        let mix = self.mix();
+        let kind = self.rooms.kind(policy, &demand);
+        let score = |name: &&str| {
+            let room = self.nodes.get(*name).and_then(|node| node.room);
+            if room.is_some() { self.rooms.score(kind, &mix, room) } else { without_gpus }
+        };
+        nodes.iter().map(score).collect()
     }
 
     /// What a pod that was seen on its node holds, for tests: `(gpu, memory, per cent)`.

@@ -40,7 +40,7 @@ use gpuzone_core::engine::{Mix, ModelTable, Policy, WorkloadMix};
 use gpuzone_core::{InvalidId, TenantId};
 
 pub use bind::{BindOrder, Gate, ReserveError, Ticket};
-pub use filter::{FilterError, Filtered, Refusal};
+pub use filter::{FilterError, Filtered, Named, Refusal};
 pub use preempt::Victims;
 pub use quota::{QuotaRefusal, WithoutQuota};
 pub use reclaim::Reclaim;
