@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::binder::Binder;
 use crate::index::{FilterError, Named, Refusal};
 use crate::metrics::{Metrics, Verb};
+use crate::offers::Offers;
 use crate::shared::{Role, Shared};
 use crate::view::{PodName, PodView};
 use crate::wire::{
@@ -45,6 +46,8 @@ pub(crate) struct App {
     pub(crate) binder: Binder,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
+    /// What it was told to take away.
+    pub(crate) offers: Arc<Offers>,
     /// Which nodes are named to a scheduler.
     pub(crate) named: Named,
 }
@@ -171,7 +174,12 @@ async fn filter(State(app): State<App>, request: Request) -> Result<Response, Ba
     let (pod, whole) = (view(&app, &pod)?, names(nodes.as_ref())?);
     let names = node_names.as_ref().unwrap_or(&whole);
     let names: Vec<&str> = names.iter().map(Text::as_str).collect();
-    let answered = serving(&app, &pod, &names);
+    let mut answered = serving(&app, &pod, &names);
+    if answered.as_ref().is_ok_and(|serving| serving.fits.is_empty())
+        && app.offers.carried_out(&app.shared, &pod.uid).await
+    {
+        answered = serving(&app, &pod, &names);
+    }
     app.metrics.count(Verb::Filter, answered.is_ok(), began.elapsed());
     let Serving { fits, refused } = match answered {
         Ok(serving) => serving,
@@ -290,6 +298,8 @@ async fn preempt(State(app): State<App>, request: Request) -> Result<Response, B
     });
     let named = named.collect();
     let chosen = app.shared.index().preempt(&pod, &named);
+    let plans = chosen.values().map(|chosen| chosen.pods.iter().cloned().collect()).collect();
+    app.offers.make(pod.uid, plans);
     for (node, chosen) in chosen {
         let violations = asked.get(&node).map_or(0, |victims| victims.violations);
         let pods = chosen.pods.iter().map(|uid| MetaPod { uid: uid.to_string() }).collect();

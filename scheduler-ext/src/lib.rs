@@ -27,6 +27,7 @@ pub mod index;
 mod keeper;
 mod leader;
 mod metrics;
+mod offers;
 pub mod pod_group;
 mod reclaim;
 mod run;

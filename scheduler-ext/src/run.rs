@@ -64,7 +64,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let binder = Binder::new(Arc::clone(&shared), client.clone());
     let metrics = Arc::new(Metrics::default());
     let named = config.named_nodes;
-    let app = App { shared: Arc::clone(&shared), binder: binder.clone(), metrics, named };
+    let offers = Arc::default();
+    let app = App { shared: Arc::clone(&shared), binder: binder.clone(), metrics, offers, named };
     let (handle, probes, hook) = (Handle::new(), Handle::new(), Handle::new());
     let largest = usize::from(config.largest_request_mib) << 20;
     let identity = config.identity();

@@ -151,6 +151,16 @@ mod tests {
             "NodeNameToMetaVictims": { "n1": victims(json!([])) } });
         let (_, answer) = extender.ask("/preempt", &args).await;
         assert_eq!(answer, json!({ "NodeNameToMetaVictims": {} }));
+
+        // A scheduler that has taken the other one away comes back before it is known here that it is gone.
+        let urgent = like("urgent", 1000);
+        let back = extender.filter(&urgent, &["n1", "n2"]);
+        let seen = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            api.delete("pods", "default/low");
+        };
+        let (answer, ()) = tokio::join!(back, seen);
+        assert_eq!(answer["NodeNames"], json!(["n1"]), "{answer}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,7 +15,8 @@ mod tests {
     use futures::FutureExt;
     use gpuzone_api::kubernetes::WAKE_ANNOTATION;
     use gpuzone_crds::GpuQuota;
-    use k8s_openapi::api::core::v1::{Node, Pod};
+    use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
     use k8s_openapi::api::scheduling::v1::PriorityClass;
     use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
     use kube::{Api, ResourceExt};
@@ -26,6 +27,9 @@ mod tests {
     use super::support::scheduler::*;
     use super::support::suite::*;
     use super::support::{grouped, pod};
+
+    /// The namespace of who is guaranteed what others borrow, and its quota.
+    const OWNER: &str = "gpu-zone-e2e-owner";
 
     /// Two nodes of four GPUs of 16 GiB, and who schedules.
     struct Scene<'a> {
@@ -221,6 +225,75 @@ mod tests {
         classes.delete(NAME, &DeleteParams::default()).await.unwrap();
     }
 
+    /// What a quota is guaranteed comes back from whoever borrows it, by evictions, and a disruption budget holds.
+    async fn takes_back_what_is_guaranteed(
+        fleet: &Fleet,
+        scheduler: &KubeScheduler,
+        kubeconfig: &Path,
+        folder: &Path,
+    ) {
+        let quotas: Api<GpuQuota> = Api::all(fleet.client.clone());
+        let namespaces: Api<Namespace> = Api::all(fleet.client.clone());
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(fleet.client.clone(), NAME);
+        let labels = json!({ "kubernetes.io/metadata.name": OWNER });
+        let own = json!({ "metadata": { "labels": labels } });
+        apply(&namespaces, OWNER, object("v1", "Namespace", OWNER, own)).await;
+        let guaranteed = |gpus: u32| json!({ "cohort": NAME, "guaranteed": { "gpus": gpus } });
+        let mut spec = guaranteed(6);
+        spec["namespaceSelector"] = json!({ "matchLabels": labels });
+        let quota = json!({ "spec": spec });
+        apply(&quotas, OWNER, object("gpuzone.dev/v1alpha1", "GpuQuota", OWNER, quota)).await;
+        let (params, patch) = (PatchParams::default(), json!({ "spec": guaranteed(2) }));
+        quotas.patch(NAME, &params, &Patch::Merge(&patch)).await.unwrap();
+
+        let more = ["--lease-namespace", NAME, "--reclaim-seconds", "1"];
+        let extender = Extender::over(kubeconfig, folder, "reclaims", &more);
+        extender.leads().await;
+        let known =
+            async || extender.ask("/quotas", &Value::Null).await.1.to_string().contains(OWNER);
+        until("the quotas are known", || extender.log(), known).await;
+        let mut scene = Scene { fleet, scheduler, extender, folder };
+        let borrow = fleet.create("borrow", 8, &[("gpu", 1)]).await;
+        let (_scheduler, _) = fleet.bound(&borrow, || scene.begin()).await;
+        for name in &borrow {
+            let ready = json!([{ "type": "Ready", "status": "True" }]);
+            let status = json!({ "status": { "phase": "Running", "conditions": ready } });
+            fleet.pods().patch_status(name, &params, &Patch::Merge(&status)).await.unwrap();
+        }
+        let all_stay = json!({ "spec": { "minAvailable": 8, "selector": {} } });
+        apply(&budgets, NAME, object("policy/v1", "PodDisruptionBudget", NAME, all_stay)).await;
+        let counted = async || {
+            let status = budgets.get(NAME).await.unwrap().status;
+            status.is_some_and(|status| status.current_healthy == 8)
+        };
+        scene.until("the budget counts them", counted).await;
+
+        let wants = fleet.create_these(vec![pod(OWNER, "wants", &[("gpu", 1)])]).await;
+        let refused = async || scene.extender.log().contains("cannot be evicted now");
+        scene.until("the budget keeps them", refused).await;
+        assert_eq!(scene.placed(&borrow).await, borrow);
+        budgets.delete(NAME, &DeleteParams::default()).await.unwrap();
+        let owners: Api<Pod> = Api::namespaced(fleet.client.clone(), OWNER);
+        let has_it = async || {
+            let pod = owners.get(wants.first().unwrap()).await.unwrap();
+            pod.spec.unwrap().node_name.is_some()
+        };
+        scene.until("it has what is guaranteed to it", has_it).await;
+        assert_eq!(scene.placed(&borrow).await.len(), 7, "one goes, and no more");
+        say("a guarantee comes back by an eviction, once no disruption budget forbids it: ok");
+        remove_owner(fleet).await;
+        fleet.delete_pods().await;
+        scene.extender.terminate();
+    }
+
+    async fn remove_owner(fleet: &Fleet) {
+        let (now, client) = (DeleteParams::default().grace_period(0), fleet.client.clone());
+        let _ = Api::<Pod>::namespaced(client.clone(), OWNER).delete("wants", &now).await;
+        let _ = Api::<GpuQuota>::all(client.clone()).delete(OWNER, &now).await;
+        let _ = Api::<Namespace>::all(client.clone()).delete(OWNER, &now).await;
+        let _ = Api::<PodDisruptionBudget>::namespaced(client, NAME).delete(NAME, &now).await;
+    }
+
     /// Whoever is killed in the middle: each pod gets its place in the end, and none is given twice.
     async fn goes_on_after_kills(scene: &mut Scene<'_>) {
         let names = scene.fleet.create("killed", 120, &[("gpu", 1), ("memory-mib", 1024)]).await;
@@ -258,11 +331,14 @@ mod tests {
             binds_groups_as_a_whole(&scene).await;
             takes_the_place_of_lower_priority(&scene).await;
             goes_on_after_kills(&mut scene).await;
+            scene.extender.terminate();
+            takes_back_what_is_guaranteed(fleet, &scheduler, &kubeconfig, folder).await;
         };
         // Whatever fails, nothing is left behind.
         let ended = AssertUnwindSafe(steps).catch_unwind().await;
         let classes: Api<PriorityClass> = Api::all(fleet.client.clone());
         let _ = classes.delete(NAME, &DeleteParams::default()).await;
+        remove_owner(&fleet).await;
         fleet.remove().await;
         if let Err(panic) = ended {
             std::panic::resume_unwind(panic);

@@ -121,6 +121,11 @@ pub(super) fn holds_of(placement: &PodPlacement) -> Box<[Grant]> {
 }
 
 impl Index {
+    /// Whether a pod is gone, or on its way.
+    pub(crate) fn goes(&self, uid: &PodUid) -> bool {
+        self.pods.get(uid).is_none_or(|entry| entry.terminating)
+    }
+
     /// A pod, as the API server has it. Once it was seen on a node, word of it without one is
     /// older, for nothing takes a pod from its node.
     pub fn apply_pod(&mut self, view: PodView) {

@@ -125,13 +125,31 @@ impl KubeScheduler {
         self.minor >= 30
     }
 
+    /// Whether it may place pods that are alike by one look at the nodes, which it does where no extender is.
+    pub(crate) fn batches(&self) -> bool {
+        self.minor >= 35
+    }
+
     pub(crate) fn start(&self, folder: &Path, extender: Option<&Asked>) -> Scheduling {
+        self.start_with(folder, extender, &[])
+    }
+
+    /// One that looks at the nodes for each pod.
+    pub(crate) fn start_unbatched(&self, folder: &Path) -> Scheduling {
+        let gate: &[&str] = match self.batches() {
+            true => &["--feature-gates=OpportunisticBatching=false"],
+            false => &[],
+        };
+        self.start_with(folder, None, gate)
+    }
+
+    fn start_with(&self, folder: &Path, extender: Option<&Asked>, more: &[&str]) -> Scheduling {
         let file = folder.join("scheduler.json");
         std::fs::write(&file, self.configuration(extender).to_string()).unwrap();
         let log = folder.join("scheduler.log");
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(&self.program);
-        command.arg("--config").arg(file).arg("--secure-port=0").stderr(log);
+        command.arg("--config").arg(file).arg("--secure-port=0").args(more).stderr(log);
         Scheduling(command.stdin(Stdio::null()).spawn().unwrap())
     }
 }

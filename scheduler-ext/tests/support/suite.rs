@@ -25,7 +25,7 @@ pub(crate) const NAME: &str = "gpu-zone-e2e";
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Creates one object and is done with it, whether it was there or not.
-async fn apply<K>(api: &Api<K>, name: &str, object: Value)
+pub(crate) async fn apply<K>(api: &Api<K>, name: &str, object: Value)
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
@@ -155,8 +155,9 @@ impl Fleet {
             let wanted: Pod = serde_json::from_value(wanted).unwrap();
             // A new namespace's service account comes a moment later.
             let params = PostParams::default();
-            patiently("a pod is created", async || self.pods().create(&params, &wanted).await.ok())
-                .await;
+            let namespace = wanted.namespace().unwrap();
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+            patiently("a pod is created", async || pods.create(&params, &wanted).await.ok()).await;
             names.insert(wanted.name_any());
         }
         names
@@ -257,7 +258,7 @@ fn gpus_of(n: u32) -> GpuNodeStatus {
 }
 
 /// An object to apply: `more` has whatever is not its name.
-fn object(version: &str, kind: &str, name: &str, more: Value) -> Value {
+pub(crate) fn object(version: &str, kind: &str, name: &str, more: Value) -> Value {
     let mut object = more;
     (object["apiVersion"], object["kind"]) = (json!(version), json!(kind));
     object["metadata"]["name"] = json!(name);
