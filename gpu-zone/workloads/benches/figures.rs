@@ -13,6 +13,8 @@ use gpuzone_testkit::{Node, Options, Running};
 use gpuzone_workloads::compare::{median, rows, table};
 use serde_json::Value;
 
+/// Whatever is free, for everyone.
+const OPEN: &str = "[tenants.default]\n";
 const LIMIT: Duration = Duration::from_secs(120);
 /// Runs of each kind, one after the other in turns.
 const TURNS: usize = 3;
@@ -23,8 +25,7 @@ fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let is_chosen = |part: &str| chosen.is_empty() || chosen.iter().any(|word| word == part);
     // Fair time's own default: nothing is tuned for this.
-    let configuration = "[tenants.default]\n".to_owned();
-    let node = Node::start(&Options { gpus: vec!["8Gi".into()], configuration }).unwrap();
+    let node = start(OPEN);
     let parts = ["calls", "worker", "leases"];
     let only: Vec<String> =
         chosen.iter().filter(|word| !parts.contains(&word.as_str())).cloned().collect();
@@ -35,9 +36,22 @@ fn main() {
         idle_worker(&node);
     }
     if is_chosen("leases") {
+        println!("turns of 4 ms, as they are by themselves:");
         leases(&node);
     }
     node.remove().unwrap();
+    for milliseconds in [8, 16].into_iter().filter(|_| is_chosen("leases")) {
+        let turns = format!("[fair_time]\nquantum_microseconds = {milliseconds}000\n");
+        let node = start(&format!("{OPEN}{turns}"));
+        println!("turns of {milliseconds} ms (quantum_microseconds):");
+        leases(&node);
+        node.remove().unwrap();
+    }
+}
+
+fn start(configuration: &str) -> Node {
+    let configuration = configuration.to_owned();
+    Node::start(&Options { gpus: vec!["8Gi".into()], configuration }).unwrap()
 }
 
 /// Runs `figures` on the simulated library itself, on a node of its own.
