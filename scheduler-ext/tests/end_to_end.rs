@@ -444,7 +444,8 @@ mod tests {
     async fn a_group_of_hundreds_is_bound_and_others_are_answered_meanwhile() {
         const SIZE: u32 = 300;
         let (api, folder) = (cluster(76, 4).await, folder());
-        let extender = Extender::start(&api, folder.path(), "a", &["--without-quota", "admit"]);
+        let more = ["--without-quota", "admit", "--group-seconds", "120"];
+        let extender = Extender::start(&api, folder.path(), "a", &more);
         extender.leads().await;
         let member = |n| grouped(pod("team", &format!("g{n}"), &[("gpu", 1)]), "g", SIZE);
         let mut members: Vec<Value> = (0..SIZE).map(member).collect();
