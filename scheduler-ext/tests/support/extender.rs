@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use gpuzone_api::kubernetes::{Access, SCHEDULER_EXT_ACCESS, SCHEDULER_EXT_OWN_ACCESS};
@@ -16,8 +17,14 @@ use super::{gpu_uuid, status};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A port that nobody listens on. It is below those that the kernel gives connections, of which one would have it by the
+/// time that the program it is for listens; each process of tests begins elsewhere.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 1000).unwrap() * 20;
+    let ports = (0..20_000).map(|_| NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut ports = ports.map(|next| 12_000 + (first + next % 20_000) % 20_000);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// One connection that is kept, as the scheduler keeps its own.
