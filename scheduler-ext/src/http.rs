@@ -228,14 +228,11 @@ fn serving(app: &App, pod: &PodView, names: &[&str]) -> Result<Serving, FilterEr
             Err(refusal) => refused.push((at, refusal)),
         }
     }
-    match app.named {
-        Named::Best | Named::Ranked if !fits.is_empty() => {
-            let serve: Vec<&str> = fits.iter().filter_map(|at| names.get(*at).copied()).collect();
-            let named = index.named(pod, &serve, app.named);
-            fits = named.into_iter().filter_map(|place| fits.get(place).copied()).collect();
-            refused.clear();
-        }
-        Named::Best | Named::Ranked | Named::All => {}
+    if app.named != Named::All && !fits.is_empty() {
+        let serve: Vec<&str> = fits.iter().filter_map(|at| names.get(*at).copied()).collect();
+        let named = index.named(pod, &serve, app.named);
+        fits = named.into_iter().filter_map(|place| fits.get(place).copied()).collect();
+        refused.clear();
     }
     Ok(Serving { fits, refused })
 }

@@ -44,13 +44,22 @@ mod tests {
         Ours(Arc<Extender>),
     }
 
-    /// What is compared: its name, and which nodes ours names to the scheduler.
-    const COMPARED: [(&str, Option<&str>); 5] = [
-        ("without", None),
-        ("unbatched", None),
-        ("bare", None),
-        ("ours", Some("best")),
-        ("ranked", Some("ranked")),
+    /// What is compared.
+    #[derive(Clone, Copy)]
+    enum Which {
+        Without,
+        Unbatched,
+        Bare,
+        /// Which nodes ours names to the scheduler.
+        Ours(&'static str),
+    }
+
+    const COMPARED: [(&str, Which); 5] = [
+        ("without", Which::Without),
+        ("unbatched", Which::Unbatched),
+        ("bare", Which::Bare),
+        ("ours", Which::Ours("best")),
+        ("ranked", Which::Ours("ranked")),
     ];
 
     enum Running {
@@ -135,17 +144,17 @@ mod tests {
         // The pods are there before the scheduler is, so nobody measures how fast they are created.
         for turn in 0..COMPARED.len() {
             let which = (turn + usize::try_from(round).unwrap()) % COMPARED.len();
-            let (name, named) = COMPARED[which];
-            let with = match named {
-                Some(named) => {
+            let (name, whom) = COMPARED[which];
+            let with = match whom {
+                Which::Ours(named) => {
                     let more = ["--lease-namespace", NAME, "--named-nodes", named];
                     let extender = Extender::over(kubeconfig, folder, name, &more);
                     extender.leads().await;
                     With::Ours(Arc::new(extender))
                 }
-                None if name == "bare" => With::Bare(bare),
-                None if name == "unbatched" => With::NobodyForEach,
-                None => With::Nobody,
+                Which::Bare => With::Bare(bare),
+                Which::Unbatched => With::NobodyForEach,
+                Which::Without => With::Nobody,
             };
             let limits: &[(&str, u64)] = match with {
                 With::Nobody | With::NobodyForEach => &[("gpu", 1)],

@@ -170,8 +170,8 @@ impl Placements for Service {
 
     async fn end(&self, request: Request<proto::EndRequest>) -> Answer<proto::EndReply> {
         let asked = request.into_inner();
-        // As a scrub takes: what a sweep knew before is old by then.
         self.0.is_made(&asked.lease_id).await;
+        // As a scrub takes: what a sweep knew before is old by then.
         self.0.lock().ending += 1;
         tokio::time::sleep(self.0.scrub).await;
         let mut book = self.0.lock();

@@ -271,18 +271,17 @@ impl Index {
     /// pod that asks for no GPU keeps all: what else speaks for a node is not known here.
     pub fn named(&mut self, pod: &PodView, nodes: &[&str], named: Named) -> Vec<usize> {
         let mut places: Vec<usize> = (0..nodes.len()).collect();
-        let (Ok(Some(ask)), Named::Best | Named::Ranked) = (&pod.ask, named) else { return places };
+        let Ok(Some(ask)) = &pod.ask else { return places };
+        if named == Named::All {
+            return places;
+        }
         let scores = self.scores(pod, Some(ask), nodes);
         let score = |place: &usize| scores.get(*place).copied().flatten();
-        match named {
-            Named::Best if !pod.prefers => {
-                let best = scores.iter().copied().max().flatten();
-                places.retain(|place| score(place) == best);
-            }
-            Named::Best | Named::Ranked if places.len() > MOST => {
-                places.select_nth_unstable_by(MOST, |a, b| score(b).cmp(&score(a)).then(a.cmp(b)));
-            }
-            Named::Best | Named::Ranked | Named::All => {}
+        if named == Named::Best && !pod.prefers {
+            let best = scores.iter().copied().max().flatten();
+            places.retain(|place| score(place) == best);
+        } else if places.len() > MOST {
+            places.select_nth_unstable_by(MOST, |a, b| score(b).cmp(&score(a)).then(a.cmp(b)));
         }
         places.truncate(MOST);
         places.sort_unstable();

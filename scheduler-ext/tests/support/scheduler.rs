@@ -125,20 +125,16 @@ impl KubeScheduler {
         self.minor >= 30
     }
 
-    /// Whether it may place pods that are alike by one look at the nodes, which it does where no extender is.
-    pub(crate) fn batches(&self) -> bool {
-        self.minor >= 35
-    }
-
     pub(crate) fn start(&self, folder: &Path, extender: Option<&Asked>) -> Scheduling {
         self.start_with(folder, extender, &[])
     }
 
-    /// One that looks at the nodes for each pod.
+    /// One that looks at the nodes for each pod. Since 1.35 it may place pods that are alike by one look, where no
+    /// extender is.
     pub(crate) fn start_unbatched(&self, folder: &Path) -> Scheduling {
-        let gate: &[&str] = match self.batches() {
-            true => &["--feature-gates=OpportunisticBatching=false"],
-            false => &[],
+        let gate: &[&str] = match self.minor {
+            35.. => &["--feature-gates=OpportunisticBatching=false"],
+            ..35 => &[],
         };
         self.start_with(folder, None, gate)
     }
