@@ -109,13 +109,18 @@ fn fill(rings: &File, input: &[u8]) -> std::io::Result<()> {
     rings.write_all_at(answers, places::REPLY.head as u64)?;
     let mut key = [0; 8];
     rings.read_exact_at(&mut key, places::KEY as u64)?;
-    let (key, mut at) = (u64::from_ne_bytes(key), 0);
+    let (key, mut at, mut number) = (u64::from_ne_bytes(key), 0, 0);
     // A record's length is behind its stamp.
     while let Some(length) = records.get(at + 8..).and_then(<[u8]>::first_chunk::<4>) {
-        let stamp = key.wrapping_add(at as u64).to_ne_bytes();
+        let stamp = key.wrapping_add(number).to_ne_bytes();
+        number += 1;
         rings.write_all_at(&stamp, (places::CONTROL + at) as u64)?;
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(0);
-        if length == 0 || length % places::ALIGN > 0 {
+        // Behind one that the next is written over, nothing is looked for.
+        let is_reused = records
+            .get(at + places::FLAGS)
+            .is_some_and(|flags| u16::from(*flags) & flag::REUSED != 0);
+        if is_reused || length == 0 || length % places::ALIGN > 0 {
             break;
         }
         at = at.saturating_add(length);

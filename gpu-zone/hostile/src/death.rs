@@ -31,17 +31,17 @@ pub(crate) fn die(opcode: u16, point: u32) -> anyhow::Result<String> {
     // Something is under way.
     let _ = shop.launch([4, 1, 1], 1000);
     let bytes = record(opcode as u16, WANTS_REPLY, CONTEXT.0, &example(opcode, shop.pointer));
-    let tail = shop.client.position();
+    let (place, _) = shop.client.places();
     let half = bytes.len() / 2;
     match point {
-        0 => shop.memory.write_request(tail, &bytes[..half]),
+        0 => shop.memory.write_request(place.position, &bytes[..half]),
         1 => {
-            shop.memory.write_request(tail, &bytes[..half]);
-            shop.memory.publish(tail);
+            shop.memory.write_request(place.position, &bytes[..half]);
+            shop.memory.publish(place);
         }
         _ => {
-            shop.memory.write_request(tail, &bytes);
-            shop.memory.publish(tail);
+            shop.memory.write_request(place.position, &bytes);
+            shop.memory.publish(place);
         }
     }
     let mut dice = Dice::new(u64::from(point) << 16 | u64::from(opcode as u16));
@@ -76,17 +76,15 @@ pub(crate) fn stop(unread: bool) -> anyhow::Result<String> {
     for _ in 0..64 {
         let _ = shop.launch([16, 1, 1], 200);
     }
-    let mut tail = shop.client.position();
+    let (mut place, _) = shop.client.places();
     loop {
         let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
-        if !unread || tail.wrapping_sub(head) > 1 << 20 {
+        if !unread || place.position.wrapping_sub(head) > 1 << 20 {
             break;
         }
         let control = example(Opcode::CopyToHost, shop.pointer);
         let bytes = record(Opcode::CopyToHost as u16, WANTS_REPLY, CONTEXT.0, &control);
-        shop.memory.write_request(tail, &bytes);
-        shop.memory.publish(tail);
-        tail += bytes.len() as u64;
+        shop.memory.append(&mut place, &bytes);
     }
     crate::say("stopped");
     kill_process(getpid(), Signal::STOP)?;

@@ -12,7 +12,7 @@ use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::{self, Hello, SOCKET, Welcome};
 pub(crate) use gpuzone_wire::ring::places::{ALIGN, HEADER};
 use gpuzone_wire::ring::places::{
-    CONTROL, DEFERRED, KEY, REPLY, REQUEST, TENANT_WAKES, WORKER_WAKES,
+    CONTROL, DEFERRED, KEY, Place, REPLY, REQUEST, TENANT_WAKES, WORKER_WAKES,
 };
 use gpuzone_wire::ring::{Region, RingSizes, Spin};
 use gpuzone_wire::spec;
@@ -67,6 +67,8 @@ pub(crate) struct Line {
     pub(crate) memory: Memory,
     /// Where the next request goes.
     pub(crate) tail: AtomicU64,
+    /// Which one that is.
+    number: AtomicU64,
 }
 
 impl Line {
@@ -98,7 +100,7 @@ impl Line {
         };
         let file = file.context("no file came")?;
         let memory = Memory::of(&file, sizes)?;
-        Ok(Self { socket, file, sizes, memory, tail: AtomicU64::new(0) })
+        Ok(Self { socket, file, sizes, memory, tail: AtomicU64::new(0), number: AtomicU64::new(0) })
     }
 
     /// Whether the worker has closed it.
@@ -127,9 +129,10 @@ impl Line {
     /// Writes bytes where the next request goes, and publishes them; the one after them goes behind
     /// so many of them.
     pub(crate) fn put(&self, bytes: &[u8], length: usize) {
-        let tail = self.tail.fetch_add(length as u64, Ordering::Relaxed);
-        self.memory.write_request(tail, bytes);
-        self.memory.publish(tail);
+        let position = self.tail.fetch_add(length as u64, Ordering::Relaxed);
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        self.memory.write_request(position, bytes);
+        self.memory.publish(Place { position, number });
     }
 }
 
@@ -227,21 +230,30 @@ impl Memory {
         unsafe { self.base.add(place).cast::<AtomicU64>().as_ref() }
     }
 
-    /// Where the replies end that were published from a position on, if they are honest.
-    pub(crate) fn replies_end(&self, mut position: u64) -> u64 {
+    /// Where the replies end that were published from a place on, if they are honest.
+    pub(crate) fn replies_end(&self, mut place: Place) -> Place {
         let word = |at: u64| self.in_ring(self.request, self.reply, at).load(Ordering::Acquire);
-        while word(position) == self.key.wrapping_add(position) {
+        while word(place.position) == self.key.wrapping_add(place.number) {
             // The length of the whole is the header's next field.
-            let length = word(position + 8) & u64::from(u32::MAX);
-            position += length.next_multiple_of(ALIGN as u64).max(ALIGN as u64);
+            let length = word(place.position + 8) & u64::from(u32::MAX);
+            place.position += length.next_multiple_of(ALIGN as u64).max(ALIGN as u64);
+            place.number += 1;
         }
-        position
+        place
+    }
+
+    /// Writes a record at a place of the request ring and publishes it; the next one goes behind it.
+    pub(crate) fn append(&self, place: &mut Place, bytes: &[u8]) {
+        self.write_request(place.position, bytes);
+        self.publish(*place);
+        place.position += bytes.len() as u64;
+        place.number += 1;
     }
 
     /// Publishes a record of the request ring, and wakes its reader.
-    pub(crate) fn publish(&self, position: u64) {
-        let stamp = self.in_ring(0, self.request, position);
-        stamp.store(self.key.wrapping_add(position), Ordering::SeqCst);
+    pub(crate) fn publish(&self, place: Place) {
+        let stamp = self.in_ring(0, self.request, place.position);
+        stamp.store(self.key.wrapping_add(place.number), Ordering::SeqCst);
         self.wake();
     }
 

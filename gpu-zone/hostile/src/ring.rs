@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, ensure};
+use gpuzone_wire::ring::places::Place;
 use gpuzone_wire::spec::{DevicePtr, Opcode};
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -235,15 +236,13 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
             CONTEXT.0,
             &example(Opcode::CopyToHost, shop.pointer),
         );
-        let (mut tail, mut read) = (shop.client.position(), 0);
+        let (mut ask, mut read) = shop.client.places();
         for _ in 0..200 {
             let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
-            if tail.wrapping_sub(head) > 1 << 20 {
+            if ask.position.wrapping_sub(head) > 1 << 20 {
                 break;
             }
-            shop.memory.write_request(tail, &copy);
-            shop.memory.publish(tail);
-            tail += copy.len() as u64;
+            shop.memory.append(&mut ask, &copy);
             for _ in 0..50 {
                 let place = usize::try_from(dice.below(shop.memory.len() as u64))?;
                 // Not how the request ring stands: that is another attack's.
@@ -253,7 +252,7 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
             }
             // "All of it was read": there is always room for the next.
             read = shop.memory.replies_end(read);
-            let jump = if dice.below(30) == 0 { dice.next() } else { read };
+            let jump = if dice.below(30) == 0 { dice.next() } else { read.position };
             shop.memory.word(Word::ReplyHead).store(jump, Ordering::SeqCst);
         }
     }
@@ -263,20 +262,18 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
 pub(crate) fn unread(arena: &Arena) -> anyhow::Result<String> {
     let shops: Vec<Shop> =
         (0..arena.pick(4, 32)).map(|_| Shop::open(&arena.slot)).collect::<anyhow::Result<_>>()?;
-    let mut tails: Vec<u64> = shops.iter().map(|shop| shop.client.position()).collect();
+    let mut places: Vec<Place> = shops.iter().map(|shop| shop.client.places().0).collect();
     let mut asked = 0_u64;
     while arena.goes_on() {
-        for (shop, tail) in shops.iter().zip(&mut tails) {
+        for (shop, place) in shops.iter().zip(&mut places) {
             let head = shop.memory.word(Word::RequestHead).load(Ordering::Acquire);
-            if tail.wrapping_sub(head) > 2 << 20 {
+            if place.position.wrapping_sub(head) > 2 << 20 {
                 continue;
             }
             for opcode in [Opcode::Launch, Opcode::CopyToHost] {
                 let control = example(opcode, shop.pointer);
                 let bytes = record(opcode as u16, WANTS_REPLY, CONTEXT.0, &control);
-                shop.memory.write_request(*tail, &bytes);
-                shop.memory.publish(*tail);
-                *tail += bytes.len() as u64;
+                shop.memory.append(place, &bytes);
                 asked += 1;
             }
         }

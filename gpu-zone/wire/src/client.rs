@@ -9,6 +9,7 @@ use gpuzone_cuda_abi::CuResult;
 
 use crate::codec::{Field, Source};
 use crate::hello;
+use crate::ring::places::Place;
 use crate::ring::{
     Bulk, Direction, Header, Payload, Peer, Reader, Region, RingError, Spin, Writer, flag,
 };
@@ -23,6 +24,7 @@ pub struct Client {
     region: Arc<Region>,
     requests: Writer,
     replies: Reader,
+    spin: Spin,
     peer: SocketPeer,
     sequence: u32,
     scratch: Vec<u8>,
@@ -51,6 +53,7 @@ impl Client {
             requests: Writer::new(region.clone(), Direction::Request, spin),
             replies: Reader::new(region.clone(), Direction::Reply, spin),
             region,
+            spin,
             peer: SocketPeer(socket),
             sequence: 0,
             scratch: Vec::with_capacity(4096),
@@ -60,14 +63,14 @@ impl Client {
 
     /// From now on, how long it looks for answers and for room before it sleeps.
     pub fn set_spin(&mut self, spin: Spin) {
+        self.spin = spin;
         self.requests.set_spin(spin);
-        self.replies.set_spin(spin);
     }
 
-    /// Where in the ring the next request goes, for who writes there without this, too, as a hostile
-    /// tenant does.
-    pub fn position(&self) -> u64 {
-        self.requests.position()
+    /// Where the next request goes and where the next answer is expected, for who uses the rings without
+    /// this, too, as a hostile tenant does.
+    pub fn places(&self) -> (Place, Place) {
+        (self.requests.place(), self.replies.place())
     }
 
     /// What broke the connection, if it is broken.
@@ -79,6 +82,7 @@ impl Client {
     ///
     /// # Errors
     /// That error; unless it is one that stays, it is forgotten then.
+    #[inline]
     pub fn take_deferred(&self) -> Result<(), CuResult> {
         let word = self.region.deferred();
         let seen = word.load(Ordering::Acquire);
@@ -96,6 +100,7 @@ impl Client {
     ///
     /// # Errors
     /// That of an earlier posted call; or that the worker is gone.
+    #[inline]
     pub fn post<R: Request>(
         &mut self,
         context: ContextId,
@@ -132,6 +137,7 @@ impl Client {
     ///
     /// # Errors
     /// The call's, that of an earlier posted call, or that the worker is gone.
+    #[inline]
     pub fn call<R: Request>(
         &mut self,
         context: ContextId,
@@ -145,6 +151,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::call`].
+    #[inline]
     pub fn call_for_pieces<R: Request>(
         &mut self,
         context: ContextId,
@@ -152,12 +159,15 @@ impl Client {
         bulk: Payload,
         mut piece: impl FnMut(Bulk) -> Result<(), RingError>,
     ) -> Result<R::Reply, CuResult> {
+        // Nothing more is sent until it is answered.
+        let reused = if bulk.is_empty() { flag::REUSED } else { 0 };
         let answered = self
-            .send(context, request, bulk, flag::WANTS_REPLY)
+            .send(context, request, bulk, flag::WANTS_REPLY | reused)
             .and_then(|()| self.answer::<R::Reply>(&mut piece));
         answered.map_err(|error| self.broken(error))?
     }
 
+    #[inline]
     fn send<R: Request>(
         &mut self,
         context: ContextId,
@@ -172,12 +182,15 @@ impl Client {
         self.requests.send(header, &self.scratch, bulk, &self.peer)
     }
 
+    #[inline]
     fn answer<T: Field>(
         &mut self,
         piece: &mut dyn FnMut(Bulk) -> Result<(), RingError>,
     ) -> Result<Result<T, CuResult>, RingError> {
+        let spin = if self.requests.woke() { self.spin.after_a_wake() } else { self.spin };
         loop {
-            let Some(received) = self.replies.receive(None, &self.peer)? else { continue };
+            let received = self.replies.receive_looking(spin, None, &self.peer)?;
+            let Some(received) = received else { continue };
             if received.header.sequence != self.sequence {
                 return Err(RingError::BadRecord);
             }

@@ -26,6 +26,7 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// All of `bytes`.
+    #[inline]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
@@ -34,6 +35,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// When there are fewer.
+    #[inline]
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(DecodeError::Short)?;
         self.rest = rest;
@@ -44,6 +46,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// When bytes are left.
+    #[inline]
     pub const fn finish(self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Long) }
     }
@@ -83,10 +86,12 @@ pub trait Field: Sized {
 }
 
 impl Field for u8 {
+    #[inline]
     fn put(&self, target: &mut Vec<u8>) {
         target.push(*self);
     }
 
+    #[inline]
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
         source.take(1)?.first().copied().ok_or(DecodeError::Short)
     }
@@ -104,10 +109,12 @@ impl Field for u8 {
 macro_rules! number_fields {
     ($($type:ty),*) => {$(
         impl Field for $type {
+            #[inline]
             fn put(&self, target: &mut Vec<u8>) {
                 target.extend_from_slice(&self.to_le_bytes());
             }
 
+            #[inline]
             fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
                 let bytes = source.take(size_of::<Self>())?;
                 bytes.try_into().map(Self::from_le_bytes).map_err(|_| DecodeError::Short)
@@ -120,16 +127,19 @@ number_fields!(u32, u64, i32, f32);
 impl Field for () {
     fn put(&self, _target: &mut Vec<u8>) {}
 
+    #[inline]
     fn get(_source: &mut Source<'_>) -> Result<Self, DecodeError> {
         Ok(())
     }
 }
 
 impl Field for bool {
+    #[inline]
     fn put(&self, target: &mut Vec<u8>) {
         u8::from(*self).put(target);
     }
 
+    #[inline]
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
         match u8::get(source)? {
             0 => Ok(false),
@@ -140,22 +150,26 @@ impl Field for bool {
 }
 
 impl Field for [u32; 3] {
+    #[inline]
     fn put(&self, target: &mut Vec<u8>) {
         self.iter().for_each(|number| number.put(target));
     }
 
+    #[inline]
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
         Ok([u32::get(source)?, u32::get(source)?, u32::get(source)?])
     }
 }
 
 impl<T: Field> Field for Vec<T> {
+    #[inline]
     fn put(&self, target: &mut Vec<u8>) {
         // No record can hold a list whose length does not fit: it is refused when it is sent.
         u32::try_from(self.len()).unwrap_or(u32::MAX).put(target);
         T::put_all(self, target);
     }
 
+    #[inline]
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
         let count = u32::get(source)?;
         T::get_all(count, source)
@@ -163,11 +177,13 @@ impl<T: Field> Field for Vec<T> {
 }
 
 impl Field for String {
+    #[inline]
     fn put(&self, target: &mut Vec<u8>) {
         u32::try_from(self.len()).unwrap_or(u32::MAX).put(target);
         target.extend_from_slice(self.as_bytes());
     }
 
+    #[inline]
     fn get(source: &mut Source<'_>) -> Result<Self, DecodeError> {
         let count = usize::try_from(u32::get(source)?).map_err(|_| DecodeError::Short)?;
         let bytes = source.take(count)?.to_vec();
@@ -179,10 +195,12 @@ impl Field for String {
 macro_rules! fields {
     ($type:ident($inner:ty)) => {
         impl $crate::codec::Field for $type {
+            #[inline]
             fn put(&self, target: &mut Vec<u8>) {
                 $crate::codec::Field::put(&self.0, target);
             }
 
+            #[inline]
             fn get(
                 source: &mut $crate::codec::Source<'_>,
             ) -> Result<Self, $crate::codec::DecodeError> {
@@ -192,11 +210,13 @@ macro_rules! fields {
     };
     ($type:ident { $($field:ident),* }) => {
         impl $crate::codec::Field for $type {
+            #[inline]
             fn put(&self, target: &mut Vec<u8>) {
                 $($crate::codec::Field::put(&self.$field, target);)*
                 let _ = target;
             }
 
+            #[inline]
             fn get(
                 source: &mut $crate::codec::Source<'_>,
             ) -> Result<Self, $crate::codec::DecodeError> {

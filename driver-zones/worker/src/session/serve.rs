@@ -197,7 +197,9 @@ impl<'a> Rings<'a> {
             self.answer.clear();
             told.0.put(&mut self.answer);
         }
-        let header = Header::new(header.opcode, 0, header.context, header.sequence);
+        // Who waits for this before it asks again has read it by then.
+        let reused = header.flags & flag::REUSED;
+        let header = Header::new(header.opcode, reused, header.context, header.sequence);
         Ok(self.replies.send(header, &self.answer, Payload::NONE, peer)?)
     }
 }

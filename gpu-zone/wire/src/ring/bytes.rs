@@ -66,3 +66,33 @@ mod tests {
         }
     }
 }
+
+/// Copies some bytes. Control parts mostly have so few that calling a function for them takes longer.
+///
+/// # Safety
+/// As for [`std::ptr::copy_nonoverlapping`].
+#[inline]
+pub(super) unsafe fn copy_short(from: *const u8, to: *mut u8, length: usize) {
+    /// The first bytes and the last ones, which may be partly the same.
+    #[inline]
+    unsafe fn both_ends<T>(from: *const u8, to: *mut u8, length: usize) {
+        let last = length - size_of::<T>();
+        // SAFETY: the caller has `length` bytes on both sides, and one `T` is no longer.
+        unsafe {
+            let (head, tail) = (from.cast::<T>(), from.add(last).cast::<T>());
+            let (head, tail) = (head.read_unaligned(), tail.read_unaligned());
+            to.cast::<T>().write_unaligned(head);
+            to.add(last).cast::<T>().write_unaligned(tail);
+        }
+    }
+    // SAFETY: by the contract, and as many bytes as each arm says.
+    unsafe {
+        match length {
+            0 => {}
+            4..8 => both_ends::<u32>(from, to, length),
+            8..16 => both_ends::<u64>(from, to, length),
+            16..=32 => both_ends::<u128>(from, to, length),
+            _ => std::ptr::copy_nonoverlapping(from, to, length),
+        }
+    }
+}

@@ -23,8 +23,8 @@ pub(super) trait Shared {
 
     /// The first word of a record at a position; the writer's.
     fn stamp(&self, position: u64) -> &Self::Position;
-    /// What stands there when the record is there, and nothing that stood there before.
-    fn published(&self, position: u64) -> u64;
+    /// What stands there when the record of this number is there, and nothing that stood there before.
+    fn published(&self, number: u64) -> u64;
     /// Bytes ever read; the reader's.
     fn head(&self) -> &Self::Position;
     /// How far is to be read before a writer that sleeps is woken; the writer's.
@@ -42,15 +42,27 @@ pub(super) struct Consumer {
     pub(super) head: u64,
     /// Read.
     pub(super) next: u64,
+    /// Records read.
+    pub(super) number: u64,
 }
 
 impl Consumer {
     /// Whether the next record is there.
+    #[inline]
     pub(super) fn has_next(&self, shared: &impl Shared) -> bool {
-        shared.stamp(self.next).load(Ordering::Acquire) == shared.published(self.next)
+        shared.stamp(self.next).load(Ordering::Acquire) == shared.published(self.number)
+    }
+
+    /// Takes the next record for read. The one behind it begins so many bytes further on: none, when
+    /// that one is written over it.
+    #[inline]
+    pub(super) fn advance(&mut self, bytes: u64) {
+        self.number += 1;
+        self.next += bytes;
     }
 
     /// Waits for something to read; `false` when the time was over first.
+    #[inline]
     pub(super) fn wait(
         &self,
         shared: &impl Shared,
@@ -63,6 +75,7 @@ impl Consumer {
 
     /// Gives what was read back to the writer if it is at least so much: each time costs the writer a
     /// look at another line, and small records fit beside all that it may wait for.
+    #[inline]
     pub(super) fn release_if(&mut self, shared: &impl Shared, least: u64) {
         if self.next - self.head >= least {
             self.release(shared, self.next);
@@ -70,6 +83,7 @@ impl Consumer {
     }
 
     /// Gives what was read up to a position back to the writer.
+    #[inline]
     pub(super) fn release(&mut self, shared: &impl Shared, upto: u64) {
         self.head = self.head.max(upto.min(self.next));
         shared.head().store(self.head, Ordering::Release);
@@ -86,12 +100,15 @@ pub(super) struct Producer {
     pub(super) tail: u64,
     /// Read, as far as that was seen and found possible.
     pub(super) head: u64,
+    /// Records written and published.
+    pub(super) number: u64,
 }
 
 impl Producer {
     /// Waits until `bytes` more fit; if they do not at once, until `batch` bytes do, so that it is
     /// woken once for many small records. That must not be less, and not so much that it does not fit
     /// beside a record that the reader keeps while it deals with it.
+    #[inline]
     pub(super) fn make_room(
         &mut self,
         shared: &impl Shared,
@@ -116,14 +133,18 @@ impl Producer {
         waited.map(|_| ())
     }
 
-    /// Shows the reader `bytes` more.
-    pub(super) fn publish(&mut self, shared: &impl Shared, bytes: u64) {
-        shared.stamp(self.tail).store(shared.published(self.tail), Ordering::Release);
+    /// Shows the reader the next record; whether it had to be woken. The one behind it begins so many bytes further on: none, when
+    /// that one is written over it.
+    #[inline]
+    pub(super) fn publish(&mut self, shared: &impl Shared, bytes: u64) -> bool {
+        shared.stamp(self.tail).store(shared.published(self.number), Ordering::Release);
+        self.number += 1;
         self.tail += bytes;
-        park::wake_if_parked(shared.reader(), || true);
+        park::wake_if_parked(shared.reader(), || true)
     }
 
     /// Whether `bytes` more fit at once.
+    #[inline]
     pub(super) fn has_room(&mut self, shared: &impl Shared, capacity: u64, bytes: u64) -> bool {
         if self.tail - self.head + bytes > capacity {
             let seen = shared.head().load(Ordering::Acquire);

@@ -9,11 +9,14 @@
 //!     record:  header (32 bytes, a stamp first) | control, padded to 16 | bulk, padded to 64
 //! ```
 //!
-//! A record is there when its stamp is: the key and its position, written last. So a reader looks at
+//! A record is there when its stamp is: the key and its number, written last. So a reader looks at
 //! the line of memory that it reads next anyway, and a small record costs one line's way from one
 //! processor to the other, as little as two threads need to meet at all. The key is drawn by the
 //! worker for each pair of rings: what programs copy lies in the rings, too, and nobody who has a
 //! say in a program's data may be able to write what looks like a record there.
+//!
+//! Who asks and waits writes its next question over the last one, and who answers does so with answers
+//! ([`flag::REUSED`]): two lines of memory, which both processors have at hand, go to and fro.
 //!
 //! A side keeps its own position in private memory. A reader publishes it, not for each small record,
 //! and a writer looks at it when the ring seems full, and checks it each time: it never goes back and

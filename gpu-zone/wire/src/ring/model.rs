@@ -138,8 +138,8 @@ impl<const FENCED: bool> Shared for Ring<FENCED> {
         &self.stamps[place(position)]
     }
 
-    fn published(&self, position: u64) -> u64 {
-        position + 1
+    fn published(&self, number: u64) -> u64 {
+        number + 1
     }
 
     fn head(&self) -> &AtomicU64 {
@@ -190,13 +190,29 @@ impl<const FENCED: bool> Ring<FENCED> {
         let mut own = Producer::default();
         for number in 1..=records {
             own.make_room(self, SLOTS * RECORD, (RECORD, batch), SPIN, self)?;
-            for half in 0..2 {
-                step();
-                // SAFETY: there is room, so the slot is the writer's; loom checks it.
-                self.slot(own.tail).with_mut(|slot| unsafe { (*slot)[half] = number });
-            }
-            own.publish(self, RECORD);
+            self.write_one(&mut own, number, RECORD);
         }
+        Ok(())
+    }
+
+    /// Writes a record, which is followed by the next one so many bytes further on.
+    fn write_one(&self, own: &mut Producer, number: u64, advance: u64) {
+        for half in 0..2 {
+            step();
+            // SAFETY: there is room, so the slot is the writer's; loom checks it.
+            self.slot(own.tail).with_mut(|slot| unsafe { (*slot)[half] = number });
+        }
+        own.publish(self, advance);
+    }
+
+    /// Waits for a record and reads it.
+    fn read_one(&self, own: &mut Consumer, number: u64, advance: u64) -> Result<(), RingError> {
+        assert!(own.wait(self, SPIN, None, self)?, "nothing limits the wait");
+        step();
+        // SAFETY: it is published, so the slot is the reader's; loom checks it.
+        let record = self.slot(own.next).with(|slot| unsafe { *slot });
+        assert_eq!(record, [number; 2], "whole, and in its turn");
+        own.advance(advance);
         Ok(())
     }
 
@@ -206,19 +222,21 @@ impl<const FENCED: bool> Ring<FENCED> {
         let mut own = Consumer::default();
         for number in 1..=records {
             own.release_if(self, least);
-            match own.wait(self, SPIN, None, self) {
-                Ok(there) => assert!(there, "nothing limits the wait"),
+            match self.read_one(&mut own, number, RECORD) {
+                Ok(()) => {}
                 Err(RingError::PeerGone) => return Ok(number - 1),
                 Err(other) => return Err(other),
             }
-            step();
-            // SAFETY: it is published, so the slot is the reader's; loom checks it.
-            let record = self.slot(own.next).with(|slot| unsafe { *slot });
-            assert_eq!(record, [number; 2], "whole, and in its turn");
-            own.next += RECORD;
         }
         own.release_if(self, least);
         Ok(records)
+    }
+
+    /// Tells the other side that this one is gone, as whoever watches its socket does.
+    fn goes(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        wake_to_look(&self.reader);
+        wake_to_look(&self.writer);
     }
 
     /// Does one side's work, of which it does so many steps if it is to die; whether it lived.
@@ -229,9 +247,7 @@ impl<const FENCED: bool> Ring<FENCED> {
         match done {
             Ok(done) => Some(done),
             Err(panic) if panic.is::<Died>() => {
-                self.gone.store(true, Ordering::SeqCst);
-                wake_to_look(&self.reader);
-                wake_to_look(&self.writer);
+                self.goes();
                 None
             }
             Err(panic) => resume_unwind(panic),
@@ -270,11 +286,56 @@ fn both<const FENCED: bool>(
         // What was published is read, whatever became of the writer.
         Some(read) => {
             let stamps = ring.stamps.iter().map(|stamp| stamp.load(Ordering::SeqCst));
-            let published = stamps.max().unwrap().checked_sub(1).map_or(0, |at| at / RECORD + 1);
+            let published = stamps.max().unwrap();
             assert_eq!(read, Ok(published));
             assert!(published == records || writer.is_some());
         }
         None => assert!(reader.is_some_and(|steps| steps < LONGEST) && (wrote || records > 0)),
+    }
+}
+
+/// Asks and waits for the answer, so many times, in two rings in which all lies in one place; either side
+/// may die after some steps.
+fn calls(calls: u64, asking: Option<u32>, answering: Option<u32>) {
+    let (questions, answers) = (Ring::<true>::new(), Ring::<true>::new());
+    let (theirs_in, theirs_out) = (questions.clone(), answers.clone());
+    let done = |done: Result<(), RingError>| {
+        assert!(matches!(done, Ok(()) | Err(RingError::PeerGone)), "{done:?}");
+    };
+    let answerer = thread::spawn(move || {
+        let (mut read, mut written) = (Consumer::default(), Producer::default());
+        let lived = theirs_in.side(answering, || {
+            (1..=calls).try_for_each(|number| {
+                theirs_in.read_one(&mut read, number, 0)?;
+                theirs_out.write_one(&mut written, number, 0);
+                Ok(())
+            })
+        });
+        lived.map(done);
+        if answering.is_some() && lived.is_none() {
+            theirs_out.goes();
+        }
+    });
+    let (mut written, mut read) = (Producer::default(), Consumer::default());
+    let lived = answers.side(asking, || {
+        (1..=calls).try_for_each(|number| {
+            questions.write_one(&mut written, number, 0);
+            answers.read_one(&mut read, number, 0)
+        })
+    });
+    lived.map(done);
+    if lived.is_none() {
+        questions.goes();
+    }
+    answerer.join().unwrap();
+}
+
+#[test]
+fn questions_and_answers_in_one_place_are_whole_and_wake_whoever_waits() {
+    explore(3, || calls(3, None, None));
+    for steps in 0..=LONGEST {
+        explore(2, move || calls(2, Some(steps), None));
+        explore(2, move || calls(2, None, Some(steps)));
     }
 }
 

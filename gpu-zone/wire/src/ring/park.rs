@@ -10,9 +10,6 @@ use super::RingError;
 /// Looks between two offers to let another thread run: about a microsecond.
 const SPINS: u32 = 64;
 
-/// Of these, the first ones, without a pause.
-const EAGER: u32 = 32;
-
 /// How long a waiting side looks again and again before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spin {
@@ -38,7 +35,17 @@ impl Default for Spin {
     }
 }
 
+/// How long a side that was asleep takes to come, where a halted processor is another machine's to wake.
+const COMES_WITHIN: Duration = Duration::from_micros(60);
+
 impl Spin {
+    /// How long to look for the answer of a side that had to be woken for the question: who sleeps
+    /// before that side has come has to be woken by it in turn, which takes as long once more.
+    #[must_use]
+    pub fn after_a_wake(self) -> Self {
+        if self.time.is_zero() { self } else { Self { time: self.time.max(COMES_WITHIN) } }
+    }
+
     /// As long as most waits for a GPU take, where there are enough processors: CUDA waits in this
     /// way, unless a program wants it to block.
     pub fn for_a_gpu() -> Self {
@@ -132,22 +139,27 @@ pub(super) struct Place<'a> {
 }
 
 impl Parking for Place<'_> {
+    #[inline]
     fn is_parked(&self) -> bool {
         self.parked.load(Ordering::Relaxed) != 0
     }
 
+    #[inline]
     fn set_parked(&self, parked: bool) {
         self.parked.store(parked.into(), Ordering::Relaxed);
     }
 
+    #[inline]
     fn wakes(&self) -> u32 {
         self.wakes.load(Ordering::Acquire)
     }
 
+    #[inline]
     fn fence() {
         full_fence();
     }
 
+    #[inline]
     fn sleep(&self, seen: u32, time: Duration) -> bool {
         match self.bells {
             Some(bells) => bells.sleep(time),
@@ -155,6 +167,7 @@ impl Parking for Place<'_> {
         }
     }
 
+    #[inline]
     fn wake(&self) {
         wake_at(self.wakes);
         if let Some(bells) = self.bells {
@@ -178,6 +191,7 @@ fn full_fence() {
 }
 
 /// Waits until `ready` says so; `false` when the time was over first.
+#[inline]
 pub(super) fn wait<P: Parking>(
     place: &P,
     spin: Spin,
@@ -230,12 +244,12 @@ pub(super) fn wait<P: Parking>(
 }
 
 /// Looks a number of times.
+#[inline]
 fn look(ready: &mut impl FnMut() -> Result<bool, RingError>) -> Result<bool, RingError> {
-    for number in 0..SPINS {
-        // A pause is longer than the rest of a look, and the first looks are for who answers at once.
-        if number >= EAGER {
-            std::hint::spin_loop();
-        }
+    for _ in 0..SPINS {
+        // Without a pause a processor has looks under way that turn out too early, and throws away what it
+        // did since: that takes longer than the pause.
+        std::hint::spin_loop();
         if ready()? {
             return Ok(true);
         }
@@ -243,13 +257,16 @@ fn look(ready: &mut impl FnMut() -> Result<bool, RingError>) -> Result<bool, Rin
     Ok(false)
 }
 
-/// Wakes the other side if it sleeps and has `enough` to go on. To be called after publishing a
-/// position.
-pub(super) fn wake_if_parked<P: Parking>(place: &P, enough: impl FnOnce() -> bool) {
+/// Wakes the other side if it sleeps and has `enough` to go on; whether it did. To be called after
+/// publishing a position.
+#[inline]
+pub(super) fn wake_if_parked<P: Parking>(place: &P, enough: impl FnOnce() -> bool) -> bool {
     P::fence();
-    if place.is_parked() && enough() {
+    let sleeps = place.is_parked() && enough();
+    if sleeps {
         wake(place);
     }
+    sleeps
 }
 
 /// Wakes the other side, whether it sleeps or is about to, so that it looks again whether its

@@ -12,8 +12,10 @@ pub const CONTROL: usize = super::region::CONTROL_BYTES;
 pub const HEADER: usize = size_of::<Header>();
 /// What a record's place and length are multiples of.
 pub const ALIGN: usize = super::record::ALIGN;
-/// What a stamp is more than its record's position, 64 bits.
+/// What a stamp is more than its record's number, 64 bits.
 pub const KEY: usize = offset_of!(Control, key);
+/// Where a header has its flags.
+pub const FLAGS: usize = offset_of!(Header, flags);
 /// Of the request ring.
 pub const REQUEST: Places = Places::of(offset_of!(Control, request));
 /// Of the reply ring.
@@ -24,6 +26,15 @@ pub const DEFERRED: usize = offset_of!(Control, deferred);
 pub const WORKER_WAKES: usize = offset_of!(Control, worker_wakes);
 /// Where the tenant's side sleeps, 32 bits.
 pub const TENANT_WAKES: usize = offset_of!(Control, tenant_wakes);
+
+/// Where a record of a ring is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes from the ring's beginning, as if it had no end.
+    pub position: u64,
+    /// Which record it is, from 0 on.
+    pub number: u64,
+}
 
 /// Where a ring's words are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

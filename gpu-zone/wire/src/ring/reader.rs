@@ -4,8 +4,10 @@ use std::time::Duration;
 use bytemuck::Zeroable;
 
 use super::RingError;
+use super::bytes::copy_short;
 use super::ends::Consumer;
 use super::park::{Peer, Spin};
+use super::places::Place;
 use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
 
@@ -48,6 +50,7 @@ impl Bulk {
     ///
     /// # Safety
     /// The record must not have been released.
+    #[inline]
     pub unsafe fn append_to(&self, target: &mut Vec<u8>) {
         if self.length == 0 {
             return;
@@ -57,7 +60,7 @@ impl Bulk {
         // promises; the room was reserved above, and is set before the length says so.
         unsafe {
             let end = target.as_mut_ptr().add(target.len());
-            std::ptr::copy_nonoverlapping(self.at, end, self.length);
+            copy_short(self.at, end, self.length);
             target.set_len(target.len() + self.length);
         }
     }
@@ -99,18 +102,28 @@ impl Reader {
         }
     }
 
-    /// From now on, how long it looks before it sleeps.
-    pub fn set_spin(&mut self, spin: Spin) {
-        self.spin = spin;
-    }
-
     /// The next record; `None` when none came within `timeout`. Those before it are released, unless
     /// one is held; small ones, several at once.
     ///
     /// # Errors
     /// When the other side is gone or wrote nonsense; for ever from then on.
+    #[inline]
     pub fn receive(
         &mut self,
+        timeout: Option<Duration>,
+        peer: &dyn Peer,
+    ) -> Result<Option<Received>, RingError> {
+        self.receive_looking(self.spin, timeout, peer)
+    }
+
+    /// As [`Reader::receive`], looking for so long before it sleeps.
+    ///
+    /// # Errors
+    /// As [`Reader::receive`].
+    #[inline]
+    pub fn receive_looking(
+        &mut self,
+        spin: Spin,
         timeout: Option<Duration>,
         peer: &dyn Peer,
     ) -> Result<Option<Received>, RingError> {
@@ -122,7 +135,7 @@ impl Reader {
             let least = self.region.capacity(self.direction) / BATCH;
             self.at.release_if(&ring, least);
         }
-        let received = match self.at.wait(&ring, self.spin, timeout, peer) {
+        let received = match self.at.wait(&ring, spin, timeout, peer) {
             Ok(true) => self.take().map(Some),
             Ok(false) => Ok(None),
             Err(error) => Err(error),
@@ -135,11 +148,17 @@ impl Reader {
         self.at.has_next(&self.region.ring(self.direction))
     }
 
+    /// Where the next record is expected.
+    pub(crate) fn place(&self) -> Place {
+        Place { position: self.at.next, number: self.at.number }
+    }
+
     /// The control part of the record that was received last: a copy of ours.
     pub fn control(&self) -> &[u8] {
         &self.control
     }
 
+    #[inline]
     fn take(&mut self) -> Result<Received, RingError> {
         let record = self.region.at(self.direction, self.at.next);
         let mut header = Header::zeroed();
@@ -155,7 +174,7 @@ impl Reader {
         // SAFETY: the checked lengths lie within the record, which lies within the ring, and
         // it was not released.
         unsafe { control.append_to(&mut self.control) };
-        self.at.next += u64::from(header.total);
+        self.at.advance(header.advance());
         let bulk = Bulk { at: record.wrapping_add(bulk_at), length: header.bulk as usize };
         Ok(Received { header, bulk })
     }

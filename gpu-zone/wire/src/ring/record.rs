@@ -12,6 +12,10 @@ pub mod flag {
     pub const WANTS_REPLY: u16 = 1;
     /// A piece of an answer: more records follow.
     pub const PIECE: u16 = 2;
+    /// The next record is written over this one, in the lines of memory that both processors have
+    /// at hand. Who sends it promises to write none before this one was read, as who waits for an
+    /// answer can, and who answers. A record with bulk bytes is never one.
+    pub const REUSED: u16 = 4;
 }
 
 /// What stands in front of each record.
@@ -48,6 +52,7 @@ impl Header {
     }
 
     /// The header with the lengths of these parts.
+    #[inline]
     pub(super) fn sized(mut self, control: usize, bulk: usize) -> Result<Self, RingError> {
         if control > MAX_CONTROL || bulk > MAX_BULK {
             return Err(RingError::TooLarge);
@@ -59,12 +64,19 @@ impl Header {
         Ok(self)
     }
 
+    /// How much further the next record begins.
+    pub(super) fn advance(&self) -> u64 {
+        if self.flags & flag::REUSED == 0 { self.total.into() } else { 0 }
+    }
+
     /// Where the bulk bytes begin, when the lengths agree and `available` bytes hold the record.
+    #[inline]
     pub(super) fn checked(&self, available: u64) -> Result<usize, RingError> {
         let size = |bytes: u32| usize::try_from(bytes).map_err(|_| RingError::BadRecord);
         let (control, bulk) = (size(self.control)?, size(self.bulk)?);
         let honest = self.sized(control, bulk).map_err(|_| RingError::BadRecord)?;
-        if honest.total != self.total || u64::from(self.total) > available {
+        let bad_reuse = self.flags & flag::REUSED != 0 && bulk > 0;
+        if honest.total != self.total || u64::from(self.total) > available || bad_reuse {
             return Err(RingError::BadRecord);
         }
         Ok(bulk_offset(control))

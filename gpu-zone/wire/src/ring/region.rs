@@ -62,10 +62,12 @@ pub(super) struct Ring<'a> {
 }
 
 impl Position for AtomicU64 {
+    #[inline]
     fn load(&self, order: Ordering) -> u64 {
         Self::load(self, order)
     }
 
+    #[inline]
     fn store(&self, value: u64, order: Ordering) {
         Self::store(self, value, order);
     }
@@ -75,6 +77,7 @@ impl<'a> Shared for Ring<'a> {
     type Position = AtomicU64;
     type Parking = Place<'a>;
 
+    #[inline]
     fn stamp(&self, position: u64) -> &AtomicU64 {
         let place = self.region.at(self.direction, position).cast::<AtomicU64>();
         // SAFETY: within the ring, which lives as long as the region; records' positions are
@@ -82,22 +85,27 @@ impl<'a> Shared for Ring<'a> {
         unsafe { &*place }
     }
 
-    fn published(&self, position: u64) -> u64 {
-        self.region.key.wrapping_add(position)
+    #[inline]
+    fn published(&self, number: u64) -> u64 {
+        self.region.key.wrapping_add(number)
     }
 
+    #[inline]
     fn head(&self) -> &AtomicU64 {
         &self.channel.head.0
     }
 
+    #[inline]
     fn wanted(&self) -> &AtomicU64 {
         &self.channel.wanted.0
     }
 
+    #[inline]
     fn reader(&self) -> &Place<'a> {
         &self.reader
     }
 
+    #[inline]
     fn writer(&self) -> &Place<'a> {
         &self.writer
     }
@@ -287,6 +295,7 @@ impl Region {
         unsafe { self.base.cast::<Control>().as_ref() }
     }
 
+    #[inline]
     pub(super) fn ring(&self, direction: Direction) -> Ring<'_> {
         let channel = match direction {
             Direction::Request => &self.control().request,
@@ -322,6 +331,7 @@ impl Region {
     }
 
     /// The memory at a position: as many bytes as the ring holds lie behind it in a row.
+    #[inline]
     pub(super) fn at(&self, direction: Direction, position: u64) -> *mut u8 {
         let request = self.sizes.request as usize;
         let start = match direction {

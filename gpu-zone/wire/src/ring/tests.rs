@@ -184,13 +184,12 @@ fn a_record_that_changes_while_it_is_read_is_whole_or_none() {
 }
 
 /// Bytes of a program's that are full of records for whoever comes by one lap later.
-fn forged(key: u64, place: u64, capacity: u64) -> Vec<u8> {
+fn forged(key: u64, number: u64) -> Vec<u8> {
     let honest = Header::new(1, 0, 0, 9).sized(0, 0).expect("small");
     let mut bytes = vec![0; MAX_BULK];
     // They begin in the middle of a line.
     for at in (ALIGN / 2..MAX_BULK - ALIGN).step_by(ALIGN) {
-        let position = place + (ALIGN / 2 + at) as u64 + capacity;
-        let header = Header { stamp: key.wrapping_add(position), ..honest };
+        let header = Header { stamp: key.wrapping_add(number), ..honest };
         bytes[at..at + size_of::<Header>()].copy_from_slice(bytemuck::bytes_of(&header));
     }
     bytes
@@ -202,8 +201,10 @@ fn takes_for_a_record(key: impl FnOnce(u64) -> u64) -> bool {
     let (mut writer, mut reader) = ends(&region);
     let capacity = region.capacity(Direction::Request);
     let key = key(region.ring(Direction::Request).published(0));
-    while writer.position() < capacity {
-        let bytes = forged(key, writer.position(), capacity);
+    // As many as fill the ring, of which the next one is not there.
+    let records = capacity / (MAX_BULK as u64 + ALIGN as u64) + 1;
+    while writer.place().position < capacity {
+        let bytes = forged(key, records);
         writer.send(Header::new(2, 0, 0, 0), &[], Payload::of(&bytes), &Always).expect("sent");
         reader.receive(None, &Always).expect("healthy").expect("a record");
         reader.release();
@@ -261,6 +262,46 @@ fn a_sleeping_reader_is_woken_when_its_peer_goes() {
         assert_eq!(reader.receive(None, &peer).err(), Some(RingError::PeerGone));
     });
     assert!(began.elapsed() < Duration::from_secs(10), "the wake-up was lost");
+}
+
+#[test]
+fn a_question_is_written_over_the_last_one_and_takes_no_room() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let ask = |writer: &mut Writer, reader: &mut Reader, number: u32| {
+        let header = Header::new(1, flag::REUSED, 0, number);
+        let control = number.to_le_bytes().repeat(number as usize % 9);
+        writer.send(header, &control, Payload::NONE, &Always).expect("sent");
+        let got = reader.receive(None, &Always).expect("healthy").expect("a record");
+        assert_eq!((got.header.sequence, reader.control()), (number, &control[..]));
+        assert!(!reader.has_more());
+    };
+    // What is posted in between lies behind, and stays while it is held.
+    for round in 0..40 {
+        let before = writer.place();
+        (0..50).for_each(|number| ask(&mut writer, &mut reader, number));
+        let after = writer.place();
+        assert_eq!((after.position, after.number), (before.position, before.number + 50));
+        assert_eq!(after, reader.place());
+        send_all(&mut writer, &[(round, MAX_BULK)]);
+        let posted = reader.receive(None, &Always).expect("healthy").expect("a record");
+        let ends = reader.hold();
+        (0..50).for_each(|number| ask(&mut writer, &mut reader, number));
+        let mut bytes = Vec::new();
+        // SAFETY: the record is held.
+        unsafe { posted.bulk.append_to(&mut bytes) };
+        assert_eq!(bytes, pattern(7, MAX_BULK));
+        reader.release_upto(ends);
+    }
+}
+
+#[test]
+fn a_record_with_bulk_bytes_is_not_written_over() {
+    let region = region();
+    let (mut writer, mut reader) = ends(&region);
+    let header = Header::new(1, flag::REUSED, 0, 0);
+    writer.send(header, &[], Payload::of(&[1]), &Always).expect("sent");
+    assert_eq!(reader.receive(None, &Always).err(), Some(RingError::BadRecord));
 }
 
 #[test]

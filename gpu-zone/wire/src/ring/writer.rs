@@ -2,9 +2,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::RingError;
-use super::bytes::copy_bytes;
+use super::bytes::{copy_bytes, copy_short};
 use super::ends::Producer;
 use super::park::{Peer, Spin};
+use super::places::Place;
 use super::record::{HEADER, Header, STAMP, bulk_offset};
 use super::region::{Direction, Region};
 
@@ -24,6 +25,11 @@ pub struct Payload {
 impl Payload {
     /// No bytes.
     pub const NONE: Self = Self { from: std::ptr::null(), length: 0 };
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
 
     /// The bytes of a slice.
     pub const fn of(bytes: &[u8]) -> Self {
@@ -54,13 +60,19 @@ pub struct Writer {
     /// it page by page, when they are written, costs more than to write them.
     backed: u64,
     broken: Option<RingError>,
+    woke: bool,
 }
 
 impl Writer {
     /// The writing end. There must be one only, made when nothing was written yet.
     pub fn new(region: Arc<Region>, direction: Direction, spin: Spin) -> Self {
         let (at, begun, ahead) = (Producer::default(), VecDeque::new(), 0);
-        Self { region, direction, spin, at, begun, ahead, backed: 0, broken: None }
+        Self { region, direction, spin, at, begun, ahead, backed: 0, broken: None, woke: false }
+    }
+
+    /// Whether the reader had to be woken for the last record that was sent.
+    pub fn woke(&self) -> bool {
+        self.woke
     }
 
     /// From now on, how long it looks for room before it sleeps.
@@ -73,6 +85,7 @@ impl Writer {
     /// # Errors
     /// When the record is too large, or the other side is gone or wrote nonsense; also while another
     /// one is begun, beside which there is no place for it.
+    #[inline]
     pub fn send(
         &mut self,
         header: Header,
@@ -92,7 +105,7 @@ impl Writer {
             // pointer to the free part of a ring but who fills what was begun.
             unsafe { copy_bytes(bulk.from, target, bulk.length) };
         }
-        self.at.publish(&self.region.ring(self.direction), header.total.into());
+        self.woke = self.at.publish(&self.region.ring(self.direction), header.advance());
         Ok(())
     }
 
@@ -137,6 +150,7 @@ impl Writer {
 
     /// Writes all of a record, for which there is room behind what is begun, but its stamp and its
     /// bulk bytes; where those go.
+    #[inline]
     fn write(&self, header: Header, control: &[u8]) -> *mut u8 {
         let record = self.region.at(self.direction, self.at.tail + self.ahead);
         let (_stamp, fields) = bytemuck::bytes_of(&header).split_at(STAMP);
@@ -145,7 +159,7 @@ impl Writer {
         // them, see `Header::sized`.
         unsafe {
             std::ptr::copy_nonoverlapping(fields.as_ptr(), record.add(STAMP), fields.len());
-            std::ptr::copy_nonoverlapping(control.as_ptr(), record.add(HEADER), control.len());
+            copy_short(control.as_ptr(), record.add(HEADER), control.len());
             record.add(bulk_offset(control.len()))
         }
     }
@@ -161,11 +175,12 @@ impl Writer {
         self.at.has_room(&self.region.ring(self.direction), capacity, self.ahead + bytes)
     }
 
-    /// Bytes ever written: where the next record goes.
-    pub(crate) fn position(&self) -> u64 {
-        self.at.tail
+    /// Where the next record goes.
+    pub(crate) fn place(&self) -> Place {
+        Place { position: self.at.tail, number: self.at.number }
     }
 
+    #[inline]
     fn make_room(&mut self, bytes: u64, peer: &dyn Peer) -> Result<(), RingError> {
         if let Some(broken) = self.broken {
             return Err(broken);
