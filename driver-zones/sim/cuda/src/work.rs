@@ -1,6 +1,6 @@
 //! What an executor does.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use gpuzone_cuda_abi::CuResult;
 use gpuzone_sim_device::DeviceMap;
@@ -101,6 +101,10 @@ fn busy(context: &Context, action: impl FnOnce() -> Answer) -> Answer {
     action()
 }
 
+/// Host threads for a kernel. To ask for it takes several system calls.
+static THREADS: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+
 fn run_kernel(context: &Context, work: &LaunchWork) -> Answer {
     let function = &work.function;
     let module = function.module();
@@ -114,7 +118,7 @@ fn run_kernel(context: &Context, work: &LaunchWork) -> Answer {
         globals: module.global_addresses(),
         prints: context.prints(),
         cancel: context.cancel_flag(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: *THREADS,
         clock_hz: clock_mhz * 1_000_000,
     };
     let memory = context.memory().view();

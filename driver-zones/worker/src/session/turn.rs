@@ -11,9 +11,9 @@ use crate::turns::Pressure;
 
 /// How long a session waits for a turn before it looks after its other work.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
-/// The same where it has none: whoever grants a turn wakes it, and many that wait must not take the
-/// processors from the one that works.
-const LOOK_SELDOM: Duration = Duration::from_millis(20);
+/// The same where it has none: whoever grants a turn wakes it, so this is for the case that it could not.
+/// Many that look often take the processors from the one that works.
+const LOOK_SELDOM: Duration = Duration::from_secs(1);
 
 impl Context {
     /// Looks whether its work is done, while it is current.

@@ -1,12 +1,13 @@
 //! A block: its warps take turns on one host thread, and meet at barriers.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use super::collective::announce;
 use super::cooperative::MEETING;
 use super::host::Host;
 use super::memory::Memory;
-use super::registers::{FULL, LANES, Lanes32, Registers};
+use super::registers::{FULL, LANES, Lanes32};
 use super::step::run;
 use super::warp::Warp;
 use super::{Fault, Launch, PrintBuffer};
@@ -48,6 +49,15 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) wide_vectors: bool,
 }
 
+/// The most bytes of warps that a host thread keeps for its next launch.
+const SPARED: usize = 4 << 20;
+
+thread_local! {
+    /// The warps of the thread's last launch: to get memory for them anew takes as long as a small
+    /// kernel.
+    static SPARE: RefCell<Vec<Warp>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Executes blocks, one after the other, in the same memory.
 pub(crate) struct BlockRunner<'a> {
     around: Surroundings<'a>,
@@ -56,6 +66,15 @@ pub(crate) struct BlockRunner<'a> {
     threads: u32,
     multiprocessor: u32,
     multiprocessors: u32,
+}
+
+impl Drop for BlockRunner<'_> {
+    fn drop(&mut self) {
+        if self.warps.iter().map(Warp::bytes).sum::<usize>() <= SPARED {
+            // A thread that is ending keeps nothing.
+            let _ = SPARE.try_with(|spare| spare.replace(std::mem::take(&mut self.warps)));
+        }
+    }
 }
 
 impl<'a> BlockRunner<'a> {
@@ -69,7 +88,9 @@ impl<'a> BlockRunner<'a> {
         let Dim3 { x, y, z } = launch.block;
         let threads = x * y * z;
         let local_bytes = kernel.local_bytes as usize;
-        let warp = || Warp::new(Registers::new(&kernel.code), local_bytes * LANES);
+        let mut warps = SPARE.take();
+        warps.resize_with(threads.div_ceil(32) as usize, Warp::default);
+        warps.iter_mut().for_each(|warp| warp.fit(&kernel.code, local_bytes * LANES));
         let shared = dynamic_offset(kernel) + launch.dynamic_shared_bytes;
         #[cfg(target_arch = "x86_64")]
         let wide_vectors = super::step::wide_vectors();
@@ -93,7 +114,7 @@ impl<'a> BlockRunner<'a> {
                 wide_vectors,
             },
             launch,
-            warps: (0..threads.div_ceil(32)).map(|_| warp()).collect(),
+            warps,
             threads,
             multiprocessor,
             multiprocessors,

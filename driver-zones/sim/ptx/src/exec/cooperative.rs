@@ -58,7 +58,7 @@ impl GridRun<'_> {
             runner.start(self.position(block));
             running.push(runner);
         }
-        let mut check = |executed| self.check(executed);
+        let mut check = |executed| self.check(executed).map(|_| ());
         while !running.is_empty() {
             let mut fault = None;
             running.retain_mut(|runner| match runner.round(TURN, &mut check) {

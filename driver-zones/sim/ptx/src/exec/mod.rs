@@ -40,6 +40,10 @@ const MAX_SHARED: u32 = 256 << 10;
 const MAX_BLOCK_BYTES: usize = 256 << 20;
 const MAX_TOGETHER_BYTES: usize = 1 << 30;
 
+/// Warp instructions of a launch from which on other threads run blocks of it, too: what takes as long as
+/// a thread to start, or some times that.
+const WORTH_A_THREAD: u64 = 8192;
+
 /// What to run, and on what.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
@@ -117,17 +121,30 @@ pub fn execute_within(
     let workers = u32::try_from(wanted.min(blocks)).unwrap_or(1);
     std::thread::scope(|scope| {
         let grid = &grid;
-        for worker in 1..workers {
-            // A host that has no thread to give has the blocks run by the others.
-            let builder = std::thread::Builder::new();
-            if builder.spawn_scoped(scope, move || grid.work(worker, workers)).is_err() {
-                if launch.cooperative {
-                    grid.fail(Fault::InvalidLaunch("the host has no thread for blocks at once"));
+        let call_others = || {
+            for worker in 1..workers {
+                // A host that has no thread to give has the blocks run by the others.
+                let builder = std::thread::Builder::new();
+                let work = move || match launch.cooperative {
+                    true => grid.work_together(worker, workers),
+                    false => grid.work(worker, workers, || {}),
+                };
+                if builder.spawn_scoped(scope, work).is_err() {
+                    if launch.cooperative {
+                        grid.fail(Fault::InvalidLaunch(
+                            "the host has no thread for blocks at once",
+                        ));
+                    }
+                    break;
                 }
-                break;
             }
+        };
+        if launch.cooperative {
+            call_others();
+            grid.work_together(0, workers);
+        } else {
+            grid.work(0, workers, call_others);
         }
-        grid.work(0, workers);
     });
     match grid.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some(fault) => Err(fault),
@@ -188,10 +205,9 @@ struct GridRun<'a> {
 impl GridRun<'_> {
     /// Executes blocks until there are none left. They are taken in order, so a
     /// block may wait for earlier ones.
-    fn work(&self, worker: u32, workers: u32) {
-        if self.launch.cooperative {
-            return self.work_together(worker, workers);
-        }
+    ///
+    /// Calls for help once that is worth it: most launches are done before another thread has come.
+    fn work(&self, worker: u32, workers: u32, call_others: impl FnOnce()) {
         let mut runner = BlockRunner::new(
             self.kernel,
             self.launch,
@@ -199,7 +215,17 @@ impl GridRun<'_> {
             self.started,
             (worker, workers),
         );
-        let mut check = |executed| self.check(executed);
+        let mut call_others = Some(call_others);
+        let mut check = |executed| {
+            let total = self.check(executed)?;
+            if total >= WORTH_A_THREAD
+                && self.next.load(Ordering::Relaxed) < self.blocks
+                && let Some(call) = call_others.take()
+            {
+                call();
+            }
+            Ok(())
+        };
         while !self.stop.load(Ordering::Relaxed) {
             let block = self.next.fetch_add(1, Ordering::Relaxed);
             if block >= self.blocks {
@@ -225,8 +251,8 @@ impl GridRun<'_> {
         Dim3 { x: narrow(block % x), y: narrow(block / x % y), z: narrow(block / x / y) }
     }
 
-    /// Between turns of warps: whether to go on.
-    fn check(&self, executed: u32) -> Result<(), Fault> {
+    /// Between turns of warps: whether to go on, and what all have executed.
+    fn check(&self, executed: u32) -> Result<u64, Fault> {
         let executed = u64::from(executed);
         let total = self.executed.fetch_add(executed, Ordering::Relaxed) + executed;
         // After another thread's fault, this one's comes second and is dropped.
@@ -236,6 +262,6 @@ impl GridRun<'_> {
         if total >= self.budget {
             return Err(Fault::LaunchTimeout);
         }
-        Ok(())
+        Ok(total)
     }
 }

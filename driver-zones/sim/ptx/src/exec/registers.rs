@@ -29,12 +29,17 @@ fn lane_mask(mask: u32, lane: usize) -> u32 {
 }
 
 impl Registers {
-    pub(crate) fn new(code: &Code) -> Self {
-        Self {
-            narrow: vec![Row([0; LANES]); code.slots32],
-            wide: vec![Row([0; LANES]); code.slots64],
-            predicates: vec![0; code.predicates],
-        }
+    /// As many as the code has, of any values.
+    pub(crate) fn fit(&mut self, code: &Code) {
+        self.narrow.resize(code.slots32, Row([0; LANES]));
+        self.wide.resize(code.slots64, Row([0; LANES]));
+        self.predicates.resize(code.predicates, 0);
+    }
+
+    /// Bytes that they keep.
+    pub(crate) fn bytes(&self) -> usize {
+        self.narrow.capacity() * size_of::<Row<u32>>()
+            + self.wide.capacity() * size_of::<Row<u64>>()
     }
 
     pub(crate) fn clear(&mut self) {

@@ -14,6 +14,7 @@
 //! many jumps another one gets its turn.
 
 use super::registers::Registers;
+use crate::ir::Code;
 
 /// What a group of lanes waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub(crate) struct Group {
 /// Backward jumps of one group before others get their turn.
 const PATIENCE: u32 = 4096;
 
+#[derive(Default)]
 pub(crate) struct Warp {
     pub(crate) registers: Registers,
     /// Local memory of its 32 lanes.
@@ -55,18 +57,16 @@ pub(crate) struct Warp {
 }
 
 impl Warp {
-    pub(crate) fn new(registers: Registers, local_bytes: usize) -> Self {
-        Self {
-            registers,
-            local: vec![0; local_bytes],
-            pc: 0,
-            mask: 0,
-            first: 0,
-            live: 0,
-            others: Vec::new(),
-            limit: u32::MAX,
-            jumps_back: 0,
-        }
+    /// Gets the registers and the local memory that the code needs; whatever is in them goes with
+    /// [`Warp::start`].
+    pub(crate) fn fit(&mut self, code: &Code, local_bytes: usize) {
+        self.registers.fit(code);
+        self.local.resize(local_bytes, 0);
+    }
+
+    /// Bytes that it keeps.
+    pub(crate) fn bytes(&self) -> usize {
+        self.registers.bytes() + self.local.capacity()
     }
 
     /// Starts over with these lanes at the kernel's first instruction, `entry`.
