@@ -9,8 +9,6 @@ use gpuzone_wire::stats::Monotonic;
 use crate::driver::Driver;
 use crate::turns::Room;
 
-/// Pieces of work that may be ahead, however short they were so far: the next ones may be long.
-const MOST: u32 = 32;
 /// What a piece of work is thought to take before one was seen.
 const UNKNOWN: u64 = 1_000_000;
 
@@ -58,7 +56,8 @@ impl Pace {
     /// How many pieces may be ahead.
     fn window(&self, room: Room) -> u32 {
         let pieces = room.time.div_ceil(self.average.max(1));
-        u32::try_from(pieces).unwrap_or(MOST).clamp(room.pieces, MOST)
+        let (least, most) = room.pieces;
+        u32::try_from(pieces).unwrap_or(most).clamp(least, most)
     }
 
     /// To be called before more work is given to the current context; waits until there is room.

@@ -31,6 +31,12 @@ const AHEAD: u64 = 2_000_000;
 /// given one by one.
 const AHEAD_BRIEF: u64 = 500_000;
 
+/// Pieces of work that may be ahead, however short they were so far: the next ones may be long.
+const MOST: u32 = 32;
+/// The same while nobody waits: of very short ones so many have to be there that the GPU has something to do
+/// until a thread that slept comes back with more.
+const MOST_ALONE: u32 = 128;
+
 /// How often a turn that others wait for is looked at while it is used, in nanoseconds.
 const LOOK_EVERY: u64 = 300_000;
 
@@ -45,12 +51,12 @@ pub enum Pressure {
     Recalled,
 }
 
-/// How much work may be ahead of a GPU: so much time, or so many pieces if that is more. With two,
+/// How much work may be ahead of a GPU: so much time, but at least and at most so many pieces. With two,
 /// the next one is there when one is done.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) time: u64,
-    pub(crate) pieces: u32,
+    pub(crate) pieces: (u32, u32),
 }
 
 /// The turns of a worker's GPUs, in the order of the lease's grants.
@@ -166,10 +172,11 @@ impl Turns {
 
     /// How much work a context may have ahead of a GPU.
     pub(crate) fn room(&self, device: usize) -> Room {
-        let Some(gpu) = self.gpus.get(device) else { return Room { time: AHEAD, pieces: 2 } };
+        let alone = (2, MOST_ALONE);
+        let Some(gpu) = self.gpus.get(device) else { return Room { time: AHEAD, pieces: alone } };
         let state = gpu.state();
         let time = if state.brief { AHEAD_BRIEF } else { AHEAD };
-        let pieces = if state.brief || state.contended { 1 } else { 2 };
+        let pieces = if state.brief || state.contended { (1, MOST) } else { alone };
         Room { time: time / u64::from(state.working.max(1)), pieces }
     }
 

@@ -115,18 +115,18 @@ fn beside_an_urgent_lease_little_is_ahead() {
     assert_eq!(arbiter.hears(), FromWorker::Want { device: 0 });
     arbiter.say(GRANT);
     assert!(turns.begin(0, PATIENCE));
-    assert_eq!(room(), (AHEAD, 2));
+    assert_eq!(room(), (AHEAD, (2, MOST_ALONE)));
     arbiter.say(FromArbiter::Brief { device: 0 });
     arbiter.say(RECALL);
     while turns.pressure(0) != Pressure::Recalled {
         std::thread::yield_now();
     }
-    assert_eq!(room(), (AHEAD_BRIEF, 1));
+    assert_eq!(room(), (AHEAD_BRIEF, (1, MOST)));
     turns.end(0, None);
     assert!(matches!(arbiter.hears(), FromWorker::Yield { device: 0, wants: false, .. }));
     arbiter.say(FromArbiter::Grant { device: 0, contended: true, brief: false });
     assert!(turns.begin(0, PATIENCE));
-    assert_eq!(room(), (AHEAD, 1));
+    assert_eq!(room(), (AHEAD, (1, MOST)));
 }
 
 #[test]

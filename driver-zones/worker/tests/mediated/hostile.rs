@@ -98,8 +98,13 @@ impl Line {
 }
 
 /// Ways to break the protocol.
-pub(crate) const ALL: [fn(&mut Line); 4] = [
+pub(crate) const ALL: [fn(&mut Line); 5] = [
     |line| line.send(u16::MAX, &[]),
+    |line| {
+        // One that the next is written over, with bytes that are to stay.
+        let header = Header::new(Opcode::ModuleData as u16, flag::REUSED, 0, 1);
+        line.requests.send(header, &[], Payload::of(b"code"), &Always).expect("room");
+    },
     |line| line.send(Opcode::Launch as u16, &[1, 2, 3]),
     |line| line.send(Opcode::ModuleGlobal as u16, &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]),
     |line| {
