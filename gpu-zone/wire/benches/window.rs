@@ -119,7 +119,8 @@ fn answer(words: &Words, region: Region) {
         if got.header.opcode == STOP {
             return;
         }
-        let header = Header::new(got.header.opcode, 0, 0, got.header.sequence);
+        let header =
+            Header::new(got.header.opcode, got.header.flags & flag::REUSED, 0, got.header.sequence);
         replies.send(header, &[0; 4], Payload::NONE, &Always).expect("sent");
     }
 }
@@ -143,7 +144,7 @@ fn ask(words: &Words, region: impl FnOnce() -> Region) -> Figures {
     let mut requests = Writer::new(region.clone(), Direction::Request, AWAKE);
     let mut replies = Reader::new(region, Direction::Reply, AWAKE);
     let mut call = |control: &[u8]| {
-        let header = Header::new(Opcode::Launch as u16, flag::WANTS_REPLY, 1, 1);
+        let header = Header::new(Opcode::Launch as u16, flag::WANTS_REPLY | flag::REUSED, 1, 1);
         requests.send(header, control, Payload::NONE, &Always).expect("sent");
         black_box(replies.receive(None, &Always).expect("healthy"));
     };

@@ -48,25 +48,6 @@ unsafe fn past_the_caches(from: *const u8, to: *mut u8, length: usize) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_byte_is_copied_and_none_beside_them() {
-        let source: Vec<u8> = (1..=251).cycle().take(LARGE + 500).collect();
-        for (from, to, length) in
-            [(0, 0, 0), (1, 7, 100), (0, 0, LARGE), (3, 1, LARGE + 129), (5, 31, LARGE + 1)]
-        {
-            let mut target = vec![0u8; LARGE + 600];
-            // SAFETY: both ranges lie within their vectors.
-            unsafe { copy_bytes(source[from..].as_ptr(), target[to..].as_mut_ptr(), length) };
-            assert!(target[to..to + length] == source[from..from + length], "{from} {to} {length}");
-            assert!(target[..to].iter().chain(&target[to + length..]).all(|byte| *byte == 0));
-        }
-    }
-}
-
 /// Copies some bytes. Control parts mostly have so few that calling a function for them takes longer.
 ///
 /// # Safety
@@ -93,6 +74,37 @@ pub(super) unsafe fn copy_short(from: *const u8, to: *mut u8, length: usize) {
             8..16 => both_ends::<u64>(from, to, length),
             16..=32 => both_ends::<u128>(from, to, length),
             _ => std::ptr::copy_nonoverlapping(from, to, length),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_copied_and_none_beside_them() {
+        let source: Vec<u8> = (1..=251).cycle().take(LARGE + 500).collect();
+        for (from, to, length) in
+            [(0, 0, 0), (1, 7, 100), (0, 0, LARGE), (3, 1, LARGE + 129), (5, 31, LARGE + 1)]
+        {
+            let mut target = vec![0u8; LARGE + 600];
+            // SAFETY: both ranges lie within their vectors.
+            unsafe { copy_bytes(source[from..].as_ptr(), target[to..].as_mut_ptr(), length) };
+            assert!(target[to..to + length] == source[from..from + length], "{from} {to} {length}");
+            assert!(target[..to].iter().chain(&target[to + length..]).all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn few_bytes_arrive_and_their_neighbours_stay() {
+        let source: Vec<u8> = (1..=64).collect();
+        for length in 0..=48 {
+            let mut target = [0; 64];
+            // SAFETY: both have so many from there on.
+            unsafe { copy_short(source.as_ptr().add(3), target.as_mut_ptr().add(5), length) };
+            assert_eq!(target[5..5 + length], source[3..3 + length]);
+            assert!(target[..5].iter().chain(&target[5 + length..]).all(|byte| *byte == 0));
         }
     }
 }

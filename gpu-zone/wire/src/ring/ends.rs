@@ -133,8 +133,8 @@ impl Producer {
         waited.map(|_| ())
     }
 
-    /// Shows the reader the next record; whether it had to be woken. The one behind it begins so many bytes further on: none, when
-    /// that one is written over it.
+    /// Shows the reader the next record; whether it had to be woken. The one behind it begins so many
+    /// bytes further on: none, when that one is written over it.
     #[inline]
     pub(super) fn publish(&mut self, shared: &impl Shared, bytes: u64) -> bool {
         shared.stamp(self.tail).store(shared.published(self.number), Ordering::Release);

@@ -22,7 +22,7 @@ use crate::ring::Bulk;
 
 /// Version of the rings, of this table and of the list of names that [`Unsupported`] counts by;
 /// both sides must have the same.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// How a function of the driver API is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
