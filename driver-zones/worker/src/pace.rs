@@ -56,8 +56,7 @@ impl Pace {
     /// How many pieces may be ahead.
     fn window(&self, room: Room) -> u32 {
         let pieces = room.time.div_ceil(self.average.max(1));
-        let (least, most) = room.pieces;
-        u32::try_from(pieces).unwrap_or(most).clamp(least, most)
+        u32::try_from(pieces).unwrap_or(room.most).clamp(room.least, room.most)
     }
 
     /// To be called before more work is given to the current context; waits until there is room.

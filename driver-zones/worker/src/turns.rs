@@ -56,7 +56,8 @@ pub enum Pressure {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) time: u64,
-    pub(crate) pieces: (u32, u32),
+    pub(crate) least: u32,
+    pub(crate) most: u32,
 }
 
 /// The turns of a worker's GPUs, in the order of the lease's grants.
@@ -172,12 +173,13 @@ impl Turns {
 
     /// How much work a context may have ahead of a GPU.
     pub(crate) fn room(&self, device: usize) -> Room {
-        let alone = (2, MOST_ALONE);
-        let Some(gpu) = self.gpus.get(device) else { return Room { time: AHEAD, pieces: alone } };
+        let alone = Room { time: AHEAD, least: 2, most: MOST_ALONE };
+        let Some(gpu) = self.gpus.get(device) else { return alone };
         let state = gpu.state();
         let time = if state.brief { AHEAD_BRIEF } else { AHEAD };
-        let pieces = if state.brief || state.contended { (1, MOST) } else { alone };
-        Room { time: time / u64::from(state.working.max(1)), pieces }
+        let waited_for = Room { least: 1, most: MOST, ..alone };
+        let room = if state.brief || state.contended { waited_for } else { alone };
+        Room { time: time / u64::from(state.working.max(1)), ..room }
     }
 
     /// A context is about to give work to a GPU; waits for a turn at most `patience` long.

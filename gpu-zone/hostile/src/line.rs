@@ -12,7 +12,7 @@ use gpuzone_wire::client::Client;
 use gpuzone_wire::hello::{self, Hello, SOCKET, Welcome};
 pub(crate) use gpuzone_wire::ring::places::{ALIGN, HEADER};
 use gpuzone_wire::ring::places::{
-    CONTROL, DEFERRED, KEY, Place, REPLY, REQUEST, TENANT_WAKES, WORKER_WAKES,
+    CONTROL, DEFERRED, KEY, REPLY, REQUEST, RecordPlace, TENANT_WAKES, WORKER_WAKES,
 };
 use gpuzone_wire::ring::{Region, RingSizes, Spin};
 use gpuzone_wire::spec;
@@ -132,7 +132,7 @@ impl Line {
         let position = self.tail.fetch_add(length as u64, Ordering::Relaxed);
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         self.memory.write_request(position, bytes);
-        self.memory.publish(Place { position, number });
+        self.memory.publish(RecordPlace { position, number });
     }
 }
 
@@ -231,7 +231,7 @@ impl Memory {
     }
 
     /// Where the replies end that were published from a place on, if they are honest.
-    pub(crate) fn replies_end(&self, mut place: Place) -> Place {
+    pub(crate) fn replies_end(&self, mut place: RecordPlace) -> RecordPlace {
         let word = |at: u64| self.in_ring(self.request, self.reply, at).load(Ordering::Acquire);
         while word(place.position) == self.key.wrapping_add(place.number) {
             // The length of the whole is the header's next field.
@@ -243,7 +243,7 @@ impl Memory {
     }
 
     /// Writes a record at a place of the request ring and publishes it; the next one goes behind it.
-    pub(crate) fn append(&self, place: &mut Place, bytes: &[u8]) {
+    pub(crate) fn append(&self, place: &mut RecordPlace, bytes: &[u8]) {
         self.write_request(place.position, bytes);
         self.publish(*place);
         place.position += bytes.len() as u64;
@@ -251,7 +251,7 @@ impl Memory {
     }
 
     /// Publishes a record of the request ring, and wakes its reader.
-    pub(crate) fn publish(&self, place: Place) {
+    pub(crate) fn publish(&self, place: RecordPlace) {
         let stamp = self.in_ring(0, self.request, place.position);
         stamp.store(self.key.wrapping_add(place.number), Ordering::SeqCst);
         self.wake();

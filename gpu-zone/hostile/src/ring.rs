@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, ensure};
-use gpuzone_wire::ring::places::Place;
+use gpuzone_wire::ring::places::RecordPlace;
 use gpuzone_wire::spec::{DevicePtr, Opcode};
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -262,7 +262,7 @@ pub(crate) fn replies(arena: &Arena) -> anyhow::Result<String> {
 pub(crate) fn unread(arena: &Arena) -> anyhow::Result<String> {
     let shops: Vec<Shop> =
         (0..arena.pick(4, 32)).map(|_| Shop::open(&arena.slot)).collect::<anyhow::Result<_>>()?;
-    let mut places: Vec<Place> = shops.iter().map(|shop| shop.client.places().0).collect();
+    let mut places: Vec<RecordPlace> = shops.iter().map(|shop| shop.client.places().0).collect();
     let mut asked = 0_u64;
     while arena.goes_on() {
         for (shop, place) in shops.iter().zip(&mut places) {

@@ -9,7 +9,7 @@ use gpuzone_cuda_abi::CuResult;
 
 use crate::codec::{Field, Source};
 use crate::hello;
-use crate::ring::places::Place;
+use crate::ring::places::RecordPlace;
 use crate::ring::{
     Bulk, Direction, Header, Payload, Peer, Reader, Region, RingError, Spin, Writer, flag,
 };
@@ -69,7 +69,7 @@ impl Client {
 
     /// Where the next request goes and where the next answer is expected, for who uses the rings without
     /// this, too, as a hostile tenant does.
-    pub fn places(&self) -> (Place, Place) {
+    pub fn places(&self) -> (RecordPlace, RecordPlace) {
         (self.requests.place(), self.replies.place())
     }
 

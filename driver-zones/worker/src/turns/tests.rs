@@ -110,7 +110,7 @@ fn a_turn_that_others_wait_for_goes_back_when_there_is_nothing_to_do() {
 #[test]
 fn beside_an_urgent_lease_little_is_ahead() {
     let (turns, arbiter) = turns();
-    let room = || (turns.room(0).time, turns.room(0).pieces);
+    let room = || (turns.room(0).time, (turns.room(0).least, turns.room(0).most));
     assert!(!turns.begin(0, BRIEFLY));
     assert_eq!(arbiter.hears(), FromWorker::Want { device: 0 });
     arbiter.say(GRANT);

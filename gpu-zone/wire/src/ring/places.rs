@@ -29,7 +29,7 @@ pub const TENANT_WAKES: usize = offset_of!(Control, tenant_wakes);
 
 /// Where a record of a ring is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct RecordPlace {
     /// Bytes from the ring's beginning, as if it had no end.
     pub position: u64,
     /// Which record it is, from 0 on.

@@ -7,7 +7,7 @@ use super::RingError;
 use super::bytes::copy_short;
 use super::ends::Consumer;
 use super::park::{Peer, Spin};
-use super::places::Place;
+use super::places::RecordPlace;
 use super::record::{HEADER, Header};
 use super::region::{Direction, Region};
 
@@ -149,8 +149,8 @@ impl Reader {
     }
 
     /// Where the next record is expected.
-    pub(crate) fn place(&self) -> Place {
-        Place { position: self.at.next, number: self.at.number }
+    pub(crate) fn place(&self) -> RecordPlace {
+        RecordPlace { position: self.at.next, number: self.at.number }
     }
 
     /// The control part of the record that was received last: a copy of ours.

@@ -5,7 +5,7 @@ use super::RingError;
 use super::bytes::{copy_bytes, copy_short};
 use super::ends::Producer;
 use super::park::{Peer, Spin};
-use super::places::Place;
+use super::places::RecordPlace;
 use super::record::{HEADER, Header, STAMP, bulk_offset};
 use super::region::{Direction, Region};
 
@@ -176,8 +176,8 @@ impl Writer {
     }
 
     /// Where the next record goes.
-    pub(crate) fn place(&self) -> Place {
-        Place { position: self.at.tail, number: self.at.number }
+    pub(crate) fn place(&self) -> RecordPlace {
+        RecordPlace { position: self.at.tail, number: self.at.number }
     }
 
     #[inline]

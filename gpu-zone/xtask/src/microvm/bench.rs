@@ -79,15 +79,15 @@ pub(crate) fn bench(repository: &Path, wanted: &Wanted, zones: usize) -> anyhow:
     );
     println!(
         "QEMU beside the guest's memory    {:.1} MiB private, {:.1} MiB in proportion; of the private, {:.1} MiB are files that are mapped and could be dropped, {:.1} MiB emulated code, {:.1} MiB the rest",
-        mib(zone.qemu.private),
+        mib(zone.qemu.private()),
         mib(zone.qemu.proportional),
         mib(zone.qemu.clean),
         mib(zone.qemu.code),
-        mib(zone.qemu.private - zone.qemu.clean - zone.qemu.code)
+        mib(zone.qemu.dirty - zone.qemu.code)
     );
     println!(
         "our processes beside QEMU         {:.1} MiB private, {:.1} MiB in proportion",
-        mib(zone.own.private),
+        mib(zone.own.private()),
         mib(zone.own.proportional)
     );
     for line in window::measure(repository, wanted)? {
@@ -178,19 +178,24 @@ fn used_at_rest(node: &Node) -> anyhow::Result<u64> {
 /// Bytes of the host's memory that is not the guest's.
 #[derive(Debug, Default)]
 struct Memory {
-    private: u64,
     proportional: u64,
-    /// Of what is private, pages of files, which the host has on its disk.
+    /// Private pages of files, which the host has on its disk.
     clean: u64,
-    /// Of what is private, code that was made as it ran: an emulator's.
+    /// All other private ones.
+    dirty: u64,
+    /// Of these, code that was made as it ran: an emulator's.
     code: u64,
     /// And of the guest's, so much was touched once.
     guests: u64,
 }
 
 impl Memory {
+    fn private(&self) -> u64 {
+        self.clean + self.dirty
+    }
+
     fn add(&mut self, other: &Self) {
-        self.private += other.private;
+        self.dirty += other.dirty;
         self.proportional += other.proportional;
         self.clean += other.clean;
         self.code += other.code;
@@ -213,12 +218,9 @@ impl Memory {
             match name {
                 "Pss:" if !guests => memory.proportional += bytes,
                 "Rss:" if ram => memory.guests += bytes,
-                "Private_Clean:" if !guests => {
-                    memory.private += bytes;
-                    memory.clean += bytes;
-                }
+                "Private_Clean:" if !guests => memory.clean += bytes,
                 "Private_Dirty:" if !guests => {
-                    memory.private += bytes;
+                    memory.dirty += bytes;
                     memory.code += if code { bytes } else { 0 };
                 }
                 _ => {}

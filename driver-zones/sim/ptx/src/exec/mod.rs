@@ -119,33 +119,7 @@ pub fn execute_within(
     };
     let wanted = u64::try_from(launch.threads.clamp(1, 1024)).unwrap_or(1);
     let workers = u32::try_from(wanted.min(blocks)).unwrap_or(1);
-    std::thread::scope(|scope| {
-        let grid = &grid;
-        let call_others = || {
-            for worker in 1..workers {
-                // A host that has no thread to give has the blocks run by the others.
-                let builder = std::thread::Builder::new();
-                let work = move || match launch.cooperative {
-                    true => grid.work_together(worker, workers),
-                    false => grid.work(worker, workers, || {}),
-                };
-                if builder.spawn_scoped(scope, work).is_err() {
-                    if launch.cooperative {
-                        grid.fail(Fault::InvalidLaunch(
-                            "the host has no thread for blocks at once",
-                        ));
-                    }
-                    break;
-                }
-            }
-        };
-        if launch.cooperative {
-            call_others();
-            grid.work_together(0, workers);
-        } else {
-            grid.work(0, workers, call_others);
-        }
-    });
+    grid.run(workers);
     match grid.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some(fault) => Err(fault),
         None => Ok(LaunchReport { warp_instructions: grid.executed.into_inner() }),
@@ -203,6 +177,35 @@ struct GridRun<'a> {
 }
 
 impl GridRun<'_> {
+    /// Executes all blocks on so many host threads, of which the calling one is the first.
+    fn run(&self, workers: u32) {
+        let cooperative = self.launch.cooperative;
+        std::thread::scope(|scope| {
+            let call_others = || {
+                for worker in 1..workers {
+                    let work = move || match cooperative {
+                        true => self.work_together(worker, workers),
+                        false => self.work(worker, workers, || {}),
+                    };
+                    // A host that has no thread to give has the blocks run by the others.
+                    if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                        if cooperative {
+                            let reason = "the host has no thread for blocks at once";
+                            self.fail(Fault::InvalidLaunch(reason));
+                        }
+                        break;
+                    }
+                }
+            };
+            if cooperative {
+                call_others();
+                self.work_together(0, workers);
+            } else {
+                self.work(0, workers, call_others);
+            }
+        });
+    }
+
     /// Executes blocks until there are none left. They are taken in order, so a
     /// block may wait for earlier ones.
     ///
