@@ -138,7 +138,7 @@ mod tests {
                 cluster.delete(&slow);
                 cluster.admit(&same).await;
             };
-            let limit = std::time::Duration::from_secs(20);
+            let limit = std::time::Duration::from_secs(60);
             tokio::time::timeout(limit, admitted).await.expect("Allocate waits for the claim");
             assert_eq!(cluster.kubelet().devices(&same, "app"), ["slot-0".to_owned()].into());
             let mut drained = [0; 4096];

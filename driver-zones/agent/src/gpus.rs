@@ -13,6 +13,7 @@ use gpuzone_hw::{
     DiscoverError, Discovered, GpuUse, LeftOut, MigListing, NotReady, NvmlLibrary, OpenError,
     SysfsRoot, VfioFunction,
 };
+use tokio::sync::watch;
 
 use crate::config::{Config, DriverKind, PassthroughGpu, VgpuGpu};
 use crate::passthrough::vgpus;
@@ -33,6 +34,8 @@ pub struct Gpus {
     sysfs: SysfsRoot,
     /// Those whose events are not heard.
     unheard: Mutex<BTreeSet<GpuUuid>>,
+    /// Those whose driver has not yet been asked for their events.
+    unasked: watch::Sender<BTreeSet<GpuUuid>>,
 }
 
 /// Why the GPUs are not known.
@@ -95,7 +98,7 @@ impl Gpus {
         }
         let inventory = partitioned(with_passthrough(inventory, config)?, config, mig)?;
         let driver_version = library.driver_version().map_err(discover)?;
-        Ok(Self {
+        let gpus = Self {
             library: Mutex::new(Some(Arc::new(library))),
             path: config.nvml_library.clone(),
             inventory,
@@ -104,7 +107,10 @@ impl Gpus {
             vgpus: config.gpus.vgpu.clone(),
             sysfs: config.sysfs.clone(),
             unheard: Mutex::default(),
-        })
+            unasked: watch::Sender::default(),
+        };
+        gpus.unasked.send_replace(gpus.of_driver().collect());
+        Ok(gpus)
     }
 
     /// The library, unless it is being opened anew.
@@ -135,6 +141,13 @@ impl Gpus {
         } else {
             unheard.insert(gpu);
         }
+        self.unasked.send_if_modified(|unasked| unasked.remove(&gpu));
+    }
+
+    /// Waits until each GPU's driver was asked for its events once, whatever it said.
+    pub(crate) async fn asked_for_events(&self) {
+        // The sender is here, too, so that it cannot be gone.
+        let _ = self.unasked.subscribe().wait_for(BTreeSet::is_empty).await;
     }
 
     /// Whether all GPUs' events are heard.

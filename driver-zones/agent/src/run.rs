@@ -196,6 +196,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         chores.push(tokio::spawn(metrics::serve(listener, Arc::new(source))));
     }
 
+    health::listening(&gpus).await;
     let ending = serve(&config, &leases, gpus).await?;
     for chore in chores {
         chore.abort();

@@ -86,7 +86,7 @@ mod tests {
     }
 
     async fn until_no_lease(node: &Node) {
-        for _ in 0..1000 {
+        for _ in 0..6000 {
             if node.leases().await.is_empty() {
                 return;
             }

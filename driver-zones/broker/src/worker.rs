@@ -18,7 +18,7 @@ use tokio::net::unix::pipe;
 use crate::maker;
 
 /// How long a worker may take until it accepts connections.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A worker whose zone is held back. It must be brought to an end: by [`Starting::finish`], or by
 /// [`MadeZone::end`].

@@ -1,5 +1,6 @@
 //! The lease's limits: every byte is charged here before the driver is asked for it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gpuzone_wire::stats::{Monotonic, StatsWriter};
@@ -10,7 +11,9 @@ use crate::account::Account;
 #[derive(Debug)]
 pub struct Ledger {
     limits: Vec<u64>,
-    charged: Mutex<Vec<u64>>,
+    /// Changed by who holds `changing`; who only looks need not wait.
+    charged: Vec<AtomicU64>,
+    changing: Mutex<()>,
     gate: Mutex<()>,
     stats: Arc<StatsWriter>,
 }
@@ -31,8 +34,14 @@ pub struct Charge {
 impl Ledger {
     /// A ledger with a limit for each GPU of the lease.
     pub fn new(limits: Vec<u64>, stats: Arc<StatsWriter>) -> Arc<Self> {
-        let charged = Mutex::new(vec![0; limits.len()]);
-        Arc::new(Self { limits, charged, gate: Mutex::new(()), stats })
+        let charged = limits.iter().map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Self {
+            limits,
+            charged,
+            changing: Mutex::default(),
+            gate: Mutex::default(),
+            stats,
+        })
     }
 
     /// Keeps others from taking or giving back memory: to be held around every call that does,
@@ -47,17 +56,12 @@ impl Ledger {
     /// # Errors
     /// When it would be more than the limit; the refusal is counted.
     pub fn charge(self: &Arc<Self>, device: usize, bytes: u64) -> Result<Charge, OverLimit> {
-        let mut charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = charged.get_mut(device).ok_or(OverLimit)?;
         let limit = self.limits.get(device).copied().unwrap_or(0);
-        match slot.checked_add(bytes).filter(|sum| *sum <= limit) {
-            Some(sum) => *slot = sum,
-            None => {
-                self.stats.add_refused_memory();
-                return Err(OverLimit);
-            }
+        let fits = |charged: u64| charged.checked_add(bytes).filter(|sum| *sum <= limit);
+        if !self.change(device, fits)? {
+            self.stats.add_refused_memory();
+            return Err(OverLimit);
         }
-        self.publish(&charged);
         let account = Account::own();
         if let Some(account) = &account {
             account.add(device, bytes);
@@ -67,16 +71,25 @@ impl Ledger {
 
     /// Free and total bytes of a GPU of the lease.
     pub fn free_and_total(&self, device: usize) -> (u64, u64) {
-        let charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
         let total = self.limits.get(device).copied().unwrap_or(0);
-        let used = charged.get(device).copied().unwrap_or(0);
+        let used = self.charged.get(device).map_or(0, |charged| charged.load(Ordering::Acquire));
         (total.saturating_sub(used), total)
     }
 
-    fn publish(&self, charged: &[u64]) {
-        // Under the lock, so that the last word published is the last state.
-        let used = charged.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
-        self.stats.set_used(Monotonic::now(), used);
+    /// Changes what is charged of a GPU and tells the broker; whether `change` allowed it.
+    fn change(
+        &self,
+        device: usize,
+        change: impl FnOnce(u64) -> Option<u64>,
+    ) -> Result<bool, OverLimit> {
+        let charged = self.charged.get(device).ok_or(OverLimit)?;
+        // Held until it is told, so that the last that is told is the last state.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(changed) = change(charged.load(Ordering::Relaxed)) else { return Ok(false) };
+        charged.store(changed, Ordering::Release);
+        let all = self.charged.iter().map(|charged| charged.load(Ordering::Relaxed));
+        self.stats.set_used(Monotonic::now(), all.fold(0, u64::saturating_add));
+        Ok(true)
     }
 }
 
@@ -92,14 +105,11 @@ impl Drop for Charge {
         if self.bytes == 0 {
             return;
         }
-        let mut charged = self.ledger.charged.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = charged.get_mut(self.device) {
-            *slot = slot.saturating_sub(self.bytes);
-        }
         if let Some(account) = &self.account {
             account.give_back(self.device, self.bytes);
         }
-        self.ledger.publish(&charged);
+        // Its GPU is one of the lease's: it was charged.
+        let _ = self.ledger.change(self.device, |charged| Some(charged.saturating_sub(self.bytes)));
     }
 }
 

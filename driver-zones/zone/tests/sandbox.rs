@@ -152,7 +152,7 @@ mod tests {
                 .any(|line| line == format!("sleep\0{mark}\0").as_bytes())
         };
         let gone = || {
-            for _ in 0..500 {
+            for _ in 0..6000 {
                 if !is_alive() {
                     return true;
                 }
@@ -163,7 +163,7 @@ mod tests {
         let out = tempfile::tempfile().unwrap();
         let script = format!("setsid sleep {mark} & while :; do wait; done");
         let (process, _) = start(spec(), "/bin/sh", &["-c", &script], &out).unwrap();
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if is_alive() {
                 break;
             }
@@ -188,7 +188,7 @@ mod tests {
         let mut out = tempfile::tempfile().unwrap();
         let script = "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
         let (process, _) = start(spec(), "/bin/sh", &["-c", script], &out).unwrap();
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if out.metadata().unwrap().len() > 0 {
                 break;
             }

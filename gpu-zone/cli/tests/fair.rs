@@ -24,13 +24,14 @@ mod tests {
         leases.into_iter().find(|lease| lease.tenant() == tenant).unwrap()
     }
 
-    fn computing(node: &Node, tenant: &str, seconds: &str) -> Running {
-        let mut running = node.spawn(tenant, "1Gi", "20", &["loop", "--seconds", seconds]).unwrap();
+    /// Until it is told to end, which [`ends_well`] does.
+    fn computing(node: &Node, tenant: &str) -> Running {
+        let mut running = node.spawn_fed(tenant, "1Gi", "20", &["loop"]).unwrap();
         running.wait_for("loop: running", LIMIT).unwrap();
         running
     }
 
-    /// Test programs one after the other, in one lease; each says how it ended.
+    /// Test programs one after the other, in one lease and with one input; each says how it ended.
     fn sequence(node: &Node, tenant: &str, workloads: &[&str]) -> Running {
         let program = node.artifacts().file("gpuzone-workload").unwrap().display().to_string();
         let each = workloads.iter().zip(["first", "second"]);
@@ -38,7 +39,7 @@ mod tests {
         let script = script.collect::<Vec<_>>().join("; ");
         let lease = ["run", "--tenant", tenant, "--memory", "1Gi", "--share", "20", "--"];
         let command = lease.iter().copied().chain(["bash", "-c", &script]);
-        Running::start(node.cli(command).unwrap()).unwrap()
+        Running::start_fed(node.cli(command).unwrap()).unwrap()
     }
 
     /// It checks each of its results.
@@ -50,7 +51,7 @@ mod tests {
     #[test]
     fn a_kernel_past_the_watchdogs_limit_ends_its_own_leases_work_only() {
         let node = Node::start(&impatient()).unwrap();
-        let globex = computing(&node, "globex", "6");
+        let globex = computing(&node, "globex");
         let neighbour = lease(&node, "globex").worker();
         let mut acme = sequence(&node, "acme", &["spin", "matmul"]);
         acme.wait_for("spin: launched", LIMIT).unwrap();
@@ -75,7 +76,7 @@ mod tests {
             running
         };
         let (acme, globex) = (together("acme"), together("globex"));
-        let initech = computing(&node, "initech", "3");
+        let initech = computing(&node, "initech");
         for running in [acme, globex, initech] {
             ends_well(running);
         }
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn the_trouble_of_a_lease_says_that_its_kernel_was_too_long() {
         let node = Node::start(&impatient()).unwrap();
-        let globex = computing(&node, "globex", "30");
+        let globex = computing(&node, "globex");
         let mut acme = sequence(&node, "acme", &["spin", "hold --memory 1Mi --seconds 30"]);
         acme.wait_for("spin: launched", LIMIT).unwrap();
         node.until("the lease's trouble", LIMIT, |node| {
@@ -99,9 +100,9 @@ mod tests {
     #[test]
     fn a_broker_that_dies_under_load_is_followed_by_one_that_goes_on_with_turns() {
         let node = Node::start(&impatient()).unwrap();
-        let acme = computing(&node, "acme", "10");
-        let globex = computing(&node, "globex", "10");
-        let mut initech = sequence(&node, "initech", &["loop --seconds 3", "spin"]);
+        let acme = computing(&node, "acme");
+        let globex = computing(&node, "globex");
+        let mut initech = sequence(&node, "initech", &["loop", "spin"]);
         initech.wait_for("loop: running", LIMIT).unwrap();
         let workers = |node: &Node| ["acme", "globex"].map(|tenant| lease(node, tenant).worker());
         let (before, first) = (workers(&node), lease(&node, "initech").worker());
@@ -162,10 +163,10 @@ mod tests {
         let program = node.artifacts().file("gpuzone-workload").unwrap().display().to_string();
         let words = ["run", "--tenant", "acme", "--memory", "1Gi", "--share", "20", "--cap", "40"];
         let words = words.iter().chain(&urgent).copied();
-        let workload = ["--", &program, "loop", "--seconds", "8"];
-        let mut acme = Running::start(node.cli(words.chain(workload)).unwrap()).unwrap();
+        let workload = ["--", &program, "loop"];
+        let mut acme = Running::start_fed(node.cli(words.chain(workload)).unwrap()).unwrap();
         acme.wait_for("loop: running", LIMIT).unwrap();
-        let globex = computing(&node, "globex", "1");
+        let globex = computing(&node, "globex");
         let shown = |node: &Node, tenant: &str| {
             let Lease(lease) = lease(node, tenant);
             (lease["priority"].as_str().unwrap().to_owned(), lease["cap_percent"].as_u64())

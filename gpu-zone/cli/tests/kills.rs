@@ -7,10 +7,11 @@ mod tests {
 
     use gpuzone_testkit::{Lease, Node, Options, Role, Running};
 
-    const LIMIT: Duration = Duration::from_secs(30);
+    const LIMIT: Duration = Duration::from_secs(60);
 
-    fn computing(node: &Node, tenant: &str, seconds: &str) -> Running {
-        let mut running = node.spawn(tenant, "1Gi", "20", &["loop", "--seconds", seconds]).unwrap();
+    /// Until it is told to end, which [`ends_well`] does.
+    fn computing(node: &Node, tenant: &str) -> Running {
+        let mut running = node.spawn_fed(tenant, "1Gi", "20", &["loop"]).unwrap();
         running.wait_for("loop: running", LIMIT).unwrap();
         running
     }
@@ -33,13 +34,12 @@ mod tests {
     fn a_killed_worker_hurts_its_own_lease(node: &Node) {
         let program = node.artifacts().file("gpuzone-workload").unwrap().display().to_string();
         // The second process of the same lease works again.
-        let script =
-            format!("'{program}' loop --seconds 20; echo first=$?; exec '{program}' matmul");
+        let script = format!("'{program}' loop; echo first=$?; exec '{program}' matmul");
         let lease_of = ["run", "--tenant", "acme", "--memory", "1Gi", "--share", "20", "--"];
         let command = lease_of.iter().copied().chain(["bash", "-c", &script]);
-        let mut acme = Running::start(node.cli(command).unwrap()).unwrap();
+        let mut acme = Running::start_fed(node.cli(command).unwrap()).unwrap();
         acme.wait_for("loop: running", LIMIT).unwrap();
-        let globex = computing(node, "globex", "2");
+        let globex = computing(node, "globex");
         let worker = lease(node, "acme").worker().unwrap();
         let process = node.processes().into_iter().find(|process| process.pid == worker).unwrap();
         assert_eq!(process.role, Role::Worker);
@@ -60,7 +60,7 @@ mod tests {
     }
 
     fn a_killed_broker_is_replaced_and_workers_go_on(node: &Node) {
-        let acme = computing(node, "acme", "3");
+        let acme = computing(node, "acme");
         let worker = lease(node, "acme").worker();
         assert_eq!(node.kill(Role::Broker), 1);
         // A new lease needs a broker, so this waits for the new one.
@@ -70,7 +70,7 @@ mod tests {
     }
 
     fn a_killed_agent_finds_its_leases_again(node: &mut Node) {
-        let acme = computing(node, "acme", "4");
+        let acme = computing(node, "acme");
         let before = lease(node, "acme");
         let recorded = launches(node, "acme");
         node.kill_agent().unwrap();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     fn a_holder_that_ends_without_an_agent_is_noticed_later(node: &mut Node) {
-        let acme = computing(node, "acme", "60");
+        let acme = computing(node, "acme");
         node.kill_agent().unwrap();
         drop(acme);
         node.start_agent().unwrap();
@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn a_killed_holder_takes_its_program_and_lease_along(node: &Node) {
-        let mut acme = computing(node, "acme", "60");
+        let mut acme = computing(node, "acme");
         let holder =
             node.processes().into_iter().find(|process| process.pid == acme.pid()).unwrap();
         assert_eq!(holder.role, Role::Cli);

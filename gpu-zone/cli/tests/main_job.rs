@@ -53,7 +53,7 @@ mod tests {
         let more = ["hog", "--expect", "2097153Ki"];
         let refused = node.run("acme", "2Gi", "25", &more).unwrap();
         assert_eq!(refused.code(), Some(1), "a wrong expectation has to fail");
-        let both = pair(node, "acme", "hog --step 16Mi --seconds 3").finish(LIMIT).unwrap();
+        let both = pair(node, "acme", "hog --step 16Mi --seconds 8").finish(LIMIT).unwrap();
         let both = both.ok().unwrap();
         let ends = both.stdout.lines().filter(|line| line.contains("refused="));
         let got = ends.filter_map(|line| line.split("got_bytes=").nth(1)?.split(' ').next());
@@ -79,7 +79,7 @@ mod tests {
             format!("'{program}' crash; echo code=$?; '{program}' matmul; '{program}' info");
         let lease = ["run", "--tenant", "acme", "--memory", "2Gi", "--share", "25", "--"];
         let command = lease.iter().copied().chain(["bash", "-c", &script]);
-        let mut globex = node.spawn("globex", "2Gi", "25", &["loop", "--seconds", "1"]).unwrap();
+        let mut globex = node.spawn_fed("globex", "2Gi", "25", &["loop"]).unwrap();
         globex.wait_for("loop: running", LIMIT).unwrap();
         let acme = Running::start(node.cli(command).unwrap()).unwrap();
         let acme = acme.finish(LIMIT).unwrap().ok().unwrap();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn listings_show_leases_and_gpus(node: &Node) {
-        let mut running = node.spawn("acme", "2Gi", "25", &["loop", "--seconds", "20"]).unwrap();
+        let mut running = node.spawn_fed("acme", "2Gi", "25", &["loop"]).unwrap();
         running.wait_for("loop: running", LIMIT).unwrap();
         let leases = node.leases().unwrap();
         assert_eq!(leases.len(), 1, "{leases:?}");

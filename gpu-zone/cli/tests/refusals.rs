@@ -58,7 +58,7 @@ mod tests {
         let mut holder = node
             .spawn("acme", "1Gi", "10", &["hold", "--memory", "1Mi", "--seconds", "60"])
             .unwrap();
-        holder.wait_for("holding", std::time::Duration::from_secs(20)).unwrap();
+        holder.wait_for("holding", std::time::Duration::from_secs(60)).unwrap();
         refused(&run(node, &["--tenant", "acme", "--memory", "1Gi"]), 77, &["leases"]);
         refused(
             &run(node, &["--tenant", "globex", "--memory", "16Gi", "--gpus", "2"]),
@@ -80,7 +80,7 @@ mod tests {
     fn agent(node: &Node, run: &Path, state: &Path, config: &Path) -> Finished {
         let mut command: Command = node.cli(["up", "--config"]).unwrap();
         command.arg(config).env("GPUZONE_RUN_DIR", run).env("GPUZONE_STATE_DIR", state);
-        Running::start(command).unwrap().finish(std::time::Duration::from_secs(20)).unwrap()
+        Running::start(command).unwrap().finish(std::time::Duration::from_secs(60)).unwrap()
     }
 
     fn agents_that_cannot_work_say_why(node: &Node) {

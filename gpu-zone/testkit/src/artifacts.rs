@@ -76,6 +76,9 @@ impl Artifacts {
         if !output.status.success() {
             return Err(HarnessError::Build(String::from_utf8_lossy(&output.stderr).into_owned()));
         }
+        // A build leaves gigabytes to be written; what is started next would wait for its own few bytes behind them,
+        // longer than it waits for anything.
+        rustix::fs::sync();
         let messages = String::from_utf8_lossy(&output.stdout);
         let files = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
         let files = files.flat_map(|message| files_of(&message)).collect();

@@ -46,7 +46,7 @@ impl Attack {
     pub fn all() -> Result<Vec<Self>, HarnessError> {
         let mut command = Command::new(Artifacts::build()?.file("gpuzone-hostile")?);
         command.arg("list");
-        let listed = Running::start(command)?.finish(Duration::from_secs(10))?.ok()?;
+        let listed = Running::start(command)?.finish(Duration::from_secs(60))?.ok()?;
         let lines = listed.stdout.lines().filter_map(|line| serde_json::from_str(line).ok());
         Ok(lines.map(|line| Self::of(&line)).collect())
     }
@@ -79,7 +79,7 @@ impl Attack {
             watch.look(node, manner);
             std::thread::sleep(Duration::from_millis(20));
         }
-        let finished = running.finish(Duration::from_secs(1))?;
+        let finished = running.finish(Duration::from_secs(10))?;
         Ok(Made { finished, worker: watch.worker, growth: watch.folders.saturating_sub(folders) })
     }
 }
@@ -178,7 +178,7 @@ pub fn neighbour(node: &Node, limit: Duration) -> Result<Running, HarnessError> 
 pub fn host_has_zones() -> Result<bool, HarnessError> {
     let mut command = Command::new(Artifacts::build()?.file("gpu-zone-sandbox")?);
     command.arg("--probe").stdin(Stdio::null());
-    let probed = Running::start(command)?.finish(Duration::from_secs(10))?;
+    let probed = Running::start(command)?.finish(Duration::from_secs(60))?;
     let lacks = |need: &str| probed.stdout.contains(&format!("\"{need}\""));
     Ok(!["mount", "pid", "seccomp"].into_iter().any(lacks))
 }

@@ -109,7 +109,7 @@ impl Node {
     /// # Errors
     /// When it ends or does not answer.
     pub fn start_agent(&mut self) -> Result<(), HarnessError> {
-        self.start_agent_within(Duration::from_secs(20))
+        self.start_agent_within(Duration::from_secs(120))
     }
 
     /// The same, of a node that takes so long at most: one that boots a machine first.
@@ -258,11 +258,35 @@ impl Node {
         share: &str,
         workload: &[&str],
     ) -> Result<Running, HarnessError> {
+        Running::start(self.in_lease(tenant, memory, share, workload)?)
+    }
+
+    /// As [`Node::spawn`], of a program that goes on until its input ends: until [`Running::finish`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_fed(
+        &self,
+        tenant: &str,
+        memory: &str,
+        share: &str,
+        workload: &[&str],
+    ) -> Result<Running, HarnessError> {
+        Running::start_fed(self.in_lease(tenant, memory, share, workload)?)
+    }
+
+    fn in_lease(
+        &self,
+        tenant: &str,
+        memory: &str,
+        share: &str,
+        workload: &[&str],
+    ) -> Result<Command, HarnessError> {
         let program = self.artifacts.file("gpuzone-workload")?.as_os_str().to_owned();
         let lease = ["run", "--tenant", tenant, "--memory", memory, "--share", share, "--"];
         let mut command = self.cli(lease)?;
         command.arg(program).args(workload);
-        Running::start(command)
+        Ok(command)
     }
 
     /// Runs a test program in a lease, to its end.
@@ -398,7 +422,7 @@ impl Lease {
 impl Sweeper {
     /// Kills what belongs to the node, until nothing does.
     pub fn kill_all(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             let processes = Process::of(&self.folder);
             if processes.is_empty() || Instant::now() > end {

@@ -1,11 +1,13 @@
 //! Programs that compute something and check it.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 use crate::device::{Device, named};
+use crate::input;
 use crate::numbers::{Numbers, checksum, largest_difference};
 
 const BLOCK: u32 = 256;
@@ -170,11 +172,21 @@ pub(crate) fn spin(device: &Device, rounds: u64) -> anyhow::Result<String> {
 }
 
 #[expect(clippy::print_stdout, reason = "a program's output")]
-pub(crate) fn matmul_loop(device: &Device, n: u32, seconds: f64) -> anyhow::Result<String> {
-    let length = Duration::try_from_secs_f64(seconds).context("--seconds is no length of time")?;
+pub(crate) fn matmul_loop(device: &Device, n: u32, seconds: Option<f64>) -> anyhow::Result<String> {
     let begin = Instant::now();
+    let is_over: Box<dyn Fn() -> bool> = match seconds {
+        Some(seconds) => {
+            let length = Duration::try_from_secs_f64(seconds);
+            let length = length.context("--seconds is no length of time")?;
+            Box::new(move || begin.elapsed() >= length)
+        }
+        None => {
+            let over = input::ends();
+            Box::new(move || over.load(Ordering::Relaxed))
+        }
+    };
     let mut iterations = 0_u64;
-    while iterations == 0 || begin.elapsed() < length {
+    while iterations == 0 || !is_over() {
         matmul(device, n).with_context(|| format!("iteration {iterations}"))?;
         iterations += 1;
         if iterations == 1 {

@@ -7,6 +7,7 @@
 mod compute;
 mod device;
 mod figures;
+mod input;
 mod memory;
 mod meter;
 mod numbers;
@@ -106,9 +107,9 @@ enum Program {
     },
     /// Multiply matrices, and check them, for a time.
     Loop {
-        /// For how long.
-        #[arg(long, default_value_t = 5.0)]
-        seconds: f64,
+        /// For how long; until the standard input ends, if it is not said.
+        #[arg(long)]
+        seconds: Option<f64>,
         /// Rows and columns.
         #[arg(short, long, default_value_t = 64)]
         n: u32,

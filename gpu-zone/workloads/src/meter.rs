@@ -1,14 +1,13 @@
 //! A program that measures what it gets done.
 
-use std::io::Read;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::ensure;
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 use crate::device::{Device, named};
+use crate::input;
 use crate::numbers::Numbers;
 
 /// Elements of each vector: a kernel of well under a millisecond, even a simulated one.
@@ -29,7 +28,7 @@ pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
     let wanted: Vec<f32> = a.iter().zip(&b).map(|(a, b)| sum(*a, *b)).collect();
     let (mut sums, b) = (device.upload(&a)?, device.upload(&b)?);
     let mut next = device.upload(&a)?;
-    let over = input_ends();
+    let over = input::ends();
     let (mut all, mut done, mut window) = (0_u64, 0_u64, 0_u64);
     let begin = Instant::now();
     let mut since = begin;
@@ -55,16 +54,4 @@ pub(crate) fn meter(device: &Device, every: u32) -> anyhow::Result<String> {
         }
     }
     Ok(format!("meter: ok iterations={all} seconds={:.2}", begin.elapsed().as_secs_f64()))
-}
-
-/// Set when the standard input ends.
-fn input_ends() -> Arc<AtomicBool> {
-    let over = Arc::new(AtomicBool::new(false));
-    let told = over.clone();
-    std::thread::spawn(move || {
-        let mut byte = [0; 64];
-        while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
-        told.store(true, Ordering::Relaxed);
-    });
-    over
 }

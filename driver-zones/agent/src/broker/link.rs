@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// A worker has 10 s to be ready; the broker answers within that and a little.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// A worker's zone has 30 s to begin, and the worker as many to be ready; the broker answers within that and a little.
+const START_LIMIT: Duration = Duration::from_secs(70);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// The broker gives a scrub worker ten seconds more than its own limit.
 const SCRUB_GRACE: Duration = Duration::from_secs(20);

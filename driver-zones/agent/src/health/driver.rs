@@ -103,12 +103,12 @@ fn listen(library: &NvmlLibrary, gpu: GpuUuid, gpus: &Gpus, inbox: &Inbox, over:
     let mut told = String::new();
     while !over.load(Ordering::Relaxed) {
         let Err(error) = hear(library, gpu, gpus, inbox, over) else { return };
-        gpus.set_events(gpu, false);
         let text = sentence(&error);
         if text != told {
             tracing::warn!(%gpu, error = text, "its events are not heard");
             told = text;
         }
+        gpus.set_events(gpu, false);
         match error {
             // What is looked at regularly has to do.
             EventsError::Unsupported(_) => return,

@@ -28,6 +28,8 @@ const TICK: Duration = Duration::from_secs(1);
 const ZONE_LIMIT: Duration = Duration::from_secs(2);
 /// A driver that answers nothing for so long hangs.
 const HANGS: Duration = Duration::from_secs(15);
+/// How long the agent waits at its start until GPUs' events are heard.
+const HEARS_WITHIN: Duration = Duration::from_secs(10);
 /// What comes within this time is judged together.
 const TOGETHER: Duration = Duration::from_millis(20);
 
@@ -51,6 +53,16 @@ pub(crate) fn start(
             () = judge(&leases, &inbox, zones) => {}
         }
     })
+}
+
+/// Waits until GPUs' events are heard, so that none that comes while the agent serves is missed: a driver tells
+/// of those alone that come after it was asked. One that hangs keeps nobody waiting for long.
+pub(crate) async fn listening(gpus: &Gpus) {
+    if tokio::time::timeout(HEARS_WITHIN, gpus.asked_for_events()).await.is_err() {
+        tracing::warn!(
+            "the driver takes long to say whether it tells of GPUs' events; until then none is heard"
+        );
+    }
 }
 
 /// Asks the driver zone's broker whether it is there, for ever.

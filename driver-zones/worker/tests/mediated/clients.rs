@@ -27,7 +27,7 @@ fn run(mut command: Command) -> Output {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("python starts");
     let began = Instant::now();
     // Compilers write little: their pipes do not fill.
-    while child.try_wait().expect("waited").is_none() && began.elapsed() < 6 * PATIENCE {
+    while child.try_wait().expect("waited").is_none() && began.elapsed() < 5 * PATIENCE {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let _ = child.kill();

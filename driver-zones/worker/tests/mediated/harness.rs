@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub(crate) const GPU: &str = "GPU-11111111-2222-3333-4444-555555555555";
 const SECOND: &str = "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa";
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of this workspace's libraries, built if it is not.
 fn library(name: &str) -> &'static Path {

@@ -29,8 +29,9 @@ use owner::{Command, Owner, Status};
 use record::Record;
 pub use record::RecordError;
 
-/// How long a zone may take from its start until its program begins.
-pub const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a zone may take from its start until its program begins: long, since a node's disk can be
+/// busy for seconds, and programs, records and control groups are read and made from it.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// The zones of one owner. One at a time may have a folder: whoever opens it has its lock.
 #[derive(Debug)]

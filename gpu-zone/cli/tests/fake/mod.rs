@@ -76,7 +76,7 @@ impl Fake {
 
     /// Waits until it was asked `what`.
     pub(crate) fn wait_for(&self, what: &str) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         while !self.asked().iter().any(|asked| asked == what) {
             assert!(Instant::now() < end, "nobody asked '{what}': {:?}", self.asked());
             std::thread::sleep(Duration::from_millis(5));
