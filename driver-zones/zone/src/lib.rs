@@ -15,6 +15,8 @@ pub mod keeper;
 pub mod maker;
 pub mod microvm;
 mod packets;
+#[cfg(test)]
+mod patience;
 mod process;
 pub mod sandbox;
 mod state;
