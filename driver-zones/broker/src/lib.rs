@@ -50,6 +50,7 @@ pub use driver_zone::DriverZone;
 pub use maker::made_by;
 pub use paths::ZonePaths;
 pub use vm::MachineZone;
+pub use worker::READY_TIMEOUT;
 
 use broker::Broker;
 

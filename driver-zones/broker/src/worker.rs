@@ -17,8 +17,9 @@ use tokio::net::unix::pipe;
 
 use crate::maker;
 
-/// How long a worker may take until it accepts connections.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a worker whose zone has begun may take until it accepts connections: a driver of many GPUs takes
+/// more than ten seconds for its first context.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A worker whose zone is held back. It must be brought to an end: by [`Starting::finish`], or by
 /// [`MadeZone::end`].

@@ -10,12 +10,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use gpuzone_zone::sandbox::{Launch, Mount, Order, Sandboxes, Spec};
     use gpuzone_zone::{Zone, ZoneState, Zones};
 
-    use crate::support::{launcher, null, spec};
+    use crate::support::{eventually, launcher, null, spec};
 
     const FOLDER: &str = "GPUZONE_TEST_OWNER_FOLDER";
     const STATE: &str = "GPUZONE_TEST_OWNER_STATE";
@@ -129,14 +129,6 @@ mod tests {
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while !holds() {
-            assert!(Instant::now() < end, "{what}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     async fn is_killed_in(state: &str, own_pids: bool) {
         let folder = tempfile::tempdir().unwrap();
         let mut owner = spawn_owner(folder.path(), state, own_pids);
@@ -146,7 +138,7 @@ mod tests {
         owner.kill().unwrap();
         owner.wait().unwrap();
         if state == "made" {
-            eventually("what is held back ends with its owner", || is_gone(pid));
+            assert!(eventually(|| is_gone(pid)), "what is held back ends with its owner");
         }
         let opened = Zones::open(Sandboxes, &folder.path().join("zones")).await.unwrap();
         let (zones, unreadable) = opened;
@@ -160,7 +152,7 @@ mod tests {
         }
         assert!(zones.list().is_empty(), "{state}");
         for pid in row {
-            eventually("the zone is gone", || is_gone(pid));
+            assert!(eventually(|| is_gone(pid)), "the zone is gone");
         }
         assert_eq!(left(folder.path()), None, "{state}");
     }
@@ -185,7 +177,7 @@ mod tests {
             let mut owner = command.spawn().unwrap();
             let zones = folder.path().join("zones");
             // Its start takes a few milliseconds; before that it has not even a folder.
-            eventually("it starts", || zones.is_dir());
+            assert!(eventually(|| zones.is_dir()), "it starts");
             std::thread::sleep(Duration::from_micros(step * 400));
             let before = children(owner.id());
             owner.kill().unwrap();
@@ -196,7 +188,7 @@ mod tests {
                 zone.end(None).await.unwrap();
             }
             for pid in before {
-                eventually("nothing of the zone is left", || is_gone(pid));
+                assert!(eventually(|| is_gone(pid)), "nothing of the zone is left");
             }
             assert_eq!(left(folder.path()), None);
         }

@@ -11,7 +11,7 @@ mod tests {
         Demand, Feature, Filter, Missing, Mount, Policy, Root, Spec, probe,
     };
 
-    use crate::support::{denied, host_has, launcher, null, shell, spec, start};
+    use crate::support::{denied, eventually, host_has, launcher, null, shell, spec, start};
 
     #[tokio::test]
     async fn a_program_runs_with_a_root_and_numbers_of_its_own() {
@@ -151,31 +151,16 @@ mod tests {
             all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
                 .any(|line| line == format!("sleep\0{mark}\0").as_bytes())
         };
-        let gone = || {
-            for _ in 0..6000 {
-                if !is_alive() {
-                    return true;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            false
-        };
         let out = tempfile::tempfile().unwrap();
         let script = format!("setsid sleep {mark} & while :; do wait; done");
         let (process, _) = start(spec(), "/bin/sh", &["-c", &script], &out).unwrap();
-        for _ in 0..6000 {
-            if is_alive() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        assert!(is_alive());
+        assert!(eventually(is_alive));
         assert_eq!(process.end(None).await.unwrap(), Exit::Signal(9));
-        assert!(gone(), "killed with the launcher");
+        assert!(eventually(|| !is_alive()), "killed with the launcher");
         let script = format!("setsid sleep {mark} & exit 7");
         let (exit, _) = shell(spec(), &script).await;
         assert_eq!(exit, Exit::Code(7));
-        assert!(gone(), "ended with the program");
+        assert!(eventually(|| !is_alive()), "ended with the program");
         let (exit, _) = shell(spec(), "kill -SEGV $$").await;
         assert_eq!(exit, Exit::Code(128 + 11));
     }
@@ -188,12 +173,7 @@ mod tests {
         let mut out = tempfile::tempfile().unwrap();
         let script = "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
         let (process, _) = start(spec(), "/bin/sh", &["-c", script], &out).unwrap();
-        for _ in 0..6000 {
-            if out.metadata().unwrap().len() > 0 {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        assert!(eventually(|| out.metadata().unwrap().len() > 0));
         process.signal(rustix::process::Signal::TERM).unwrap();
         assert_eq!(process.exited().await.unwrap(), Exit::Code(3));
         out.rewind().unwrap();

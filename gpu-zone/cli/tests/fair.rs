@@ -26,7 +26,7 @@ mod tests {
 
     /// Until it is told to end, which [`ends_well`] does.
     fn computing(node: &Node, tenant: &str) -> Running {
-        let mut running = node.spawn_fed(tenant, "1Gi", "20", &["loop"]).unwrap();
+        let mut running = node.spawn(tenant, "1Gi", "20", &["loop"]).unwrap();
         running.wait_for("loop: running", LIMIT).unwrap();
         running
     }

@@ -79,7 +79,7 @@ mod tests {
             format!("'{program}' crash; echo code=$?; '{program}' matmul; '{program}' info");
         let lease = ["run", "--tenant", "acme", "--memory", "2Gi", "--share", "25", "--"];
         let command = lease.iter().copied().chain(["bash", "-c", &script]);
-        let mut globex = node.spawn_fed("globex", "2Gi", "25", &["loop"]).unwrap();
+        let mut globex = node.spawn("globex", "2Gi", "25", &["loop"]).unwrap();
         globex.wait_for("loop: running", LIMIT).unwrap();
         let acme = Running::start(node.cli(command).unwrap()).unwrap();
         let acme = acme.finish(LIMIT).unwrap().ok().unwrap();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn listings_show_leases_and_gpus(node: &Node) {
-        let mut running = node.spawn_fed("acme", "2Gi", "25", &["loop"]).unwrap();
+        let mut running = node.spawn("acme", "2Gi", "25", &["loop"]).unwrap();
         running.wait_for("loop: running", LIMIT).unwrap();
         let leases = node.leases().unwrap();
         assert_eq!(leases.len(), 1, "{leases:?}");

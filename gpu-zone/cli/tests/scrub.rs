@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn a_neighbour_goes_on(node: &Node) {
-        let mut neighbour = node.spawn_fed("globex", "64Mi", "20", &["loop"]).unwrap();
+        let mut neighbour = node.spawn("globex", "64Mi", "20", &["loop"]).unwrap();
         neighbour.wait_for("loop: running", LIMIT).unwrap();
         for _ in 0..3 {
             let hold = ["hold", "--memory", "200Mi", "--seconds", "0"];

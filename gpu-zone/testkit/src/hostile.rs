@@ -161,12 +161,8 @@ fn bytes(node: &Node) -> u64 {
 /// # Errors
 /// When it does not begin.
 pub fn neighbour(node: &Node, limit: Duration) -> Result<Running, HarnessError> {
-    let program = node.artifacts().file("gpuzone-workload")?.to_owned();
     let share = NEIGHBOURS_SHARE.to_string();
-    let lease = ["run", "--tenant", "globex", "--memory", "256Mi", "--share", &share, "--"];
-    let mut command = node.cli(lease)?;
-    command.arg(program).args(["meter", "--every", "50"]);
-    let mut neighbour = Running::start_fed(command)?;
+    let mut neighbour = node.spawn("globex", "256Mi", &share, &["meter", "--every", "50"])?;
     neighbour.wait_for("meter: window=1", limit)?;
     Ok(neighbour)
 }

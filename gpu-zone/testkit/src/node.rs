@@ -247,7 +247,8 @@ impl Node {
         Ok(listed["leases"].as_array().into_iter().flatten().cloned().map(Lease).collect())
     }
 
-    /// Starts a test program in a lease.
+    /// Starts a test program in a lease. One that goes on until its input ends does so until
+    /// [`Running::finish`].
     ///
     /// # Errors
     /// When it cannot be started.
@@ -258,35 +259,11 @@ impl Node {
         share: &str,
         workload: &[&str],
     ) -> Result<Running, HarnessError> {
-        Running::start(self.in_lease(tenant, memory, share, workload)?)
-    }
-
-    /// As [`Node::spawn`], of a program that goes on until its input ends: until [`Running::finish`].
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn spawn_fed(
-        &self,
-        tenant: &str,
-        memory: &str,
-        share: &str,
-        workload: &[&str],
-    ) -> Result<Running, HarnessError> {
-        Running::start_fed(self.in_lease(tenant, memory, share, workload)?)
-    }
-
-    fn in_lease(
-        &self,
-        tenant: &str,
-        memory: &str,
-        share: &str,
-        workload: &[&str],
-    ) -> Result<Command, HarnessError> {
         let program = self.artifacts.file("gpuzone-workload")?.as_os_str().to_owned();
         let lease = ["run", "--tenant", tenant, "--memory", memory, "--share", share, "--"];
         let mut command = self.cli(lease)?;
         command.arg(program).args(workload);
-        Ok(command)
+        Running::start_fed(command)
     }
 
     /// Runs a test program in a lease, to its end.

@@ -149,11 +149,7 @@ fn throughput(node: &Node, leases: usize) -> Vec<f64> {
     let start = |lease: usize| {
         let tenant = format!("tenant{lease}");
         let share = if leases == 1 { "100" } else { "3" };
-        let words = ["run", "--tenant", &tenant, "--memory", "128Mi", "--share", share, "--"];
-        let mut command = node.cli(words).unwrap();
-        command.arg(node.artifacts().file("gpuzone-workload").unwrap());
-        command.args(["meter", "--every", "250"]);
-        Running::start_fed(command).unwrap()
+        node.spawn(&tenant, "128Mi", share, &["meter", "--every", "250"]).unwrap()
     };
     let mut running: Vec<Running> = (0..leases).map(start).collect();
     for lease in &mut running {

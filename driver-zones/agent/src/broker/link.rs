@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gpuzone_broker::READY_TIMEOUT;
 use gpuzone_core::LeaseId;
 use gpuzone_wire::control::{LeaseStatus, MAX_LINE, Reply, Request, VERSION, WorkerOrder};
 use gpuzone_wire::scrub::{ScrubOrder, ScrubReport};
@@ -9,8 +10,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// A worker's zone has 30 s to begin, and the worker as many to be ready; the broker answers within that and a little.
-const START_LIMIT: Duration = Duration::from_secs(70);
+/// The broker answers within what a worker has to begin and to be ready, and a little.
+const START_LIMIT: Duration =
+    gpuzone_zone::START_LIMIT.saturating_add(READY_TIMEOUT).saturating_add(Duration::from_secs(10));
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// The broker gives a scrub worker ten seconds more than its own limit.
 const SCRUB_GRACE: Duration = Duration::from_secs(20);

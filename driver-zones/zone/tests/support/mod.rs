@@ -102,9 +102,9 @@ pub(crate) async fn denied(spec: Spec, attempts: &[&str]) {
     }
 }
 
-/// Whether something comes to be true within half a minute.
+/// Whether something comes to be true within a minute.
 pub(crate) fn eventually(mut is: impl FnMut() -> bool) -> bool {
-    for _ in 0..3000 {
+    for _ in 0..6000 {
         if is() {
             return true;
         }
