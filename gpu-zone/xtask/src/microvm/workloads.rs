@@ -17,6 +17,10 @@ use super::suite::{LIMIT, Wanted, kill, sees_its_lease, timed};
 /// What the programs' root has of the host's, with the libraries that they need.
 const TOOLS: [&str; 6] =
     ["/bin/sh", "/usr/bin/cat", "/usr/bin/sleep", "/usr/bin/tail", "/usr/bin/wc", "/usr/bin/head"];
+/// `gpuzone-workload` and the folder of the kernels' PTX in the programs' root. Not where they are on the host: that may be
+/// below /tmp, which is a program's own in its machine.
+const PROGRAM: &str = "/opt/gpu-zone/gpuzone-workload";
+const KERNELS: &str = "/opt/gpu-zone/kernels";
 const INPUT: usize = 300_000;
 /// Processes of one machine that are connected at once, at most.
 const WINDOWS: usize = 4;
@@ -24,8 +28,6 @@ const WINDOWS: usize = 4;
 struct Suite {
     node: Node,
     root: PathBuf,
-    /// `gpuzone-workload`, in the root as on the host.
-    program: String,
 }
 
 /// Runs them.
@@ -71,18 +73,18 @@ impl Suite {
         let root = node.folder().join("root");
         let work = repository.join("target/guest-image");
         let program = node.artifacts().file("gpuzone-workload")?.to_owned();
-        put(&root, &program, &image::stripped(&program, &work)?)?;
+        put(&root, Path::new(PROGRAM), &image::stripped(&program, &work)?)?;
         for tool in TOOLS.map(Path::new) {
             put(&root, tool, tool)?;
         }
-        for tool in TOOLS.map(PathBuf::from).into_iter().chain([program.clone()]) {
+        for tool in TOOLS.map(PathBuf::from).into_iter().chain([program]) {
             for library in image::libraries(&tool)? {
                 put(&root, &library, &library)?;
             }
         }
         for kernel in std::fs::read_dir(node.artifacts().kernels())? {
-            let kernel = kernel?.path();
-            put(&root, &kernel, &kernel)?;
+            let kernel = kernel?;
+            put(&root, &Path::new(KERNELS).join(kernel.file_name()), &kernel.path())?;
         }
         symlink("usr/bin/tail", root.join("link"))?;
         for (name, text) in [("folder", "#!/tmp\n"), ("lost", "#!/no/interpreter\n")] {
@@ -90,7 +92,17 @@ impl Suite {
             std::fs::set_permissions(root.join(name), PermissionsExt::from_mode(0o755))?;
         }
         node.start_agent_within(LIMIT)?;
-        Ok(Self { node, root, program: program.display().to_string() })
+        Ok(Self { node, root })
+    }
+
+    /// `gpu-zone`, whose programs find their kernels in the root.
+    fn cli<'a>(
+        &self,
+        words: impl IntoIterator<Item = &'a &'a str>,
+    ) -> anyhow::Result<std::process::Command> {
+        let mut command = self.node.cli(words)?;
+        command.env("GPUZONE_KERNELS", KERNELS);
+        Ok(command)
     }
 
     /// `sh -c SCRIPT` in a machine of its own; `more` are options of `gpu-zone run`.
@@ -109,7 +121,7 @@ impl Suite {
         let lease = ["--memory", "128Mi", "--share", "20"];
         let program = ["--", "/bin/sh", "-c", script];
         let words = kind.iter().chain(&lease).chain(more).chain(&program);
-        Ok(self.node.cli(words)?)
+        self.cli(words)
     }
 
     /// Runs to the end.
@@ -119,7 +131,7 @@ impl Suite {
 
     /// A program that computes until it is ended.
     fn computing(&self, tenant: &str) -> anyhow::Result<Running> {
-        let script = format!("'{}' loop --seconds 120", self.program);
+        let script = format!("{PROGRAM} loop --seconds 120");
         let mut running = self.start(tenant, &[], &script)?;
         running.wait_for("loop: running", LIMIT)?;
         Ok(running)
@@ -177,8 +189,7 @@ impl Suite {
         let input = self.node.folder().join("input");
         std::fs::write(&input, vec![b'x'; INPUT])?;
         let script = format!(
-            "echo bytes=$(wc -c); read version </proc/version; echo \"$version\"; echo links=$(head -c 4 /link | wc -c); '{}' matmul && head -c 200000 /dev/zero | tail -c 200000 && echo said >&2; exit 3",
-            self.program
+            "echo bytes=$(wc -c); read version </proc/version; echo \"$version\"; echo links=$(head -c 4 /link | wc -c); {PROGRAM} matmul && head -c 200000 /dev/zero | tail -c 200000 && echo said >&2; exit 3"
         );
         let mut command = self.command("acme", &[], &script)?;
         let output =
@@ -205,12 +216,11 @@ impl Suite {
         let run = |digest: &str| -> anyhow::Result<Finished> {
             let root = format!("{}@{digest}", layout.display());
             let kind = ["run", "--zone-kind", "microvm", "--rootfs", &root, "--tenant", "acme"];
-            let one = &self.program;
             let script = format!(
-                "echo image=$FROM_IMAGE; '{one}' smi --memory 16Mi; '{one}' vector-add && exit 3"
+                "echo image=$FROM_IMAGE; {PROGRAM} smi --memory 16Mi; {PROGRAM} vector-add && exit 3"
             );
             let program = ["--memory", "64Mi", "--", "sh", "-c", &script];
-            Ok(Running::start(self.node.cli(kind.iter().chain(&program))?)?.finish(LIMIT)?)
+            Ok(Running::start(self.cli(kind.iter().chain(&program))?)?.finish(LIMIT)?)
         };
         let finished = run(&digest)?;
         ensure!(finished.code() == Some(3), "{}", finished.text());
@@ -253,7 +263,7 @@ impl Suite {
 
     /// One after the other, more of them than windows; and at once.
     fn several(&self) -> anyhow::Result<()> {
-        let (one, rounds) = (format!("'{}' vector-add", self.program), WINDOWS + 2);
+        let (one, rounds) = (format!("{PROGRAM} vector-add"), WINDOWS + 2);
         let script = format!(
             "n=0; while [ $n -lt {rounds} ]; do n=$((n+1)); {one} || exit 1; done; {one} & first=$!; {one} & wait $first && wait $! && echo all=7"
         );
