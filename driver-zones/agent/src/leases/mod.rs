@@ -350,16 +350,19 @@ impl Leases {
             }
             LeaseState::Scrubbing | LeaseState::Released => {}
         }
-        match memory {
-            Memory::Untouched => {}
-            Memory::Used if !held.exposure().has_worker() => self.keep_out(&held).await?,
-            Memory::Used => {
-                if let Err(error) = self.scrub(&held).await {
-                    return Err(self.failed(&held, error).await);
-                }
+        let gpus = match memory {
+            Memory::Untouched => None,
+            Memory::Used if !held.exposure().has_worker() => {
+                self.keep_out(&held).await?;
+                None
             }
-        }
+            Memory::Used => match self.scrub(&held).await {
+                Ok(gpus) => Some(gpus),
+                Err(error) => return Err(self.failed(&held, error).await),
+            },
+        };
         self.advance(id, LeaseEvent::Scrubbed, "").await?;
+        drop(gpus);
         let detail = json!({ "reason": reason });
         let released = audit::of_lease(AuditKind::Release, AGENT, &held.lease, detail);
         self.audit.write_or_log(released).await;

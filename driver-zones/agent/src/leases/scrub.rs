@@ -37,7 +37,7 @@ impl Default for ScrubSettings {
 
 /// The scrub of a GPU is not done while another one of it is, and a new lease does not begin
 /// while one holds what it may ask for.
-type GpuTurns = Vec<OwnedMutexGuard<()>>;
+pub(super) type GpuTurns = Vec<OwnedMutexGuard<()>>;
 
 impl Leases {
     /// Waits for scrubs of these GPUs, and keeps others from beginning.
@@ -57,13 +57,14 @@ impl Leases {
 
     /// Clears what a lease had, whose worker is gone. A GPU of which it is not shown that it is
     /// clear is put into quarantine.
-    pub(super) async fn scrub(&self, held: &HeldLease) -> Result<(), AgentError> {
+    ///
+    /// What comes back is to be kept until the lease is out of the book: the next scrub would leave
+    /// alone what this lease had, and if it was the last one, nobody would clear that any more.
+    pub(super) async fn scrub(&self, held: &HeldLease) -> Result<GpuTurns, AgentError> {
         let id = held.lease.id;
         let gpus = gpus_of(held);
         let turns = self.take_gpus(&gpus).await;
-        let reports = self.clear(id, &gpus, vec![id]).await;
-        drop(turns);
-        let (reports, failures) = reports?;
+        let (reports, failures) = self.clear(id, &gpus, vec![id]).await?;
         for report in &reports {
             let scrubbed = AuditEvent {
                 tenant: Some(held.lease.tenant.clone()),
@@ -75,7 +76,7 @@ impl Leases {
             self.quarantine(*gpu, reason).await?;
         }
         match failures.into_iter().next() {
-            None => Ok(()),
+            None => Ok(turns),
             Some((gpu, reason)) => Err(AgentError {
                 kind: ErrorKind::Driver,
                 message: format!(

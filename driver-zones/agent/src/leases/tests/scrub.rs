@@ -116,6 +116,27 @@ async fn a_new_lease_waits_for_the_scrub_of_its_gpu_and_an_old_one_does_not() {
     ending.await.unwrap().unwrap();
 }
 
+/// Of two that end together, each scrub leaves alone what the other may ask for; but the last one may not, or
+/// something would be left that nobody clears any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_of_those_that_end_together_clears_all() {
+    let node = node().await;
+    node.broker.told().scrub_takes = Duration::from_millis(2);
+    for _ in 0..30 {
+        let pair = [node.create(6).await.unwrap(), node.create(4).await.unwrap()];
+        let ends = pair.map(|held| {
+            let leases = Arc::clone(&node.leases);
+            tokio::spawn(async move { leases.end(held.lease.id, "its program ended").await })
+        });
+        for end in ends {
+            end.await.unwrap().unwrap();
+        }
+        let orders = std::mem::take(&mut node.broker.told().scrubs);
+        assert_eq!(orders.len(), 2);
+        assert_eq!(orders[1].gpus[0].at_most, MemoryBytes::gib(16), "the last one's");
+    }
+}
+
 /// The machine was switched off while a lease's memory was being cleared: it is cleared first.
 #[tokio::test]
 async fn a_scrub_that_a_reboot_cut_off_is_done_before_anybody_gets_the_memory() {
